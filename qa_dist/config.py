@@ -1,0 +1,593 @@
+"""Every option of qa_dist: what it means, what it may be, and how a recipe and flags become one configuration.
+
+Options live in four frozen dataclasses. A recipe (YAML, flat, the same names) overrides the defaults, flags override
+the recipe, and every problem of all of them is reported at once. The same dataclasses print `--help`, the table in the
+documentation and the `config.yaml` written beside results, which can be passed back with `--config`.
+
+This module imports neither torch nor transformers, so that `--help` and mistakes answer at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from qa_dist.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+_NO_VALUE = object()
+
+MODEL_TYPES_UNPADDED = ("bert", "distilbert", "electra", "modernbert", "roberta")
+"""Architectures whose attention can run on one row of real tokens."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    required: bool = False,
+) -> Any:
+    """A dataclass field with its help and the range of its values (minimum, maximum inclusive; above, below not)."""
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    return field(default=default, metadata={"help": help, "limits": limits, "required": required})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how they become features."""
+
+    dataset_name: str | None = option(
+        None,
+        "a hub id (squad, squad_v2, or any data set of that schema), a local folder of that schema, "
+        "`sample` (embedded in the package; used when no source is named) or `synthetic:N` (N generated examples)",
+    )
+    dataset_config_name: str | None = option(None, "configuration of the hub data set")
+    train_file: str | None = option(None, "training data: SQuAD JSON, or JSONL, CSV or Parquet rows; .gz allowed")
+    validation_file: str | None = option(None, "validation data, same formats as --train_file")
+    version_2_with_negative: bool | None = option(
+        None, "whether questions may have no answer; auto: true if the data has such questions"
+    )
+    max_seq_length: int = option(384, "tokens per feature, special tokens included", minimum=16)
+    doc_stride: int = option(
+        128, "tokens that consecutive windows of a context share (an overlap, not a step)", minimum=0
+    )
+    max_question_length: int | None = option(
+        None,
+        "questions longer than this many tokens are cut and counted; auto: as long as the window allows",
+        minimum=1,
+    )
+    max_train_samples: int | None = option(None, "use this many training examples", minimum=1)
+    max_eval_samples: int | None = option(None, "use this many validation examples", minimum=1)
+    max_train_features: int | None = option(None, "use this many training features", minimum=1)
+    max_eval_features: int | None = option(
+        None,
+        "evaluations during training compute only the loss, on this many features; the final evaluation stays whole",
+        minimum=1,
+    )
+    subset_seed: int | None = option(
+        None,
+        "draw the --max_*_samples and --max_*_features at random with this seed, as `Dataset.shuffle(seed)` does; "
+        "auto: take the first ones",
+        minimum=0,
+    )
+    on_invalid: Literal["error", "drop"] = option("error", "what to do with records that fail validation")
+    preprocessing_num_workers: int | None = option(
+        None, "processes that tokenise; auto: one per core, at most 16", minimum=1
+    )
+    store_dir: str | None = option(
+        None, "folder of prepared feature stores; auto: $QA_DIST_STORE, else qa_dist in the user's cache folder"
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Contradictions inside this group."""
+        if self.dataset_name and (self.train_file or self.validation_file):
+            yield (
+                f"--dataset_name {self.dataset_name} and --train_file/--validation_file name two sources; "
+                "keep one of them"
+            )
+        if self.dataset_config_name and not self.dataset_name:
+            yield "--dataset_config_name needs --dataset_name; name the data set or leave it out"
+        if self.dataset_name and self.dataset_name.startswith("synthetic"):
+            count = self.dataset_name.removeprefix("synthetic:")
+            if not count.isdecimal() or int(count) < 1:
+                yield f"--dataset_name {self.dataset_name} is not synthetic:N with N of 1 or more, as synthetic:10000"
+        # [CLS] question [SEP] context [SEP]; RoBERTa-like models spend four special tokens.
+        longest_question = self.max_seq_length - 4 - self.doc_stride - 1
+        if longest_question < 1:
+            yield (
+                f"--doc_stride {self.doc_stride} leaves no room in --max_seq_length {self.max_seq_length}: a window "
+                f"must advance, so the stride may be at most {max(0, self.max_seq_length - 6)} here; lower the stride "
+                "or raise the length"
+            )
+        elif self.max_question_length is not None and self.max_question_length > longest_question:
+            yield (
+                f"--max_question_length {self.max_question_length} with --max_seq_length {self.max_seq_length} and "
+                f"--doc_stride {self.doc_stride} leaves no room for context; at most {longest_question} fits"
+            )
+        if self.subset_seed is not None and not any(
+            (self.max_train_samples, self.max_eval_samples, self.max_train_features, self.max_eval_features)
+        ):
+            yield "--subset_seed draws a subset but no --max_*_samples or --max_*_features asks for one; add or drop it"
+
+    @property
+    def source(self) -> str:
+        """The data set's name: `sample` where the user named none."""
+        return self.dataset_name or "sample"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The encoder, and what is trained of it."""
+
+    model_name_or_path: str = option(
+        "google-bert/bert-base-uncased",
+        "hub id or local folder of the encoder, or package:NAME/FOLDER for one shipped inside a Python package",
+    )
+    model_revision: str = option("main", "branch, tag or commit of the hub model")
+    tokenizer_name: str | None = option(None, "tokenizer, if it is not the model's own")
+    cache_dir: str | None = option(None, "folder for downloaded models; auto: the hub library's own")
+    model_dropout: float | None = option(
+        None, "all dropout probabilities of the encoder; auto: as in the model's configuration", minimum=0, below=1
+    )
+    tuning: Literal["lora", "full"] = option("lora", "train LoRA adapters and the head, or everything")
+    lora_r: int = option(8, "rank of the adapters", minimum=1)
+    lora_alpha: float = option(
+        16, "numerator of the adapters' scale (alpha/r; alpha/sqrt(r) with --use_rslora)", above=0
+    )
+    lora_dropout: float = option(0.1, "dropout before the adapters", minimum=0, below=1)
+    lora_target_modules: tuple[str, ...] = option(
+        ("attention",),
+        "layers that get adapters: `attention` (query and value projections, whatever the architecture calls them), "
+        "`all-linear` (every linear layer of the encoder), or module names separated by commas",
+    )
+    use_rslora: bool = option(False, "rank-stabilised scale alpha/sqrt(r) (Kalajdzievski 2023)")
+    use_dora: bool = option(False, "weight-decomposed adapters (Liu et al. 2024)")
+    padding: Literal["auto", "unpadded", "sorted", "max_length"] = option(
+        "auto",
+        "unpadded computes real tokens only; sorted pads a micro-batch to its longest feature; max_length pads to "
+        "--max_seq_length; auto is unpadded where the architecture allows it, else sorted",
+    )
+    show_structure: bool = option(False, "list every trainable tensor with its shape before training")
+
+    def problems(self) -> Iterable[str]:
+        """Contradictions inside this group."""
+        if self.tuning == "full":
+            # Only what was set to something else than its default is a contradiction.
+            for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora"):
+                if getattr(self, name) != defaults(type(self))[name]:
+                    yield f"--{name} sets up LoRA but --tuning is full; drop it or use --tuning lora"
+        if not self.lora_target_modules:
+            yield "--lora_target_modules is empty; use attention, all-linear or module names"
+        if len(self.lora_target_modules) > 1 and {"attention", "all-linear"} & set(self.lora_target_modules):
+            yield (
+                f"--lora_target_modules {','.join(self.lora_target_modules)} mixes a keyword with names; "
+                "give attention, all-linear or names alone"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """The optimisation, and what is watched and written during it."""
+
+    output_dir: str | None = option(None, "folder for the adapter, the metrics and everything else", required=True)
+    overwrite_output_dir: bool = option(False, "replace the results of an earlier run in --output_dir")
+    seed: int = option(42, "seed of the head and adapters, the order of the features and the dropout", minimum=0)
+    num_train_epochs: float = option(3.0, "passes over the training features; fractions are allowed", above=0)
+    max_train_steps: int | None = option(None, "stop after this many optimiser steps, whatever the epochs", minimum=1)
+    global_batch_size: int = option(16, "features per optimiser step, over all ranks", minimum=1)
+    max_tokens_per_device: int | None = option(
+        None, "tokens of one forward pass on one rank; auto: 4096 on CPU, 16384 on CUDA", minimum=16
+    )
+    learning_rate: float = option(3e-4, "highest learning rate", above=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = option("linear", "shape of the decay after warm-up")
+    warmup_ratio: float = option(
+        0.1, "share of all steps over which the learning rate rises from 0", minimum=0, below=1
+    )
+    weight_decay: float = option(0.01, "decoupled weight decay; biases and norms are left out", minimum=0)
+    adam_beta1: float = option(0.9, "first AdamW coefficient", minimum=0, below=1)
+    adam_beta2: float = option(0.999, "second AdamW coefficient", minimum=0, below=1)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0)
+    max_grad_norm: float | None = option(1.0, "clip the gradient to this global norm; none: do not clip", above=0)
+    mixed_precision: Literal["no", "bf16"] = option("no", "precision of the matrix products")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    eval_steps: str = option("epoch", "evaluate every N steps, every `epoch`, or `no` times during training")
+    metric_for_best_model: Literal["f1", "exact_match", "loss"] = option(
+        "f1", "what makes an evaluation the best so far"
+    )
+    keep: Literal["best", "last"] = option("best", "which weights the run ends with")
+    early_stopping_patience: int | None = option(
+        None, "stop after this many evaluations in a row without a new best; none: never", minimum=1
+    )
+    report_to: tuple[str, ...] = option((), "trackers, separated by commas: tensorboard, wandb, ... (see accelerate)")
+    logging_steps: int = option(1, "report to trackers every N steps (metrics.jsonl has every step)", minimum=1)
+    disable_tqdm: bool = option(False, "no progress bar")
+
+    def problems(self) -> Iterable[str]:
+        """Contradictions inside this group."""
+        if self.eval_steps not in ("epoch", "no") and not (self.eval_steps.isdecimal() and int(self.eval_steps) > 0):
+            yield f"--eval_steps {self.eval_steps} is not a number of 1 or more, `epoch` or `no`"
+        if self.early_stopping_patience is not None and self.eval_steps == "no":
+            yield "--early_stopping_patience needs evaluations but --eval_steps is no; set it to epoch or a number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """From logits to answers."""
+
+    decoding: Literal["span", "n_best"] = option(
+        "span",
+        "span searches all spans; n_best pairs the best starts and ends as the Hugging Face examples do",
+    )
+    n_best_size: int = option(20, "candidates kept per feature and answers per example", minimum=1, maximum=1000)
+    max_answer_length: int = option(30, "longest answer, in tokens", minimum=1)
+    null_score_diff_threshold: float = option(
+        0.0, "answer nothing when the null score beats the best span by more than this (with unanswerable questions)"
+    )
+    gather: Literal["candidates", "logits"] = option(
+        "candidates", "what rank 0 collects: the best spans of each feature, or all logits (kept in logits.npy)"
+    )
+    eval_tokens_per_device: int = option(
+        8192,
+        "tokens of one forward pass in evaluation; the same at every world size, so that scores are too",
+        minimum=16,
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Contradictions inside this group."""
+        if math.isnan(self.null_score_diff_threshold):
+            yield "--null_score_diff_threshold is nan; give a number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run, whole."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """All options under their flag names, as plain YAML and JSON types."""
+        merged: dict[str, Any] = {}
+        for group in dataclasses.fields(self):
+            for name, value in dataclasses.asdict(getattr(self, group.name)).items():
+                merged[name] = list(value) if isinstance(value, tuple) else value
+        return merged
+
+
+GROUPS: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+}
+
+
+def defaults(group: type[Any]) -> dict[str, Any]:
+    """Default of each option of a group."""
+    return {item.name: item.default for item in dataclasses.fields(group)}
+
+
+def recipe_path(name: str) -> Path:
+    """The YAML file that `--config NAME` means: a path, or the name of a recipe shipped with the package.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    recipes = Path(str(resources.files("qa_dist"))) / "recipes"
+    shipped = recipes / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.yaml")))
+    raise ConfigError([f"--config {name} is neither a file nor a recipe; recipes are: {names}"])
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Options of a recipe under their flag names.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or is not a flat mapping.
+    """
+    import yaml
+
+    path = recipe_path(name)
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"--config {path} cannot be read: {error.strerror}"]) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        first = " ".join(str(error).split())
+        raise ConfigError([f"--config {path} is not YAML: {first}"]) from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise ConfigError([f"--config {path} holds {type(loaded).__name__}; it must map option names to values"])
+    return loaded
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as a recipe that `--config` reads back to the same configuration."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def parse(
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    groups: Sequence[str] = tuple(GROUPS),
+    entry: type[T] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> tuple[RunConfig, T]:
+    """The configuration that flags, the recipe they name and `base` describe.
+
+    Args:
+        argv: The command line without the program's name.
+        prog: Name shown in help and errors.
+        description: First lines of the help.
+        groups: Option groups this entry takes as flags. A recipe may hold options of the other groups, so that one file
+            serves every entry.
+        entry: A dataclass of options that belong to this entry alone.
+        base: Options that recipe and flags override, as from the `config.yaml` of an earlier run.
+
+    Returns:
+        The run's configuration and the entry's own options.
+
+    Raises:
+        ConfigError: With every problem found: unknown options, wrong types, values out of range, contradictions.
+    """
+    own = [GROUPS[name] for name in groups] + ([entry] if entry else [])
+    flags, problems = _read_flags(argv, own, prog, description)
+    layers: list[tuple[str, Mapping[str, Any]]] = [("the earlier run's configuration", base or {})]
+    if "config" in flags:
+        name = str(flags.pop("config"))
+        try:
+            layers.append((f"--config {name}", read_recipe(name)))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    layers.append(("", flags))
+    known = [*GROUPS.values(), *([entry] if entry else [])]
+    names = {item.name: item for group in known for item in dataclasses.fields(group)}
+    hints = {name: hint for group in known for name, hint in typing.get_type_hints(group).items()}
+    values: dict[str, Any] = {}
+    for where, layer in layers:
+        for name, raw in layer.items():
+            if name not in names:
+                problems.append(_unknown(name, names, where))
+                continue
+            try:
+                values[name] = _limited(names[name], _convert(raw, hints[name]))
+            except ValueError as error:
+                problems.append(f"{where + ': ' if where else ''}--{name} {_shown(raw)} {error}")
+    for group in own:
+        for item in dataclasses.fields(group):
+            if item.metadata.get("required") and values.get(item.name) is None and item.name not in flags:
+                problems.append(f"--{item.name} is missing; give the {item.metadata['help']}")
+    built: dict[type[Any], Any] = {}
+    for group in known:
+        built[group] = group(
+            **{item.name: values[item.name] for item in dataclasses.fields(group) if item.name in values}
+        )
+        if hasattr(group, "problems"):
+            problems.extend(built[group].problems())
+    if problems:
+        raise ConfigError(problems)
+    run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
+    return run, (built[entry] if entry else None)  # type: ignore[return-value]
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """Value of one flag, before the command line is parsed as a whole; None if it is absent."""
+    for position, word in enumerate(argv):
+        if word == f"--{flag}" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith(f"--{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _read_flags(
+    argv: Sequence[str], groups: Sequence[type[Any]], prog: str, description: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Raw flag values by name, and complaints about words that are no flags of these groups."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        nargs="?",
+        const=_NO_VALUE,
+        default=argparse.SUPPRESS,
+        help="a recipe: a YAML file, or the name of a shipped one",
+    )
+    for group in groups:
+        section = parser.add_argument_group(f"{group.__name__.removesuffix('Config').lower()} options", group.__doc__)
+        hints = typing.get_type_hints(group)
+        for item in dataclasses.fields(group):
+            boolean = bool in (hints[item.name], *typing.get_args(hints[item.name]))
+            const = True if boolean else _NO_VALUE
+            section.add_argument(
+                f"--{item.name}",
+                metavar=type_name(hints[item.name]),
+                default=argparse.SUPPRESS,
+                help=f"{item.metadata['help']} ({_default_text(item)})".replace("%", "%%"),
+                nargs="?",
+                const=const,
+            )
+    problems: list[str] = []
+    namespace, rest = parser.parse_known_args(list(argv))
+    flags = vars(namespace)
+    for name in [name for name, value in flags.items() if value is _NO_VALUE]:
+        problems.append(f"--{name} has no value; write it behind the option")
+        del flags[name]
+    names = {item.name: item for group in groups for item in dataclasses.fields(group)}
+    for position, word in enumerate(rest):
+        if word.startswith("--"):
+            problems.append(_unknown(word[2:].partition("=")[0], names, ""))
+        elif not (position and rest[position - 1].startswith("--")):
+            problems.append(f"{word!r} is not an option; every value follows the --name it belongs to")
+    return flags, problems
+
+
+def _unknown(name: str, names: Iterable[str], where: str) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean --{close[0]}?" if close else "see --help for all options"
+    return f"{where + ': ' if where else ''}--{name} is no option here; {hint}"
+
+
+def _convert(raw: Any, hint: Any) -> Any:
+    """`raw`, a YAML value or the text of a flag, as the type of its option.
+
+    Raises:
+        ValueError: It is not of that type; the message continues "--name value ...".
+    """
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(part for part in typing.get_args(hint) if part is not type(None))
+        if raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "none", "null")):
+            return None
+        return _convert(raw, inner)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        # YAML reads a bare `no` as false.
+        raw = "no" if raw is False and "no" in choices else raw
+        if raw not in choices:
+            raise ValueError(f"is not one of {', '.join(choices)}")
+        return raw
+    if origin is tuple:
+        if raw is None:
+            return ()
+        parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
+        return tuple(str(part).strip() for part in parts if str(part).strip())
+    if hint is bool:
+        if isinstance(raw, str) and raw.lower() in ("true", "false", "yes", "no", "1", "0"):
+            return raw.lower() in ("true", "yes", "1")
+        if not isinstance(raw, bool):
+            raise ValueError("is not true or false")
+        return raw
+    if hint is str:
+        if raw is False:
+            return "no"
+        if isinstance(raw, bool | list | dict) or raw is None:
+            raise ValueError("is not text")
+        return str(raw)
+    if isinstance(raw, bool):
+        raise ValueError(f"is not {'an integer' if hint is int else 'a number'}")
+    try:
+        number = float(raw)
+    except (TypeError, ValueError):
+        raise ValueError(f"is not {'an integer' if hint is int else 'a number'}") from None
+    if hint is int:
+        if not number.is_integer():
+            raise ValueError("is not an integer")
+        return int(raw) if isinstance(raw, str) and raw.lstrip("+-").isdecimal() else int(number)
+    return number
+
+
+def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
+    """`value`, or a ValueError that says which values the option allows."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return value
+    limits = item.metadata["limits"]
+    allowed = []
+    fits = math.isfinite(value)
+    for name, text, test in (
+        ("minimum", "at least", lambda limit: value >= limit),
+        ("above", "above", lambda limit: value > limit),
+        ("maximum", "at most", lambda limit: value <= limit),
+        ("below", "below", lambda limit: value < limit),
+    ):
+        if limits[name] is not None:
+            allowed.append(f"{text} {limits[name]}")
+            fits = fits and test(limits[name])
+    if not fits:
+        raise ValueError(f"is out of range; it must be {' and '.join(allowed) or 'a finite number'}")
+    return value
+
+
+def _shown(raw: Any) -> str:
+    text = str(raw)
+    return repr(text) if not text or " " in text else text
+
+
+def type_name(hint: Any) -> str:
+    """Short name of an option's type, for help and documentation."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return next(type_name(part) for part in typing.get_args(hint) if part is not type(None))
+    if origin is Literal:
+        return "|".join(typing.get_args(hint))
+    if origin is tuple:
+        return "NAME,..."
+    return {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false"}[hint.__name__]
+
+
+def _default_text(item: "dataclasses.Field[Any]") -> str:
+    if item.metadata["required"]:
+        return "required"
+    if item.default is None:
+        return (
+            "default: none"
+            if "none:" in item.metadata["help"] or "auto:" not in item.metadata["help"]
+            else "default: auto"
+        )
+    if isinstance(item.default, tuple):
+        return f"default: {','.join(item.default) or 'none'}"
+    return f"default: {str(item.default).lower() if isinstance(item.default, bool) else item.default}"
+
+
+def option_table(groups: Mapping[str, type[Any]] = types.MappingProxyType(GROUPS)) -> str:
+    """Every option as Markdown tables, one per group: the documentation's source."""
+    lines: list[str] = []
+    for name, group in groups.items():
+        hints = typing.get_type_hints(group)
+        lines += [f"**{name}** — {group.__doc__}", "", "| option | values | default | meaning |", "|---|---|---|---|"]
+        for item in dataclasses.fields(group):
+            values = type_name(hints[item.name]).replace("|", " \\| ")
+            default = _default_text(item).removeprefix("default: ")
+            lines.append(
+                f"| `--{item.name}` | {values} | {default} | {item.metadata['help'].replace('|', chr(92) + '|')} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+__all__ = [
+    "GROUPS",
+    "MODEL_TYPES_UNPADDED",
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "UserError",
+    "defaults",
+    "option",
+    "option_table",
+    "parse",
+    "peek",
+    "read_recipe",
+    "recipe_path",
+    "type_name",
+    "write_config",
+]
