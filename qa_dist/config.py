@@ -13,7 +13,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -203,6 +203,7 @@ class TrainingConfig:
     mixed_precision: Literal["no", "bf16"] = option("no", "precision of the matrix products")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     eval_steps: str = option("epoch", "evaluate every N steps, every `epoch`, or `no` times during training")
+    eval_on_start: bool = option(False, "evaluate before the first step too")
     metric_for_best_model: Literal["f1", "exact_match", "loss"] = option(
         "f1", "what makes an evaluation the best so far"
     )
@@ -369,6 +370,8 @@ def parse(
     hints = {name: hint for group in known for name, hint in typing.get_type_hints(group).items()}
     values: dict[str, Any] = {}
     for where, layer in layers:
+        for name in _superseded(layer):
+            values.pop(name, None)
         for name, raw in layer.items():
             if name not in names:
                 problems.append(_unknown(name, names, where))
@@ -379,7 +382,7 @@ def parse(
                 problems.append(f"{where + ': ' if where else ''}--{name} {_shown(raw)} {error}")
     for group in own:
         for item in dataclasses.fields(group):
-            if item.metadata.get("required") and values.get(item.name) is None and item.name not in flags:
+            if item.metadata.get("required") and values.get(item.name) is None and f"--{item.name}" not in argv:
                 problems.append(f"--{item.name} is missing; give the {item.metadata['help']}")
     built: dict[type[Any], Any] = {}
     for group in known:
@@ -392,6 +395,20 @@ def parse(
         raise ConfigError(problems)
     run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
     return run, (built[entry] if entry else None)  # type: ignore[return-value]
+
+
+def _superseded(layer: Mapping[str, Any]) -> list[str]:
+    """Options of lower layers that a choice in this one makes meaningless, so that they do not contradict it."""
+    names: list[str] = []
+    if layer.get("dataset_name") is not None:
+        names += ["dataset_config_name", "train_file", "validation_file"]
+    elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
+        names += ["dataset_name", "dataset_config_name"]
+    if layer.get("tuning") == "full":
+        names += [
+            name for name in defaults(ModelConfig) if name.startswith("lora_") or name in ("use_rslora", "use_dora")
+        ]
+    return names
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:
@@ -510,12 +527,13 @@ def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
     limits = item.metadata["limits"]
     allowed = []
     fits = math.isfinite(value)
-    for name, text, test in (
+    tests: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         ("minimum", "at least", lambda limit: value >= limit),
         ("above", "above", lambda limit: value > limit),
         ("maximum", "at most", lambda limit: value <= limit),
         ("below", "below", lambda limit: value < limit),
-    ):
+    )
+    for name, text, test in tests:
         if limits[name] is not None:
             allowed.append(f"{text} {limits[name]}")
             fits = fits and test(limits[name])

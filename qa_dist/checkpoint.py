@@ -1,0 +1,98 @@
+"""Weights on disk: written whole or not at all, and read back before success is reported."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qa_dist.errors import CheckpointError
+from qa_dist.modeling import SpanModel
+
+Weights = dict[str, torch.Tensor]
+
+
+def snapshot(model: SpanModel) -> Weights:
+    """A copy of the trainable tensors, on the CPU."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.trainable()}
+
+
+def restore(model: SpanModel, weights: Weights) -> None:
+    """Put the tensors of a snapshot back."""
+    with torch.no_grad():
+        for name, parameter in model.trainable():
+            parameter.copy_(weights[name])
+
+
+def save_trained(model: SpanModel, tokenizer: Any, directory: Path) -> list[Path]:
+    """Write the adapter (or, after full fine-tuning, the model) and the tokenizer into `directory`.
+
+    The adapter is in peft's format, head included. Everything is written beside the directory first and compared with
+    the tensors in memory; then the files are moved in, the weights last.
+
+    Returns:
+        The files, in the order in which they were put in place.
+
+    Raises:
+        CheckpointError: A tensor is empty or not finite, or what was read back is not what was written.
+    """
+    staging = directory / ".staging"
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    try:
+        weights = _write(model, staging)
+        tokenizer.save_pretrained(staging)
+        # The card that peft writes is an empty form.
+        (staging / "README.md").unlink(missing_ok=True)
+        _compare(weights, staging)
+        names = sorted((path.name for path in staging.iterdir()), key=lambda name: name.endswith(".safetensors"))
+        for name in names:
+            os.replace(staging / name, directory / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [directory / name for name in names]
+
+
+def _write(model: SpanModel, directory: Path) -> Weights:
+    inner = model.model
+    if hasattr(inner, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        weights: Weights = get_peft_model_state_dict(inner, save_embedding_layers=False)
+        extra = {"save_embedding_layers": False}
+    else:
+        weights = inner.state_dict()
+        extra = {}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    if not weights:
+        raise CheckpointError("there is nothing to save: no tensor is trained; check --tuning")
+    for name, tensor in weights.items():
+        if not tensor.numel():
+            raise CheckpointError(f"{name} is empty and was not saved; the strategy keeps it on other ranks")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name} holds values that are not finite and was not saved")
+    inner.save_pretrained(str(directory), **extra)  # type: ignore[operator]
+    return weights
+
+
+def _compare(weights: Weights, directory: Path) -> None:
+    from safetensors.torch import load_file
+
+    found: Weights = {}
+    for path in directory.glob("*.safetensors"):
+        found.update(load_file(path))
+    # Tied tensors are written once, under one of their names.
+    stored = {name: tensor for name, tensor in weights.items() if name in found}
+    missing = [name for name in weights if name not in found and not _tied(weights, name, found)]
+    differing = [name for name, tensor in stored.items() if not torch.equal(found[name], tensor)]
+    if missing or differing:
+        raise CheckpointError(
+            f"the weights read back from {directory} are not those written: "
+            f"{len(missing)} missing, {len(differing)} different, as {(missing + differing)[0]}; check the disk"
+        )
+
+
+def _tied(weights: Weights, name: str, found: Weights) -> bool:
+    return any(torch.equal(weights[name], tensor) for tensor in found.values() if tensor.shape == weights[name].shape)

@@ -1,0 +1,207 @@
+"""The processes of a run: the only module that talks to other ranks, and the only importer of accelerate.
+
+`Ranks` holds what a loop may ask of them. Everything that can differ between one process, several CPU processes (gloo)
+and several GPUs (nccl) is decided here, so that loops read the same for all.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from qa_dist.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among the processes of a run.
+
+    Attributes:
+        rank: 0 .. world_size - 1.
+        world_size: number of processes.
+        device: where this process computes.
+    """
+
+    def __init__(
+        self,
+        *,
+        mixed_precision: Literal["no", "bf16"] = "no",
+        trackers: Sequence[str] = (),
+        project_dir: Path | None = None,
+    ) -> None:
+        """Join the process group that the launcher describes in the environment, or be alone without one.
+
+        Raises:
+            ConfigError: The launcher asked for what qa_dist does not do.
+        """
+        _refuse_unsupported()
+        self._accelerator = Accelerator(
+            # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
+            cpu=True if not torch.cuda.is_available() else None,
+            mixed_precision=mixed_precision,
+            log_with=list(trackers) or None,
+            project_dir=str(project_dir) if project_dir else None,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        self.rank: int = self._accelerator.process_index
+        self.world_size: int = self._accelerator.num_processes
+        self.device: torch.device = self._accelerator.device
+        self._refuse_dropped(mixed_precision)
+
+    def _refuse_dropped(self, mixed_precision: str) -> None:
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if asked != self.world_size:
+            raise ConfigError([f"the launcher started {asked} processes but {self.world_size} joined; use torchrun"])
+        if self._accelerator.mixed_precision != mixed_precision:
+            raise ConfigError(
+                [
+                    f"the launcher's mixed_precision ({self._accelerator.mixed_precision}) is not the run's "
+                    f"({mixed_precision}); set it in one place, with --mixed_precision behind -m qa_dist.train"
+                ]
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which decodes, scores and writes."""
+        return self.rank == 0
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The model and optimiser as this strategy trains them: on the device, wrapped for several ranks."""
+        with warnings.catch_warnings():
+            # Torch renames the option, and accelerate passes it by its old name.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            prepared: tuple[nn.Module, torch.optim.Optimizer] = self._accelerator.prepare(model, optimizer)
+        return prepared
+
+    @contextmanager
+    def micro_batch(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+        """One forward and backward pass; gradients are exchanged in the `last` one of a step only."""
+        if last:
+            yield
+        else:
+            with self._accelerator.no_sync(model):
+                yield
+
+    def autocast(self) -> Any:
+        """Context in which matrix products run in the run's precision."""
+        return self._accelerator.autocast()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradients of `loss`; with several ranks their mean is what the optimiser sees."""
+        self._accelerator.backward(loss)
+
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
+        """Global L2 norm of the gradients, before they are scaled down to `max_norm` if it is larger."""
+        limit = float("inf") if max_norm is None else max_norm
+        # clip_grad_norm_ multiplies by max_norm / (norm + 1e-6), which for an infinite max_norm is clamped to 1.
+        return float(self._accelerator.clip_grad_norm_(parameters, limit))
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values` over the ranks, on every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """The `value` of every rank in order of ranks, on rank 0; an empty list elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered, dst=0)
+        return gathered or []
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextmanager
+    def local_main_first(self) -> Iterator[None]:
+        """Let one rank of each machine do the block before the others do."""
+        with self._accelerator.local_main_process_first():
+            yield
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self._accelerator.wait_for_everyone()
+
+    def start_trackers(self, project: str, config: Mapping[str, Any]) -> None:
+        """Open the trackers with the run's configuration."""
+        plain = {
+            name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in config.items()
+        }
+        self._accelerator.init_trackers(project, config=plain)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Send figures to the trackers."""
+        self._accelerator.log(dict(values), step=step)
+
+    def peak_memory_bytes(self) -> list[int]:
+        """Most memory each rank has used so far, on rank 0: of the device on CUDA, resident in RAM elsewhere."""
+        if self.device.type == "cuda":
+            return self.gather(torch.cuda.max_memory_allocated(self.device))
+        import resource
+
+        # ru_maxrss counts KiB on Linux and bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return self.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+    def close(self) -> None:
+        """Leave the process group; ranks must close together."""
+        self._accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def launched_rank() -> int:
+    """Rank of this process as the launcher set it, before any process group exists; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def failures_named() -> Iterator[None]:
+    """Say which rank failed, and let it fail: the launcher then ends the others.
+
+    A rank that merely lost its peers says so in a line, so that the one traceback in the log is the culprit's.
+    """
+    rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if world_size == 1:
+            raise
+        text = str(error)
+        if isinstance(error, RuntimeError) and any(sign in text for sign in ("closed by peer", "reset by peer")):
+            sys.stderr.write(f"[rank {rank}] stops: another rank has gone\n")
+            sys.stderr.flush()
+            os._exit(1)
+        import traceback
+
+        sys.stderr.write(f"[rank {rank}] failed: {type(error).__name__}: {text}\n{traceback.format_exc()}")
+        sys.stderr.flush()
+        # Destructors of the process group would wait for peers that wait for this rank.
+        os._exit(1)
+
+
+def _refuse_unsupported() -> None:
+    """Accelerate drops DeepSpeed and FSDP on a CPU without a word; here they are refused aloud."""
+    for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise ConfigError(
+                [f"the launcher asks for {name}, which this version does not run; use accelerate_configs/ddp.yaml"]
+            )

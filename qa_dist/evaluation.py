@@ -1,0 +1,230 @@
+"""The evaluation loop: every rank turns its features into candidates, rank 0 turns candidates into scored answers.
+
+Evaluation batches are fixed by the data and the token budget, and ranks take whole batches: a feature is computed with
+the same neighbours at every world size, so the results are the same, byte for byte.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qa_dist.batching import Indices, evaluation_batches, share_batches
+from qa_dist.config import EvaluationConfig
+from qa_dist.decoding import Answers, CandidateTable, decode, pad_rows, top_spans
+from qa_dist.distributed import Ranks
+from qa_dist.modeling import FeatureBatch, SpanModel, span_loss
+from qa_dist.scoring import score_v1, score_v2
+from qa_dist.store import FeatureStore
+from qa_dist.tracking import write_json
+
+Metrics = dict[str, float | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: scores in the official keys, with `exact_match`, `f1` and `num_examples` always there; the same on all
+            ranks. Empty if only the loss was computed.
+        loss: mean over the features; the same on all ranks.
+        answers: on rank 0, the answers; None elsewhere, or if only the loss was computed.
+    """
+
+    metrics: Metrics
+    loss: float
+    answers: Answers | None
+
+
+def evaluate(
+    model: SpanModel,
+    store: FeatureStore,
+    ranks: Ranks,
+    config: EvaluationConfig,
+    *,
+    version_2: bool,
+    logits_path: Path | None = None,
+    advance: Callable[[int], object] = lambda num_features: None,
+) -> Evaluation:
+    """Score the model on all examples of a store; every rank must call this.
+
+    Args:
+        model: The model, unwrapped; it is in evaluation mode afterwards.
+        store: The examples and their features.
+        ranks: The processes that share the work.
+        config: How logits become answers.
+        version_2: Whether the null answer is a choice.
+        logits_path: With `config.gather` "logits": where rank 0 keeps them, float32 [tokens of the store, 2] in the
+            order of the features, start logits in column 0.
+        advance: Called with the number of features of each batch that this rank has computed.
+    """
+    batches = evaluation_batches(store.lengths, config.eval_tokens_per_device, model.padded_length)
+    mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
+    losses = np.zeros(store.num_features)
+    if config.gather == "logits":
+        if logits_path is None:
+            raise ValueError("gathering logits needs a path to keep them at")
+        rounds = max(
+            len(share_batches(batches, store.lengths, world_size=ranks.world_size, rank=rank))
+            for rank in range(ranks.world_size)
+        )
+        tables = _through_logits(model, store, ranks, config, mine, batches, losses, rounds, logits_path, advance)
+    else:
+        tables = []
+        for batch, start_T, end_T in _forward(model, store, ranks, mine, losses):
+            tables.append(_candidates(start_T, end_T, batch, config))
+            advance(len(batch.indices))
+        own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
+        tables = ranks.gather(own)
+    # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
+    loss = float(ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy().mean())
+    answers = None
+    metrics: Metrics = {}
+    if ranks.is_main:
+        table = CandidateTable.concatenate(tables).ordered(store.num_features)
+        answers = decode(
+            table,
+            store.feature_map(),
+            store.contexts,
+            store.example_ids,
+            n_best_size=config.n_best_size,
+            version_2=version_2,
+            null_score_diff_threshold=config.null_score_diff_threshold,
+        )
+        metrics = score(store, answers, version_2=version_2)
+    return Evaluation(ranks.broadcast(metrics), loss, answers)
+
+
+def evaluate_loss(
+    model: SpanModel, store: FeatureStore, ranks: Ranks, config: EvaluationConfig, features: Indices
+) -> Evaluation:
+    """Mean loss on these features of a store; every rank must call this."""
+    lengths = store.lengths[features]
+    batches = evaluation_batches(lengths, config.eval_tokens_per_device, model.padded_length)
+    mine = share_batches(batches, lengths, world_size=ranks.world_size, rank=ranks.rank)
+    losses = np.zeros(store.num_features)
+    for _ in _forward(model, store, ranks, [features[batch] for batch in mine], losses):
+        pass
+    summed = ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy()
+    return Evaluation({}, float(summed[features].mean()), None)
+
+
+def score(store: FeatureStore, answers: Answers, *, version_2: bool) -> Metrics:
+    """Official scores of the answers to a store's examples."""
+    references = [(example_id, store.answer_texts(index)) for index, example_id in enumerate(store.example_ids)]
+    if version_2:
+        found: Metrics = score_v2(dict(references), answers.predictions(), null_odds=answers.null_odds())
+        return {"exact_match": found["exact"], "f1": found["f1"], "num_examples": store.num_examples, **found}
+    found = score_v1(dict(references), answers.predictions())
+    return {"exact_match": found["exact_match"], "f1": found["f1"], "num_examples": store.num_examples}
+
+
+def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:
+    """Write metrics.json, predictions.json, nbest.json and, with unanswerable questions, null_odds.json."""
+    answers = evaluation.answers
+    if answers is None:
+        raise ValueError("only rank 0 of a whole evaluation has results to write")
+    files: dict[str, Any] = {
+        "metrics.json": evaluation.metrics,
+        "predictions.json": answers.predictions(),
+        "nbest.json": {answer.id: [_nbest_entry(entry) for entry in answer.nbest] for answer in answers},
+    }
+    odds = answers.null_odds()
+    if odds is not None:
+        files["null_odds.json"] = odds
+    for name, value in files.items():
+        write_json(directory / name, value)
+    return [directory / name for name in files]
+
+
+def _nbest_entry(entry: Any) -> dict[str, Any]:
+    return {
+        "text": entry.text,
+        "score": entry.score,
+        "probability": entry.probability,
+        "start_char": entry.start_char,
+        "end_char": entry.end_char,
+    }
+
+
+def _forward(
+    model: SpanModel,
+    store: FeatureStore,
+    ranks: Ranks,
+    batches: Sequence[Indices],
+    losses: npt.NDArray[np.float64],
+) -> Iterator[tuple[FeatureBatch, torch.Tensor, torch.Tensor]]:
+    """Each batch with its logits; the losses of its features are noted on the way."""
+    model.eval()
+    for indices in batches:
+        batch = FeatureBatch.of(store, indices, ranks.device)
+        with torch.inference_mode(), ranks.autocast():
+            start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+            losses[indices] = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double().cpu().numpy()
+        yield batch, start_T, end_T
+
+
+def _candidates(
+    start_T: torch.Tensor, end_T: torch.Tensor, batch: FeatureBatch, config: EvaluationConfig
+) -> CandidateTable:
+    lengths_B = torch.tensor(batch.lengths, device=start_T.device)
+    spans = top_spans(
+        pad_rows(start_T, lengths_B),
+        pad_rows(end_T, lengths_B),
+        batch.context_start_B,
+        batch.context_end_B,
+        batch.cls_token_B,
+        num_candidates=config.n_best_size,
+        max_answer_length=config.max_answer_length,
+        mode=config.decoding,
+        lengths_B=lengths_B,
+    )
+    return spans.to_table(batch.indices)
+
+
+def _through_logits(
+    model: SpanModel,
+    store: FeatureStore,
+    ranks: Ranks,
+    config: EvaluationConfig,
+    mine: Sequence[Indices],
+    batches: Sequence[Indices],
+    losses: npt.NDArray[np.float64],
+    rounds: int,
+    path: Path,
+    advance: Callable[[int], object],
+) -> list[CandidateTable]:
+    """Collect all logits in a file at rank 0, batch by batch; then find the candidates there, in the same batches."""
+    first_token = np.concatenate([[0], np.cumsum(store.lengths, dtype=np.int64)])
+    logits = None
+    if ranks.is_main:
+        logits = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first_token[-1]), 2))
+    computed = _forward(model, store, ranks, mine, losses)
+    for _ in range(rounds):
+        batch, start_T, end_T = next(computed, (None, None, None))
+        piece = None
+        if batch is not None and start_T is not None and end_T is not None:
+            piece = (batch.indices, torch.stack((start_T, end_T), 1).cpu().numpy())
+            advance(len(batch.indices))
+        for arrived in ranks.gather(piece):
+            if arrived is None or logits is None:
+                continue
+            indices, rows = arrived
+            ends = np.cumsum(store.lengths[indices])
+            for index, end, length in zip(indices, ends, store.lengths[indices], strict=True):
+                logits[first_token[index] : first_token[index] + length] = rows[end - length : end]
+    if logits is None:
+        return []
+    logits.flush()
+    tables = [CandidateTable.empty(config.n_best_size)]
+    for indices in batches:
+        batch = FeatureBatch.of(store, indices, torch.device("cpu"))
+        rows = np.concatenate([logits[first_token[index] : first_token[index + 1]] for index in indices])
+        start_T, end_T = torch.from_numpy(rows).unbind(1)
+        tables.append(_candidates(start_T, end_T, batch, config))
+    return tables

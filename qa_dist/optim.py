@@ -1,0 +1,47 @@
+"""Learning rate as a pure function of the step, and which parameters decay."""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+
+def learning_rate(
+    step: int,
+    *,
+    num_steps: int,
+    peak: float,
+    warmup_ratio: float,
+    shape: Literal["linear", "cosine", "constant"],
+) -> float:
+    """Learning rate of optimiser step `step`, counted from 0; the same at every world size.
+
+    Over the first `ceil(warmup_ratio * num_steps)` steps it rises linearly and reaches `peak` in the last of them; no
+    step is spent at zero, as the Hugging Face schedules spend their first one. After warm-up the fraction of the decay
+    that lies behind is `t = (step - warmup) / (num_steps - warmup)`; linear gives `1 - t`, cosine `(1 + cos(pi t)) / 2`
+    (Loshchilov and Hutter 2017, half a period), constant 1.
+    """
+    warmup = math.ceil(warmup_ratio * num_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    behind = (step - warmup) / max(1, num_steps - warmup)
+    factor = {"linear": 1 - behind, "cosine": (1 + math.cos(math.pi * behind)) / 2, "constant": 1.0}[shape]
+    return peak * max(0.0, factor)
+
+
+def parameter_groups(
+    named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]", weight_decay: float
+) -> list[dict[str, Any]]:
+    """AdamW parameter groups of the trainable parameters: matrices decay, biases and norms do not.
+
+    Every vector counts as a bias or norm; so do DoRA's magnitudes.
+    """
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
+    for _, parameter in named_parameters:
+        if parameter.requires_grad:
+            (matrices if parameter.ndim >= 2 else vectors).append(parameter)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

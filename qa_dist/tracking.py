@@ -1,0 +1,174 @@
+"""What a run tells while it goes on, and the record it leaves: progress bar, metrics.jsonl, run.json."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+PACKAGES = (
+    "qa-dist",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "bitsandbytes",
+    "deepspeed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step did: its mean loss, the gradient's norm before clipping, and how much it saw."""
+
+    loss: float
+    grad_norm: float
+    num_features: int
+    num_tokens: int
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each phase of a run, in order of first appearance."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time inside the block to phase `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class MetricsLog:
+    """metrics.jsonl: a line per optimiser step and per evaluation, flushed at once so that nothing is lost."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Log to `path`, which is made with the first line; without one (ranks other than 0) everything is dropped."""
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Append one line."""
+        if self._path and not self._file:
+            self._file = self._path.open("w", encoding="utf-8")
+        if self._file:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+
+class Progress:
+    """A bar over the optimiser steps with loss, learning rate, throughput and time left."""
+
+    def __init__(self, num_steps: int, *, start: int = 0, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=num_steps, initial=start, disable=not shown, unit="step", dynamic_ncols=True, file=sys.stderr
+        )
+        self._started = time.perf_counter()
+        self._paused = 0.0
+        self._features = 0
+        self._tokens = 0
+
+    def step(self, *, loss: float, learning_rate: float, num_features: int, num_tokens: int) -> None:
+        """Count one optimiser step."""
+        self._features += num_features
+        self._tokens += num_tokens
+        seconds = time.perf_counter() - self._started - self._paused
+        self._bar.set_postfix_str(
+            f"loss {loss:.3f}, lr {learning_rate:.1e}, {self._features / seconds:,.1f} features/s, "
+            f"{self._tokens / seconds:,.0f} tokens/s",
+            refresh=False,
+        )
+        self._bar.update()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside the block out of the throughput."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON that is the same, byte for byte, for the same value."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages a result depends on; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the run computes on."""
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this package runs from, with `-dirty` behind it if it has been changed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,29 @@
+"""Train a question answerer: `accelerate launch -m qa_dist.train ...`, torchrun, or plain python."""
+
+import sys
+from collections.abc import Sequence
+
+from qa_dist.config import parse
+from qa_dist.entry import run
+
+PROG = "qa_dist.train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(PROG, lambda: _train(sys.argv[1:] if argv is None else argv))
+
+
+def _train(argv: Sequence[str]) -> int:
+    config, _ = parse(argv, prog=PROG, description=__doc__ or "")
+    # Only now: these imports take seconds, and mistakes in the options should not.
+    from qa_dist.distributed import failures_named
+    from qa_dist.training import train
+
+    with failures_named():
+        train(config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

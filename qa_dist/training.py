@@ -1,0 +1,162 @@
+"""The training loop: the same optimiser steps at any number of ranks, micro-batches and processes.
+
+A position in a run is a step number. What a step does - which features, in which order, with which dropout and learning
+rate - is a function of the configuration and that number alone; the loop carries no other state than the weights and
+the optimiser's moments.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qa_dist.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
+from qa_dist.config import ConfigError, RunConfig
+from qa_dist.distributed import Ranks
+from qa_dist.errors import TrainingError
+from qa_dist.evaluation import Evaluation
+from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, span_loss
+from qa_dist.optim import learning_rate, parameter_groups
+from qa_dist.run import Run, load_data
+from qa_dist.squad import subset
+from qa_dist.store import FeatureStore
+from qa_dist.tracking import StepResult
+
+
+class Trainer:
+    """The state of a run and its one loop. A position is a step number: everything drawn depends on it alone."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, store: FeatureStore, model: SpanModel) -> None:
+        training = config.training
+        self.config = config
+        self.ranks = ranks
+        self.store = store
+        self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
+        self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
+        self.num_steps = math.ceil(training.num_train_epochs * self.steps_per_epoch)
+        self.num_steps = min(self.num_steps, training.max_train_steps or self.num_steps)
+        self.max_tokens = training.max_tokens_per_device or (4096 if ranks.device.type == "cpu" else 16384)
+        longest = model.padded_length or int(store.lengths[self.features].max())
+        if longest > self.max_tokens:
+            raise ConfigError(
+                [
+                    f"--max_tokens_per_device {self.max_tokens} is less than one feature, which may have {longest} "
+                    "tokens; raise it or lower --max_seq_length"
+                ]
+            )
+        self.model = model
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model.model.named_parameters(), training.weight_decay),
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+        )
+        self.wrapped, self.optimizer = ranks.prepare(model, optimizer)
+        self.parameters = [parameter for _, parameter in model.trainable()]
+        self.gradients = GradientCheck(model)
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return learning_rate(
+            step,
+            num_steps=self.num_steps,
+            peak=self.config.training.learning_rate,
+            warmup_ratio=self.config.training.warmup_ratio,
+            shape=self.config.training.lr_scheduler_type,
+        )
+
+    def step(self, step: int) -> StepResult:
+        """One optimiser step: the same features, and the same mean gradient, at every world size.
+
+        Raises:
+            TrainingError: On every rank alike: a loss or the gradient is not finite, or a tensor never gets a gradient.
+        """
+        training = self.config.training
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = epoch_order(len(self.features), seed=training.seed, epoch=epoch)
+        features = self.features[global_batch(order, position, training.global_batch_size)]
+        plan = plan_step(
+            features,
+            self.store.lengths[features],
+            world_size=self.ranks.world_size,
+            max_tokens=self.max_tokens,
+            padded=self.model.padding != "unpadded",
+            padded_length=self.model.padded_length,
+        )
+        _seed_dropout(training.seed, step, self.ranks.rank)
+        self.wrapped.train()
+        losses = torch.zeros(len(features), device=self.ranks.device, dtype=torch.float64)
+        for number, micro_batch in enumerate(plan.shares[self.ranks.rank]):
+            # A rank with nothing left computes one feature for nothing, so that collectives line up.
+            chosen = micro_batch if len(micro_batch) else self.store.lengths[features].argmin(0, keepdims=True)
+            batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
+            with self.ranks.micro_batch(self.wrapped, last=number == plan.num_micro_batches - 1):
+                start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+                losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
+                # Ranks are averaged: times W / G_step the average is the mean over the global step.
+                weight = self.ranks.world_size / len(features) if len(micro_batch) else 0.0
+                self.ranks.backward(losses_B.sum() * weight)
+            if len(micro_batch):
+                losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
+        losses = self.ranks.sum(losses)
+        self._require_finite(step, features, losses)
+        norm = self.ranks.clip_gradients(self.parameters, training.max_grad_norm)
+        if not math.isfinite(norm):
+            raise TrainingError(f"step {step + 1}: the gradient is not finite; features {self._names(features)}")
+        self.gradients.observe(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(float(losses.mean()), norm, len(features), int(self.store.lengths[features].sum()))
+
+    def _require_finite(self, step: int, features: Indices, losses: torch.Tensor) -> None:
+        bad = (~losses.isfinite()).cpu().numpy()
+        if bad.any():
+            raise TrainingError(
+                f"step {step + 1}: the loss of {bad.sum()} of {len(features)} features is not finite: "
+                f"{self._names(features[bad])}; lower --learning_rate, or look at these examples"
+            )
+
+    def _names(self, features: Indices) -> str:
+        names = [f"{self.store.example_ids[self.store.example_index[i]]}#{self.store.window[i]}" for i in features[:8]]
+        return ", ".join(names) + (" ..." if len(features) > 8 else "")
+
+
+def _seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make the dropout of a step depend on (seed, step, rank) alone, so that a resumed run draws the same masks."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def train(config: RunConfig) -> Evaluation | None:
+    """The whole run: prepare, train, evaluate, write. Returns the final evaluation, None without validation data."""
+    training = config.training
+    output_dir = Path(training.output_dir or "outputs")
+    ranks = Ranks(mixed_precision=training.mixed_precision, trackers=training.report_to, project_dir=output_dir)
+    with Run(config, ranks, output_dir) as run:
+        with run.clock.phase("prepare"):
+            data = load_data(config, ranks)
+            run.describe_data(data)
+        with run.clock.phase("model"):
+            model, report = build_model(
+                config.model,
+                seed=training.seed,
+                max_seq_length=config.data.max_seq_length,
+                gradient_checkpointing=training.gradient_checkpointing,
+                tokenizer_pads_left=data.tokenizer.padding_side == "left",
+            )
+            trainer = Trainer(config, ranks, data.train, model)
+            run.describe_model(model, report)
+        if training.eval_on_start:
+            run.evaluate(model, data, step=0)
+        run.start(trainer.num_steps, trainer.steps_per_epoch)
+        for step in range(trainer.num_steps):
+            with run.clock.phase("train"):
+                done = trainer.step(step)
+            run.record(step, done, trainer.learning_rate(step))
+            if run.is_evaluation_due(step):
+                run.evaluate(model, data, step=step + 1)
+                if run.has_stopped_improving:
+                    break
+        return run.finish(model, data)

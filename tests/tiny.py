@@ -1,0 +1,119 @@
+"""Small things to test with: random two-layer encoders of every family, their tokenizer, and a SQuAD file to match."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODEL_TYPES = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta")
+WORDS = (
+    "amber basin cedar delta ember fjord grove haven inlet jetty knoll ledge marsh nadir oasis plain quarry ridge "
+    "shoal thorn upland vale wharf yard zenith anchor beacon canyon dune estuary forest glacier harbor island jungle "
+    "kiln lagoon meadow north orchard pasture reef summit tundra valley willow"
+).split()
+MAX_POSITIONS = 160
+
+
+def tiny_tokenizer() -> Any:
+    """A WordPiece tokenizer that knows the words above whole and everything else letter by letter."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def tiny_config(model_type: str, vocab_size: int) -> Any:
+    """A two-layer configuration of one family, with dropout at 0."""
+    from transformers import AutoConfig
+
+    common = {"vocab_size": vocab_size, "pad_token_id": 0, "initializer_range": 0.2}
+    usual = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": MAX_POSITIONS,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    special: dict[str, dict[str, Any]] = {
+        "albert": {"embedding_size": 16, "classifier_dropout_prob": 0.0},
+        "deberta-v2": {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+        "electra": {"embedding_size": 16},
+        "roberta": {"type_vocab_size": 1},
+        # MPNet's code takes 1 for the padding, whatever the configuration says.
+        "mpnet": {"pad_token_id": 1},
+    }
+    if model_type == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0, "attention_dropout": 0.0}
+        return AutoConfig.for_model(
+            model_type, **common, **sizes, max_position_embeddings=MAX_POSITIONS, qa_dropout=0.0
+        )
+    if model_type == "modernbert":
+        usual = {name: value for name, value in usual.items() if "dropout" not in name}
+        special["modernbert"] = {
+            "num_hidden_layers": 2,
+            "global_attn_every_n_layers": 2,
+            "local_attention": 16,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
+    return AutoConfig.for_model(model_type, **{**common, **usual, **special.get(model_type, {})})
+
+
+def tiny_model(model_type: str, directory: Path, *, seed: int = 0) -> Path:
+    """A folder with a randomly initialised encoder, without a head, and its tokenizer."""
+    import torch
+    from transformers import AutoModel
+
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    AutoModel.from_config(tiny_config(model_type, len(tokenizer))).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_squad(path: Path, num_examples: int, *, seed: int, unanswerable: bool = False, longest: int = 150) -> Path:
+    """A SQuAD file: the answer to "what follows X ?" is the word behind X. Lengths vary widely."""
+    rng = np.random.default_rng(seed)
+    paragraphs = []
+    for index in range(num_examples):
+        words = [str(word) for word in rng.choice(WORDS, size=int(rng.integers(5, longest)))]
+        place = int(rng.integers(0, len(words) - 1))
+        asked = words[place]
+        context = " ".join(words)
+        start = len(" ".join(words[: words.index(asked) + 1])) + 1
+        answer = {"text": words[words.index(asked) + 1], "answer_start": start}
+        impossible = unanswerable and index % 4 == 3
+        record: dict[str, Any] = {"id": f"q{index}", "question": f"what follows {asked} ?", "answers": [answer]}
+        if unanswerable:
+            record["is_impossible"] = impossible
+            record["answers"] = [] if impossible else [answer]
+        paragraphs.append({"context": context, "qas": [record]})
+    document = {"version": "v2.0" if unanswerable else "1.1", "data": [{"title": "tiny", "paragraphs": paragraphs}]}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path

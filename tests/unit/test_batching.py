@@ -1,0 +1,104 @@
+"""Batches must not depend on the world that computes them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qa_dist.batching import (
+    cut_padded,
+    cut_unpadded,
+    deal,
+    epoch_order,
+    evaluation_batches,
+    global_batch,
+    plan_step,
+    share_batches,
+    steps_per_epoch,
+    token_imbalance,
+)
+
+LENGTHS = st.lists(st.integers(1, 384), min_size=1, max_size=60).map(lambda values: np.array(values, dtype=np.int32))
+
+
+def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:
+    first = epoch_order(101, seed=7, epoch=0)
+    assert sorted(first.tolist()) == list(range(101))
+    assert np.array_equal(first, epoch_order(101, seed=7, epoch=0))
+    assert not np.array_equal(first, epoch_order(101, seed=7, epoch=1))
+    assert not np.array_equal(first, epoch_order(101, seed=8, epoch=0))
+
+
+@pytest.mark.parametrize(("num_features", "size"), [(1, 16), (16, 16), (17, 16), (100, 7)])
+def test_an_epoch_sees_every_feature_once_and_keeps_the_short_step(num_features: int, size: int) -> None:
+    order = epoch_order(num_features, seed=0, epoch=3)
+    steps = [global_batch(order, step, size) for step in range(steps_per_epoch(num_features, size))]
+    assert np.concatenate(steps).tolist() == order.tolist()
+    assert len(steps[-1]) == (num_features % size or size)
+
+
+@given(LENGTHS, st.integers(1, 9))
+def test_deal_gives_every_position_to_one_bin_within_grahams_bound(costs: np.ndarray, num_bins: int) -> None:
+    bins = deal(costs, num_bins)
+    assert len(bins) == num_bins
+    assert sorted(np.concatenate(bins).tolist()) == list(range(len(costs)))
+    # What any list schedule keeps, and putting two large costs together needlessly breaks (Graham 1966).
+    bound = costs.sum() / num_bins + (1 - 1 / num_bins) * costs.max()
+    assert max(costs[members].sum() for members in bins) <= bound + 1e-9
+
+
+def test_deal_balances_squad_like_lengths() -> None:
+    costs = np.random.default_rng(0).integers(60, 384, 8 * 16).astype(np.int32)
+    assert token_imbalance([int(costs[members].sum()) for members in deal(costs, 8)]) < 1.01
+    plain = [int(costs[rank::8].sum()) for rank in range(8)]
+    assert token_imbalance(plain) > 1.03
+
+
+@given(LENGTHS, st.integers(384, 4000))
+def test_unpadded_cuts_hold_the_budget(lengths: np.ndarray, budget: int) -> None:
+    cuts = cut_unpadded(lengths, budget)
+    assert sorted(np.concatenate(cuts).tolist()) == list(range(len(lengths)))
+    assert all(lengths[cut].sum() <= budget for cut in cuts)
+    # No two cuts fit together less than half: never more than twice the least number.
+    assert len(cuts) <= max(1, 2 * int(np.ceil(lengths.sum() / budget)))
+
+
+@given(LENGTHS, st.integers(384, 4000), st.sampled_from([None, 384]))
+def test_padded_cuts_hold_the_budget_with_padding(lengths: np.ndarray, budget: int, fixed: int | None) -> None:
+    cuts = cut_padded(lengths, budget, fixed)
+    assert sorted(np.concatenate(cuts).tolist()) == list(range(len(lengths)))
+    assert all((fixed or lengths[cut].max()) * len(cut) <= budget for cut in cuts)
+
+
+def test_a_feature_longer_than_the_budget_stands_alone() -> None:
+    lengths = np.array([10, 500, 10], dtype=np.int32)
+    for cuts in (cut_unpadded(lengths, 100), cut_padded(lengths, 100)):
+        assert [1] in [cut.tolist() for cut in cuts]
+        assert sorted(np.concatenate(cuts).tolist()) == [0, 1, 2]
+
+
+@given(LENGTHS, st.integers(1, 7), st.integers(384, 3000), st.booleans())
+def test_a_step_computes_each_feature_once_in_equally_many_micro_batches(
+    lengths: np.ndarray, world_size: int, budget: int, padded: bool
+) -> None:
+    features = np.arange(1000, 1000 + len(lengths))
+    plan = plan_step(features, lengths, world_size=world_size, max_tokens=budget, padded=padded)
+    assert len(plan.shares) == world_size
+    assert {len(share) for share in plan.shares} == {plan.num_micro_batches}
+    seen = np.concatenate([cut for share in plan.shares for cut in share])
+    assert sorted(seen.tolist()) == list(range(len(lengths)))
+    assert plan.features is features
+
+
+def test_ranks_without_a_feature_get_an_empty_micro_batch() -> None:
+    plan = plan_step(np.array([5, 6]), np.array([3, 4], dtype=np.int32), world_size=3, max_tokens=100)
+    assert [len(share[0]) for share in plan.shares] == [1, 1, 0]
+
+
+@given(LENGTHS, st.integers(384, 3000), st.integers(1, 7))
+def test_evaluation_batches_are_the_same_at_every_world_size(lengths: np.ndarray, budget: int, world_size: int) -> None:
+    batches = evaluation_batches(lengths, budget)
+    shares = [share_batches(batches, lengths, world_size=world_size, rank=rank) for rank in range(world_size)]
+    dealt = sorted(tuple(batch.tolist()) for share in shares for batch in share)
+    assert dealt == sorted(tuple(batch.tolist()) for batch in batches)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
