@@ -1,0 +1,77 @@
+"""`python -m qa_dist.score`: score a predictions file as the official SQuAD scripts do.
+
+    python -m qa_dist.score --references dev-v1.1.json --predictions predictions.json
+
+Prints the official keys as JSON. Exit code 0, or 2 with one sentence on standard error.
+"""
+
+import argparse
+import json
+import sys
+
+from qa_dist import entry
+from qa_dist.errors import ScoringError
+from qa_dist.scoring import Scores, load_null_odds, load_predictions, load_references, score_v1, score_v2
+
+PROGRAM = "qa_dist.score"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this entry point."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Score predictions as the official SQuAD v1.1 or v2.0 script does; the references decide which. "
+        "All files may be gzipped.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--references", required=True, metavar="FILE", help="SQuAD JSON with the reference answers")
+    parser.add_argument(
+        "--predictions", required=True, metavar="FILE", help="JSON object from question ids to predicted texts"
+    )
+    parser.add_argument(
+        "--null_odds",
+        metavar="FILE",
+        help="v2.0 only: JSON object from question ids to how likely there is no answer; adds the best thresholds",
+    )
+    parser.add_argument(
+        "--na_prob_thresh",
+        type=float,
+        metavar="X",
+        help="v2.0 only: take a question as unanswered where its null odds exceed X (default: 1.0, as officially)",
+    )
+    parser.add_argument("--allow_missing", action="store_true", help="score questions without a prediction 0")
+    parser.add_argument("--allow_unknown", action="store_true", help="ignore predictions for unknown questions")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    return entry.run(PROGRAM, lambda: _print_scores(args))
+
+
+def _print_scores(args: argparse.Namespace) -> int:
+    sys.stdout.write(json.dumps(_scores(args), indent=2) + "\n")
+    return 0
+
+
+def _scores(args: argparse.Namespace) -> Scores:
+    references = load_references(args.references)
+    predictions = load_predictions(args.predictions)
+    if references.version_2:
+        return score_v2(
+            references.answers,
+            predictions,
+            null_odds=None if args.null_odds is None else load_null_odds(args.null_odds),
+            na_prob_thresh=1.0 if args.na_prob_thresh is None else args.na_prob_thresh,
+            allow_missing=args.allow_missing,
+            allow_unknown=args.allow_unknown,
+        )
+    for flag in ("null_odds", "na_prob_thresh"):
+        if getattr(args, flag) is not None:
+            raise ScoringError(f"--{flag} is for SQuAD v2.0, but {args.references} is v1.1; leave it out.")
+    return score_v1(references.answers, predictions, allow_missing=args.allow_missing, allow_unknown=args.allow_unknown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

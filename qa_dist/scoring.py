@@ -1,0 +1,367 @@
+"""Exact match and F1 as the official SQuAD v1.1 and v2.0 scripts compute them, to the last digit.
+
+Sources: evaluate-v1.1.py and evaluate-v2.0.py of Rajpurkar et al. (2016, 2018). The scores are theirs; the differences
+are what happens around them:
+
+- A missing prediction, a prediction for an unknown question and an id that occurs twice are errors. The v1.1 script
+  scores missing ones 0, the v2.0 script leaves them out of its totals (and fails if the question has an answer).
+- Scores are added one by one, in the order of the references. `sum` of Python 3.12 and later compensates for rounding,
+  so the v2.0 script itself gives other last digits there than on the Python versions that published scores come from.
+
+This module needs the standard library alone, so that scoring starts at once.
+"""
+
+import gzip
+import json
+import re
+import string
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qa_dist.errors import DataError, ScoringError
+
+Scores = dict[str, float | int]
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """The text in lower case, without ASCII punctuation, English articles and superfluous whitespace."""
+    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def score_v1(
+    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    *,
+    allow_missing: bool = False,
+    allow_unknown: bool = False,
+) -> Scores:
+    """`exact_match` and `f1` in percent, as evaluate-v1.1.py gives them.
+
+    Args:
+        references: the reference answers of each question; at least one each.
+        predictions: the predicted text for each question.
+        allow_missing: score questions without a prediction 0 instead of refusing.
+        allow_unknown: ignore predictions for unknown questions instead of refusing.
+
+    Raises:
+        ScoringError: references and predictions do not belong together.
+    """
+    _check_ids(references, predictions, "predictions", allow_missing, allow_unknown)
+    unanswerable = [key for key, answers in references.items() if not answers]
+    if unanswerable:
+        raise ScoringError(
+            f"{_count(unanswerable, 'question')} without an answer cannot be scored as SQuAD v1.1; score as v2.0."
+        )
+    exact, f1 = _raw_scores(references, predictions, f1_of_empty=_no_f1)
+    return {"exact_match": _percent(exact, references), "f1": _percent(f1, references)}
+
+
+def score_v2(
+    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    *,
+    null_odds: Mapping[str, float] | None = None,
+    na_prob_thresh: float = 1.0,
+    allow_missing: bool = False,
+    allow_unknown: bool = False,
+) -> Scores:
+    """The scores of evaluate-v2.0.py, under its keys and in its order.
+
+    `exact`, `f1`, `total`; the same with the prefix `HasAns_` over the answerable and `NoAns_` over the unanswerable
+    questions, where there are any; given `null_odds`, also `best_exact`, `best_exact_thresh`, `best_f1` and
+    `best_f1_thresh`: the best scores that a threshold on them could reach, and these thresholds.
+
+    Args:
+        references: the reference answers of each question; none means unanswerable.
+        predictions: the predicted text for each question; "" means no answer.
+        null_odds: for each question, how likely it has no answer: a probability, a difference of scores, or any other
+            number that grows with it. Among equal odds their order here decides, as in the script.
+        na_prob_thresh: a question whose null odds exceed this counts as predicted unanswerable, whatever its
+            prediction; without `null_odds`, all odds are 0.
+        allow_missing: score questions without a prediction 0 instead of refusing.
+        allow_unknown: ignore predictions and null odds of unknown questions instead of refusing.
+
+    Raises:
+        ScoringError: references, predictions and null odds do not belong together.
+    """
+    _check_ids(references, predictions, "predictions", allow_missing, allow_unknown)
+    if null_odds is not None:
+        _check_ids(references, null_odds, "null odds", allow_missing, allow_unknown)
+        without_odds = [key for key in references if key in predictions and key not in null_odds]
+        if without_odds:
+            raise ScoringError(f"{_count(without_odds, 'predicted question')} without null odds; give odds for all.")
+    has_answer = {key: bool(answers) for key, answers in references.items()}
+    # A reference that is all punctuation and articles has nothing to match and counts as no answer at all.
+    golds = {key: [text for text in texts if normalize_answer(text)] or [""] for key, texts in references.items()}
+    exact, f1 = _raw_scores(golds, predictions, f1_of_empty=_f1_of_no_answers)
+
+    odds = null_odds or {}
+    # The script turns the scores it overrides into floats; integers and floats add up to the same.
+    called_null = [key for key in exact if odds.get(key, 0.0) > na_prob_thresh]
+    final_exact = exact | {key: float(not has_answer[key]) for key in called_null}
+    final_f1 = f1 | {key: float(not has_answer[key]) for key in called_null}
+
+    scores: Scores = {}
+    answerable = [key for key in references if has_answer[key]]
+    unanswerable = [key for key in references if not has_answer[key]]
+    for prefix, keys in (("", list(references)), ("HasAns_", answerable), ("NoAns_", unanswerable)):
+        if keys:
+            scores[f"{prefix}exact"] = _percent(final_exact, keys)
+            scores[f"{prefix}f1"] = _percent(final_f1, keys)
+            scores[f"{prefix}total"] = len(keys)
+    if null_odds is not None:
+        for name, raw in (("exact", exact), ("f1", f1)):
+            best, threshold = _best_threshold(raw, predictions, null_odds, has_answer)
+            scores[f"best_{name}"] = best
+            scores[f"best_{name}_thresh"] = threshold
+    return scores
+
+
+def _check_ids(
+    references: Mapping[str, object],
+    given: Mapping[str, object],
+    what: str,
+    allow_missing: bool,
+    allow_unknown: bool,
+) -> None:
+    if not references:
+        raise ScoringError("there are no questions to score; check the reference file.")
+    problems = []
+    missing = [] if allow_missing else [key for key in references if key not in given]
+    if missing:
+        problems.append(f"{_count(missing, 'question')} without {what} (--allow_missing scores them 0)")
+    unknown = [] if allow_unknown else [key for key in given if key not in references]
+    if unknown:
+        problems.append(f"{what} for {_count(unknown, 'unknown question')} (--allow_unknown ignores them)")
+    if problems:
+        raise ScoringError(f"{' and '.join(problems)}; check that both files are of the same data set.")
+
+
+def _count(keys: Sequence[str], noun: str) -> str:
+    listed = ", ".join(repr(key) for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return f"{len(keys)} {noun}{'s' if len(keys) != 1 else ''} ({listed})"
+
+
+def _percent(scores: Mapping[str, float], keys: Collection[str]) -> float:
+    total: float = 0
+    for key in keys:
+        total += scores.get(key, 0)
+    return 100.0 * total / len(keys)
+
+
+def _raw_scores(
+    golds: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    f1_of_empty: Callable[[Sequence[str], Sequence[str]], float],
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Exact match and F1 of each question that has a prediction, the best over its reference answers."""
+    exact_scores: dict[str, float] = {}
+    f1_scores: dict[str, float] = {}
+    # Annotators agree more often than not, so most reference texts occur several times, next to each other.
+    seen: dict[str, str] = {}
+    for key, texts in golds.items():
+        text = predictions.get(key)
+        if text is None:
+            continue
+        predicted = normalize_answer(text)
+        predicted_words = predicted.split()
+        exact: float = 0
+        f1: float = 0
+        for gold_text in dict.fromkeys(texts):
+            gold = seen.get(gold_text)
+            if gold is None:
+                gold = seen[gold_text] = normalize_answer(gold_text)
+            if gold and gold == predicted:
+                exact = f1 = 1
+                break
+            exact = max(exact, int(gold == predicted))
+            gold_words = gold.split()
+            if gold_words and predicted_words:
+                f1 = max(f1, _f1(gold_words, predicted_words))
+            else:
+                f1 = max(f1, f1_of_empty(gold_words, predicted_words))
+        exact_scores[key] = exact
+        f1_scores[key] = f1
+    return exact_scores, f1_scores
+
+
+def _f1(gold_words: list[str], predicted_words: list[str]) -> float:
+    remaining = gold_words.copy()
+    num_same = 0
+    for word in predicted_words:
+        if word in remaining:
+            remaining.remove(word)
+            num_same += 1
+    if num_same == 0:
+        return 0
+    precision = num_same / len(predicted_words)
+    recall = num_same / len(gold_words)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def _no_f1(gold_words: Sequence[str], predicted_words: Sequence[str]) -> float:
+    """v1.1: two texts without words have no word in common, although they match exactly."""
+    return 0
+
+
+def _f1_of_no_answers(gold_words: Sequence[str], predicted_words: Sequence[str]) -> float:
+    """v2.0: no answer agrees with no answer and with nothing else."""
+    return int(gold_words == predicted_words)
+
+
+def _best_threshold(
+    scores: Mapping[str, float],
+    predictions: Mapping[str, str],
+    null_odds: Mapping[str, float],
+    has_answer: Mapping[str, bool],
+) -> tuple[float, float]:
+    """The best score in percent that a threshold on the null odds could reach, and this threshold.
+
+    Starts from "no question has an answer" and lets the predictions in, those with the lowest odds first.
+    """
+    current: float = sum(not has_answer[key] for key in scores)
+    best, threshold = current, 0.0
+    for key in sorted(null_odds, key=null_odds.__getitem__):
+        if key not in scores:
+            continue
+        if has_answer[key]:
+            current += scores[key]
+        elif predictions[key]:
+            current -= 1
+        if current > best:
+            best, threshold = current, null_odds[key]
+    return 100.0 * best / len(has_answer), threshold
+
+
+# Files.
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """The reference answers of a data set.
+
+    Attributes:
+        answers: the texts of the reference answers of each question, in the order of the file.
+        version_2: whether the data set may hold unanswerable questions.
+    """
+
+    answers: dict[str, tuple[str, ...]]
+    version_2: bool
+
+
+def load_references(path: str | Path) -> References:
+    """The reference answers in a SQuAD v1.1 or v2.0 file (JSON, also gzipped).
+
+    Version 2 is what calls itself so or says `is_impossible` of any question. Contexts are not looked at.
+
+    Raises:
+        DataError: the file cannot be read or is not SQuAD.
+    """
+    data = _load_json(path)
+    answers: dict[str, tuple[str, ...]] = {}
+    version_2 = isinstance(data, dict) and str(data.get("version", "")).lstrip("v").startswith("2")
+    repeated = []
+    try:
+        questions = [qa for article in data["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+        for qa in questions:
+            key, texts = qa["id"], tuple(answer["text"] for answer in qa["answers"])
+            if not isinstance(key, str) or not all(isinstance(text, str) for text in texts):
+                raise TypeError("ids and answer texts are strings")
+            if key in answers:
+                repeated.append(key)
+            answers[key] = texts
+            version_2 = version_2 or "is_impossible" in qa
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is not in the SQuAD layout (data > paragraphs > qas > id, answers > text): {_reason(error)}."
+        ) from error
+    if repeated:
+        raise DataError(f"{path} holds {_count(repeated, 'id')} more than once; every question needs its own id.")
+    if not answers:
+        raise DataError(f"{path} holds no questions.")
+    return References(answers, version_2)
+
+
+def load_predictions(path: str | Path) -> dict[str, str]:
+    """The predicted text of each question in a JSON object (also gzipped).
+
+    Raises:
+        DataError: the file cannot be read or is not an object of texts, or an id occurs twice.
+    """
+    return _load_object(path, str, "texts")
+
+
+def load_null_odds(path: str | Path) -> dict[str, float]:
+    """The null odds of each question in a JSON object (also gzipped).
+
+    Raises:
+        DataError: the file cannot be read or is not an object of numbers, or an id occurs twice.
+    """
+    odds = _load_object(path, (int, float), "numbers")
+    strange = [key for key, value in odds.items() if value != value or isinstance(value, bool)]
+    if strange:
+        raise DataError(f"{path}: the null odds of {_count(strange, 'question')} are not numbers.")
+    return odds
+
+
+def _load_object(path: str | Path, kind: Any, kinds: str) -> dict[str, Any]:
+    value = _load_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object from question ids to {kinds}, not a {type(value).__name__}.")
+    strange = [key for key, entry in value.items() if not isinstance(entry, kind)]
+    if strange:
+        raise DataError(f"{path} must map question ids to {kinds}, but does not for {_count(strange, 'id')}.")
+    return value
+
+
+def _load_json(path: str | Path) -> Any:
+    try:
+        content = Path(path).read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object_of_unique_keys)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: the gzip data is damaged or cut short ({error}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: not UTF-8 text (byte {error.start}).") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"cannot read {path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"cannot read {path}: its JSON is nested too deeply.") from error
+    except _RepeatedKeysError as error:
+        raise DataError(f"{path} holds {_count(error.keys, 'key')} more than once in one object.") from error
+
+
+class _RepeatedKeysError(Exception):
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(keys)
+        self.keys = keys
+
+
+def _object_of_unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; `json` alone would keep the last of several equal keys without a word."""
+    pairs = list(pairs)
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        raise _RepeatedKeysError([key for key, _ in pairs if key in seen or seen.add(key)])  # type: ignore[func-returns-value]
+    return value
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def metric_path() -> str:
+    """The directory to give to `evaluate.load` for these scores as a metric, without a network."""
+    return str(Path(__file__).parent / "metrics" / "qa_dist_squad")

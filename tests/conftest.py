@@ -1,0 +1,21 @@
+"""Settings and fixtures of all tests."""
+
+import os
+from pathlib import Path
+
+# Before torch or any Hugging Face library is imported: they read these once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def squad_dir() -> Path:
+    """The directory of the real SQuAD files; tests that need it are skipped where it is missing."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad"
+    directory = Path(os.environ.get("QA_DIST_SQUAD_DIR", default))
+    if not (directory / "dev-v1.1.json.gz").is_file():
+        pytest.skip(f"no SQuAD files in {directory}; set QA_DIST_SQUAD_DIR to their directory")
+    return directory

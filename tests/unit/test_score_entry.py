@@ -1,0 +1,160 @@
+"""`python -m qa_dist.score` and the handling of errors that all entry points share."""
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qa_dist import entry
+from qa_dist.errors import ConfigError, ScoringError
+from qa_dist.score import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes values as JSON files, gzipped where the name says so, and gives their paths."""
+
+    def write(**values):
+        paths = {}
+        for name, value in values.items():
+            path = tmp_path / name.replace("_gz", ".gz")
+            content = json.dumps(value).encode()
+            path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+            paths[name] = str(path)
+        return paths
+
+    return write
+
+
+def squad(version, **questions):
+    qas = [{"id": key, "answers": [{"text": text} for text in texts]} for key, texts in questions.items()]
+    return {"version": version, "data": [{"paragraphs": [{"qas": qas}]}]}
+
+
+def test_version_1(files, capsys):
+    paths = files(references_gz=squad("1.1", a=["cat"], b=["dog"]), predictions_gz={"a": "the cat", "b": ""})
+    code = main(["--references", paths["references_gz"], "--predictions", paths["predictions_gz"]])
+    output = capsys.readouterr()
+    assert (code, output.err) == (0, "")
+    assert json.loads(output.out) == {"exact_match": 50.0, "f1": 50.0}
+
+
+def test_version_2(files, capsys):
+    paths = files(
+        references=squad("v2.0", a=["cat"], b=[]), predictions={"a": "cat", "b": "dog"}, odds_gz={"a": 0.1, "b": 0.9}
+    )
+    flags = ["--references", paths["references"], "--predictions", paths["predictions"]]
+    assert main(flags) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["exact"] == 50.0
+    assert "best_exact" not in plain
+    assert main([*flags, "--null_odds", paths["odds_gz"]]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        **plain,
+        **{"best_exact": 100.0, "best_exact_thresh": 0.1, "best_f1": 100.0, "best_f1_thresh": 0.1},
+    }
+    assert main([*flags, "--null_odds", paths["odds_gz"], "--na_prob_thresh", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["exact"] == 100.0
+
+
+def test_mistakes_are_one_sentence_and_code_2(files, capsys):
+    paths = files(references=squad("1.1", a=["cat"], b=["dog"]), predictions={"a": "cat", "c": "cow"}, odds={"a": 1})
+    flags = ["--references", paths["references"], "--predictions", paths["predictions"]]
+    assert main(flags) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == (
+        "qa_dist.score: error: 1 question ('b') without predictions (--allow_missing scores them 0) and predictions "
+        "for 1 unknown question ('c') (--allow_unknown ignores them); check that both files are of the same data set.\n"
+    )
+    assert main([*flags, "--allow_missing", "--allow_unknown"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"exact_match": 50.0, "f1": 50.0}
+    assert main([*flags, "--null_odds", paths["odds"]]) == 2
+    assert "--null_odds is for SQuAD v2.0" in capsys.readouterr().err
+    assert main([*flags, "--na_prob_thresh", "0.5"]) == 2
+    assert "--na_prob_thresh is for SQuAD v2.0" in capsys.readouterr().err
+    assert main(["--references", "nothing.json", "--predictions", paths["predictions"]]) == 2
+    assert capsys.readouterr().err == "qa_dist.score: error: cannot read nothing.json: No such file or directory.\n"
+
+
+def test_unknown_flags_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--references", "a", "--predictions", "b", "--allow_miss"])
+    assert "unrecognized arguments: --allow_miss" in capsys.readouterr().err
+
+
+@pytest.mark.squad
+def test_published_scores_from_the_command_line(squad_dir):
+    def score(references, predictions, *flags):
+        paths = ["--references", str(squad_dir / references), "--predictions", str(squad_dir / predictions)]
+        return subprocess.run(
+            [sys.executable, "-m", "qa_dist.score", *paths, *flags],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+    done = score("dev-v2.0.json.gz", "predictions-v2.0-nlnet.json.gz")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["f1"] == 78.77776770381462
+    done = score("dev-v1.1.json.gz", "predictions-v1.1-logreg.json.gz")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "13 questions" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = score("dev-v1.1.json.gz", "predictions-v1.1-logreg.json.gz", "--allow_missing", "--allow_unknown")
+    assert done.stdout == '{\n  "exact_match": 40.14191106906339,\n  "f1": 50.98153647324461\n}\n'
+
+
+def test_help_loads_no_heavy_library():
+    script = (
+        "import sys; from qa_dist.score import build_parser; build_parser().format_help(); "
+        "sys.exit(', '.join({'torch', 'numpy', 'datasets', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.stderr.strip() == ""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "qa_dist.score", "--help"], cwd=ROOT, capture_output=True, check=True)
+    assert time.perf_counter() - start < 5
+
+
+# entry.run
+
+
+def fails_with(error):
+    def work():
+        raise error
+
+    return work
+
+
+def test_exit_codes_and_messages(capsys):
+    assert entry.run("program", lambda: 7) == 7
+    assert entry.run("program", fails_with(ScoringError("This went wrong."))) == 2
+    assert capsys.readouterr().err == "program: error: This went wrong.\n"
+    assert entry.run("program", fails_with(ConfigError(["one", "two"]))) == 2
+    assert capsys.readouterr().err == "program: error: 2 problems in the configuration:\n  - one\n  - two\n"
+    assert entry.run("program", fails_with(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "program: interrupted\n"
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        entry.run("program", fails_with(RuntimeError("a fault of the program")))
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback():
+    script = (
+        "import sys; from qa_dist import entry\n"
+        "def work():\n"
+        "    for _ in range(100_000): sys.stdout.write('line\\n')\n"
+        "    return 0\n"
+        "sys.exit(entry.run('program', work))"
+    )
+    command = f'{sys.executable} -c "$0" | head -n 1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command, script], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")
