@@ -51,6 +51,7 @@ PROBLEMS = {
 
 _NUM_IDS_SHOWN = 3
 _NUM_NAMES_SHOWN = 8
+_NUM_HASHED_SYNTHETIC = 100
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 _LAYOUTS = {
@@ -239,11 +240,7 @@ def open_source(data: DataConfig, split: Split) -> Source:
 
         return _file_source(sample_path(split))
     if data.source.startswith("synthetic:"):
-        from qa_dist.sample import synthetic_examples
-
-        count = int(data.source.removeprefix("synthetic:"))
-        examples = synthetic_examples(count, seed=0 if split == "train" else 1)
-        return _rows_source(data.source, [_row_of(example) for example in examples])
+        return _synthetic_source(data.source, 0 if split == "train" else 1)
     splits = _load_hub(data)
     if split not in splits:
         raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --{split}_file")
@@ -272,6 +269,19 @@ def _rows_source(name: str, rows: Sequence[Row]) -> Source:
         values = [row.get(column) for column in (*COLUMNS, "title", "is_impossible")]
         digest.update(json.dumps(values, default=str).encode())
     return Source(name, digest.hexdigest(), lambda: read_rows(rows))
+
+
+def _synthetic_source(name: str, seed: int) -> Source:
+    from qa_dist.sample import synthetic_examples
+
+    def rows(count: int) -> Iterator[Row]:
+        return map(_row_of, synthetic_examples(count, seed=seed))
+
+    count = int(name.removeprefix("synthetic:"))
+    # An example depends on its seed and number only, so the first few tell which generator made all of them.
+    few = _rows_source(name, list(rows(min(count, _NUM_HASHED_SYNTHETIC)))).content_sha256
+    digest = hashlib.sha256(json.dumps([count, seed, few]).encode())
+    return Source(name, digest.hexdigest(), lambda: read_rows(rows(count)))
 
 
 def _row_of(example: Example) -> Row:

@@ -25,14 +25,13 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from qa_dist.config import DataConfig, RunConfig
-from qa_dist.decoding import FeatureMap
 from qa_dist.errors import StoreError
 from qa_dist.features import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
 from qa_dist.pretrained import load_tokenizer
@@ -40,7 +39,9 @@ from qa_dist.records import Answer, Example, Feature
 from qa_dist.squad import Report, Source, Split, load_source, max_samples, open_source
 from qa_dist.tokenisation import build_columns
 
-__all__ = ["FeatureStore", "load_tokenizer", "prepare_store", "store_root"]
+if TYPE_CHECKING:
+    # Decoding imports torch, which building a store does without.
+    from qa_dist.decoding import FeatureMap
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -173,8 +174,10 @@ class FeatureStore:
             end_token=int(self.end_token[feature_index]),
         )
 
-    def feature_map(self) -> FeatureMap:
+    def feature_map(self) -> "FeatureMap":
         """Where all features come from, for decoding; its arrays are views."""
+        from qa_dist.decoding import FeatureMap
+
         return FeatureMap(
             example_index_N=self.example_index,
             window_N=self.window,
@@ -244,7 +247,8 @@ def prepare_store(
         config: Its `data` and `model` options are used.
         split: "train" or "validation".
         tokenizer: The tokenizer of `config.model`, if the caller has loaded it already.
-        progress: Whether to show a bar on stderr while tokenising.
+        progress: Whether to tell on stderr what goes on: a bar while tokenising, and what validation found. One rank
+            does.
         verify: Whether to check the files of a store that was there already.
 
     Raises:
@@ -278,15 +282,10 @@ def prepare_store(
     store = FeatureStore(path, verify=verify)
     if store.fingerprint != fingerprint:
         raise _damaged(path, f"its manifest is that of {store.fingerprint}")
-    if store.report.problems or store.report.num_mended:
+    if progress and (store.report.problems or store.report.num_mended):
         _logger.warning("%s: %s", source.name, store.report.text())
-    if store.stats.num_truncated_questions:
-        _logger.warning(
-            "%s: %d questions were cut to %d tokens",
-            source.name,
-            store.stats.num_truncated_questions,
-            spec.max_question_length,
-        )
+    if progress and (num_cut := store.stats.num_truncated_questions):
+        _logger.warning("%s: %d questions were cut to %d tokens", source.name, num_cut, spec.max_question_length)
     return store
 
 
