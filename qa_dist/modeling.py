@@ -307,6 +307,8 @@ def build_model(
         enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     _check_trainable(span_model, fresh)
+    for bias in logit_biases(span_model).values():
+        bias.register_hook(torch.zeros_like)
     return span_model, parameter_report(span_model, before)
 
 
@@ -466,21 +468,29 @@ def head_parameters(model: SpanModel) -> list[str]:
     return [name for name, _ in model.trainable() if name.removeprefix("base_model.model.").split(".")[0] in heads]
 
 
+def logit_biases(model: SpanModel) -> dict[str, nn.Parameter]:
+    """The head's two trainable biases that shift all start, or all end, logits of a feature alike.
+
+    The softmax over the tokens does not change with such a shift, so their gradient is zero but for rounding - and Adam
+    divides a gradient by its own size, which would turn that rounding into steps as long as any other.
+    """
+    heads = set(head_parameters(model))
+    return {name: weight for name, weight in model.trainable() if name in heads and tuple(weight.shape) == (2,)}
+
+
 class GradientCheck:
     """Makes sure that every adapter and head tensor has had a non-zero gradient by the second step.
 
-    In the first step LoRA's A matrices have none, because B starts at zero (Hu et al. 2022, section 4.1). Biases of a
-    layer that gives one logit per token and per end are left out: the softmax over the tokens does not change when all
-    its logits shift, so their gradient is zero but for rounding.
+    In the first step LoRA's A matrices have none, because B starts at zero (Hu et al. 2022, section 4.1). The biases of
+    the logits never have one, see `logit_biases`.
     """
 
     def __init__(self, model: SpanModel) -> None:
-        heads = set(head_parameters(model))
-        lora = [name for name, _ in model.trainable() if "lora_" in name]
+        heads, never = set(head_parameters(model)), logit_biases(model)
         self._pending = {
             name: parameter
             for name, parameter in model.trainable()
-            if (name in heads or name in lora) and not (name in heads and tuple(parameter.shape) == (2,))
+            if ("lora_" in name or name in heads) and name not in never
         }
 
     def observe(self, step: int) -> None:

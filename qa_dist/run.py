@@ -3,6 +3,7 @@
 Rank 0 writes; the other ranks follow the same calls and take part where a call needs all of them.
 """
 
+import dataclasses
 import datetime
 import shutil
 import sys
@@ -100,7 +101,6 @@ class Run:
         self._evaluations_without_best = 0
         if ranks.is_main:
             _claim(directory, overwrite=config.training.overwrite_output_dir)
-            write_config(config, directory / "config.yaml")
         self._log = MetricsLog(directory / "metrics.jsonl" if ranks.is_main else None)
         if config.training.report_to:
             ranks.start_trackers("qa_dist", config.flat())
@@ -139,7 +139,11 @@ class Run:
                     f"{store.num_features:,} features of {store.lengths.mean():.1f} tokens on average"
                 )
         self._record["data"] = described
-        self._record["version_2"] = data.version_2
+        if self.ranks.is_main:
+            # With what `auto` came to, so that this file alone repeats the run.
+            version_2 = data.version_2 or self.config.data.version_2_with_negative
+            resolved = dataclasses.replace(self.config.data, version_2_with_negative=version_2)
+            write_config(dataclasses.replace(self.config, data=resolved), self.directory / "config.yaml")
 
     def describe_model(self, model: SpanModel, report: ParameterReport) -> None:
         """Note and show what is trained."""

@@ -1,0 +1,46 @@
+# Set-up and the everyday commands. Everything lives in .venv beside this file, so clones do not touch each other.
+#
+#   make quickstart   install, and train and score on the embedded sample: no GPU and no model hub needed
+#   make test         install what tests need, and run all of them
+#   make check        linters and types
+#   make docs         regenerate the tables in README.md
+#   make clean        remove .venv and everything generated
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test check docs clean
+
+quickstart: $(VENV)/.quickstart
+	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m qa_dist.documentation README.md
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is written last: an interrupted installation is taken up again.
+$(VENV)/.quickstart: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[quickstart]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[quickstart,quant,deepspeed,dev]'
+	touch $@ $(VENV)/.quickstart

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Train on this machine: one process per GPU, or two CPU processes where there is none.
+#
+#   bash launch/local.sh --config squad_bert_base --output_dir outputs/run
+#
+# Arguments go to qa_dist.train. NUM_PROCESSES sets the number of processes, PYTHON the interpreter.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python}
+count=${NUM_PROCESSES:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}
+
+# One process may use every core; several share them.
+cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > count ? cores / count : 1))}
+
+config=ddp
+[ "$count" -eq 1 ] && config=single
+exec "$python" -m accelerate.commands.launch --config_file "$root/accelerate_configs/$config.yaml" \
+  --num_processes "$count" -m qa_dist.train "$@"

@@ -1,0 +1,32 @@
+"""The `qa-dist` command: every entry point under one name."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "prepare": "build the feature store of a data set, once",
+    "train": "train on this process (several: accelerate launch -m qa_dist.train)",
+    "evaluate": "score a trained model",
+    "score": "score a predictions file as the official SQuAD scripts do",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `qa-dist COMMAND ...`; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        code: int = importlib.import_module(f"qa_dist.{words[0]}").main(words[1:])
+        return code
+    asked = not words or words[0] in ("-h", "--help")
+    listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    usage = f"usage: qa-dist COMMAND [options]\n\n{listing}\n\nqa-dist COMMAND --help lists the options of a command.\n"
+    if asked:
+        sys.stdout.write(usage)
+        return 0
+    sys.stderr.write(f"qa-dist: error: {words[0]!r} is no command; use one of {', '.join(COMMANDS)}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Score a trained model: `python -m qa_dist.evaluate --adapter DIR`, or through accelerate launch or torchrun.
+
+Without further options it repeats the evaluation that the training run ended with.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qa_dist.config import ConfigError, option, parse, peek, read_recipe
+from qa_dist.entry import run
+
+PROG = "qa_dist.evaluate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """What is evaluated, and where the results go."""
+
+    adapter: str | None = option(
+        None, "folder that training wrote: an adapter in peft's format, or a whole model", required=True
+    )
+    results_dir: str | None = option(
+        None, "folder for metrics.json, predictions.json and the rest; none: print the metrics only"
+    )
+
+    def problems(self) -> Iterable[str]:
+        """Contradictions inside this group."""
+        if self.adapter is not None and not Path(self.adapter).is_dir():
+            yield f"--adapter {self.adapter} is not a folder; give the --output_dir of a training run"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(PROG, lambda: _evaluate(sys.argv[1:] if argv is None else argv))
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    config, own = parse(
+        argv,
+        prog=PROG,
+        description=__doc__ or "",
+        groups=("data", "model", "evaluation"),
+        entry=EvaluateConfig,
+        base=_base_options(peek(argv, "adapter")),
+    )
+    from qa_dist.distributed import Ranks, failures_named
+    from qa_dist.evaluation import evaluate, write_results
+    from qa_dist.modeling import load_trained
+    from qa_dist.pretrained import load_tokenizer
+    from qa_dist.store import prepare_store
+
+    with failures_named():
+        ranks = Ranks(mixed_precision=config.training.mixed_precision)
+        with ranks.local_main_first():
+            tokenizer = load_tokenizer(config.model)
+            store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
+        model = load_trained(
+            config.model,
+            str(own.adapter),
+            max_seq_length=config.data.max_seq_length,
+            tokenizer_pads_left=tokenizer.padding_side == "left",
+        ).to(ranks.device)
+        directory = Path(own.results_dir) if own.results_dir else None
+        if config.evaluation.gather == "logits" and directory is None:
+            raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
+        if directory is not None and ranks.is_main:
+            directory.mkdir(parents=True, exist_ok=True)
+        version_2 = config.data.version_2_with_negative
+        found = evaluate(
+            model,
+            store,
+            ranks,
+            config.evaluation,
+            version_2=bool(store.num_unanswerable) if version_2 is None else version_2,
+            logits_path=directory / "logits.npy" if directory else None,
+        )
+        if ranks.is_main:
+            if directory is not None:
+                write_results(found, directory)
+            sys.stdout.write(json.dumps(found.metrics, indent=2) + "\n")
+        ranks.close()
+    return 0
+
+
+def _base_options(adapter: str | None) -> dict[str, Any]:
+    """Options of the run that wrote the folder; of a foreign adapter, at least its base model."""
+    if adapter is None:
+        return {}
+    config, foreign = Path(adapter) / "config.yaml", Path(adapter) / "adapter_config.json"
+    if config.is_file():
+        return read_recipe(str(config))
+    try:
+        return {"model_name_or_path": str(json.loads(foreign.read_text(encoding="utf-8"))["base_model_name_or_path"])}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""When one rank fails, all end at once, and the log says which one it was."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launching import run, torchrun
+from tests.tiny import tiny_model, tiny_squad
+
+pytestmark = pytest.mark.distributed
+
+
+def write_module(folder: Path, body: str) -> None:
+    """A module `broken_train` that runs qa_dist.train with something broken in it."""
+    text = (
+        f"import sys\nimport qa_dist.training as training\n{body}\nfrom qa_dist.train import main\nsys.exit(main())\n"
+    )
+    (folder / "broken_train.py").write_text(text, encoding="utf-8")
+
+
+def start(folder: Path, num_processes: int) -> tuple[int, str, float]:
+    words = ["--model_name_or_path", str(tiny_model("bert", folder / "bert"))]
+    words += ["--train_file", str(tiny_squad(folder / "train.json", 40, seed=1)), "--eval_steps", "no"]
+    words += ["--store_dir", str(folder / "store"), "--output_dir", str(folder / "out")]
+    words += ["--max_seq_length", "64", "--doc_stride", "16", "--num_train_epochs", "50"]
+    began = time.monotonic()
+    done = run(torchrun(num_processes, "broken_train", words), PYTHONPATH=f"{folder}:{Path(__file__).parents[2]}")
+    return done.returncode, done.stderr, time.monotonic() - began
+
+
+def test_a_rank_that_raises_ends_all_and_is_named(tmp_path: Path) -> None:
+    body = """
+step = training.Trainer.step
+def failing(self, number):
+    if self.ranks.rank == 1 and number == 3:
+        raise RuntimeError("the disk of this node has gone")
+    return step(self, number)
+training.Trainer.step = failing
+"""
+    write_module(tmp_path, body)
+    code, stderr, seconds = start(tmp_path, 2)
+    assert code != 0
+    assert "[rank 1] failed: RuntimeError: the disk of this node has gone" in stderr, stderr
+    assert seconds < 120, "the other rank must not wait for a time-out"
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_features(tmp_path: Path, num_processes: int) -> None:
+    body = """
+loss = training.span_loss
+calls = 0
+def spoiled(*arguments):
+    global calls
+    calls += 1
+    found = loss(*arguments)
+    return found * float("nan") if calls == 4 else found
+training.span_loss = spoiled
+"""
+    write_module(tmp_path, body)
+    code, stderr, _ = start(tmp_path, num_processes)
+    assert code != 0
+    assert "step 4: the loss of" in stderr, stderr
+    assert "of 16 features is not finite: q" in stderr, stderr
+    assert "#0" in stderr or "#1" in stderr, stderr
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path) -> None:
+    words = ["--output_dir", str(tmp_path / "out"), "--train_file", str(tmp_path / "missing.json")]
+    words += ["--model_name_or_path", str(tiny_model("bert", tmp_path / "bert")), "--eval_steps", "no"]
+    words += ["--max_seq_length", "64", "--doc_stride", "16"]
+    done = run(torchrun(2, "qa_dist.train", words))
+    assert done.returncode != 0
+    assert done.stderr.count("missing.json") == 1, done.stderr
+    assert "exitcode  : 2" in done.stderr

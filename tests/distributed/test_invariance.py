@@ -1,0 +1,129 @@
+"""The same run at any world size: the loss curve, the gradients, the answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed.launching import lines, succeed, torchrun
+from tests.tiny import tiny_model, tiny_squad
+
+pytestmark = pytest.mark.distributed
+
+WORLD_SIZES = (1, 2, 3, 5)
+NUM_STEPS = 40
+BUDGETS = {1: "128", 2: "4096", 3: "200", 5: "96"}
+"""Every world size with a token budget of its own: neither may matter."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return {
+        "model": str(tiny_model("bert", folder / "bert")),
+        "train": str(tiny_squad(folder / "train.json", 60, seed=1, unanswerable=True)),
+        "validation": str(tiny_squad(folder / "validation.json", 33, seed=2, unanswerable=True)),
+        "store": str(folder / "store"),
+    }
+
+
+def arguments(inputs: dict[str, str], output: Path, **options: object) -> list[str]:
+    settings: dict[str, object] = {
+        "model_name_or_path": inputs["model"],
+        "train_file": inputs["train"],
+        "validation_file": inputs["validation"],
+        "store_dir": inputs["store"],
+        "output_dir": output,
+        "max_seq_length": 64,
+        "doc_stride": 16,
+        "lora_dropout": 0,
+        "lora_target_modules": "all-linear",
+        "learning_rate": 2e-3,
+        # 11 leaves a short last step in every epoch, and ranks without a feature at world size 5.
+        "global_batch_size": 11,
+        "num_train_epochs": 100,
+        "max_train_steps": NUM_STEPS,
+        "eval_steps": 20,
+        "keep": "last",
+        "disable_tqdm": "true",
+        **options,
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def runs(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    outputs = {}
+    for world_size in WORLD_SIZES:
+        outputs[world_size] = tmp_path_factory.mktemp("runs") / str(world_size)
+        words = arguments(inputs, outputs[world_size], max_tokens_per_device=BUDGETS[world_size])
+        succeed(torchrun(world_size, "qa_dist.train", words))
+    return outputs
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_the_loss_curve_does_not_depend_on_the_world_size(runs: dict[int, Path], world_size: int) -> None:
+    curves = {}
+    for size in (1, world_size):
+        steps = [line for line in lines(runs[size] / "metrics.jsonl") if "loss" in line]
+        assert [line["step"] for line in steps] == list(range(1, NUM_STEPS + 1))
+        curves[size] = steps
+    for name, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        single, several = ([line[name] for line in curves[size]] for size in (1, world_size))
+        np.testing.assert_allclose(several, single, rtol=tolerance, err_msg=name)
+    for name in ("num_features", "num_tokens", "learning_rate"):
+        assert [line[name] for line in curves[1]] == [line[name] for line in curves[world_size]]
+    # The model learns, so that equal curves mean something.
+    losses = [line["loss"] for line in curves[1]]
+    assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.1
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_adapters_agree(runs: dict[int, Path], world_size: int) -> None:
+    from safetensors.numpy import load_file
+
+    single, several = (load_file(runs[size] / "adapter_model.safetensors") for size in (1, world_size))
+    assert single.keys() == several.keys()
+    for name, tensor in single.items():
+        np.testing.assert_allclose(several[name], tensor, atol=1e-4, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def evaluations(
+    inputs: dict[str, str], runs: dict[int, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[int, str], Path]:
+    found = {}
+    for world_size in WORLD_SIZES:
+        for gather in ("candidates", "logits") if world_size in (1, 3) else ("candidates",):
+            results = found[world_size, gather] = tmp_path_factory.mktemp("results")
+            words = ["--adapter", str(runs[1]), "--store_dir", inputs["store"], "--results_dir", str(results)]
+            # A small budget makes many batches, and few enough that one of five ranks may have none.
+            words += ["--gather", gather, "--eval_tokens_per_device", "640"]
+            succeed(torchrun(world_size, "qa_dist.evaluate", words))
+    return found
+
+
+def test_evaluation_files_are_byte_identical(evaluations: dict[tuple[int, str], Path]) -> None:
+    assert len(evaluations) == len(WORLD_SIZES) + 2
+    first = evaluations[1, "candidates"]
+    for results in evaluations.values():
+        for name in ("metrics.json", "predictions.json", "nbest.json", "null_odds.json"):
+            assert (results / name).read_bytes() == (first / name).read_bytes(), (results, name)
+    assert len(set((first / "predictions.json").read_text().splitlines())) > 10, "answers should differ"
+
+
+def test_gathered_logits_cover_every_token(evaluations: dict[tuple[int, str], Path], runs: dict[int, Path]) -> None:
+    import json
+
+    one, three = (np.load(evaluations[size, "logits"] / "logits.npy") for size in (1, 3))
+    data = json.loads((runs[1] / "run.json").read_text())["data"]["validation"]
+    assert one.shape == (round(data["mean_tokens"] * data["num_features"]), 2)
+    assert np.isfinite(one).all()
+    assert np.array_equal(one, three)
+
+
+def test_evaluate_repeats_the_metrics_of_the_run(inputs: dict[str, str], runs: dict[int, Path], tmp_path: Path) -> None:
+    words = ["--adapter", str(runs[2]), "--store_dir", inputs["store"], "--results_dir", str(tmp_path)]
+    succeed(torchrun(1, "qa_dist.evaluate", words))
+    for name in ("metrics.json", "predictions.json"):
+        assert (tmp_path / name).read_bytes() == (runs[2] / name).read_bytes()
