@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max_length", type=int, default=384)
     parser.add_argument("--chunk", type=int, default=256, help="features per call of top_spans")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; more help only on cores with nothing else to do"
+    )
     parser.add_argument("--baseline_features", type=int, default=2000, help="features that the loops run on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
