@@ -17,6 +17,7 @@ from qa_dist.modeling import (
     head_names,
     head_parameters,
     load_trained,
+    logit_biases,
     span_loss,
     target_modules,
     transformers_model,
@@ -128,6 +129,15 @@ def test_full_fine_tuning_comes_back(model_type: str, tmp_path: Path) -> None:
     config = ModelConfig(model_name_or_path="unused", tuning="full")
     again = load_trained(config, str(tmp_path / "out"), max_seq_length=MAX_LENGTH, tokenizer_pads_left=False)
     assert torch.equal(model.eval()(*row())[0], again(*row())[0])
+
+
+def test_rounding_does_not_move_the_biases_of_the_logits(tmp_path: Path) -> None:
+    model = build(tiny_model("bert", tmp_path))
+    biases = logit_biases(model)
+    assert [tuple(bias.shape) for bias in biases.values()] == [(2,)]
+    _, _, gradients = loss_and_gradients(model)
+    for name in biases:
+        assert not gradients[name].any()
 
 
 @pytest.mark.parametrize(
