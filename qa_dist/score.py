@@ -11,7 +11,15 @@ import sys
 
 from qa_dist import entry
 from qa_dist.errors import ScoringError
-from qa_dist.scoring import Scores, load_null_odds, load_predictions, load_references, score_v1, score_v2
+from qa_dist.scoring import (
+    Scores,
+    load_null_odds,
+    load_predictions,
+    load_references,
+    score_v1,
+    score_v2,
+    unknown_predictions,
+)
 
 PROGRAM = "qa_dist.score"
 
@@ -40,7 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="v2.0 only: take a question as unanswered where its null odds exceed X (default: 1.0, as officially)",
     )
     parser.add_argument("--allow_missing", action="store_true", help="score questions without a prediction 0")
-    parser.add_argument("--allow_unknown", action="store_true", help="ignore predictions for unknown questions")
     return parser
 
 
@@ -58,6 +65,8 @@ def _print_scores(args: argparse.Namespace) -> int:
 def _scores(args: argparse.Namespace) -> Scores:
     references = load_references(args.references)
     predictions = load_predictions(args.predictions)
+    if remark := unknown_predictions(references.answers, predictions):
+        sys.stderr.write(f"{PROGRAM}: note: {remark}\n")
     if references.version_2:
         return score_v2(
             references.answers,
@@ -65,12 +74,11 @@ def _scores(args: argparse.Namespace) -> Scores:
             null_odds=None if args.null_odds is None else load_null_odds(args.null_odds),
             na_prob_thresh=1.0 if args.na_prob_thresh is None else args.na_prob_thresh,
             allow_missing=args.allow_missing,
-            allow_unknown=args.allow_unknown,
         )
     for flag in ("null_odds", "na_prob_thresh"):
         if getattr(args, flag) is not None:
             raise ScoringError(f"--{flag} is for SQuAD v2.0, but {args.references} is v1.1; leave it out.")
-    return score_v1(references.answers, predictions, allow_missing=args.allow_missing, allow_unknown=args.allow_unknown)
+    return score_v1(references.answers, predictions, allow_missing=args.allow_missing)
 
 
 if __name__ == "__main__":

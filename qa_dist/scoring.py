@@ -39,7 +39,6 @@ def score_v1(
     predictions: Mapping[str, str],
     *,
     allow_missing: bool = False,
-    allow_unknown: bool = False,
 ) -> Scores:
     """`exact_match` and `f1` in percent, as evaluate-v1.1.py gives them.
 
@@ -47,12 +46,11 @@ def score_v1(
         references: the reference answers of each question; at least one each.
         predictions: the predicted text for each question.
         allow_missing: score questions without a prediction 0 instead of refusing.
-        allow_unknown: ignore predictions for unknown questions instead of refusing.
 
     Raises:
         ScoringError: references and predictions do not belong together.
     """
-    _check_ids(references, predictions, "predictions", allow_missing, allow_unknown)
+    _check_ids(references, predictions, "predictions", allow_missing)
     unanswerable = [key for key, answers in references.items() if not answers]
     if unanswerable:
         raise ScoringError(
@@ -69,7 +67,6 @@ def score_v2(
     null_odds: Mapping[str, float] | None = None,
     na_prob_thresh: float = 1.0,
     allow_missing: bool = False,
-    allow_unknown: bool = False,
 ) -> Scores:
     """The scores of evaluate-v2.0.py, under its keys and in its order.
 
@@ -85,14 +82,13 @@ def score_v2(
         na_prob_thresh: a question whose null odds exceed this counts as predicted unanswerable, whatever its
             prediction; without `null_odds`, all odds are 0.
         allow_missing: score questions without a prediction 0 instead of refusing.
-        allow_unknown: ignore predictions and null odds of unknown questions instead of refusing.
 
     Raises:
         ScoringError: references, predictions and null odds do not belong together.
     """
-    _check_ids(references, predictions, "predictions", allow_missing, allow_unknown)
+    _check_ids(references, predictions, "predictions", allow_missing)
     if null_odds is not None:
-        _check_ids(references, null_odds, "null odds", allow_missing, allow_unknown)
+        _check_ids(references, null_odds, "null odds", allow_missing)
         without_odds = [key for key in references if key in predictions and key not in null_odds]
         if without_odds:
             raise ScoringError(f"{_count(without_odds, 'predicted question')} without null odds; give odds for all.")
@@ -128,19 +124,21 @@ def _check_ids(
     given: Mapping[str, object],
     what: str,
     allow_missing: bool,
-    allow_unknown: bool,
 ) -> None:
     if not references:
         raise ScoringError("there are no questions to score; check the reference file.")
-    problems = []
     missing = [] if allow_missing else [key for key in references if key not in given]
     if missing:
-        problems.append(f"{_count(missing, 'question')} without {what} (--allow_missing scores them 0)")
-    unknown = [] if allow_unknown else [key for key in given if key not in references]
-    if unknown:
-        problems.append(f"{what} for {_count(unknown, 'unknown question')} (--allow_unknown ignores them)")
-    if problems:
-        raise ScoringError(f"{' and '.join(problems)}; check that both files are of the same data set.")
+        raise ScoringError(
+            f"{_count(missing, 'question')} without {what} (--allow_missing scores them 0); check that both files are "
+            "of the same data set."
+        )
+
+
+def unknown_predictions(references: Mapping[str, object], predictions: Mapping[str, object]) -> str | None:
+    """A remark on predictions for questions that are not asked, which the official scripts ignore; None without any."""
+    unknown = [key for key in predictions if key not in references]
+    return f"predictions for {_count(unknown, 'unknown question')} are ignored" if unknown else None
 
 
 def _count(keys: Sequence[str], noun: str) -> str:

@@ -34,13 +34,18 @@ COLUMNS = ("id", "context", "question", "answers")
 """What a row must have; `title` is optional, and `is_impossible` is honoured where it occurs."""
 
 PROBLEMS = {
-    "missing_key": "id, question, context, paragraphs or qas is missing",
-    "wrong_type": "a value has the wrong type (texts are strings, answers are {text, answer_start})",
-    "empty_id": "the id is empty",
+    "not_object": "an entry is not an object",
+    "surplus_values": "a row has more values than the header has columns",
+    **{f"missing_{key}": f"{key} is missing" for key in ("paragraphs", "qas", "id", "question", "context")},
+    **{f"wrong_{key}": f"{key} is not a list" for key in ("paragraphs", "qas")},
+    **{f"wrong_{key}": f"{key} is not a string" for key in ("id", "question", "context", "title")},
+    "wrong_is_impossible": "is_impossible is not true or false",
+    "wrong_answers": "answers is neither a list of {text, answer_start} nor a list of each, texts and whole numbers",
+    "empty_id": "id is empty",
     "duplicate_id": "the id occurred before",
+    "empty_question": "question is empty",
+    "empty_context": "context is empty",
     "not_unicode": "a text holds half a surrogate pair and cannot be written as UTF-8",
-    "empty_context": "the context is empty",
-    "empty_question": "the question is empty",
     "empty_answer": "an answer text is empty",
     "answer_beyond_context": "an answer reaches beyond the context",
     "answer_not_at_offset": "an answer text is not at its answer_start, nor at exactly one other place",
@@ -115,10 +120,14 @@ class Report:
 
     def text(self) -> str:
         """The findings in one paragraph."""
-        parts = [f"{self.num_records:,} records, {self.num_examples:,} valid, {self.num_unanswerable:,} unanswerable"]
+        parts = [
+            f"records: {self.num_records:,}",
+            f"valid: {self.num_examples:,}",
+            f"unanswerable: {self.num_unanswerable:,}",
+        ]
         if self.num_mended:
             parts.append(
-                f"{self.num_mended:,} mended, as the answer text occurs exactly once elsewhere in the context "
+                f"mended: {self.num_mended:,}, whose answer text occurs exactly once but not at its answer_start "
                 f"({_listed(self.first_mended, self.num_mended)})"
             )
         if self.problems:
@@ -126,8 +135,8 @@ class Report:
                 f"{problem.count:,} where {PROBLEMS[problem.kind]} ({_listed(problem.first_ids, problem.count)})"
                 for problem in self.problems
             )
-            parts.append(f"{self.num_invalid:,} invalid: {kinds}")
-        return "; ".join(parts)
+            parts.append(f"invalid: {self.num_invalid:,}: {kinds}")
+        return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types."""
@@ -458,15 +467,15 @@ def _article_records(articles: Sequence[Any]) -> Iterator[Record]:
                 if isinstance(qa, dict):
                     yield Record(place, {**qa, **shared})
                 else:
-                    yield Record(place, {}, "wrong_type")
+                    yield Record(place, {}, "not_object")
 
 
 def _list_problem(parent: Any, key: str) -> str | None:
     if not isinstance(parent, dict):
-        return "wrong_type"
+        return "not_object"
     if parent.get(key) is None:
-        return "missing_key"
-    return None if isinstance(parent[key], list) else "wrong_type"
+        return f"missing_{key}"
+    return None if isinstance(parent[key], list) else f"wrong_{key}"
 
 
 def _jsonl_records(text: str, path: Path) -> Iterable[Record]:
@@ -496,9 +505,13 @@ def _csv_records(text: str, path: Path) -> Iterable[Record]:
         raise DataError(f"{path} is not CSV: {error} at line {reader.line_num}; mend the file") from error
     finally:
         csv.field_size_limit(limit)
+    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
+        raise DataError(f"{path} has one column called {columns[0]!r}; separate columns by commas")
     _require_columns(columns, path)
-    # The reader files surplus fields under None: a comma without quotes has shifted the columns.
-    return [Record(f"row {number}", row, "wrong_type" if None in row else None) for number, row in enumerate(rows, 1)]
+    # The reader files surplus values under None: a comma without quotes has shifted the columns.
+    return [
+        Record(f"row {number}", row, "surplus_values" if None in row else None) for number, row in enumerate(rows, 1)
+    ]
 
 
 def _parquet_records(content: bytes, path: Path) -> Iterable[Record]:
@@ -521,7 +534,7 @@ def _checked_rows(rows: Sequence[Any], path: Path, word: str) -> Iterable[Record
         _require_columns(list(names), path)
     for number, row in enumerate(rows, 1):
         place = f"{word} {number}"
-        yield Record(place, row) if isinstance(row, dict) else Record(place, {}, "wrong_type")
+        yield Record(place, row) if isinstance(row, dict) else Record(place, {}, "not_object")
 
 
 def _require_columns(found: Sequence[str], path: Path) -> None:
@@ -529,7 +542,7 @@ def _require_columns(found: Sequence[str], path: Path) -> None:
     if missing:
         raise DataError(
             f"{path} lacks {', '.join(missing)}: it has {_listed(found, len(found)) or 'nothing'}, and rows need "
-            f"{', '.join(COLUMNS)} (CSV columns are separated by commas)"
+            f"{', '.join(COLUMNS)}"
         )
 
 
@@ -556,7 +569,7 @@ def validate(records: Iterable[Record], *, allow_unanswerable: bool = True) -> t
             if label in ids:
                 problems.add("duplicate_id")
             ids.add(label)
-        shown = _printable(label if label is not None else record.place)
+        shown = _printable(label or record.place)
         for kind in problems:
             found[kind].append(shown)
         if example is None or problems:
@@ -584,17 +597,19 @@ def _check(record: Record, allow_unanswerable: bool) -> tuple[Example | None, se
     if record.problem:
         return None, {record.problem}, False
     row = record.row
-    problems = {"missing_key" for key in ("id", "question", "context") if row.get(key) is None}
+    problems = {f"missing_{key}" for key in ("id", "question", "context") if row.get(key) is None}
     identity, question, context = _label(record), row.get("question"), row.get("context")
     title, impossible = row.get("title"), row.get("is_impossible")
-    typed = (
-        (row.get("id") is None or identity is not None)
-        and all(value is None or isinstance(value, str) for value in (question, context, title))
-        and (impossible is None or isinstance(impossible, bool))
-    )
+    for key, value in (("question", question), ("context", context), ("title", title)):
+        if not isinstance(value, str | None):
+            problems.add(f"wrong_{key}")
+    if identity is None and row.get("id") is not None:
+        problems.add("wrong_id")
+    if not isinstance(impossible, bool | None):
+        problems.add("wrong_is_impossible")
     answers = _answers(row.get("answers"))
-    if not typed or answers is None:
-        problems.add("wrong_type")
+    if answers is None:
+        problems.add("wrong_answers")
     if problems or answers is None or identity is None or question is None or context is None:
         return None, problems, False
     if not identity:

@@ -70,10 +70,11 @@ def test_mistakes_are_one_sentence_and_code_2(files, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == (
-        "qa_dist.score: error: 1 question ('b') without predictions (--allow_missing scores them 0) and predictions "
-        "for 1 unknown question ('c') (--allow_unknown ignores them); check that both files are of the same data set.\n"
+        "qa_dist.score: note: predictions for 1 unknown question ('c') are ignored\n"
+        "qa_dist.score: error: 1 question ('b') without predictions (--allow_missing scores them 0); check that both "
+        "files are of the same data set.\n"
     )
-    assert main([*flags, "--allow_missing", "--allow_unknown"]) == 0
+    assert main([*flags, "--allow_missing"]) == 0
     assert json.loads(capsys.readouterr().out) == {"exact_match": 50.0, "f1": 50.0}
     assert main([*flags, "--null_odds", paths["odds"]]) == 2
     assert "--null_odds is for SQuAD v2.0" in capsys.readouterr().err
@@ -108,8 +109,9 @@ def test_published_scores_from_the_command_line(squad_dir):
     assert (done.returncode, done.stdout) == (2, "")
     assert "13 questions" in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    done = score("dev-v1.1.json.gz", "predictions-v1.1-logreg.json.gz", "--allow_missing", "--allow_unknown")
+    assert "28 unknown questions" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    done = score("dev-v1.1.json.gz", "predictions-v1.1-logreg.json.gz", "--allow_missing")
     assert done.stdout == '{\n  "exact_match": 40.14191106906339,\n  "f1": 50.98153647324461\n}\n'
 
 

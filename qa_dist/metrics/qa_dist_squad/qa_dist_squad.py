@@ -15,7 +15,7 @@ from qa_dist.scoring import Scores, score_v1, score_v2
 
 _DESCRIPTION = """
 Exact match and F1 of the official SQuAD v1.1 and v2.0 scripts, from local files only: the inputs and the results are
-those of the metrics `squad` and `squad_v2`. A prediction that is missing, repeated or unknown is an error.
+those of the metrics `squad` and `squad_v2`. A prediction that is missing or repeated is an error.
 """
 
 _INPUTS = """
