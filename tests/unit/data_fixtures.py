@@ -1,0 +1,108 @@
+"""A hand-written data set and small tokenizers for the tests of the data path."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from qa_dist.config import DataConfig, ModelConfig, RunConfig
+from qa_dist.records import Example
+from qa_dist.squad import read_file, validate
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+TINY_SQUAD = FIXTURES / "tiny_squad.json"
+"""Accents, emoji, combining marks, CRLF, unanswerable questions, and a context of several windows."""
+MALFORMED = FIXTURES / "malformed"
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def tiny_examples() -> list[Example]:
+    return validate(read_file(TINY_SQUAD))[0]
+
+
+def row(example_id: str = "q1", **changes: Any) -> dict[str, Any]:
+    """A valid row, with some keys changed; ... removes a key."""
+    base = {
+        "id": example_id,
+        "context": "Mora lies on a lake. The lake is deep.",
+        "question": "Where does Mora lie?",
+        "answers": {"text": ["on a lake"], "answer_start": [10]},
+    }
+    return {key: value for key, value in (base | changes).items() if value is not ...}
+
+
+def write_rows(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
+    return str(path)
+
+
+def wordpiece_tokenizer(*, padding_side: str = "right", uncased: bool = True, words: tuple[str, ...] = ()) -> Any:
+    """BERT's tokenizer with a vocabulary of letters; emoji are unknown to it."""
+    letters = [chr(code) for code in (*range(33, 127), *range(0xC0, 0x180))]
+    vocabulary = [*SPECIALS, "the", "stage", "of", "##ing", *words, *letters, *(f"##{letter}" for letter in letters)]
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=uncased)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side=padding_side,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def byte_tokenizer(template: str = "roberta") -> Any:
+    """A byte-level tokenizer of single bytes, several of which make one accented letter or emoji.
+
+    Templates: "roberta" (<s> A </s></s> B </s>, no token types), "xlnet" (A <sep> B <sep> <cls>, pads on the left),
+    "bare" (no special tokens at all), "bos" (<s> A B).
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<s>", "</s>", "<pad>", "<cls>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    names: dict[str, Any] = {"pad_token": "<pad>"}
+    side = "right"
+    if template == "roberta":
+        backend.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), trim_offsets=True)
+        names |= {"cls_token": "<s>", "sep_token": "</s>", "bos_token": "<s>"}
+    elif template == "xlnet":
+        side = "left"
+        backend.post_processor = processors.TemplateProcessing(
+            single="$A </s> <cls>", pair="$A </s> $B:1 </s>:1 <cls>:2", special_tokens=[("</s>", 1), ("<cls>", 3)]
+        )
+        names |= {"cls_token": "<cls>", "sep_token": "</s>"}
+    elif template == "bos":
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B:1", special_tokens=[("<s>", 0)]
+        )
+        names |= {"bos_token": "<s>"}
+    else:
+        backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if template == "xlnet" else [])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side=side, model_input_names=inputs, **names)
+
+
+def save_tokenizer(folder: Path, tokenizer: Any = None) -> str:
+    """The name under which a configuration finds the tokenizer."""
+    (tokenizer or wordpiece_tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def run_config(tokenizer_folder: str | Path, store_dir: str | Path, **data: Any) -> RunConfig:
+    """A configuration with short windows, on the hand-written data set unless told otherwise."""
+    options: dict[str, Any] = {"max_seq_length": 96, "doc_stride": 24, "store_dir": str(store_dir), **data}
+    if "dataset_name" not in options:
+        options.setdefault("train_file", str(TINY_SQUAD))
+    return RunConfig(data=DataConfig(**options), model=ModelConfig(model_name_or_path=str(tokenizer_folder)))
