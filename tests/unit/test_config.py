@@ -1,0 +1,211 @@
+"""One configuration from recipes and flags; every problem reported, all of them at once."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qa_dist.config import (
+    GROUPS,
+    RunConfig,
+    defaults,
+    option,
+    option_table,
+    parse,
+    peek,
+    read_recipe,
+    recipe_path,
+    write_config,
+)
+from qa_dist.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[2] / "qa_dist" / "recipes").glob("*.yaml"))
+
+
+def read(*words: str) -> RunConfig:
+    return parse(["--output_dir", "out", *words], prog="test", description="")[0]
+
+
+def problems(*words: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse(words, prog="test", description="")
+    return caught.value.problems
+
+
+def test_flags_override_the_recipe_which_overrides_the_defaults(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 2e-5\nseed: 7\nlora_target_modules: [query, key]\n", encoding="utf-8")
+    config = read("--config", str(recipe), "--seed", "8")
+    assert config.training.learning_rate == 2e-5, "YAML reads 2e-5 as text"
+    assert config.training.seed == 8
+    assert config.model.lora_target_modules == ("query", "key")
+    assert config.data.max_seq_length == defaults(GROUPS["data"])["max_seq_length"]
+
+
+@pytest.mark.parametrize("words", [["--use_dora"], ["--use_dora", "true"], ["--use_dora=yes"]])
+def test_switches_need_no_value(words: list[str]) -> None:
+    assert read(*words).model.use_dora is True
+    assert read(*words, "--use_dora", "false").model.use_dora is False
+
+
+def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
+    config = read("--train_file", "a.json", "--report_to", "tensorboard,wandb", "--max_grad_norm", "none", "--use_dora")
+    write_config(config, tmp_path / "config.yaml")
+    assert parse(["--config", str(tmp_path / "config.yaml")], prog="test", description="")[0] == config
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rat: 1\nseed: -1\n", encoding="utf-8")
+    found = problems("--config", str(recipe), "--max_seq_length", "many", "--tuning", "none", "--lora_dropout", "1")
+    assert len(found) == 6
+    text = "\n".join(found)
+    assert "--learning_rat is no option here; did you mean --learning_rate?" in text
+    assert "--seed -1 is out of range; it must be at least 0" in text
+    assert "--max_seq_length many is not an integer" in text
+    assert "--tuning none is not one of lora, full" in text
+    assert "--lora_dropout 1 is out of range; it must be at least 0 and below 1" in text
+    assert "--output_dir is missing" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--doc_stride 380", "a window must advance, so the stride may be at most 378"),
+        ("--max_question_length 300", "at most 251 fits"),
+        ("--dataset_name squad --train_file a.json", "two sources"),
+        ("--dataset_config_name x", "needs --dataset_name"),
+        ("--dataset_name synthetic:none", "synthetic:N"),
+        ("--subset_seed 1", "asks for one"),
+        ("--tuning full --lora_r 4", "--lora_r sets up LoRA"),
+        ("--lora_target_modules attention,query", "mixes a keyword with names"),
+        ("--lora_target_modules ,", "is empty"),
+        ("--eval_steps sometimes", "is not a number of 1 or more"),
+        ("--eval_steps no --early_stopping_patience 2", "needs evaluations"),
+        ("--null_score_diff_threshold nan", "finite"),
+        ("--learning_rate inf", "above 0"),
+        ("--learning_rate", "has no value"),
+        ("--seed 1.5", "is not an integer"),
+        ("--seed true", "is not an integer"),
+        ("--use_dora perhaps", "is not true or false"),
+        ("stray", "is not an option"),
+        ("--train_fil x", "did you mean --train_file?"),
+        ("--utterly_unknown 3", "see --help"),
+        ("--config nowhere", "recipes are: quickstart"),
+    ],
+)
+def test_impossible_values_say_what_is_allowed(words: str, message: str) -> None:
+    found = problems("--output_dir", "out", *words.split())
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1, 2]", "holds list"), ("a: [", "is not YAML"), ("1: 2", "holds dict"), ("seed: [1]", "--seed [1]")],
+)
+def test_a_broken_recipe_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text, encoding="utf-8")
+    found = problems("--output_dir", "out", "--config", str(recipe))
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_a_source_named_by_a_flag_replaces_the_source_of_the_recipe() -> None:
+    config = read("--config", "squad_bert_base", "--train_file", "mine.json")
+    assert (config.data.dataset_name, config.data.train_file) == (None, "mine.json")
+    assert read("--config", "squad_bert_base").data.dataset_name == "squad"
+
+
+def test_full_tuning_by_a_flag_drops_the_lora_options_of_the_recipe() -> None:
+    config = read("--config", "squad_minilm_small", "--tuning", "full")
+    assert (config.model.tuning, config.model.lora_r) == ("full", defaults(GROUPS["model"])["lora_r"])
+
+
+def test_entries_take_their_own_options_and_only_their_groups() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Own:
+        """Options of a test."""
+
+        adapter: str | None = option(None, "folder", required=True)
+
+    config, own = parse(["--adapter", "x"], prog="test", description="", groups=("data",), entry=Own)
+    assert own.adapter == "x"
+    assert config.training.output_dir is None
+    with pytest.raises(ConfigError, match="--seed is no option here"):
+        parse(["--adapter", "x", "--seed", "1"], prog="test", description="", groups=("data",), entry=Own)
+    with pytest.raises(ConfigError, match="--adapter is missing"):
+        parse([], prog="test", description="", groups=("data",), entry=Own)
+
+
+def test_peek_finds_a_flag_in_both_spellings() -> None:
+    assert peek(["--a", "1", "--adapter", "x"], "adapter") == "x"
+    assert peek(["--adapter=y"], "adapter") == "y"
+    assert peek(["--adapters", "x"], "adapter") is None
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_opens_with_purpose_hardware_and_command(path: Path) -> None:
+    assert read("--config", path.stem)
+    assert recipe_path(path.stem) == path
+    comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    for word in ("Purpose:", "Hardware:", "Command:"):
+        assert any(word in line for line in comments), word
+    assert set(read_recipe(path.stem)) <= set(RunConfig().flat())
+
+
+def test_recipes_are_all_there() -> None:
+    expected = {"quickstart", "squad_minilm_small", "squad_bert_base", "squad_v2_bert_base", "tutorial"}
+    assert expected <= {path.stem for path in RECIPES}
+
+
+def test_the_tutorial_recipe_has_the_tutorial_s_settings() -> None:
+    config = read("--config", "tutorial")
+    assert config.model.lora_r == 8
+    assert config.model.lora_alpha == 1
+    assert config.model.lora_dropout == 0.1
+    assert config.training.learning_rate == 2e-5
+    assert config.training.global_batch_size == 16
+    assert config.training.num_train_epochs == 5
+    assert config.training.eval_on_start
+    assert (config.data.subset_seed, config.data.max_train_features, config.data.max_eval_features) == (42, 5000, 1000)
+
+
+def test_no_option_name_is_in_two_groups() -> None:
+    names = [name for group in GROUPS.values() for name in defaults(group)]
+    assert len(names) == len(set(names)) > 50
+
+
+def test_the_table_shows_every_option() -> None:
+    table = option_table()
+    assert all(f"| `--{name}` |" in table for name in RunConfig().flat())
+
+
+@pytest.mark.parametrize(
+    "module", ["qa_dist", "qa_dist.cli", "qa_dist.train", "qa_dist.evaluate", "qa_dist.prepare", "qa_dist.score"]
+)
+def test_importing_and_helping_load_no_heavy_library(module: str) -> None:
+    script = (
+        f"import sys, {module} as module\n"
+        "main = getattr(module, 'main', None)\n"
+        "try:\n    main and main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'datasets', 'evaluate', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_option_of_an_entry() -> None:
+    done = subprocess.run([sys.executable, "-m", "qa_dist.train", "--help"], capture_output=True, text=True, check=True)
+    assert all(f"--{name} " in done.stdout for name in RunConfig().flat())
+
+
+def test_recipes_hold_nothing_but_yaml_scalars_and_lists() -> None:
+    for path in RECIPES:
+        for value in yaml.safe_load(path.read_text(encoding="utf-8")).values():
+            assert isinstance(value, str | int | float | bool | list)

@@ -1,0 +1,380 @@
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from qa_dist.errors import ConfigError
+from qa_dist.features import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec, label_span
+from qa_dist.records import Answer, Example, Feature
+from tests.unit.data_fixtures import byte_tokenizer, tiny_examples, wordpiece_tokenizer
+
+TOKENIZERS = {
+    "wordpiece": wordpiece_tokenizer(),
+    "cased": wordpiece_tokenizer(uncased=False),
+    "left": wordpiece_tokenizer(padding_side="left"),
+    "roberta": byte_tokenizer("roberta"),
+    "xlnet": byte_tokenizer("xlnet"),
+    "bare": byte_tokenizer("bare"),
+    "bos": byte_tokenizer("bos"),
+}
+every_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
+
+
+def build(tokenizer: Any, examples: list[Example], *lengths: int) -> tuple[list[Feature], FeatureStats]:
+    return FeatureBuilder(TokenizerSpec.of(tokenizer), FeatureSpec(*lengths)).build(examples)
+
+
+def reference(tokenizer: Any, example: Example, max_seq_length: int, doc_stride: int) -> list[dict[str, Any]]:
+    """The windows of an example as the Hugging Face tutorial makes them, with transformers' own truncation."""
+    question_first = tokenizer.padding_side == "right"
+    texts = (example.question.lstrip(), example.context)
+    encoded = tokenizer(
+        *(texts if question_first else texts[::-1]),
+        truncation="only_second" if question_first else "only_first",
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        padding=False,
+    )
+    windows = []
+    for i, ids in enumerate(encoded["input_ids"]):
+        sequence_ids = encoded.sequence_ids(i)
+        context = [j for j, number in enumerate(sequence_ids) if number == (1 if question_first else 0)]
+        offsets = [encoded["offset_mapping"][i][j] for j in context]
+        types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
+        windows.append({"ids": ids, "types": types, "offsets": offsets, "context": context})
+    return windows
+
+
+def reference_label(window: dict[str, Any], answer: Answer, cls_token: int) -> tuple[int, int]:
+    """The labels of `prepare_train_features` in run_qa.py, but never running past the context as that does."""
+    offsets, context = window["offsets"], window["context"]
+    if not offsets or offsets[0][0] > answer.start_char or offsets[-1][1] < answer.end_char:
+        return cls_token, cls_token
+    first = 0
+    while first < len(offsets) and offsets[first][0] <= answer.start_char:
+        first += 1
+    last = len(offsets) - 1
+    while last >= 0 and offsets[last][1] >= answer.end_char:
+        last -= 1
+    return context[first - 1], context[last + 1]
+
+
+def assert_same_windows(tokenizer: Any, example: Example, max_seq_length: int, doc_stride: int) -> None:
+    features, _ = build(tokenizer, [example], max_seq_length, doc_stride)
+    windows = reference(tokenizer, example, max_seq_length, doc_stride)
+    assert len(features) == len(windows)
+    for number, (feature, window) in enumerate(zip(features, windows, strict=True)):
+        assert (feature.example_index, feature.window) == (0, number)
+        assert feature.input_ids.tolist() == window["ids"]
+        assert feature.token_type_ids.tolist() == window["types"]
+        assert [tuple(pair) for pair in feature.context_offsets.tolist()] == window["offsets"]
+        if window["context"]:
+            assert feature.context_start == window["context"][0]
+        assert feature.input_ids.dtype == np.int32
+        assert feature.token_type_ids.dtype == np.int8
+        assert feature.context_offsets.dtype == np.int32
+
+
+# ----------------------------------------------------------------------------------------------------------- windows
+
+
+@every_tokenizer
+def test_windows_are_those_of_the_tokenizers_own_truncation(name: str) -> None:
+    for example in tiny_examples():
+        for lengths in ((220, 20), (220, 0), (384, 128)):
+            assert_same_windows(TOKENIZERS[name], example, *lengths)
+
+
+texts = st.text("abc é\u0301\r\n🦉🚂中[SEP]", min_size=1, max_size=150)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(TOKENIZERS)),
+    question=texts,
+    context=texts,
+    max_seq_length=st.integers(20, 90),
+    doc_stride=st.integers(0, 40),
+)
+def test_windows_of_any_text_and_lengths(
+    name: str, question: str, context: str, max_seq_length: int, doc_stride: int
+) -> None:
+    tokenizer = TOKENIZERS[name]
+    num_question = len(tokenizer(question.lstrip(), add_special_tokens=False)["input_ids"])
+    num_special = tokenizer.num_special_tokens_to_add(pair=True)
+    if max_seq_length - num_special - num_question > doc_stride:
+        assert_same_windows(tokenizer, Example("a", question, context), max_seq_length, doc_stride)
+
+
+@every_tokenizer
+def test_windows_cover_the_context_and_overlap_by_the_stride(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    example = next(example for example in tiny_examples() if example.id == "long-1")
+    whole = tokenizer(example.context, add_special_tokens=False, return_offsets_mapping=True)
+    tokens = list(zip(whole["input_ids"], whole["offset_mapping"], strict=True))
+    for stride in (0, 1, 30):
+        features, stats = build(tokenizer, [example], 150, stride)
+        assert stats.num_features == len(features) > 3
+        covered: list[Any] = []
+        for feature in features:
+            end = feature.context_start + len(feature.context_offsets)
+            ids = feature.input_ids[feature.context_start : end].tolist()
+            window = list(zip(ids, map(tuple, feature.context_offsets.tolist()), strict=True))
+            shared = stride if covered else 0
+            assert covered[len(covered) - shared :] == window[:shared]
+            assert len(window) > shared
+            covered += window[shared:]
+            assert len(feature.input_ids) <= 150
+        assert covered == tokens
+        assert {len(feature.input_ids) for feature in features[:-1]} == {150}
+
+
+def test_a_context_that_just_fits_is_one_window() -> None:
+    example = Example("a", "b", "a " * 40)
+    assert len(build(TOKENIZERS["wordpiece"], [example], 44, 10)[0]) == 1
+    assert len(build(TOKENIZERS["wordpiece"], [example], 43, 10)[0]) == 2
+
+
+@every_tokenizer
+def test_a_context_without_tokens_is_one_feature(name: str) -> None:
+    answer = (Answer("\u200b", 0),)
+    # BERT's normaliser drops the control character; byte-level vocabularies know every byte.
+    features, stats = build(TOKENIZERS[name], [Example("a", "b", "\x00", answer)], 40, 10)
+    assert stats.num_features == len(features) == 1
+    if name in ("wordpiece", "cased", "left"):
+        (feature,) = features
+        assert feature.context_offsets.shape == (0, 2)
+        assert (feature.start_token, feature.end_token) == (feature.cls_token, feature.cls_token)
+        assert stats.num_unlabelled_examples == 1
+
+
+def test_leading_blanks_of_questions_are_dropped() -> None:
+    blanks, plain = (build(TOKENIZERS["roberta"], [Example("a", text, "c")], 40, 10)[0] for text in ("  b", "b"))
+    assert blanks[0].input_ids.tolist() == plain[0].input_ids.tolist()
+
+
+def test_a_question_that_is_too_long_is_cut_and_counted() -> None:
+    tokenizer = TOKENIZERS["wordpiece"]
+    examples = [Example("a", "b " * 500, "a " * 30), Example("b", "b " * 5, "a " * 30), Example("c", "b " * 6, "c")]
+    features, stats = build(tokenizer, examples, 40, 10)
+    assert stats.num_truncated_questions == 1
+    assert features[0].input_ids.tolist().count(tokenizer.convert_tokens_to_ids("b")) == 40 - 3 - 10 - 1
+    features, stats = build(tokenizer, examples, 40, 10, 5)
+    assert stats.num_truncated_questions == 2
+    assert {feature.context_start for feature in features} == {7}
+
+
+def test_lengths_that_contradict_each_other_are_config_errors() -> None:
+    spec = TokenizerSpec.of(TOKENIZERS["roberta"])
+    FeatureBuilder(spec, FeatureSpec(40, 34))
+    with pytest.raises(ConfigError, match=r"--doc_stride 35 .* lower the stride to at most 34"):
+        FeatureBuilder(spec, FeatureSpec(40, 35))
+    FeatureBuilder(spec, FeatureSpec(40, 10, 25))
+    with pytest.raises(ConfigError, match=r"--max_question_length 26 .* at most 25 fits"):
+        FeatureBuilder(spec, FeatureSpec(40, 10, 26))
+    with pytest.raises(ConfigError, match="--doc_stride 0"):
+        FeatureBuilder(spec, FeatureSpec(5, 0))
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+
+@every_tokenizer
+def test_labels_are_those_of_the_hugging_face_example(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    num_labelled = 0
+    for example in tiny_examples():
+        for stride in (0, 40):
+            features, _ = build(tokenizer, [example], 200, stride)
+            for feature, window in zip(features, reference(tokenizer, example, 200, stride), strict=True):
+                expected = (feature.cls_token, feature.cls_token)
+                if example.answers:
+                    expected = reference_label(window, example.answers[0], feature.cls_token)
+                first, last = expected
+                ids = [tuple(pair) for pair in feature.context_offsets.tolist()]
+                if first != feature.cls_token and len(set(ids)) < len(ids):
+                    # Pieces of one character: the label takes all of them.
+                    start = feature.context_start
+                    first = start + ids.index(ids[first - start])
+                    last = start + len(ids) - 1 - ids[::-1].index(ids[last - start])
+                assert (feature.start_token, feature.end_token) == (first, last)
+                num_labelled += first != feature.cls_token
+    assert num_labelled > 10
+
+
+@every_tokenizer
+def test_labels_give_back_the_answer(name: str) -> None:
+    for example in tiny_examples():
+        features, stats = build(TOKENIZERS[name], [example], 384, 128)
+        assert stats.num_unlabelled_examples == 0
+        for feature in features:
+            if feature.start_token == feature.cls_token:
+                continue
+            start, end = feature.start_token - feature.context_start, feature.end_token - feature.context_start
+            first, last = feature.context_offsets[start, 0], feature.context_offsets[end, 1]
+            text = example.context[first:last]
+            answer = example.answers[0].text
+            # WordPiece cannot split a unit of measurement from its digits, or an emoji; no fixture needs it to.
+            assert text.strip() == answer
+
+
+def test_an_answer_across_a_window_edge_is_labelled_in_the_window_that_holds_it_whole() -> None:
+    example = next(example for example in tiny_examples() if example.id == "long-2")
+    features, stats = build(TOKENIZERS["wordpiece"], [example], 150, 90)
+    labelled = [feature for feature in features if feature.start_token != feature.cls_token]
+    partly = [
+        feature
+        for feature in features
+        if feature not in labelled
+        and feature.context_offsets[0, 0] < example.answers[0].end_char
+        and feature.context_offsets[-1, 1] > example.answers[0].start_char
+    ]
+    assert labelled
+    assert partly
+    assert stats.num_unlabelled_examples == 0
+    _, stats = build(TOKENIZERS["wordpiece"], [example], 80, 10)
+    assert stats.num_unlabelled_examples == 1
+
+
+def test_the_first_answer_is_the_label() -> None:
+    context = "a b c d"
+    example = Example("a", "x", context, (Answer("c", 4), Answer("a", 0)))
+    ((feature,), _) = build(TOKENIZERS["wordpiece"], [example], 40, 10)
+    assert feature.start_token == feature.end_token == feature.context_start + 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer("ab", 0), (0, 0)),
+        (Answer("cd", 3), (1, 1)),
+        (Answer("ef", 6), (2, 2)),  # the last token of the window, past which the script would run
+        (Answer("ab cd", 0), (0, 1)),
+        (Answer("b c", 1), (0, 1)),  # inside words: the label takes whole tokens
+        (Answer("f", 7), (2, 2)),
+        (Answer("ef g", 6), None),
+        (Answer("g", 9), None),
+    ],
+)
+def test_label_spans(answer: Answer, expected: tuple[int, int] | None) -> None:
+    assert label_span(np.array([[0, 2], [3, 5], [6, 8]], np.int32), answer) == expected
+
+
+def test_a_label_takes_all_pieces_of_a_character() -> None:
+    pieces = np.array([[0, 1], [2, 3], [2, 3], [2, 3], [3, 4]], np.int32)
+    assert label_span(pieces, Answer("🦉", 2)) == (1, 3)
+    assert label_span(pieces, Answer("a 🦉", 0)) == (0, 3)
+
+
+def test_a_window_that_starts_inside_the_answer_is_not_labelled() -> None:
+    assert label_span(np.array([[3, 5], [6, 8]], np.int32), Answer("ab cd", 0)) is None
+    assert label_span(np.empty((0, 2), np.int32), Answer("ab", 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("wordpiece", "[CLS]"), ("left", "[CLS]"), ("roberta", "<s>"), ("xlnet", "<cls>"), ("bos", "<s>"), ("bare", None)],
+)
+def test_no_answer_is_the_cls_token_else_bos_else_the_first(name: str, expected: str | None) -> None:
+    tokenizer = TOKENIZERS[name]
+    # A context that spells the token must not be mistaken for it.
+    context = f"{expected} a {expected} b"
+    for feature in build(tokenizer, [Example("a", "b c", context * 4)], 60, 20)[0]:
+        if expected is None:
+            assert feature.cls_token == 0
+        elif name == "xlnet":
+            assert feature.cls_token == len(feature.input_ids) - 1
+        else:
+            assert feature.cls_token == 0
+            assert feature.input_ids[0] == tokenizer.convert_tokens_to_ids(expected)
+
+
+# -------------------------------------------------------------------------------------------------------- tokenizers
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_have_no_effect() -> None:
+    plain, saved = wordpiece_tokenizer(), wordpiece_tokenizer()
+    saved.backend_tokenizer.enable_truncation(16)
+    saved.backend_tokenizer.enable_padding(length=16)
+    spec = TokenizerSpec.of(saved)
+    assert spec == TokenizerSpec.of(plain)
+    assert spec.sha256() == TokenizerSpec.of(plain).sha256()
+    # The tokenizer itself is left as it was.
+    assert saved.backend_tokenizer.truncation["max_length"] == 16
+
+
+def test_the_digest_of_a_tokenizer_covers_all_that_features_depend_on() -> None:
+    spec = TokenizerSpec.of(wordpiece_tokenizer())
+    others = [
+        TokenizerSpec.of(wordpiece_tokenizer(uncased=False)),
+        TokenizerSpec.of(wordpiece_tokenizer(words=("bridge",))),
+        TokenizerSpec.of(wordpiece_tokenizer(padding_side="left")),
+        dataclasses.replace(spec, cls_token_id=3),
+        dataclasses.replace(spec, bos_token_id=3),
+        dataclasses.replace(spec, has_token_types=False),
+    ]
+    assert len({spec.sha256(), *(other.sha256() for other in others)}) == 7
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    class SlowTokenizer:
+        is_fast = False
+        name_or_path = "some/model"
+
+    with pytest.raises(ConfigError, match="SlowTokenizer of some/model is a slow tokenizer"):
+        TokenizerSpec.of(SlowTokenizer())
+
+
+def test_a_tokenizer_that_cannot_be_written_is_refused() -> None:
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(object())
+
+    class CustomTokenizer:
+        is_fast = True
+        name_or_path = "some/model"
+        backend_tokenizer = backend
+
+    with pytest.raises(ConfigError, match="cannot be written as JSON"):
+        TokenizerSpec.of(CustomTokenizer())
+
+
+# ----------------------------------------------------------------------------------------------------------- columns
+
+
+def test_columns_hold_the_features_one_after_the_other() -> None:
+    features, stats = build(TOKENIZERS["wordpiece"], tiny_examples(), 120, 30)
+    half = len(features) // 2
+    columns = FeatureColumns.concatenate([FeatureColumns.of(features[:half]), FeatureColumns.of(features[half:])])
+    assert stats.num_tokens == len(columns.input_ids) == columns.lengths.sum()
+    token = offset = 0
+    for i, feature in enumerate(features):
+        ids = columns.input_ids[token : token + columns.lengths[i]]
+        np.testing.assert_array_equal(ids, feature.input_ids)
+        types = columns.token_type_ids[token : token + columns.lengths[i]]
+        np.testing.assert_array_equal(types, feature.token_type_ids)
+        offsets = columns.context_offsets[offset : offset + columns.context_lengths[i]]
+        np.testing.assert_array_equal(offsets, feature.context_offsets)
+        for name in ("example_index", "window", "context_start", "cls_token", "start_token", "end_token"):
+            assert getattr(columns, name)[i] == getattr(feature, name)
+        token += len(feature.input_ids)
+        offset += len(feature.context_offsets)
+
+
+def test_no_features_are_empty_columns() -> None:
+    columns = FeatureColumns.of([])
+    assert columns.context_offsets.shape == (0, 2)
+    assert columns.input_ids.dtype == np.int32
+    assert columns.token_type_ids.dtype == np.int8
+
+
+def test_stats_add_up_and_average() -> None:
+    total = FeatureStats(1, 2, 30, 0, 1) + FeatureStats(1, 1, 15, 1, 0)
+    assert total == FeatureStats(2, 3, 45, 1, 1)
+    assert total.mean_tokens == 15
+    assert FeatureStats().mean_tokens == 0

@@ -1,0 +1,80 @@
+"""The layers of the package: a module imports from its own layer's left or from layers below, never back."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "qa_dist"
+
+ORDER = (
+    # contracts
+    "errors",
+    "records",
+    "config",
+    "entry",
+    # pure
+    "sample",
+    "squad",
+    "features",
+    "tokenisation",
+    "batching",
+    "decoding",
+    "scoring",
+    # ranks
+    "distributed",
+    # parts
+    "pretrained",
+    "store",
+    "attention",
+    "modeling",
+    "optim",
+    "checkpoint",
+    "tracking",
+    # loops
+    "evaluation",
+    "run",
+    "training",
+    # entries
+    "prepare",
+    "train",
+    "evaluate",
+    "score",
+    "documentation",
+    "cli",
+)
+PURE = ("errors", "records", "config", "sample", "squad", "features", "batching", "decoding", "scoring")
+
+
+def imports(module: str) -> set[str]:
+    """Full names of everything a module imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+def test_every_module_has_a_place() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module: str) -> None:
+    ours = {name.split(".")[1] for name in imports(module) if name.startswith("qa_dist.")}
+    later = {name for name in ours & set(ORDER) if ORDER.index(name) >= ORDER.index(module)}
+    assert not later, f"{module} imports {later}, which lie above it"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_only_distributed_talks_to_other_ranks(module: str) -> None:
+    talking = {name for name in imports(module) if name.startswith(("torch.distributed", "accelerate"))}
+    assert module == "distributed" or not talking
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_do_not_log(module: str) -> None:
+    assert "logging" not in imports(module)
