@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: quickstart test check docs clean
 
 quickstart: $(VENV)/.quickstart
-	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart
+	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TESTS)

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 from torch import nn
 
 from qa_dist.errors import ConfigError, UserError
@@ -45,6 +46,7 @@ class Ranks:
             ConfigError: The launcher asked for what qa_dist does not do.
         """
         _refuse_unsupported()
+        _refuse_trackers(trackers)
         self._accelerator = Accelerator(
             # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
             cpu=True if not torch.cuda.is_available() else None,
@@ -196,6 +198,16 @@ def failures_named() -> Iterator[None]:
         sys.stderr.flush()
         # Destructors of the process group would wait for peers that wait for this rank.
         os._exit(1)
+
+
+def _refuse_trackers(names: Sequence[str]) -> None:
+    known = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise ConfigError([f"--report_to {name} is no tracker; use some of {', '.join(known)}"])
+        if name not in available:
+            raise ConfigError([f"--report_to {name} needs the package {name}, which is not installed; install it"])
 
 
 def _refuse_unsupported() -> None:

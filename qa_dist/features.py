@@ -7,7 +7,8 @@ input best. Nothing is padded here.
 Each context is tokenised once, however many questions it has, and windows are cut from that. The fast tokenizers
 encode both texts of a pair on their own before they truncate and join them, so this gives the very features that
 encoding each pair with `truncation="only_second"`, `stride` and `return_overflowing_tokens` gives, in a third of the
-time on SQuAD. The tests compare the two.
+time on SQuAD. The tests compare the two. One offset differs: byte-level tokenizers leave the blank before a word out of
+its offsets, but put it in for the first token of every further window; here it is out everywhere.
 
 Neither torch nor transformers is imported, so that a process that tokenises starts in a fraction of a second.
 
@@ -296,6 +297,7 @@ class FeatureBuilder:
     ) -> Iterator[Feature]:
         before, _, between, _, after = self._template
         capacity = self._max_text_length - len(question_ids)
+        span = answer_tokens(context_offsets, answer) if answer else None
         # The last window is the first one that reaches the end of the context; an empty context has one window too.
         starts = range(0, max(1, len(context_ids) - self._doc_stride), capacity - self._doc_stride)
         for window, start in enumerate(starts):
@@ -306,7 +308,9 @@ class FeatureBuilder:
             if self._question_first:
                 context_start += len(question_ids) + len(between.ids)
             cls_token = self._null_position(len(texts[0]), len(texts[1]))
-            span = label_span(offsets, answer) if answer is not None else None
+            # Where the context's tokens are in the feature, as far as this window has them.
+            shift = context_start - start
+            holds_answer = span is not None and start <= span[0] and span[1] < start + len(window_ids)
             yield Feature(
                 example_index=example_index,
                 window=window,
@@ -315,8 +319,8 @@ class FeatureBuilder:
                 context_start=context_start,
                 context_offsets=offsets,
                 cls_token=cls_token,
-                start_token=cls_token if span is None else context_start + span[0],
-                end_token=cls_token if span is None else context_start + span[1],
+                start_token=span[0] + shift if span and holds_answer else cls_token,
+                end_token=span[1] + shift if span and holds_answer else cls_token,
             )
 
     def _token_types(self, first_length: int, second_length: int) -> Int8:
@@ -336,25 +340,27 @@ class FeatureBuilder:
         return 0
 
 
-def label_span(context_offsets: Int32, answer: Answer) -> tuple[int, int] | None:
-    """First and last context token of an answer, or None unless the window holds all of it.
+def answer_tokens(context_offsets: Int32, answer: Answer) -> tuple[int, int] | None:
+    """First and last context token (inclusive) of an answer: those that share characters with it.
 
-    The rule of `prepare_train_features` in the Hugging Face example `run_qa.py`: the last token that starts at or
-    before the answer, and the first one that ends at or after its end. Two cases differ from that script. An answer
-    that starts in the last token of the window is labelled with this token; the script runs past it to the end of the
-    feature, as special tokens have offset (0, 0). And where several tokens are pieces of one character, as with emoji
-    in byte-level vocabularies, the label takes all of them; the script's start can come to lie behind its end.
+    On every answer of SQuAD v1.1 these are the tokens that `prepare_train_features` in the Hugging Face example
+    `run_qa.py` finds, but for three cases in which that script is off. It runs to the end of the feature if the answer
+    starts in the last token of the window (two features of SQuAD's train set), as special tokens have offset (0, 0).
+    It can put the start behind the end where several tokens are pieces of one character, as with emoji in byte-level
+    vocabularies. And it takes a neighbour where the answer begins or ends with a character that no token has, such as
+    a combining accent that BERT drops.
 
     Args:
-        context_offsets: int32 [C, 2], the characters of each token of the window.
+        context_offsets: int32 [C, 2], the characters of each token of the whole context.
         answer: An answer at its place in the context.
+
+    Returns:
+        The tokens, or None if the answer consists of characters that the tokenizer drops.
     """
     starts, ends = context_offsets[:, 0], context_offsets[:, 1]
-    if not len(starts) or starts[0] > answer.start_char or ends[-1] < answer.end_char:
-        return None
-    last_start = starts[np.searchsorted(starts, answer.start_char, "right") - 1]
-    first_end = ends[np.searchsorted(ends, answer.end_char, "left")]
-    return int(np.searchsorted(starts, last_start, "left")), int(np.searchsorted(ends, first_end, "right")) - 1
+    first = int(np.searchsorted(ends, answer.start_char, "right"))
+    last = int(np.searchsorted(starts, answer.end_char, "left")) - 1
+    return (first, last) if first <= last else None
 
 
 def _template_of(backend: tokenizers.Tokenizer, has_token_types: bool) -> _Template:

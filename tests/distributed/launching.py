@@ -32,7 +32,9 @@ def torchrun(num_processes: int, module: str, arguments: Sequence[str]) -> list[
     return [sys.executable, *launcher, "-m", module, *arguments]
 
 
-def run(command: Sequence[str], *, timeout: float = 240, **changes: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], *, timeout: float = 240, cwd: Path = ROOT, **changes: str
+) -> subprocess.CompletedProcess[str]:
     """The finished command, whatever its exit code."""
     return subprocess.run(
         list(command),
@@ -40,14 +42,16 @@ def run(command: Sequence[str], *, timeout: float = 240, **changes: str) -> subp
         text=True,
         timeout=timeout,
         env=environment(**changes),
-        cwd=ROOT,
+        cwd=cwd,
         check=False,
     )
 
 
-def succeed(command: Sequence[str], *, timeout: float = 240, **changes: str) -> subprocess.CompletedProcess[str]:
+def succeed(
+    command: Sequence[str], *, timeout: float = 240, cwd: Path = ROOT, **changes: str
+) -> subprocess.CompletedProcess[str]:
     """The finished command; its output is shown if it failed."""
-    done = run(command, timeout=timeout, **changes)
+    done = run(command, timeout=timeout, cwd=cwd, **changes)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return done
 

