@@ -120,7 +120,8 @@ def test_windows_of_any_text_and_lengths(
     tokenizer = TOKENIZERS[name]
     num_question = len(tokenizer(question.lstrip(), add_special_tokens=False)["input_ids"])
     num_special = tokenizer.num_special_tokens_to_add(pair=True)
-    if max_seq_length - num_special - num_question > doc_stride:
+    # transformers takes an empty second text for none; validation lets no such question pass.
+    if question.strip() and max_seq_length - num_special - num_question > doc_stride:
         assert_same_windows(tokenizer, Example("a", question, context), max_seq_length, doc_stride)
 
 
@@ -227,8 +228,8 @@ def test_labels_are_the_tokens_that_share_characters_with_the_answer(name: str) 
                 token for token, (start, end) in enumerate(whole) if start < answer.end_char and end > answer.start_char
             ]
             shared = [token for token in shared if whole[token][0] < whole[token][1]]
-        features, stats = build(tokenizer, [example], 200, 50)
-        step = len(features[0].context_offsets) - 50
+        features, stats = build(tokenizer, [example], 200, 90)
+        step = len(features[0].context_offsets) - 90
         for feature in features:
             first_token = feature.window * step
             inside = range(first_token, first_token + len(feature.context_offsets))
