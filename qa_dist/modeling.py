@@ -308,7 +308,7 @@ def build_model(
         enable({"use_reentrant": False})
     _check_trainable(span_model, fresh)
     for bias in logit_biases(span_model).values():
-        bias.register_hook(torch.zeros_like)
+        bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
     return span_model, parameter_report(span_model, before)
 
 

@@ -1,0 +1,102 @@
+"""Every accelerate configuration is read by accelerate, and every one that a CPU can run is run."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from tests.distributed.launching import ROOT, environment, succeed
+from tests.tiny import tiny_model, tiny_squad
+
+pytestmark = pytest.mark.integration
+
+CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("launch")
+    options = {
+        "model_name_or_path": tiny_model("bert", folder / "bert"),
+        "train_file": tiny_squad(folder / "train.json", 16, seed=1, longest=40),
+        "validation_file": tiny_squad(folder / "dev.json", 9, seed=2, longest=40),
+        "store_dir": folder / "store",
+        "max_seq_length": 64,
+        "doc_stride": 16,
+        "lora_dropout": 0,
+        "num_train_epochs": 2,
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def test_there_are_configurations() -> None:
+    assert {"single", "ddp", "ddp_cpu", "multinode_ddp"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_it_and_it_opens_with_purpose_hardware_and_command(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "# Hardware:" in text
+    assert f"# Command:  accelerate launch --config_file accelerate_configs/{path.name}" in text
+    # Precision belongs to the recipe: no value is set twice.
+    assert "mixed_precision" not in yaml.safe_load(text)
+
+
+def launched(config: str, words: list[str], output: Path, *more: str) -> dict[str, object]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command = [*launcher, str(ROOT / "accelerate_configs" / config), *more]
+    succeed([*command, "-m", "qa_dist.train", *words, "--output_dir", str(output)])
+    found: dict[str, object] = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_every_configuration_for_one_machine_runs_and_gives_the_same_answers(words: list[str], tmp_path: Path) -> None:
+    assert launched("single.yaml", words, tmp_path / "single")["world_size"] == 1
+    assert launched("ddp.yaml", words, tmp_path / "ddp")["world_size"] == 2
+    assert launched("ddp_cpu.yaml", words, tmp_path / "ddp_cpu", "--num_processes", "3")["world_size"] == 3
+    single = (tmp_path / "single" / "predictions.json").read_bytes()
+    assert (tmp_path / "ddp" / "predictions.json").read_bytes() == single
+    assert (tmp_path / "ddp_cpu" / "predictions.json").read_bytes() == single
+
+
+@pytest.mark.timeout(600)
+def test_two_machines_rendezvous_and_train(words: list[str], tmp_path: Path) -> None:
+    """Two launchers on this machine stand for two machines."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launcher += [str(ROOT / "accelerate_configs" / "multinode_ddp.yaml"), "--num_processes", "2"]
+    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, "--machine_rank", rank, "-m", "qa_dist.train", *words, "--output_dir", str(tmp_path / "out")],
+            env=environment(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    outputs = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-4000:]
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["world_size"] == 2
+
+
+def test_the_local_launcher_starts_two_processes_without_a_gpu(words: list[str], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    command = ["bash", str(ROOT / "launch" / "local.sh"), *words, "--output_dir", str(tmp_path)]
+    succeed(command, PYTHON=sys.executable)
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["world_size"] == 2

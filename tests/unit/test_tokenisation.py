@@ -1,0 +1,124 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from qa_dist import tokenisation
+from qa_dist.features import FeatureColumns, FeatureSpec, TokenizerSpec
+from qa_dist.records import Example
+from qa_dist.tokenisation import build_columns
+from tests.unit.data_fixtures import tiny_examples, wordpiece_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = FeatureSpec(96, 24)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few examples be enough for several workers and many chunks."""
+    monkeypatch.setattr(tokenisation, "_CHUNK_EXAMPLES", 3)
+    monkeypatch.setattr(tokenisation, "_MIN_EXAMPLES_PER_WORKER", 1)
+
+
+def columns_of(num_workers: int, examples: list[Example], **options: Any) -> FeatureColumns:
+    tokenizer = TokenizerSpec.of(wordpiece_tokenizer())
+    return build_columns(examples, tokenizer, SPEC, num_workers=num_workers, **options)[0]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_columns(num_workers: int) -> None:
+    examples = tiny_examples() * 3
+    alone, shared = columns_of(1, examples), columns_of(num_workers, examples)
+    for name in FeatureColumns.__slots__:
+        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
+        assert getattr(alone, name).dtype == getattr(shared, name).dtype
+    assert alone.example_index[-1] == len(examples) - 1
+    assert psutil.Process().children() == []
+
+
+def test_few_examples_need_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenisation, "_Worker", None)
+    assert len(columns_of(8, tiny_examples()).lengths) > 0
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_bar_is_on_stderr_and_only_if_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    columns_of(2, tiny_examples())
+    assert capfd.readouterr() == ("", "")
+    columns_of(2, tiny_examples(), progress=True)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "100%" in captured.err
+
+
+def test_a_worker_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, qa_dist.tokenisation\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'tqdm'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_modules_in_the_current_folder_do_not_reach_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pickle.py").write_text("raise SystemExit('imported by mistake')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported by mistake')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert len(columns_of(2, tiny_examples()).lengths) > 0
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_failure_in_a_worker_comes_back_with_its_traceback() -> None:
+    broken = Example("a", None, "context")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"a tokenising process failed:\n.*Traceback(?s:.*)AttributeError"):
+        columns_of(2, [*tiny_examples(), broken])
+    assert psutil.Process().children() == []
+
+
+def test_a_killed_worker_is_named_as_such() -> None:
+    worker = tokenisation._Worker(TokenizerSpec.of(wordpiece_tokenizer()), SPEC)
+    try:
+        part, _ = worker.request(tiny_examples(), 5)
+        assert part.example_index[0] == 5
+        worker.process.kill()
+        with pytest.raises(RuntimeError, match=r"exit code -9 .*--preprocessing_num_workers"):
+            worker.request(tiny_examples(), 5)
+    finally:
+        worker.close()
+
+
+def test_workers_end_with_a_killed_parent() -> None:
+    code = (
+        "import sys, time\n"
+        "from qa_dist.tokenisation import _Worker\n"
+        "workers = [_Worker(None, None) for _ in range(2)]\n"
+        "print(*(worker.process.pid for worker in workers), flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        os.kill(parent.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        # A container may have nobody to reap orphans: they stay as zombies, which run nothing.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
