@@ -6,7 +6,6 @@ and several GPUs (nccl) is decided here, so that loops read the same for all.
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType
+from accelerate.utils import LoggerType
 from torch import nn
 
 from qa_dist.errors import ConfigError, UserError
@@ -53,7 +52,6 @@ class Ranks:
             mixed_precision=mixed_precision,
             log_with=list(trackers) or None,
             project_dir=str(project_dir) if project_dir else None,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
@@ -78,28 +76,34 @@ class Ranks:
         return self.rank == 0
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The model and optimiser as this strategy trains them: on the device, wrapped for several ranks."""
-        with warnings.catch_warnings():
-            # Torch renames the option, and accelerate passes it by its old name.
-            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            prepared: tuple[nn.Module, torch.optim.Optimizer] = self._accelerator.prepare(model, optimizer)
-        return prepared
+        """The model on this rank's device, in the run's precision, and the optimiser that goes with it.
 
-    @contextmanager
-    def micro_batch(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """One forward and backward pass; gradients are exchanged in the `last` one of a step only."""
-        if last:
-            yield
-        else:
-            with self._accelerator.no_sync(model):
-                yield
+        The model is not wrapped in DistributedDataParallel: gradients are exchanged by `mean_gradients`, once per step,
+        after all ranks have agreed that the step is whole. DDP would exchange them inside the last backward pass, where
+        a rank that runs out of memory leaves the others waiting.
+        """
+        placed = self._accelerator.prepare_model(model, evaluation_mode=True)
+        return placed, self._accelerator.prepare_optimizer(optimizer)
+
+    def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the ranks; all ranks must have the same ones."""
+        if self.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            dist.all_reduce(flat)
+            flat /= self.world_size
+            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
+            for gradient, piece in zip(bucket, pieces, strict=True):
+                gradient.copy_(piece.view_as(gradient))
 
     def autocast(self) -> Any:
         """Context in which matrix products run in the run's precision."""
         return self._accelerator.autocast()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate the gradients of `loss`; with several ranks their mean is what the optimiser sees."""
+        """Add the gradients of `loss` to this rank's."""
         self._accelerator.backward(loss)
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
@@ -113,6 +117,14 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    def minimum(self, value: int) -> int:
+        """The smallest `value` of any rank, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = torch.tensor(value, dtype=torch.int64, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MIN)
+        return int(box)
 
     def gather(self, value: T) -> list[T]:
         """The `value` of every rank in order of ranks, on rank 0; an empty list elsewhere."""
@@ -166,6 +178,19 @@ class Ranks:
         self._accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = 1 << 24) -> list[list[torch.Tensor]]:
+    """Neighbours of one dtype together, at most `most_elements` of them (64 MiB of float32), in the order given."""
+    buckets: list[list[torch.Tensor]] = []
+    size = 0
+    for tensor in tensors:
+        if not buckets or size + tensor.numel() > most_elements or buckets[-1][0].dtype != tensor.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.numel()
+    return buckets
 
 
 def launched_rank() -> int:

@@ -6,6 +6,7 @@ the optimiser's moments.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,15 @@ from qa_dist.tracking import StepResult
 class Trainer:
     """The state of a run and its one loop. A position is a step number: everything drawn depends on it alone."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks, store: FeatureStore, model: SpanModel) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        store: FeatureStore,
+        model: SpanModel,
+        *,
+        notice: Callable[[str], object] = lambda text: None,
+    ) -> None:
         training = config.training
         self.config = config
         self.ranks = ranks
@@ -55,6 +64,8 @@ class Trainer:
         self.wrapped, self.optimizer = ranks.prepare(model, optimizer)
         self.parameters = [parameter for _, parameter in model.trainable()]
         self.gradients = GradientCheck(model)
+        self.notice = notice
+        self._order: tuple[int, Indices] | None = None
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -73,34 +84,11 @@ class Trainer:
             TrainingError: On every rank alike: a loss or the gradient is not finite, or a tensor never gets a gradient.
         """
         training = self.config.training
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = epoch_order(len(self.features), seed=training.seed, epoch=epoch)
-        features = self.features[global_batch(order, position, training.global_batch_size)]
-        plan = plan_step(
-            features,
-            self.store.lengths[features],
-            world_size=self.ranks.world_size,
-            max_tokens=self.max_tokens,
-            padded=self.model.padding != "unpadded",
-            padded_length=self.model.padded_length,
-        )
-        _seed_dropout(training.seed, step, self.ranks.rank)
-        self.wrapped.train()
-        losses = torch.zeros(len(features), device=self.ranks.device, dtype=torch.float64)
-        for number, micro_batch in enumerate(plan.shares[self.ranks.rank]):
-            # A rank with nothing left computes one feature for nothing, so that collectives line up.
-            chosen = micro_batch if len(micro_batch) else self.store.lengths[features].argmin(0, keepdims=True)
-            batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
-            with self.ranks.micro_batch(self.wrapped, last=number == plan.num_micro_batches - 1):
-                start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-                losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
-                # Ranks are averaged: times W / G_step the average is the mean over the global step.
-                weight = self.ranks.world_size / len(features) if len(micro_batch) else 0.0
-                self.ranks.backward(losses_B.sum() * weight)
-            if len(micro_batch):
-                losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
-        losses = self.ranks.sum(losses)
+        features = self._global_batch(step)
+        while (losses := self._accumulate(step, features)) is None:
+            self._halve_budget(step, features)
         self._require_finite(step, features, losses)
+        self.ranks.mean_gradients(self.parameters)
         norm = self.ranks.clip_gradients(self.parameters, training.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(f"step {step + 1}: the gradient is not finite; features {self._names(features)}")
@@ -110,6 +98,65 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(float(losses.mean()), norm, len(features), int(self.store.lengths[features].sum()))
+
+    def _global_batch(self, step: int) -> Indices:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(self.features), seed=self.config.training.seed, epoch=epoch)
+        return self.features[global_batch(self._order[1], position, self.config.training.global_batch_size)]
+
+    def _accumulate(self, step: int, features: Indices) -> torch.Tensor | None:
+        """This rank's gradients of a step, and the loss of every feature of the step on every rank, float64 [G_step].
+
+        None, on every rank, if any of them ran out of memory; nothing is left of the step then.
+        """
+        lengths = self.store.lengths[features]
+        plan = plan_step(
+            features,
+            lengths,
+            world_size=self.ranks.world_size,
+            max_tokens=self.max_tokens,
+            padded=self.model.padding != "unpadded",
+            padded_length=self.model.padded_length,
+        )
+        _seed_dropout(self.config.training.seed, step, self.ranks.rank)
+        self.wrapped.train()
+        # One more place: how many ranks ran out of memory.
+        losses = torch.zeros(len(features) + 1, device=self.ranks.device, dtype=torch.float64)
+        try:
+            for micro_batch in plan.shares[self.ranks.rank]:
+                # A rank with nothing left computes one feature for nothing, so that all have the same gradients.
+                chosen = micro_batch if len(micro_batch) else lengths.argmin(0, keepdims=True)
+                batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
+                start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+                losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
+                # Ranks are averaged: times W / G_step the average is the mean over the global step.
+                weight = self.ranks.world_size / len(features) if len(micro_batch) else 0.0
+                self.ranks.backward(losses_B.sum() * weight)
+                if len(micro_batch):
+                    losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
+        except torch.OutOfMemoryError:
+            losses[-1] = 1.0
+        losses = self.ranks.sum(losses)
+        return None if losses[-1] else losses[:-1]
+
+    def _halve_budget(self, step: int, features: Indices) -> None:
+        """Go on with half the token budget, on all ranks alike.
+
+        Raises:
+            TrainingError: The budget was one feature already.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        least = self.model.padded_length or int(self.store.lengths[features].max())
+        if self.max_tokens <= least:
+            raise TrainingError(
+                f"step {step + 1}: out of memory with a single feature of {least} tokens at a time; use "
+                "--gradient_checkpointing, or lower --max_seq_length"
+            )
+        self.max_tokens = max(self.max_tokens // 2, least)
+        self.notice(f"out of memory in step {step + 1}: it is repeated with {self.max_tokens} tokens per device")
 
     def _require_finite(self, step: int, features: Indices, losses: torch.Tensor) -> None:
         bad = (~losses.isfinite()).cpu().numpy()
@@ -146,7 +193,7 @@ def train(config: RunConfig) -> Evaluation | None:
                 gradient_checkpointing=training.gradient_checkpointing,
                 tokenizer_pads_left=data.tokenizer.padding_side == "left",
             )
-            trainer = Trainer(config, ranks, data.train, model)
+            trainer = Trainer(config, ranks, data.train, model, notice=run.say)
             run.describe_model(model, report)
         if training.eval_on_start:
             run.evaluate(model, data, step=0)
