@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from torch import nn
 
-from qa_dist.errors import ConfigError, UserError
+from qa_dist.errors import ConfigError, TrainingError, UserError
 
 T = TypeVar("T")
 
@@ -202,27 +202,38 @@ def launched_rank() -> int:
 def failures_named() -> Iterator[None]:
     """Say which rank failed, and let it fail: the launcher then ends the others.
 
-    A rank that merely lost its peers says so in a line, so that the one traceback in the log is the culprit's.
+    A rank that merely lost its peers says so in a line, so that the one traceback in the log is the culprit's. A
+    `TrainingError` explains itself: all ranks raise it alike, and rank 0 prints it without a traceback.
     """
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         yield
     except UserError:
         raise
+    except TrainingError as error:
+        if rank == 0:
+            sys.stderr.write(f"[rank 0 of {world_size}] the run stops: {error}\n")
+        _leave(world_size)
     except Exception as error:
         if world_size == 1:
             raise
         text = str(error)
         if isinstance(error, RuntimeError) and any(sign in text for sign in ("closed by peer", "reset by peer")):
             sys.stderr.write(f"[rank {rank}] stops: another rank has gone\n")
-            sys.stderr.flush()
-            os._exit(1)
+            _leave(world_size)
         import traceback
 
         sys.stderr.write(f"[rank {rank}] failed: {type(error).__name__}: {text}\n{traceback.format_exc()}")
-        sys.stderr.flush()
-        # Destructors of the process group would wait for peers that wait for this rank.
-        os._exit(1)
+        _leave(world_size)
+
+
+def _leave(world_size: int) -> NoReturn:
+    """Exit with code 1, now if there are other ranks: destructors of the process group would wait for them."""
+    if world_size == 1:
+        sys.exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _refuse_trackers(names: Sequence[str]) -> None:

@@ -62,6 +62,8 @@ training.span_loss = spoiled
     assert code != 0
     assert "step 4: the loss of" in stderr, stderr
     assert "of 16 features is not finite: q" in stderr, stderr
+    assert stderr.count("the run stops") == 1
+    assert num_processes == 2 or "Traceback" not in stderr
     assert "#0" in stderr or "#1" in stderr, stderr
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 

@@ -202,6 +202,18 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(
     assert "cannot be used" in capsys.readouterr().err
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_features(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from qa_dist.distributed import Ranks
+
+    monkeypatch.setattr(Ranks, "clip_gradients", lambda *arguments: float("inf"))
+    with pytest.raises(SystemExit, match="1"):
+        run()
+    assert "the run stops: step 1: the gradient is not finite; features q" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
 def test_a_strategy_that_is_not_run_is_refused(
     run: Callable[..., int], variable: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
