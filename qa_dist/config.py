@@ -136,6 +136,11 @@ class ModelConfig:
         "hub id or local folder of the encoder, or package:NAME/FOLDER for one shipped inside a Python package",
     )
     model_revision: str = option("main", "branch, tag or commit of the hub model")
+    model_config: str | None = option(
+        None,
+        "random weights instead of a checkpoint's, to measure speed with: bert-base, bert-large, minilm-l6, or a "
+        "folder with a config.json",
+    )
     tokenizer_name: str | None = option(None, "tokenizer, if it is not the model's own")
     cache_dir: str | None = option(None, "folder for downloaded models; auto: the hub library's own")
     model_dropout: float | None = option(

@@ -6,12 +6,14 @@ row, whether the architecture computes the row as it is or padded. What is train
 Legend: B features, T real tokens of all of them, L tokens of the longest.
 """
 
+import dataclasses
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +41,18 @@ ATTENTION_PROJECTIONS = {
     "roberta": ("query", "value"),
 }
 """Query and value projections, adapted as by Hu et al. 2022 (LoRA), section 4.2; ModernBERT fuses them with keys."""
+
+CONFIGURATIONS: dict[str, dict[str, int]] = {
+    "bert-base": {},
+    "bert-large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+    "minilm-l6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+}
+"""What `--model_config` knows by name: how each differs from transformers' default, BERT base (uncased)."""
 
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 _OFFSET_POSITIONS = ("roberta", "mpnet")
@@ -321,6 +335,13 @@ def load_trained(config: ModelConfig, directory: str, *, max_seq_length: int, to
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    if config.model_config is not None:
+        if config.tuning == "lora":
+            raise CheckpointError(
+                f"the adapter in {directory} belongs to random weights (--model_config), which are not kept; train on "
+                "a checkpoint to use the result"
+            )
+        config = dataclasses.replace(config, model_config=None)
     try:
         if config.tuning == "full":
             model, fresh, padding, notes = _load_base(config, directory, max_seq_length)
@@ -344,28 +365,59 @@ def load_trained(config: ModelConfig, directory: str, *, max_seq_length: int, to
     ).eval()
 
 
+def model_configuration(config: ModelConfig) -> Any:
+    """The transformers configuration of the model that an option names, before anything is set in it.
+
+    Raises:
+        UserError: `--model_config` names nothing.
+        OSError: As transformers raises it.
+    """
+    from transformers import AutoConfig, BertConfig
+
+    name = config.model_config
+    if name is None:
+        path = resolve_model_path(config.model_name_or_path)
+        return AutoConfig.from_pretrained(path, revision=config.model_revision, cache_dir=config.cache_dir)
+    if name in CONFIGURATIONS:
+        return BertConfig(**CONFIGURATIONS[name])
+    if not Path(name).expanduser().exists():
+        raise ConfigError(
+            [f"--model_config {name} is neither a folder with a config.json nor one of {', '.join(CONFIGURATIONS)}"]
+        )
+    return AutoConfig.from_pretrained(str(Path(name).expanduser()))
+
+
 def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any, list[str], Padding, list[str]]:
     """A transformers model, the names of its newly initialised parameters, its padding, and notes for the user."""
-    from transformers import AutoConfig, AutoModelForQuestionAnswering
+    from transformers import AutoModelForQuestionAnswering
 
-    path = resolve_model_path(name)
-    origin = {"revision": config.model_revision, "cache_dir": config.cache_dir}
     try:
         with _quiet():
-            model_config = AutoConfig.from_pretrained(path, **origin)
+            model_config = model_configuration(dataclasses.replace(config, model_name_or_path=name))
             padding, notes = _choose_padding(config, model_config)
             _check_length(model_config, max_seq_length)
             _set_dropout(model_config, config.model_dropout, unpadded=padding == "unpadded", notes=notes)
             model_config.num_labels = 2
             if padding == "unpadded":
                 register()
+            attention = UNPADDED if padding == "unpadded" else None
+            if config.model_config is not None:
+                model = AutoModelForQuestionAnswering.from_config(
+                    model_config, dtype=torch.float32, attn_implementation=attention
+                )
+                notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
+                # As of a checkpoint without a head; that the rest is random was asked for.
+                heads = head_names(model)
+                fresh = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
+                return model, sorted(fresh), padding, notes
             model, info = AutoModelForQuestionAnswering.from_pretrained(
-                path,
+                resolve_model_path(name),
                 config=model_config,
                 dtype=torch.float32,
-                attn_implementation=UNPADDED if padding == "unpadded" else None,
+                attn_implementation=attention,
                 output_loading_info=True,
-                **origin,
+                revision=config.model_revision,
+                cache_dir=config.cache_dir,
             )
     except UserError:
         raise
