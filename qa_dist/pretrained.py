@@ -29,13 +29,13 @@ def resolve_model_path(name: str) -> str:
     if name.startswith(_PACKAGE_PREFIX):
         return _package_folder(name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return str(path)
     if path.is_file():
         raise UserError(f"{name} is a file; name the folder that holds the model")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(
-            f"{name} does not exist; name a local folder, a hub id such as google-bert/bert-base-uncased, or "
+            f"{name or 'an empty name'} does not exist; name a local folder, a hub id such as google-bert/bert-base-uncased, or "
             "package:NAME/FOLDER"
         )
     return name

@@ -1,0 +1,167 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.prepare import main
+from qa_dist.store import FeatureStore
+from tests.unit.data_fixtures import MALFORMED, TINY_SQUAD, row, save_tokenizer, tiny_examples, write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {"num_examples", "num_features", "mean_tokens", "fingerprint", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def flags(tokenizer_folder: str, tmp_path: Path) -> list[str]:
+    return ["--model_name_or_path", tokenizer_folder, "--store_dir", str(tmp_path / "stores")]
+
+
+def prepared(capsys: pytest.CaptureFixture[str], argv: list[str]) -> dict[str, Any]:
+    assert main(argv) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_one_split_is_described_at_the_top(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    found = prepared(capsys, ["--train_file", str(TINY_SQUAD), *flags])
+    assert set(found) > KEYS
+    assert found["split"] == "train"
+    assert {**found["splits"]["train"], "split": "train", "splits": found["splits"]} == found
+    assert list(found["splits"]) == ["train"]
+    store = FeatureStore(found["path"])
+    assert found["fingerprint"] == store.fingerprint
+    assert found["num_examples"] == store.num_examples == len(tiny_examples())
+    assert found["num_features"] == store.num_features
+    assert found["mean_tokens"] == round(float(store.lengths.mean()), 2)
+    assert found["num_unanswerable"] == 2
+    assert found["seconds"] > 0
+
+
+def test_of_two_splits_the_training_one_is_at_the_top(
+    capsys: pytest.CaptureFixture[str], flags: list[str], tmp_path: Path
+) -> None:
+    dev = write_rows(tmp_path / "dev.jsonl", row("a"), row("b", answers={"text": ["Mora"], "answer_start": [1]}))
+    both = prepared(capsys, ["--train_file", str(TINY_SQUAD), "--validation_file", dev, *flags])
+    assert list(both["splits"]) == ["train", "validation"]
+    assert both["num_examples"] == both["splits"]["train"]["num_examples"] == len(tiny_examples())
+    assert (both["splits"]["validation"]["num_examples"], both["splits"]["validation"]["num_mended"]) == (2, 1)
+    alone = prepared(capsys, ["--validation_file", dev, *flags])
+    assert alone["split"] == "validation"
+    assert alone["fingerprint"] == both["splits"]["validation"]["fingerprint"]
+
+
+def test_the_embedded_sample_is_the_default(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    found = prepared(capsys, flags)
+    assert list(found["splits"]) == ["train", "validation"]
+    assert found["num_examples"] >= 1000
+    assert found["num_unlabelled_examples"] == 0
+
+
+def test_dropped_records_are_counted_and_told(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, flags: list[str], tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "a.jsonl", row("a"), row("b", question=""))
+    found = prepared(capsys, ["--train_file", path, "--on_invalid", "drop", *flags])
+    assert (found["num_examples"], found["num_dropped"]) == (1, 1)
+    assert "question is empty (b)" in caplog.text
+
+
+def test_a_recipe_with_options_of_training_serves_here_too(
+    capsys: pytest.CaptureFixture[str], flags: list[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"train_file: {TINY_SQUAD}\nlearning_rate: 0.001\nmax_seq_length: 100\ndoc_stride: 20\n")
+    assert prepared(capsys, ["--config", str(recipe), *flags])["num_features"] > len(tiny_examples())
+
+
+def test_a_damaged_store_is_one_sentence_until_it_is_deleted(
+    capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    argv = ["--train_file", str(TINY_SQUAD), *flags]
+    path = Path(prepared(capsys, argv)["path"])
+    with (path / "features.arrow").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\xff\x00\xff")
+    assert main(argv) == 2
+    assert "delete that folder" in capsys.readouterr().err
+    shutil.rmtree(path)
+    assert prepared(capsys, argv)["path"] == str(path)
+
+
+def assert_one_sentence(code: int, out: str, err: str) -> None:
+    assert code == 2
+    assert out == ""
+    assert err.startswith("qa_dist.prepare: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("path", sorted(MALFORMED.iterdir()), ids=lambda path: path.name)
+def test_malformed_files_end_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], flags: list[str], tmp_path: Path, path: Path
+) -> None:
+    code = main(["--train_file", str(path), *flags])
+    assert_one_sentence(code, *capsys.readouterr())
+    stores = tmp_path / "stores"
+    assert not stores.exists() or all(item.name.endswith(".lock") for item in stores.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["--train_file", "/no/such/file.json"], "/no/such/file.json does not exist"),
+        (["--train_file", "/"], "is a folder"),
+        (["--dataset_name", "synthetic:x"], "synthetic:N"),
+        (["--doc_stride", "400"], "--doc_stride 400"),
+        (["--max_seq_lenght", "384"], "--max_seq_length"),
+        (["--tokenizer_name", "package:no_such_package_here/x"], "not installed"),
+        (["--tokenizer_name", "/no/such/folder"], "/no/such/folder does not exist"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], flags: list[str], argv: list[str], part: str
+) -> None:
+    code = main([*argv, *flags])
+    captured = capsys.readouterr()
+    assert_one_sentence(code, *captured)
+    assert part in captured.err
+
+
+@pytest.mark.parametrize("name", ["truncated.json.gz", "several.json"])
+def test_malformed_files_from_the_command_line(flags: list[str], name: str) -> None:
+    command = [sys.executable, "-m", "qa_dist.prepare", "--train_file", str(MALFORMED / name), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert_one_sentence(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_second_run_from_the_command_line_finds_the_store_of_the_first(flags: list[str]) -> None:
+    command = [sys.executable, "-m", "qa_dist.prepare", "--train_file", str(TINY_SQUAD), *flags]
+    first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True) for _ in range(2))
+    assert json.loads(first.stdout)["fingerprint"] == json.loads(second.stdout)["fingerprint"]
+    assert "100%" in first.stderr
+    assert second.stderr == ""
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, qa_dist.prepare\n"
+        "try:\n    qa_dist.prepare.main(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code in (0, None)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--preprocessing_num_workers" in done.stdout
+    assert time.perf_counter() - started < 1.5
