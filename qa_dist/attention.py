@@ -2,52 +2,36 @@
 
 A micro-batch is one row of T tokens: the features one behind the other, without padding. Everything in an encoder but
 attention works token by token and needs no change; attention must stay inside each feature. The model hands our
-function the `segments` that it was called with, and the function attends segment by segment: on CUDA with one
-variable-length kernel, on CPU with one `scaled_dot_product_attention` per feature.
+function the boundaries that it was called with: on CUDA one variable-length kernel attends between them, on CPU one
+operator that calls torch's flash kernel feature by feature.
 
-Legend: H heads, T tokens of the row, D head size.
+Legend: B features, H heads, T tokens of the row, D head size.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from qa_dist.errors import UserError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 UNPADDED = "qa_dist_unpadded"
 """Name of the attention implementation, for transformers' `attn_implementation`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """Where the features of a row begin and end.
+def cumulative_lengths(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Where each feature of a row begins, and where the last one ends: int32 [B + 1]."""
+    cumulative = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, dtype=torch.int32, out=cumulative[1:])
+    return cumulative.to(device, non_blocking=True)
 
-    Attributes:
-        lengths: tokens of each feature, as Python integers (the CPU path slices with them).
-        cumulative: int32 [B + 1] on the model's device (the CUDA kernel reads it).
-        longest: the longest feature.
-    """
 
-    lengths: tuple[int, ...]
-    cumulative: torch.Tensor
-    longest: int
-
-    @classmethod
-    def of(cls, lengths: "Sequence[int]", device: torch.device) -> "Segments":
-        """Segments of features with these lengths, one behind the other."""
-        cumulative = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, dtype=torch.int32, out=cumulative[1:])
-        return cls(tuple(lengths), cumulative.to(device, non_blocking=True), max(lengths))
-
-    def position_ids(self) -> torch.Tensor:
-        """Position of every token inside its feature, int64 [T], on the device of `cumulative`."""
-        starts = torch.repeat_interleave(self.cumulative[:-1], self.cumulative.diff(), output_size=sum(self.lengths))
-        return torch.arange(len(starts), device=starts.device) - starts
+def position_ids(cumulative: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Position of every token inside its feature, int64 [T], on the device of `cumulative`."""
+    starts = torch.repeat_interleave(cumulative[:-1], cumulative.diff(), output_size=num_tokens)
+    return torch.arange(num_tokens, device=starts.device) - starts
 
 
 def unpadded_attention(
@@ -60,7 +44,8 @@ def unpadded_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    segments: Segments | None = None,
+    cumulative: torch.Tensor | None = None,
+    longest: int = 0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention output [1, T, H, D] of a row of features, and None for the weights.
@@ -70,71 +55,169 @@ def unpadded_attention(
         query: [1, H, T, D].
         key: [1, H, T, D].
         value: [1, H, T, D].
-        attention_mask: Must be None: segments say who attends to whom.
+        attention_mask: Must be None: the boundaries say who attends to whom.
         scaling: Factor of the scores; None: 1/sqrt(D).
         dropout: Must be 0: the variable-length kernel has none.
         sliding_window: As ModernBERT passes it: one more than the distance up to which tokens see each other.
-        segments: The features of the row.
+        cumulative: int32 [B + 1], as from `cumulative_lengths`.
+        longest: At least the tokens of the longest feature.
 
     Raises:
         UserError: Attention dropout was asked for.
     """
-    if segments is None or attention_mask is not None:
-        raise AssertionError("unpadded attention needs segments and no mask: call the model through SpanModel")
+    if cumulative is None or attention_mask is not None:
+        raise AssertionError("unpadded attention needs boundaries and no mask: call the model through SpanModel")
     if dropout:
         raise UserError(
             f"attention dropout {dropout} was asked for, but unpadded attention has none; use --padding sorted"
         )
-    reach = None if sliding_window is None else sliding_window - 1
-    if query.is_cuda:
-        return _attend_cuda(query, key, value, scaling, reach, segments), None
-    return _attend_segments(query, key, value, scaling, reach, segments), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    reach = -1 if sliding_window is None else sliding_window - 1
+    if query.device.type == "cpu":
+        return _attend(query, key, value, cumulative, scale, reach)[0], None
+    if query.dtype in (torch.bfloat16, torch.float16):
+        return _attend_variable_length(query, key, value, cumulative, longest, scale, reach), None
+    # The variable-length kernel computes in half precision only; float32 runs on CUDA stay exact, feature by feature.
+    return _attend_in_float32(query, key, value, cumulative, scale, reach), None
 
 
-def _attend_segments(
+def _segments(cumulative: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """First token, and one past the last, of every feature that has any."""
+    return ((start, end) for start, end in pairwise(cumulative.tolist()) if end > start)
+
+
+def _window(length: int, reach: int, like: torch.Tensor) -> torch.Tensor | None:
+    """Additive mask [length, length] that keeps tokens at most `reach` apart; None where it would mask nothing."""
+    if reach < 0 or length <= reach + 1:
+        return None
+    places = torch.arange(length, device=like.device)
+    far = (places[:, None] - places[None, :]).abs() > reach
+    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(far, float("-inf"))
+
+
+@torch.library.custom_op("qa_dist::attend", mutates_args=(), device_types="cpu")
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cumulative: torch.Tensor, scale: float, reach: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [1, T, H, D], and the log-sum-exp of the scores [1, T, H] in float32 for the backward pass.
+
+    One operator instead of a slice, a kernel and a concatenation per feature: the autograd graph stays small, results
+    are written where they belong, and torch.compile sees nothing that depends on the lengths.
+    """
+    output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+    lse = torch.empty(output.shape[:3], dtype=torch.float32)
+    for start, end in _segments(cumulative):
+        piece, piece_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *(tensor[:, :, start:end] for tensor in (query, key, value)),
+            attn_mask=_window(end - start, reach, query),
+            scale=scale,
+        )
+        output[:, start:end] = piece.transpose(1, 2)
+        lse[:, start:end] = piece_lse.view(1, query.shape[1], -1).transpose(1, 2)
+    return output, lse
+
+
+@_attend.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cumulative: torch.Tensor, scale: float, reach: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads, tokens, size = query.shape
+    return query.new_empty(batch, tokens, heads, size), query.new_empty(batch, tokens, heads, dtype=torch.float32)
+
+
+@torch.library.custom_op("qa_dist::attend_backward", mutates_args=(), device_types="cpu")
+def _attend_backward(
+    gradient: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scaling: float | None,
-    reach: int | None,
-    segments: Segments,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    cumulative: torch.Tensor,
+    scale: float,
+    reach: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value, each [1, H, T, D] over the memory of a [1, T, H, D]."""
+    batch, heads, tokens, size = query.shape
+    gradients = [query.new_empty(batch, tokens, heads, size) for _ in range(3)]
+    for start, end in _segments(cumulative):
+        pieces = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient[:, start:end].transpose(1, 2),
+            *(tensor[:, :, start:end] for tensor in (query, key, value)),
+            output[:, start:end].transpose(1, 2),
+            lse[:, start:end].transpose(1, 2).contiguous(),
+            0.0,
+            False,
+            attn_mask=_window(end - start, reach, query),
+            scale=scale,
+        )
+        for whole, piece in zip(gradients, pieces, strict=True):
+            whole[:, start:end] = piece.transpose(1, 2)
+    return gradients[0].transpose(1, 2), gradients[1].transpose(1, 2), gradients[2].transpose(1, 2)
+
+
+@_attend_backward.register_fake
+def _(
+    gradient: torch.Tensor, query: torch.Tensor, *_: Any, **__: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, heads, tokens, size = query.shape
+    empty = [query.new_empty(batch, tokens, heads, size).transpose(1, 2) for _ in range(3)]
+    return empty[0], empty[1], empty[2]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    query, key, value, cumulative, ctx.scale, ctx.reach = inputs
+    ctx.save_for_backward(query, key, value, *output, cumulative)
+
+
+def _differentiate(context: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    query, key, value, output, lse, cumulative = context.saved_tensors
+    gradients = _attend_backward(
+        gradient.contiguous(), query, key, value, output, lse, cumulative, context.scale, context.reach
+    )
+    return (*gradients, None, None, None)
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)
+
+
+def _attend_in_float32(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cumulative: torch.Tensor, scale: float, reach: int
 ) -> torch.Tensor:
-    outputs = []
-    pieces = zip(*(torch.split(tensor, list(segments.lengths), dim=2) for tensor in (query, key, value)), strict=True)
-    for query_piece, key_piece, value_piece in pieces:
-        length = query_piece.shape[2]
-        mask = None
-        if reach is not None and length > reach + 1:
-            places = torch.arange(length, device=query.device)
-            mask = (places[:, None] - places[None, :]).abs() <= reach
-        outputs.append(scaled_dot_product_attention(query_piece, key_piece, value_piece, attn_mask=mask, scale=scaling))
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    pieces = [
+        scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            attn_mask=_window(end - start, reach, query),
+            scale=scale,
+        )
+        for start, end in _segments(cumulative)
+    ]
+    return torch.cat(pieces, dim=2).transpose(1, 2)
 
 
-def _attend_cuda(
+def _attend_variable_length(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scaling: float | None,
-    reach: int | None,
-    segments: Segments,
+    cumulative: torch.Tensor,
+    longest: int,
+    scale: float,
+    reach: int,
 ) -> torch.Tensor:
-    if query.dtype not in (torch.bfloat16, torch.float16):
-        # The variable-length kernel computes in half precision only; float32 runs stay exact, feature by feature.
-        return _attend_segments(query, key, value, scaling, reach, segments)
     from torch.nn.attention.varlen import varlen_attn
 
-    window = (-1, -1) if reach is None else (reach, reach)
     output = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        segments.cumulative,
-        segments.cumulative,
-        segments.longest,
-        segments.longest,
-        scale=scaling,
-        window_size=window,
+        cumulative,
+        cumulative,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(reach, reach),
     )
     assert isinstance(output, torch.Tensor)
     return output[None]

@@ -193,7 +193,10 @@ class TrainingConfig:
     max_train_steps: int | None = option(None, "stop after this many optimiser steps, whatever the epochs", minimum=1)
     global_batch_size: int = option(16, "features per optimiser step, over all ranks", minimum=1)
     max_tokens_per_device: int | None = option(
-        None, "tokens of one forward pass on one rank; auto: 4096 on CPU, 16384 on CUDA", minimum=16
+        None,
+        "tokens of one forward pass on one rank; auto: measured on CUDA, 4096 on CPU. Out of memory halves it, on all "
+        "ranks, and repeats the step",
+        minimum=16,
     )
     learning_rate: float = option(3e-4, "highest learning rate", above=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = option("linear", "shape of the decay after warm-up")

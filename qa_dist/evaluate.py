@@ -52,6 +52,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     from qa_dist.modeling import load_trained
     from qa_dist.pretrained import load_tokenizer
     from qa_dist.store import prepare_store
+    from qa_dist.tracking import evaluation_bar
 
     with failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision)
@@ -70,14 +71,16 @@ def _evaluate(argv: Sequence[str]) -> int:
         if directory is not None and ranks.is_main:
             directory.mkdir(parents=True, exist_ok=True)
         version_2 = config.data.version_2_with_negative
-        found = evaluate(
-            model,
-            store,
-            ranks,
-            config.evaluation,
-            version_2=bool(store.num_unanswerable) if version_2 is None else version_2,
-            logits_path=directory / "logits.npy" if directory else None,
-        )
+        with evaluation_bar(shown=ranks.is_main) as advance:
+            found = evaluate(
+                model,
+                store,
+                ranks,
+                config.evaluation,
+                version_2=bool(store.num_unanswerable) if version_2 is None else version_2,
+                logits_path=directory / "logits.npy" if directory else None,
+                advance=advance,
+            )
         if ranks.is_main:
             if directory is not None:
                 write_results(found, directory)

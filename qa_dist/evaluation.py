@@ -24,6 +24,8 @@ from qa_dist.store import FeatureStore
 from qa_dist.tracking import write_json
 
 Metrics = dict[str, float | int]
+Computed = tuple[FeatureBatch, torch.Tensor, torch.Tensor]
+"""A batch with its start and end logits, float32 [T]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def evaluate(
     *,
     version_2: bool,
     logits_path: Path | None = None,
-    advance: Callable[[int], object] = lambda num_features: None,
+    advance: Callable[[int, int], object] = lambda done, total: None,
 ) -> Evaluation:
     """Score the model on all examples of a store; every rank must call this.
 
@@ -62,11 +64,12 @@ def evaluate(
         version_2: Whether the null answer is a choice.
         logits_path: With `config.gather` "logits": where rank 0 keeps them, float32 [tokens of the store, 2] in the
             order of the features, start logits in column 0.
-        advance: Called with the number of features of each batch that this rank has computed.
+        advance: Called after each batch with the number of features that this rank has computed and has to compute.
     """
     batches = evaluation_batches(store.lengths, config.eval_tokens_per_device, model.padded_length)
     mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
+    computed = _counted(_forward(model, store, ranks, mine, losses), sum(map(len, mine)), advance)
     if config.gather == "logits":
         if logits_path is None:
             raise ValueError("gathering logits needs a path to keep them at")
@@ -74,12 +77,9 @@ def evaluate(
             len(share_batches(batches, store.lengths, world_size=ranks.world_size, rank=rank))
             for rank in range(ranks.world_size)
         )
-        tables = _through_logits(model, store, ranks, config, mine, batches, losses, rounds, logits_path, advance)
+        tables = _through_logits(computed, store, ranks, config, batches, rounds, logits_path)
     else:
-        tables = []
-        for batch, start_T, end_T in _forward(model, store, ranks, mine, losses):
-            tables.append(_candidates(start_T, end_T, batch, config))
-            advance(len(batch.indices))
+        tables = [_candidates(start_T, end_T, batch, config) for batch, start_T, end_T in computed]
         own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
         tables = ranks.gather(own)
     # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
@@ -162,7 +162,7 @@ def _forward(
     ranks: Ranks,
     batches: Sequence[Indices],
     losses: npt.NDArray[np.float64],
-) -> Iterator[tuple[FeatureBatch, torch.Tensor, torch.Tensor]]:
+) -> Iterator[Computed]:
     """Each batch with its logits; the losses of its features are noted on the way."""
     model.eval()
     for indices in batches:
@@ -191,30 +191,34 @@ def _candidates(
     return spans.to_table(batch.indices)
 
 
+def _counted(computed: Iterator[Computed], total: int, advance: Callable[[int, int], object]) -> Iterator[Computed]:
+    """The same, reporting progress on the way."""
+    done = 0
+    for batch, start_T, end_T in computed:
+        yield batch, start_T, end_T
+        done += len(batch.indices)
+        advance(done, total)
+
+
 def _through_logits(
-    model: SpanModel,
+    computed: Iterator[Computed],
     store: FeatureStore,
     ranks: Ranks,
     config: EvaluationConfig,
-    mine: Sequence[Indices],
     batches: Sequence[Indices],
-    losses: npt.NDArray[np.float64],
     rounds: int,
     path: Path,
-    advance: Callable[[int], object],
 ) -> list[CandidateTable]:
     """Collect all logits in a file at rank 0, batch by batch; then find the candidates there, in the same batches."""
     first_token = np.concatenate([[0], np.cumsum(store.lengths, dtype=np.int64)])
     logits = None
     if ranks.is_main:
         logits = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first_token[-1]), 2))
-    computed = _forward(model, store, ranks, mine, losses)
     for _ in range(rounds):
         batch, start_T, end_T = next(computed, (None, None, None))
         piece = None
         if batch is not None and start_T is not None and end_T is not None:
             piece = (batch.indices, torch.stack((start_T, end_T), 1).cpu().numpy())
-            advance(len(batch.indices))
         for arrived in ranks.gather(piece):
             if arrived is None or logits is None:
                 continue

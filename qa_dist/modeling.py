@@ -21,9 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qa_dist.attention import UNPADDED, Segments, register
+from qa_dist.attention import UNPADDED, cumulative_lengths, position_ids, register
 from qa_dist.batching import Indices
 from qa_dist.config import MODEL_TYPES_UNPADDED, ModelConfig
+from qa_dist.dropout import use_cheap_dropout
 from qa_dist.errors import CheckpointError, ConfigError, TrainingError, UserError
 from qa_dist.pretrained import resolve_model_path
 from qa_dist.store import FeatureStore
@@ -94,6 +95,7 @@ class SpanModel(nn.Module):
         self._first_position = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
         self._pad_token_id = config.pad_token_id or 0
         self._padded_length = max_seq_length if padding == "max_length" else None
+        self._max_seq_length = max_seq_length
         self._pads_left = tokenizer_pads_left
 
     def forward(
@@ -115,12 +117,14 @@ class SpanModel(nn.Module):
         return start_T.float(), end_T.float()
 
     def _compute_row(self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]) -> Any:
-        segments = Segments.of(lengths, input_ids_T.device)
+        cumulative = cumulative_lengths(lengths, input_ids_T.device)
+        positions = position_ids(cumulative, len(input_ids_T)) + self._first_position
         inputs = {"token_type_ids": token_type_ids_T[None]} if self._takes_token_types else {}
         return self._call(
             input_ids=input_ids_T[None],
-            position_ids=(segments.position_ids() + self._first_position)[None],
-            segments=segments,
+            position_ids=positions[None],
+            cumulative=cumulative,
+            longest=self._max_seq_length,
             **inputs,
         )
 
@@ -323,6 +327,8 @@ def build_model(
     _check_trainable(span_model, fresh)
     for bias in logit_biases(span_model).values():
         bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_available():
+        use_cheap_dropout(span_model)
     return span_model, parameter_report(span_model, before)
 
 

@@ -35,8 +35,8 @@ def resolve_model_path(name: str) -> str:
         raise UserError(f"{name} is a file; name the folder that holds the model")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(
-            f"{name or 'an empty name'} does not exist; name a local folder, a hub id such as google-bert/bert-base-uncased, or "
-            "package:NAME/FOLDER"
+            f"{name or 'an empty name'} does not exist; name a local folder, a hub id such as "
+            "google-bert/bert-base-uncased, or package:NAME/FOLDER"
         )
     return name
 

@@ -24,7 +24,17 @@ from qa_dist.modeling import ParameterReport, SpanModel
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.squad import available_splits, subset
 from qa_dist.store import FeatureStore, prepare_store
-from qa_dist.tracking import MetricsLog, Progress, StepResult, Stopwatch, git_commit, hardware, versions, write_json
+from qa_dist.tracking import (
+    MetricsLog,
+    Progress,
+    StepResult,
+    Stopwatch,
+    evaluation_bar,
+    git_commit,
+    hardware,
+    versions,
+    write_json,
+)
 
 FILES = (
     "run.json",
@@ -237,14 +247,16 @@ class Run:
         return final
 
     def _evaluate_whole(self, model: SpanModel, data: RunData, store: FeatureStore) -> Evaluation:
-        return evaluating.evaluate(
-            model,
-            store,
-            self.ranks,
-            self.config.evaluation,
-            version_2=data.version_2,
-            logits_path=self.directory / "logits.npy",
-        )
+        with evaluation_bar(shown=self.ranks.is_main and not self.config.training.disable_tqdm) as advance:
+            return evaluating.evaluate(
+                model,
+                store,
+                self.ranks,
+                self.config.evaluation,
+                version_2=data.version_2,
+                logits_path=self.directory / "logits.npy",
+                advance=advance,
+            )
 
     def _keep_if_best(self, model: SpanModel, data: RunData, step: int, found: Evaluation) -> None:
         name = self.config.training.metric_for_best_model

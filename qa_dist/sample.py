@@ -142,9 +142,12 @@ def synthetic_examples(num_examples: int, *, seed: int, first: int = 0) -> Itera
 
 
 def synthetic_lengths(num_examples: int, *, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Context and question lengths in tokens, both int64 [num_examples], distributed as those of the examples."""
-    draws = np.random.default_rng(seed).integers(0, 4096, (2, num_examples))
-    return np.array(_CONTEXT)[draws[0]], np.array(_QUESTION)[draws[1]]
+    """Context and question lengths in tokens, both int64 [num_examples], distributed as those of the examples.
+
+    More of the same seed begin with the same ones.
+    """
+    draws = np.random.default_rng(seed).integers(0, 4096, (num_examples, 2))
+    return np.array(_CONTEXT)[draws[:, 0]], np.array(_QUESTION)[draws[:, 1]]
 
 
 def _synthetic_example(index: int, seed: int) -> Example:

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -120,6 +120,20 @@ class Progress:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+
+@contextmanager
+def evaluation_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the features of an evaluation; call what it gives with the features done and their total."""
+    from tqdm import tqdm
+
+    with tqdm(desc="evaluating", unit="feature", disable=not shown, leave=False, file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from qa_dist.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
+from qa_dist.budget import CPU_TOKENS, measured_budget
 from qa_dist.config import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.errors import TrainingError
@@ -45,13 +46,13 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
         self.num_steps = math.ceil(training.num_train_epochs * self.steps_per_epoch)
         self.num_steps = min(self.num_steps, training.max_train_steps or self.num_steps)
-        self.max_tokens = training.max_tokens_per_device or (4096 if ranks.device.type == "cpu" else 16384)
         longest = model.padded_length or int(store.lengths[self.features].max())
-        if longest > self.max_tokens:
+        wanted = training.max_tokens_per_device
+        if wanted is not None and wanted < longest:
             raise ConfigError(
                 [
-                    f"--max_tokens_per_device {self.max_tokens} is less than one feature, which may have {longest} "
-                    "tokens; raise it or lower --max_seq_length"
+                    f"--max_tokens_per_device {wanted} is less than one feature, which may have {longest} tokens; "
+                    "raise it or lower --max_seq_length"
                 ]
             )
         self.model = model
@@ -66,6 +67,7 @@ class Trainer:
         self.gradients = GradientCheck(model)
         self.notice = notice
         self._order: tuple[int, Indices] | None = None
+        self.max_tokens = self._find_budget(longest) if wanted is None else wanted
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -98,6 +100,26 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(float(losses.mean()), norm, len(features), int(self.store.lengths[features].sum()))
+
+    def _find_budget(self, longest: int) -> int:
+        """Tokens of a forward pass, the same on all ranks: a constant on the CPU, measured on CUDA."""
+        if self.ranks.device.type != "cuda":
+            return max(CPU_TOKENS, longest)
+        by_length = self.features[np.argsort(-self.store.lengths[self.features], kind="stable")]
+
+        def run_pass(tokens: int) -> int:
+            features = by_length[: max(1, tokens // longest)]
+            batch = FeatureBatch.of(self.store, features, self.ranks.device)
+            self.wrapped.train()
+            start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+            self.ranks.backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
+            self.optimizer.zero_grad(set_to_none=True)
+            return longest * len(features)
+
+        most = longest * min(len(self.features), self.config.training.global_batch_size)
+        moments = 2 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+        found = measured_budget(run_pass, longest=longest, most=most, device=self.ranks.device, reserved_bytes=moments)
+        return self.ranks.minimum(found)
 
     def _global_batch(self, step: int) -> Indices:
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -27,8 +27,10 @@ ORDER = (
     "pretrained",
     "store",
     "attention",
+    "dropout",
     "modeling",
     "optim",
+    "budget",
     "checkpoint",
     "tracking",
     # loops
@@ -40,6 +42,7 @@ ORDER = (
     "train",
     "evaluate",
     "score",
+    "bench",
     "documentation",
     "cli",
 )

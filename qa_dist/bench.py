@@ -1,0 +1,105 @@
+"""Measure speed and memory: `python -m qa_dist.bench trainer|paths|scaling|evaluation|all --output_dir DIR`.
+
+trainer     transformers' Trainer (the tutorials' recipe, and with its best options) against qa_dist
+paths       padded, sorted and unpadded computation, LoRA and full, beside the rate of matrix products alone
+scaling     one process against several: weak and strong scaling, time by phase, balance of tokens
+evaluation  tokenising, forward pass, decoding and scoring against the Hugging Face way
+all         all of them
+report      `report BENCH.JSON ... --output FILE`: the results of several machines as one page
+
+Features have the lengths of SQuAD and tokens of no meaning, so nothing is downloaded; the model is the six-layer
+encoder of the quickstart extra unless --model_name_or_path or --model_config says otherwise. Results go to bench.json,
+bench.md and charts in --output_dir; further commands into the same folder add to them.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from qa_dist.benchmarking import charts, report
+from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
+from qa_dist.config import parse
+from qa_dist.entry import run
+from qa_dist.errors import UserError
+
+PROG = "qa_dist.bench"
+COMMANDS = (*report.SECTIONS, "all", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(PROG, lambda: _bench(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _bench(argv: list[str]) -> int:
+    command = argv[0] if argv and not argv[0].startswith("-") else ""
+    if command not in COMMANDS and not {"-h", "--help"} & set(argv):
+        said = repr(command) if command else "nothing"
+        raise UserError(f"{said} cannot be measured; use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
+    if command == "report":
+        return _report(argv[1:])
+    config, own = parse(
+        _joined(argv[1:] if command else argv),
+        prog=f"{PROG} {command}".strip(),
+        description=__doc__ or "",
+        groups=(),
+        entry=BenchConfig,
+        base=REFERENCE,
+    )
+    charts.require_matplotlib()
+    settings = Settings.of(config, own)
+    directory = Path(str(own.output_dir))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder") from error
+    for name in report.SECTIONS if command == "all" else (command,):
+        _measure(name, settings, directory)
+    return 0
+
+
+def _measure(name: str, settings: Settings, directory: Path) -> None:
+    """Measure one section and write everything that shows it."""
+
+    def tell(line: str) -> None:
+        sys.stderr.write(f"{name} {line}\n")
+
+    section = import_module(f"qa_dist.benchmarking.{name}").run(settings, tell)
+    whole = report.merge(directory / "bench.json", name, section, settings.to_json())
+    drawn = charts.draw(whole, directory)
+    (directory / "bench.md").write_text(report.summary(whole, drawn), encoding="utf-8")
+    for key, value in section["headline"].items():
+        sys.stdout.write(f"{key} {value:.3f}\n")
+    sys.stdout.flush()
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"{PROG} report", description="Results of one or several machines as a Markdown page.", allow_abbrev=False
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="BENCH.JSON", help="what benchmarks wrote")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, as docs/benchmarks.md")
+    options = parser.parse_args(argv)
+    page = report.documentation([report.read(path) for path in options.files])
+    try:
+        options.output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {options.output} cannot be written: {error.strerror}; name another file") from error
+    return 0
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The words with `--num_processes 1 2 4` written as `--num_processes 1,2,4`, the form of all other lists."""
+    words: list[str] = []
+    for word in argv:
+        if word.isdecimal() and len(words) > 1 and words[-2] == "--num_processes":
+            words[-1] += f",{word}"
+        else:
+            words.append(word)
+    return words
+
+
+if __name__ == "__main__":
+    sys.exit(main())

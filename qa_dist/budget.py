@@ -1,0 +1,58 @@
+"""How many tokens one forward and backward pass of a rank may hold."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+CPU_TOKENS = 4096
+"""Budget on a CPU: matrix products gain nothing from longer rows, and memory is shared with everything else."""
+
+MARGIN = 0.1
+"""Share of the device's memory left free: fragmentation, and features that cost more than their tokens suggest."""
+
+
+def tokens_that_fit(peaks: Sequence[tuple[int, int]], available_bytes: int) -> int:
+    """Tokens whose pass peaks at `available_bytes`, by the line through two measured peaks.
+
+    Args:
+        peaks: Two pairs (tokens, peak bytes) of passes of different size.
+        available_bytes: What a pass may take.
+
+    Returns:
+        A number of tokens, at least 0. Memory is linear in tokens on the unpadded path: no tensor grows with the square
+        of a length, since the attention kernels do not store their scores.
+    """
+    (few, low), (many, high) = sorted(peaks)
+    slope = (high - low) / (many - few)
+    if slope <= 0:
+        return many
+    return max(0, math.floor(few + (available_bytes - low) / slope))
+
+
+def measured_budget(
+    run_pass: Callable[[int], int], *, longest: int, most: int, device: torch.device, reserved_bytes: int
+) -> int:
+    """The token budget of this rank's CUDA device, from the memory that two small passes take.
+
+    Args:
+        run_pass: Runs a forward and backward pass of about so many tokens, drops its gradients, and returns the tokens
+            it really had.
+        longest: Tokens of the longest feature; the least that the budget may be.
+        most: Tokens that a pass can have at all.
+        device: The CUDA device.
+        reserved_bytes: Memory that will be taken later: the optimiser's moments.
+    """
+    peaks = []
+    for wanted in (4 * longest, 16 * longest):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        tokens = run_pass(min(wanted, most))
+        peaks.append((tokens, torch.cuda.max_memory_allocated(device)))
+        if tokens >= most:
+            # Everything fits into one pass; there is nothing to find.
+            return most
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    available = int((free + torch.cuda.memory_reserved(device)) * (1 - MARGIN)) - reserved_bytes
+    return max(longest, min(most, tokens_that_fit(peaks, available)))

@@ -1,0 +1,46 @@
+"""The token budget from two measured peaks."""
+
+import pytest
+import torch
+
+from qa_dist import budget
+from qa_dist.budget import measured_budget, tokens_that_fit
+
+
+def test_the_line_through_two_peaks() -> None:
+    peaks = [(1000, 3_000_000), (2000, 5_000_000)]
+    assert tokens_that_fit(peaks, 9_000_000) == 4000
+    assert tokens_that_fit(peaks[::-1], 9_000_000) == 4000
+    assert tokens_that_fit(peaks, 500_000) == 0
+    assert tokens_that_fit([(1000, 5), (2000, 5)], 100) == 2000
+
+
+class Device:
+    """A CUDA device of 10 MB whose passes take 1 MB and 1 kB per token."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passes: list[int] = []
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1_000_000 + 1000 * self.passes[-1])
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9_000_000, 10_000_000))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1_000_000)
+
+    def run(self, tokens: int) -> int:
+        self.passes.append(tokens)
+        return tokens
+
+    def budget(self, longest: int, most: int, reserved_bytes: int = 0) -> int:
+        device = torch.device("cpu")
+        return measured_budget(self.run, longest=longest, most=most, device=device, reserved_bytes=reserved_bytes)
+
+
+def test_the_budget_leaves_a_margin_and_what_the_optimiser_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert budget.MARGIN == 0.1
+    device = Device(monkeypatch)
+    assert device.budget(100, 100_000) == 8000
+    assert device.passes == [400, 1600]
+    assert device.budget(100, 100_000, reserved_bytes=2_000_000) == 6000
+    assert device.budget(100, 5000) == 5000
+    assert device.budget(100, 1000) == 1000
+    assert device.budget(500, 10**6, reserved_bytes=8_500_000) == 500, "one feature at least"
