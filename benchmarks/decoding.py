@@ -4,15 +4,11 @@
 
 Synthetic logits (normal, with one raised answer per feature) for features with the lengths of SQuAD v1.1 dev at
 384/128: 10,784 features of 10,570 examples. Prints JSON: seconds of each stage, the best of several repeats. The loops
-(`postprocess_qa_predictions` of the Hugging Face examples and evaluate-v1.1.py, rewritten from their description) run
-on part of the features, and their time is scaled up.
+of `qa_dist.benchmarking.loops` run on part of the features, and their time is scaled up.
 """
 
 import argparse
-import collections
 import json
-import re
-import string
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qa_dist.benchmarking.loops import nested_loop_answers, nested_loop_scores
 from qa_dist.decoding import MODES, Answers, CandidateTable, FeatureMap, decode, pad_rows, top_spans
 from qa_dist.scoring import score_v1
 
@@ -91,53 +88,21 @@ class Data:
 
 def looped_texts(data: Data, num_features: int, n_best_size: int, max_answer_length: int) -> dict[str, str]:
     """The answers by loops over examples, windows, starts and ends."""
-    features_of: dict[int, list[int]] = collections.defaultdict(list)
-    for i, example_index in enumerate(data.features.example_index_N[:num_features].tolist()):
-        features_of[example_index].append(i)
-    texts = {}
-    for example_index, rows in features_of.items():
-        found = []
-        for i in rows:
-            part = slice(data.first_N[i], data.first_N[i] + data.length_N[i])
-            start_logits, end_logits = data.start_logits_T[part].numpy(), data.end_logits_T[part].numpy()
-            own = slice(data.features.first_offset_N1[i], data.features.first_offset_N1[i + 1])
-            offsets = [None] * int(data.context_start_N[i]) + data.features.context_offsets_T2[own].tolist() + [None]
-            for start in np.argsort(start_logits)[-1 : -n_best_size - 1 : -1].tolist():
-                for end in np.argsort(end_logits)[-1 : -n_best_size - 1 : -1].tolist():
-                    if offsets[start] is None or offsets[end] is None:
-                        continue
-                    if start <= end < start + max_answer_length:
-                        found.append(
-                            {
-                                "offsets": (offsets[start][0], offsets[end][1]),
-                                "score": start_logits[start] + end_logits[end],
-                            }
-                        )
-        found.sort(key=lambda entry: entry["score"], reverse=True)
-        first, last = found[0]["offsets"] if found else (0, 0)
-        texts[data.ids[example_index]] = data.contexts[example_index][first:last]
-    return texts
-
-
-def looped_scores(references: dict[str, list[str]], predictions: dict[str, str]) -> dict[str, float]:
-    """Exact match and F1 by loops that normalise both texts anew for each comparison."""
-
-    def normal(text: str) -> str:
-        kept = "".join(char for char in text.lower() if char not in set(string.punctuation))
-        return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
-
-    def f1_of(gold: str, text: str) -> float:
-        gold_words, words = normal(gold).split(), normal(text).split()
-        same = sum((collections.Counter(gold_words) & collections.Counter(words)).values())
-        if same == 0:
-            return 0.0
-        return 2 * (same / len(words)) * (same / len(gold_words)) / (same / len(words) + same / len(gold_words))
-
-    exact = f1 = 0.0
-    for key, text in predictions.items():
-        exact += max(normal(gold) == normal(text) for gold in references[key])
-        f1 += max(f1_of(gold, text) for gold in references[key])
-    return {"exact_match": 100.0 * exact / len(predictions), "f1": 100.0 * f1 / len(predictions)}
+    offsets: list[Any] = []
+    for i in range(num_features):
+        own = slice(data.features.first_offset_N1[i], data.features.first_offset_N1[i + 1])
+        offsets.append([None] * int(data.context_start_N[i]) + data.features.context_offsets_T2[own].tolist() + [None])
+    parts = [slice(first, first + length) for first, length in zip(data.first_N, data.length_N, strict=True)]
+    return nested_loop_answers(
+        data.ids,
+        data.contexts,
+        data.features.example_index_N[:num_features].tolist(),
+        offsets,
+        [data.start_logits_T[part].numpy() for part in parts[:num_features]],
+        [data.end_logits_T[part].numpy() for part in parts[:num_features]],
+        n_best_size=n_best_size,
+        max_answer_length=max_answer_length,
+    )
 
 
 def best_seconds(repeats: int, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -204,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
 
     count = min(args.baseline_features, num_features)
     loop_seconds, texts = best_seconds(1, lambda: looped_texts(data, count, args.n_best_size, args.max_answer_length))
-    loop_score_seconds, _ = best_seconds(1, lambda: looped_scores(references, texts))
+    loop_score_seconds, _ = best_seconds(1, lambda: nested_loop_scores(references, texts))
     loops = (loop_seconds + loop_score_seconds) * num_features / count
     ours = sum(report["n_best"].values()) + score_seconds
     report["loops"] = {

@@ -1,0 +1,82 @@
+"""`bench evaluation`: from questions to scores, phase by phase, against the Hugging Face way.
+
+The Hugging Face way is `Dataset.map` with the tutorials' tokenising function, `Trainer.predict`, decoding by nested
+loops and scoring text by text, with features padded to --max_seq_length as published; beside it, the same with dynamic
+padding. The clock of qa_dist includes reading and validating the file and writing its feature store, which the other
+side gets for nothing. Both have computed a batch before the clock starts.
+
+`decode` of qa_dist is everything in an evaluation that is neither the model's forward pass nor scoring.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from qa_dist.benchmarking.settings import Settings
+from qa_dist.benchmarking.work import Result, Work, alternate, spread
+
+PHASES = ("tokenise", "forward", "decode", "score")
+OURS, THEIRS, DYNAMIC = "qa_dist", "Hugging Face", "Hugging Face, dynamic padding"
+
+
+def works(settings: Settings) -> dict[str, Work]:
+    """What is compared, by name."""
+    own = settings.own
+    count = own.max_eval_samples or (100 if own.quick else 1000)
+    if own.validation_file:
+        data = {"validation_file": str(Path(own.validation_file).resolve()), "max_eval_samples": count}
+        data |= {"subset_seed": own.seed}
+    else:
+        data = {"dataset_name": f"synthetic:{count}", "max_eval_samples": None}
+    options = settings.options(**data, mixed_precision=settings.best_precision)
+    if own.model_config is not None and own.tokenizer_name is None:
+        # Random weights need some tokenizer of their vocabulary: the reference model has that of BERT.
+        options["tokenizer_name"] = settings.config.model.model_name_or_path
+
+    def work(kind: Any, **trainer: Any) -> Work:
+        return Work(
+            kind=kind,
+            options=options,
+            num_features=0,
+            threads=own.threads,
+            trainer=trainer,
+            device=settings.single_device,
+        )
+
+    return {
+        OURS: work("evaluate"),
+        THEIRS: work("evaluate_hugging_face"),
+        DYNAMIC: work("evaluate_hugging_face", dynamic_padding=True),
+    }
+
+
+def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The comparison, as a section of bench.json."""
+    measured = alternate(works(settings), repeats=settings.repeats, tell=tell)
+    if any(result.get("out_of_memory") for results in measured.values() for result in results):
+        return {"headline": {}, "results": [{"name": name, "out_of_memory": True} for name in measured]}
+    ours = measured[OURS]
+    return {
+        "headline": {
+            "evaluation_speedup": _seconds(measured[THEIRS]) / _seconds(ours),
+            "evaluation_speedup_vs_dynamic_padding": _seconds(measured[DYNAMIC]) / _seconds(ours),
+            "decoding_speedup": _seconds(measured[THEIRS], "decode", "score") / _seconds(ours, "decode", "score"),
+        },
+        "num_examples": ours[0]["num_examples"],
+        "num_features": ours[0]["num_features"],
+        "results": [
+            {
+                "name": name,
+                **{phase: spread([result["phase_seconds"][phase] for result in results]) for phase in PHASES},
+                "seconds": spread([result["seconds"] for result in results]),
+                "repeats": results,
+            }
+            for name, results in measured.items()
+        ],
+    }
+
+
+def _seconds(results: Sequence[Result], *phases: str) -> float:
+    """Median seconds of these phases together; of all, if none is named."""
+    return float(median(sum(result["phase_seconds"][phase] for phase in phases or PHASES) for result in results))

@@ -1,0 +1,56 @@
+"""What both sides of a comparison measure with."""
+
+import sys
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+
+from qa_dist.benchmarking.features import SyntheticStore
+from qa_dist.benchmarking.work import Result, Work
+from qa_dist.config import RunConfig
+
+
+def synthetic_store(work: Work, config: RunConfig, vocab_size: int) -> SyntheticStore:
+    """The features that this work is measured on."""
+    part, num_parts = work.part
+    return SyntheticStore(
+        work.num_features * num_parts,
+        seed=config.training.seed,
+        vocab_size=vocab_size,
+        max_seq_length=config.data.max_seq_length,
+        doc_stride=config.data.doc_stride,
+        part=part,
+        num_parts=num_parts,
+    )
+
+
+def rates(num_features: int, num_tokens: int, seconds: Sequence[float]) -> Result:
+    """Throughput of steps that took so long."""
+    total = sum(seconds)
+    return {
+        "num_features": num_features,
+        "num_tokens": num_tokens,
+        "seconds": total,
+        "step_seconds": list(seconds),
+        "median_step_seconds": median(seconds),
+        "features_per_second": num_features / total,
+        "tokens_per_second": num_tokens / total,
+    }
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has used so far: of the device on CUDA, resident in RAM elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    # ru_maxrss counts KiB on Linux and bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,263 @@
+"""qa_dist as it is measured: the real training loop, `qa_dist.training.Trainer.step`, over every feature once.
+
+Warm-up steps come before, steps that are taken apart into phases come after.
+
+**Phases.** Hooks of the model and of `Ranks` note the time at which one phase ends and the next
+begins; on CUDA each first waits for the device, which is why these steps are not among the measured ones. The ranks of
+a run exchange nothing during the backward pass: `gradient_sync` is the time inside `Ranks.sum` (the losses) and
+`Ranks.mean_gradients`, the wait for the slowest rank included. `optimizer` is everything behind it, clipping included.
+"""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qa_dist import evaluation as evaluating
+from qa_dist.benchmarking.flops import StepFlops, matmul_rates
+from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
+from qa_dist.benchmarking.work import Result, Work
+from qa_dist.config import RunConfig
+from qa_dist.distributed import Ranks
+from qa_dist.evaluation import evaluate_loss, score
+from qa_dist.modeling import build_model, transformers_model
+from qa_dist.pretrained import load_tokenizer
+from qa_dist.store import prepare_store
+from qa_dist.training import Trainer
+
+PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")
+
+_CEILING_SECONDS = 0.5
+_RENDEZVOUS_SECONDS = 300.0
+
+
+class PhaseClock:
+    """Seconds by phase: each `mark` gives the time since the last one to the phase that ends there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last: float | None = None
+        self._seconds: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Begin, with empty phases."""
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._last = self._now()
+
+    def stop(self) -> dict[str, float]:
+        """The phases since `start`; marks are ignored from here on."""
+        self._last = None
+        return self._seconds
+
+    def mark(self, phase: str) -> None:
+        """The end of a piece of this phase."""
+        if self._last is not None:
+            now = self._now()
+            self._seconds[phase] += now - self._last
+            self._last = now
+
+    def _now(self) -> float:
+        synchronize(self._device)
+        return time.perf_counter()
+
+
+class WatchedRanks(Ranks):
+    """Ranks that note the phases of a step."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.clock = PhaseClock(self.device)
+
+    def watch(self, model: nn.Module) -> None:
+        """Note when this model's forward passes begin and end."""
+        model.register_forward_pre_hook(lambda *_: self.clock.mark("data"))
+        model.register_forward_hook(lambda *_: self.clock.mark("forward"))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """As of any ranks, with marks around it: what comes before it is the loss."""
+        self.clock.mark("forward")
+        super().backward(loss)
+        self.clock.mark("backward")
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """As of any ranks."""
+        summed = super().sum(values)
+        self.clock.mark("gradient_sync")
+        return summed
+
+    def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """As of any ranks."""
+        super().mean_gradients(parameters)
+        self.clock.mark("gradient_sync")
+
+
+def train(work: Work, config: RunConfig, spec: Mapping[str, Any]) -> Result | None:
+    """Rates, memory, phases and matrix rate of qa_dist's training loop; on rank 0, None elsewhere."""
+    ranks = WatchedRanks(mixed_precision=config.training.mixed_precision)
+    model, _ = build_model(
+        config.model,
+        seed=config.training.seed,
+        max_seq_length=config.data.max_seq_length,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+    )
+    store = synthetic_store(work, config, int(transformers_model(model.model).config.vocab_size))
+    trainer = Trainer(config, ranks, store, model)
+    for step in range(work.warmup_steps):
+        trainer.step(step)
+    # Whole epochs later, so that the measured steps see every feature once.
+    first = -(-work.warmup_steps // trainer.steps_per_epoch) * trainer.steps_per_epoch
+    ceiling = _Ceiling(work, config, trainer) if work.measure_ceiling else None
+    if ceiling:
+        ceiling.measure()
+    _rendezvous(spec)
+    ranks.barrier()
+    num_tokens = 0
+    synchronize(ranks.device)
+    ends = [time.perf_counter()]
+    for step in range(first, first + trainer.steps_per_epoch):
+        num_tokens += trainer.step(step).num_tokens
+        ends.append(time.perf_counter())
+    synchronize(ranks.device)
+    ends[-1] = time.perf_counter()
+    seconds = [end - start for start, end in pairwise(ends)]
+    memory = ranks.peak_memory_bytes()
+    if ceiling:
+        ceiling.measure()
+    ranks.watch(trainer.wrapped)
+    phases = _profile(work, trainer, ranks, first)
+    result = None
+    if ranks.is_main:
+        result = rates(store.num_features, num_tokens, seconds)
+        result["peak_memory_bytes_per_rank"] = memory
+        result["peak_memory_bytes"] = max(memory)
+        result["max_tokens_per_device"] = trainer.max_tokens
+        if phases:
+            result["phase_seconds"] = phases
+        if ceiling:
+            result.update(ceiling.results(store.lengths.tolist(), sum(seconds)))
+    ranks.close()
+    return result
+
+
+def evaluate(config: RunConfig) -> Result:
+    """Seconds of each phase of an evaluation, from the questions to the scores."""
+    ranks = Ranks(mixed_precision=config.training.mixed_precision)
+    tokenizer = load_tokenizer(config.model)
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        begin = time.perf_counter()
+        data = dataclasses.replace(config.data, store_dir=directory)
+        store = prepare_store(dataclasses.replace(config, data=data), "validation", tokenizer=tokenizer)
+        seconds["tokenise"] = time.perf_counter() - begin
+        model, _ = build_model(config.model, seed=config.training.seed, max_seq_length=config.data.max_seq_length)
+        model.to(ranks.device)
+        evaluate_loss(model, store, ranks, config.evaluation, np.arange(min(16, store.num_features)))
+        timed = _ForwardTimer(model, ranks.device)
+        begin = time.perf_counter()
+        found = evaluating.evaluate(model, store, ranks, config.evaluation, version_2=False)
+        whole = time.perf_counter() - begin
+        assert found.answers is not None
+        begin = time.perf_counter()
+        score(store, found.answers, version_2=False)
+        seconds["score"] = time.perf_counter() - begin
+        seconds["forward"] = timed.seconds
+        # What is left of the whole: batches, candidates, answers.
+        seconds["decode"] = whole - seconds["forward"] - seconds["score"]
+        num_examples, num_features = store.num_examples, store.num_features
+    memory = ranks.peak_memory_bytes()
+    ranks.close()
+    return {
+        "phase_seconds": seconds,
+        "seconds": seconds["tokenise"] + whole,
+        "num_examples": num_examples,
+        "num_features": num_features,
+        "peak_memory_bytes": max(memory),
+        "exact_match": found.metrics["exact_match"],
+        "f1": found.metrics["f1"],
+    }
+
+
+class _ForwardTimer:
+    """Seconds that a model spends in its forward passes, from here on."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._begin = 0.0
+        self._device = device
+        model.register_forward_pre_hook(self._start)
+        model.register_forward_hook(self._stop)
+
+    def _start(self, *_: Any) -> None:
+        synchronize(self._device)
+        self._begin = time.perf_counter()
+
+    def _stop(self, *_: Any) -> None:
+        synchronize(self._device)
+        self.seconds += time.perf_counter() - self._begin
+
+
+def _profile(work: Work, trainer: Trainer, ranks: WatchedRanks, first: int) -> dict[str, float]:
+    """Median seconds of each phase of a step on this rank; empty if no steps are to be profiled."""
+    steps: list[dict[str, float]] = []
+    for number in range(work.profiled_steps):
+        ranks.barrier()
+        ranks.clock.start()
+        trainer.step(first + number % trainer.steps_per_epoch)
+        ranks.clock.mark("optimizer")
+        steps.append(ranks.clock.stop())
+    return {name: median(phases[name] for phases in steps) for name in PHASES} if steps else {}
+
+
+class _Ceiling:
+    """Matrix products of the model's shapes, timed before and after the measured steps."""
+
+    def __init__(self, work: Work, config: RunConfig, trainer: Trainer) -> None:
+        self._flops = StepFlops.of_training(trainer.model)
+        lengths = trainer.store.lengths
+        share = lengths.mean() * min(config.training.global_batch_size, len(lengths)) / work.num_processes
+        self._num_tokens = max(1, min(trainer.max_tokens, int(share)))
+        self._dtype = torch.bfloat16 if config.training.mixed_precision == "bf16" else torch.float32
+        self._device = trainer.ranks.device
+        self._rates: list[float] = []
+
+    def measure(self) -> None:
+        """Time products for half a second."""
+        self._rates += matmul_rates(
+            self._flops.products,
+            num_tokens=self._num_tokens,
+            dtype=self._dtype,
+            device=self._device,
+            seconds=_CEILING_SECONDS,
+        )
+
+    def results(self, lengths: Sequence[int], seconds: float) -> Result:
+        """Model FLOP/s of the measured steps beside the rate of products alone."""
+        achieved = self._flops.of(lengths) / seconds
+        ceiling = median(self._rates)
+        return {
+            "model_flops_per_second": achieved,
+            "matmul_ceiling_flops_per_second": ceiling,
+            "matmul_ceiling_tokens": self._num_tokens,
+            "fraction_of_matmul_ceiling": achieved / ceiling,
+        }
+
+
+def _rendezvous(spec: Mapping[str, Any]) -> None:
+    """Wait for the processes of the other works that are measured at the same time."""
+    together, directory = spec["together"], Path(spec["directory"])
+    if together == 1:
+        return
+    (directory / f"ready-{Path(spec['result']).stem}").touch()
+    deadline = time.monotonic() + _RENDEZVOUS_SECONDS
+    while len(list(directory.glob("ready-*"))) < together:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the processes measured at the same time did not all come")
+        time.sleep(0.001)

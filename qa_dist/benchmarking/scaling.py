@@ -1,0 +1,142 @@
+"""`bench scaling`: one process against several on the same machine and the same features.
+
+- *Weak* scaling: every rank gets the features of a single process, so a step has as many times more as there are ranks.
+- *Strong* scaling: the step stays the same and is divided.
+- *Independent*: as many single processes as there are ranks, each with its rank's share of features, at the same time
+  and without a word between them. On a CPU they share memory bandwidth, caches and clock rate as ranks do, so that weak
+  scaling over independent processes is what communication and waiting cost; over one process alone, it is that and
+  what the machine cannot do twice at once.
+
+Processes have the same number of threads everywhere. World sizes and kinds take turns in every repeat.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from qa_dist.benchmarking.balance import simulate
+from qa_dist.benchmarking.settings import NO_DROPOUT, Settings
+from qa_dist.benchmarking.work import Result, Work, alternate, medians, spread
+from qa_dist.errors import ConfigError
+
+ALONE = "1 process"
+
+
+def world_sizes(settings: Settings) -> list[int]:
+    """World sizes to measure, ascending; a single process is always among them.
+
+    Raises:
+        ConfigError: There are not as many GPUs.
+    """
+    largest = settings.num_devices if settings.device == "cuda" else 2
+    asked = [int(size) for size in settings.own.num_processes]
+    if not asked:
+        asked = [size for size in (1, 2, 4, 8, 16) if size <= largest] + [largest]
+    if settings.device == "cuda" and max(asked) > settings.num_devices:
+        raise ConfigError(
+            [f"--num_processes {max(asked)} is more than the {settings.num_devices} GPUs of this machine"]
+        )
+    return sorted({1, *asked})
+
+
+def threads_per_process(settings: Settings, sizes: Sequence[int]) -> int | None:
+    """CPU threads of every process, the same at all world sizes; None on CUDA: as torch chooses."""
+    if settings.own.threads is not None or settings.device == "cuda":
+        return settings.own.threads
+    return max(1, settings.num_devices // max(sizes))
+
+
+def works(settings: Settings, sizes: Sequence[int]) -> dict[str, Work | list[Work]]:
+    """What is measured, by name."""
+    own = settings.own
+    threads = threads_per_process(settings, sizes)
+    profiled_steps = (3 if own.quick else 8) if settings.device == "cpu" else 20
+
+    def work(ranks: int, *, factor: int = 1, part: tuple[int, int] = (0, 1), device: int | None = None) -> Work:
+        options = {"mixed_precision": settings.best_precision, "global_batch_size": own.global_batch_size * factor}
+        return Work(
+            kind="train",
+            options=settings.options(**NO_DROPOUT, **options),
+            num_features=settings.num_features * factor,
+            warmup_steps=settings.warmup_steps,
+            num_processes=ranks,
+            threads=threads,
+            part=part,
+            profiled_steps=profiled_steps,
+            device=device,
+        )
+
+    on_cuda = settings.device == "cuda"
+    found: dict[str, Work | list[Work]] = {ALONE: work(1, device=settings.single_device)}
+    for size in sizes:
+        if size > 1:
+            found[f"{size} independent"] = [
+                work(1, part=(index, size), device=index if on_cuda else None) for index in range(size)
+            ]
+            found[f"{size} ranks, weak"] = work(size, factor=size)
+            found[f"{size} ranks, strong"] = work(size)
+    return found
+
+
+def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The measurements and the simulated balance, as a section of bench.json."""
+    sizes = world_sizes(settings)
+    planned = works(settings, sizes)
+    measured = alternate(planned, repeats=settings.repeats, tell=tell)
+    efficiencies = [efficiency(measured, size) for size in sizes if size > 1]
+    return {
+        "headline": headline(efficiencies),
+        "world_sizes": sizes,
+        "threads_per_process": threads_per_process(settings, sizes),
+        "efficiency": efficiencies,
+        "balance": simulate(seed=settings.own.seed),
+        "results": [
+            {
+                "name": name,
+                **medians(
+                    results, "features_per_second", "tokens_per_second", "median_step_seconds", "peak_memory_bytes"
+                ),
+                "phase_shares": phase_shares(results),
+            }
+            for name, results in measured.items()
+        ],
+    }
+
+
+def efficiency(measured: Mapping[str, Sequence[Result]], size: int) -> dict[str, Any]:
+    """Efficiencies at a world size: the ratio within each repeat, so that what slows a repeat slows both sides."""
+
+    def over(name: str, base: str, factor: int) -> dict[str, float] | None:
+        pairs = list(zip(measured[name], measured[base], strict=True))
+        if any(result.get("out_of_memory") for pair in pairs for result in pair):
+            return None
+        return spread([own["features_per_second"] / (factor * other["features_per_second"]) for own, other in pairs])
+
+    return {
+        "world_size": size,
+        "weak_over_independent": over(f"{size} ranks, weak", f"{size} independent", 1),
+        "weak_over_one_process": over(f"{size} ranks, weak", ALONE, size),
+        "strong_over_one_process": over(f"{size} ranks, strong", ALONE, size),
+    }
+
+
+def headline(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Efficiencies at the largest world size."""
+    if not efficiencies:
+        return {}
+    last = efficiencies[-1]
+    keys = {
+        "weak_scaling_efficiency": "weak_over_independent",
+        "weak_scaling_vs_one_process": "weak_over_one_process",
+        "strong_scaling_efficiency": "strong_over_one_process",
+    }
+    return {key: last[name]["median"] for key, name in keys.items() if last[name] is not None}
+
+
+def phase_shares(results: Sequence[Result]) -> dict[str, float] | None:
+    """Share of each phase in the time of a step on rank 0, the median over repeats; None for independent processes."""
+    if any("phase_seconds" not in result for result in results):
+        return None
+    names = results[0]["phase_seconds"]
+    seconds = {name: median(result["phase_seconds"][name] for result in results) for name in names}
+    return {name: value / sum(seconds.values()) for name, value in seconds.items()}

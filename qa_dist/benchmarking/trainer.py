@@ -1,0 +1,92 @@
+"""`bench trainer`: transformers' `Trainer` against qa_dist on the same model, features, batch size and hardware.
+
+Rivals are the tutorials' recipe as published (padding to --max_seq_length, default collator, dropout of the model's
+configuration, peft adapters), and `Trainer` with everything it offers: dynamic padding, batches grouped by length,
+fused AdamW (its default), bf16 where the device has it, data-loader processes, compilation if asked for. The fastest of
+those counts as the best `Trainer`. Leaving dropout out is no option of `Trainer` but of the model, so both sides are
+measured with and without.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
+from qa_dist.benchmarking.work import Result, Work, alternate, medians, rate, ratio
+
+TUTORIAL = "Trainer, tutorial"
+OURS = "qa_dist, model's dropout"
+OURS_NO_DROPOUT = "qa_dist, no dropout"
+_BEST = "Trainer, best options"
+
+
+def variants(settings: Settings) -> dict[str, Work]:
+    """What is compared, by name."""
+    best: dict[str, Any] = {"dynamic_padding": True, "group_by_length": True}
+    num_workers = 2 if settings.device == "cpu" else 4
+    precision = {"mixed_precision": settings.best_precision}
+
+    def work(kind: Any, options: Mapping[str, Any], **trainer: Any) -> Work:
+        return Work(
+            kind=kind,
+            options=settings.options(**options),
+            num_features=settings.num_features,
+            warmup_steps=settings.warmup_steps,
+            threads=settings.own.threads,
+            trainer=trainer,
+            device=settings.single_device,
+        )
+
+    found = {TUTORIAL: work("train_hugging_face", MODEL_DROPOUT)}
+    if settings.best_precision != "no":
+        found[f"{TUTORIAL}, {settings.best_precision}"] = work("train_hugging_face", MODEL_DROPOUT | precision)
+    for dropout_name, dropout in (("model's dropout", MODEL_DROPOUT), ("no dropout", NO_DROPOUT)):
+        options = dropout | precision
+        found[f"{_BEST}, {dropout_name}"] = work("train_hugging_face", options, **best)
+        found[f"{_BEST}, {num_workers} workers, {dropout_name}"] = work(
+            "train_hugging_face", options, **best, num_workers=num_workers
+        )
+        found[f"qa_dist, {dropout_name}"] = work("train", options)
+        if settings.own.torch_compile:
+            found[f"{_BEST}, compiled, {dropout_name}"] = work(
+                "train_hugging_face", options, **best, torch_compile=True
+            )
+    return found
+
+
+def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The comparison, as a section of bench.json."""
+    works = variants(settings)
+    measured = alternate(works, repeats=settings.repeats, tell=tell)
+    # What qa_dist recommends: no dropout on CPU, where masks cost much; the model's own on CUDA.
+    recipe = OURS_NO_DROPOUT if settings.device == "cpu" else OURS
+    return {
+        "headline": headline(measured, recipe),
+        "recipe": recipe,
+        "results": [
+            {
+                "name": name,
+                **medians(
+                    results, "features_per_second", "tokens_per_second", "median_step_seconds", "peak_memory_bytes"
+                ),
+            }
+            for name, results in measured.items()
+        ],
+    }
+
+
+def headline(measured: Mapping[str, list[Result]], recipe: str) -> dict[str, float]:
+    """Ratios of median features per second."""
+    done = {name: results for name, results in measured.items() if not any(r.get("out_of_memory") for r in results)}
+
+    def fastest(prefix: str, dropout: str) -> list[Result] | None:
+        names = [name for name in done if name.startswith(prefix) and name.endswith(dropout)]
+        return max((done[name] for name in names), key=rate, default=None)
+
+    pairs = {
+        "speedup_vs_tutorial_recipe": (done.get(recipe), done.get(TUTORIAL)),
+        "speedup_vs_tutorial_recipe_equal_dropout": (done.get(OURS), done.get(TUTORIAL)),
+        "speedup_vs_best_trainer": (done.get(recipe), fastest(_BEST, "model's dropout")),
+        "speedup_vs_best_trainer_equal_dropout": (done.get(OURS), fastest(_BEST, "model's dropout")),
+        "speedup_vs_best_trainer_no_dropout": (done.get(OURS_NO_DROPOUT), fastest(_BEST, "no dropout")),
+    }
+    return {name: ratio(ours, theirs) for name, (ours, theirs) in pairs.items() if ours and theirs}

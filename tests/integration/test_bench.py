@@ -1,0 +1,127 @@
+"""Every benchmark measures, on a tiny model and a few features; no figure is expected of it, only that it is one."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.benchmarking.report import HEADLINES
+from tests.distributed.launching import ROOT, run, succeed
+from tests.tiny import tiny_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+SMALL = (
+    "--quick --repeats 1 --num_features 8 --global_batch_size 4 --warmup_steps 1 --threads 1 --max_seq_length 64 "
+    "--doc_stride 16 --max_eval_samples 6"
+).split()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all commands write to, one after another."""
+    pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+    return tmp_path_factory.mktemp("bench")
+
+
+def measured(results: Path, command: str, *words: str) -> dict[str, Any]:
+    """The section that a command wrote, after some checks that hold for all."""
+    model = results / "model"
+    if not model.exists():
+        tiny_model("bert", model)
+    arguments = ["-m", "qa_dist.bench", command, "--model_name_or_path", str(model), "--output_dir", str(results)]
+    succeed([sys.executable, *arguments, *SMALL, *words], timeout=800)
+    report = json.loads((results / "bench.json").read_text(encoding="utf-8"))
+    section: dict[str, Any] = report["sections"][command]
+    assert section["settings"]["num_features"] == 8
+    assert section["headline"], "nothing to say"
+    assert set(section["headline"]) <= set(HEADLINES)
+    assert set(section["headline"].items()) <= set(report["headline"].items())
+    assert all(math.isfinite(value) and value > 0 for value in section["headline"].values())
+    assert all(len(result["repeats"]) == 1 for result in section["results"])
+    text = (results / "bench.json").read_text(encoding="utf-8")
+    assert str(results) not in text, "a folder of this machine"
+    assert f"## bench {command}" in (results / "bench.md").read_text(encoding="utf-8")
+    return section
+
+
+def throughput(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Results by name, all with finite rates over the same features."""
+    found = {result["name"]: result for result in section["results"]}
+    for result in found.values():
+        assert result["features_per_second"]["min"] > 0
+        assert result["peak_memory_bytes"]["median"] > 2**20
+    return found
+
+
+def test_trainer(results: Path) -> None:
+    section = measured(results, "trainer")
+    found = throughput(section)
+    assert {"speedup_vs_tutorial_recipe", "speedup_vs_best_trainer"} <= set(section["headline"])
+    assert {result["repeats"][0]["num_tokens"] for result in found.values()} == {
+        next(iter(found.values()))["repeats"][0]["num_tokens"]
+    }, "not the same features"
+    assert (results / "trainer.png").is_file()
+
+
+def test_paths(results: Path) -> None:
+    section = measured(results, "paths")
+    found = throughput(section)
+    assert {result["path"] for result in found.values()} == {
+        "padded to maximum",
+        "padded to longest",
+        "sorted",
+        "unpadded",
+    }
+    assert "fraction_of_matmul_ceiling" in section["headline"]
+    assert all(result["matmul_ceiling_flops_per_second"]["min"] > 0 for result in found.values())
+    assert (results / "paths.png").is_file()
+
+
+@pytest.mark.distributed
+def test_scaling(results: Path) -> None:
+    section = measured(results, "scaling", "--num_processes", "1", "2")
+    found = throughput(section)
+    assert set(found) == {"1 process", "2 independent", "2 ranks, weak", "2 ranks, strong"}
+    assert section["headline"].keys() >= {"weak_scaling_efficiency", "weak_scaling_vs_one_process"}
+    weak, alone, independent = (found[name]["repeats"][0] for name in ("2 ranks, weak", "1 process", "2 independent"))
+    assert weak["num_features"] == 2 * alone["num_features"]
+    assert weak["num_tokens"] == independent["num_tokens"], "not the same features"
+    assert len(weak["peak_memory_bytes_per_rank"]) == 2
+    shares = found["2 ranks, weak"]["phase_shares"]
+    assert set(shares) == {"data", "forward", "backward", "gradient_sync", "optimizer"}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
+    assert [entry["world_size"] for entry in section["balance"]] == [2, 8, 64, 512]
+    assert (results / "scaling.png").is_file()
+
+
+def test_evaluation(results: Path) -> None:
+    section = measured(results, "evaluation")
+    assert {"evaluation_speedup", "decoding_speedup"} <= set(section["headline"])
+    for result in section["results"]:
+        (repeat,) = result["repeats"]
+        assert set(repeat["phase_seconds"]) == {"tokenise", "forward", "decode", "score"}
+        assert min(repeat["phase_seconds"].values()) > 0
+        assert repeat["num_examples"] == 6
+        assert repeat["num_features"] == section["num_features"]
+
+
+def test_a_mistake_that_a_measuring_process_finds_is_told_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+    words = ["--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "results"), *SMALL]
+    done = run([sys.executable, "-m", "qa_dist.bench", "trainer", *words])
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_launch_script_measures_scaling(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+    script = ROOT / "launch" / "compare_throughput.sh"
+    done = run(["bash", str(script), "--num_processes", "none"], PYTHON=sys.executable)
+    assert done.returncode == 2, done.stderr
+    assert "--output_dir is missing" in done.stderr
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 25
