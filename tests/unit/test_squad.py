@@ -134,11 +134,12 @@ def test_a_line_separator_inside_a_json_string_does_not_end_a_line(tmp_path: Pat
 
 
 def test_csv_takes_contexts_beyond_the_modules_limit_and_leaves_that_limit_alone(tmp_path: Path) -> None:
-    limit = csv.field_size_limit()
+    limit = 1000
+    previous = csv.field_size_limit(limit)
     example = Example("q1", "Where?", "Mora " * 50_000, (Answer("Mora", 0),))
     (tmp_path / "a.csv").write_bytes(csv_bytes([example]))
     assert validate(read_file(tmp_path / "a.csv"))[0] == [example]
-    assert csv.field_size_limit() == limit
+    assert csv.field_size_limit(previous) == limit
 
 
 # -------------------------------------------------------------------------------------------------------- validation

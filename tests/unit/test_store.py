@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import hashlib
 import json
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,21 @@ def copy(built: FeatureStore, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built.path, tmp_path / built.path.name))
 
 
-def start(code: str, tokenizer_folder: str, store_dir: Path) -> "subprocess.Popen[str]":
+@contextlib.contextmanager
+def running(code: str, tokenizer_folder: str, store_dir: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that runs PREAMBLE and `code`, and does not outlive the test."""
     arguments = [tokenizer_folder, str(TINY_SQUAD), str(store_dir)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -328,7 +335,7 @@ def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path
 @pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "_synchronise"])
 def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_path: Path, moment: str) -> None:
     code = f"store.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nprepare(folder, train_file, store_dir)"
-    with start(code, tokenizer_folder, tmp_path) as process:
+    with running(code, tokenizer_folder, tmp_path) as process:
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     (staging,) = visible(tmp_path)
@@ -342,7 +349,7 @@ def test_a_builder_that_is_killed_at_any_time_leaves_a_whole_store_or_none(
 ) -> None:
     for delay in (0.0, 0.002, 0.01, 0.03):
         code = "print('go', flush=True)\nprepare(folder, train_file, store_dir)"
-        with start(code, tokenizer_folder, tmp_path) as process:
+        with running(code, tokenizer_folder, tmp_path) as process:
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(delay)
@@ -369,10 +376,10 @@ def test_several_processes_at_once_get_one_store_that_one_of_them_builds(
         "found = prepare(folder, train_file, store_dir)\n"
         "print(found.fingerprint, int(found.flat(range(found.num_features))[0].sum()))"
     )
-    processes = [start(code, tokenizer_folder, tmp_path) for _ in range(4)]
     outputs = []
-    for process in processes:
-        with process:
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(running(code, tokenizer_folder, tmp_path)) for _ in range(4)]
+        for process in processes:
             output, errors = process.communicate()
             assert process.returncode == 0, errors
             outputs.append(output.split("\n"))
@@ -392,10 +399,10 @@ def test_waiting_for_a_builder_is_said_once_and_ends_with_it(
         "store.build_columns = stuck\n"
         "prepare(folder, train_file, store_dir)"
     )
-    with start(code, tokenizer_folder, tmp_path) as builder:
+    with running(code, tokenizer_folder, tmp_path) as builder:
         assert builder.stdout is not None
         assert builder.stdout.readline() == "stuck\n"
-        with start("prepare(folder, train_file, store_dir)\nprint('done')", tokenizer_folder, tmp_path) as waiter:
+        with running("prepare(folder, train_file, store_dir)\nprint('done')", tokenizer_folder, tmp_path) as waiter:
             assert waiter.stderr is not None
             message = waiter.stderr.readline()
             assert "waiting for another process" in message
@@ -421,14 +428,13 @@ def test_only_what_dead_builders_left_is_swept(tokenizer_folder: str, built: Fea
         "DataConfig.__init__.__kwdefaults__['max_train_samples'] = 3\n"
         "prepare(folder, train_file, store_dir)"
     )
-    with start(code, tokenizer_folder, tmp_path) as builder:
+    with running(code, tokenizer_folder, tmp_path) as builder:
         assert builder.stdout is not None
         assert builder.stdout.readline() == "stuck\n"
         (alive,) = (path for path in tmp_path.glob(".*.building") if path not in (dead, own))
         prepare_store(run_config(tokenizer_folder, tmp_path), "train")
         assert alive.exists()
         assert visible(tmp_path) == sorted([alive.name, built.fingerprint])
-        builder.kill()
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
