@@ -79,7 +79,9 @@ def _report(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"{PROG} report", description="Results of one or several machines as a Markdown page.", allow_abbrev=False
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="BENCH.JSON", help="what benchmarks wrote")
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="BENCH.JSON", help="what benchmarks wrote; none: a page that says so"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, as docs/benchmarks.md")
     options = parser.parse_args(argv)
     page = report.documentation([report.read(path) for path in options.files])

@@ -194,7 +194,7 @@ class TrainingConfig:
     global_batch_size: int = option(16, "features per optimiser step, over all ranks", minimum=1)
     max_tokens_per_device: int | None = option(
         None,
-        "tokens of one forward pass on one rank; auto: measured on CUDA, 4096 on CPU. Out of memory halves it, on all "
+        "tokens of one forward pass on one rank; auto: measured on CUDA, 1024 on CPU. Out of memory halves it, on all "
         "ranks, and repeats the step",
         minimum=16,
     )
@@ -247,9 +247,10 @@ class EvaluationConfig:
     gather: Literal["candidates", "logits"] = option(
         "candidates", "what rank 0 collects: the best spans of each feature, or all logits (kept in logits.npy)"
     )
-    eval_tokens_per_device: int = option(
-        8192,
-        "tokens of one forward pass in evaluation; the same at every world size, so that scores are too",
+    eval_tokens_per_device: int | None = option(
+        None,
+        "tokens of one forward pass in evaluation, the same at every world size, so that scores are too; auto: 2048 on "
+        "CPU, 16384 on CUDA",
         minimum=16,
     )
 

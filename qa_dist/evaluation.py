@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from qa_dist.batching import Indices, evaluation_batches, share_batches
+from qa_dist.budget import EVALUATION_TOKENS
 from qa_dist.config import EvaluationConfig
 from qa_dist.decoding import Answers, CandidateTable, decode, pad_rows, top_spans
 from qa_dist.distributed import Ranks
@@ -66,7 +67,7 @@ def evaluate(
             order of the features, start logits in column 0.
         advance: Called after each batch with the number of features that this rank has computed and has to compute.
     """
-    batches = evaluation_batches(store.lengths, config.eval_tokens_per_device, model.padded_length)
+    batches = evaluation_batches(store.lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
     computed = _counted(_forward(model, store, ranks, mine, losses), sum(map(len, mine)), advance)
@@ -106,7 +107,7 @@ def evaluate_loss(
 ) -> Evaluation:
     """Mean loss on these features of a store; every rank must call this."""
     lengths = store.lengths[features]
-    batches = evaluation_batches(lengths, config.eval_tokens_per_device, model.padded_length)
+    batches = evaluation_batches(lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
     for _ in _forward(model, store, ranks, [features[batch] for batch in mine], losses):
@@ -154,6 +155,10 @@ def _nbest_entry(entry: Any) -> dict[str, Any]:
         "start_char": entry.start_char,
         "end_char": entry.end_char,
     }
+
+
+def _budget(config: EvaluationConfig, ranks: Ranks) -> int:
+    return config.eval_tokens_per_device or EVALUATION_TOKENS[ranks.device.type]
 
 
 def _forward(

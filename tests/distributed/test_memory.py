@@ -51,7 +51,7 @@ def test_the_step_is_repeated_with_half_the_budget(num_processes: int, words: li
     assert code == 0, stderr
     code, stderr, scarce = train(tmp_path / "scarce", num_processes, 200, words)
     assert code == 0, stderr
-    assert "out of memory in step 1: it is repeated with 2048 tokens per device" in stderr
+    assert "out of memory in step 1: it is repeated with 512 tokens per device" in stderr
     assert len(scarce) == len(plenty) > 4
     np.testing.assert_allclose(scarce, plenty, rtol=1e-5)
 
