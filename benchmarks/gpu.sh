@@ -16,7 +16,7 @@ python=${PYTHON:-python}
 limit=${TIME_LIMIT:-600}
 "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "benchmarks/gpu.sh needs a CUDA device")'
 
-for command in trainer paths scaling evaluation; do
+for command in trainer paths evaluation scaling; do
   left=$((limit - SECONDS))
   [ "$left" -gt 30 ] || { echo "no time left for $command" >&2; continue; }
   timeout --signal=INT "$left" "$python" -m qa_dist.bench "$command" --output_dir "$output" --quick --repeats 2 \

@@ -23,7 +23,7 @@ OURS, THEIRS, DYNAMIC = "qa_dist", "Hugging Face", "Hugging Face, dynamic paddin
 def works(settings: Settings) -> dict[str, Work]:
     """What is compared, by name."""
     own = settings.own
-    count = own.max_eval_samples or (100 if own.quick else 1000)
+    count = settings.num_questions
     if own.validation_file:
         data = {"validation_file": str(Path(own.validation_file).resolve()), "max_eval_samples": count}
         data |= {"subset_seed": own.seed}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.errors import UserError
 from qa_dist.tracking import git_commit, hardware, versions, write_json
 
@@ -20,11 +21,16 @@ NOT_MEASURED = "not yet measured"
 Section = Mapping[str, Any]
 
 HEADLINES = {
-    "speedup_vs_tutorial_recipe": "features/s: qa_dist's recipe over the tutorials' `Trainer` recipe as published",
-    "speedup_vs_tutorial_recipe_equal_dropout": "the same, both with the dropout of the model's configuration",
-    "speedup_vs_best_trainer": "features/s: qa_dist's recipe over `Trainer` with its best options",
-    "speedup_vs_best_trainer_equal_dropout": "the same, both with the dropout of the model's configuration",
-    "speedup_vs_best_trainer_no_dropout": "the same, both without dropout",
+    "speedup_vs_tutorial_recipe": (
+        "features/s: qa_dist's recipe (on a CPU without dropout) over the tutorials' `Trainer` recipe as published"
+    ),
+    "speedup_vs_tutorial_recipe_equal_dropout": "the same, qa_dist with the model's dropout too, but for attention",
+    "speedup_vs_best_trainer": (
+        "features/s: qa_dist's recipe (on a CPU without dropout) over `Trainer` with its best options and the model's"
+        " dropout"
+    ),
+    "speedup_vs_best_trainer_equal_dropout": "the same, qa_dist with the model's dropout too, but for attention",
+    "speedup_vs_best_trainer_no_dropout": "the same, both without any dropout",
     "fraction_of_matmul_ceiling": "model FLOP/s of unpadded LoRA training over those of the matrix products alone",
     "weak_scaling_efficiency": "features/s of all ranks over as many independent processes at the same time",
     "weak_scaling_vs_one_process": "features/s of all ranks over as many times one process alone",
@@ -96,7 +102,15 @@ def documentation(reports: Sequence[Mapping[str, Any]]) -> str:
             "Every figure comes from a bench.json that `python -m qa_dist.bench` wrote: the median over the repeats,",
             "and in brackets the least and the greatest. Measurements that are compared alternate, each in a process",
             "of its own. Features have the lengths of SQuAD v1.1 at 384/128; a feature per second means forward pass,",
-            "backward pass and its share of the optimiser step.",
+            "backward pass and its share of the optimiser step. To measure again:",
+            "",
+            "```bash",
+            "python -m qa_dist.bench all --output_dir outputs/bench --validation_file dev-v1.1.json.gz",
+            "python -m qa_dist.bench report outputs/bench/bench.json --output docs/benchmarks.md",
+            "```",
+            "",
+            "`bash benchmarks/gpu.sh outputs/gpu` measures a CUDA machine in ten minutes. Several bench.json make one",
+            "page.",
             "",
             *_body(reports),
         ]
@@ -127,10 +141,8 @@ def machine_name(section: Section) -> str:
 
 def _headline_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = [(_column_name(report), report["headline"]) for report in reports]
-    if not any(
-        section["settings"]["device"] == "cuda" for report in reports for section in report["sections"].values()
-    ):
-        columns.append(("a CUDA machine", {}))
+    devices = {section["settings"]["device"] for report in reports for section in report["sections"].values()}
+    columns += [(f"a {device.upper()} machine", {}) for device in ("cpu", "cuda") if device not in devices]
     rows = [
         [f"`{key}`", meaning, *(_figure(found.get(key)) for _, found in columns)] for key, meaning in HEADLINES.items()
     ]
@@ -155,8 +167,17 @@ def _origin(section: Section) -> str:
 
 
 def _trainer_table(section: Section) -> list[str]:
-    rows = [[result["name"], *_cells(result, _rate, _tokens, _step, _memory)] for result in section["results"]]
-    return _table(["", "features/s", "real tokens/s", "step, s", "peak memory, GiB"], rows)
+    medians = {
+        result["name"]: float(result["features_per_second"]["median"])
+        for result in section["results"]
+        if not result.get("out_of_memory")
+    }
+
+    def times(result: Section) -> str:
+        return f"{medians[result['name']] / medians[TUTORIAL]:.2f}" if TUTORIAL in medians else ""
+
+    rows = [[result["name"], *_cells(result, _rate, times, _tokens, _step, _memory)] for result in section["results"]]
+    return _table(["", "features/s", "times tutorial", "real tokens/s", "step, s", "peak memory, GiB"], rows)
 
 
 def _paths_table(section: Section) -> list[str]:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from qa_dist.errors import UserError
 Result = dict[str, Any]
 
 _WORKER = "qa_dist.benchmarking.worker"
+_POLL_SECONDS = 0.2
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -32,7 +34,7 @@ class Work:
     Attributes:
         kind: what the processes run: qa_dist's training loop or evaluation, or their counterparts of Hugging Face.
         options: options of the run, under their flag names.
-        num_features: features measured, over all processes.
+        num_features: features measured, over all ranks.
         warmup_steps: optimiser steps before the clock starts.
         num_processes: ranks, under one launcher if there are several.
         threads: CPU threads of each process; None: as torch chooses.
@@ -78,9 +80,13 @@ def measure(*works: Work) -> list[Result]:
         try:
             for number, work in enumerate(works):
                 running.append(_start(work, directory, number=number, together=len(works)))
-            for process, error_path in running:
-                process.wait()
-                _require_success(process.returncode, error_path.read_text(encoding="utf-8", errors="replace"))
+            while any(process.poll() is None for process, _ in running):
+                # One that fails would leave those measured with it waiting.
+                for process, errors in running:
+                    _require_success(process.poll() or 0, errors)
+                time.sleep(_POLL_SECONDS)
+            for process, errors in running:
+                _require_success(process.returncode, errors)
         finally:
             for process, _ in running:
                 if process.poll() is None:
@@ -136,9 +142,10 @@ def _visible_device(index: int) -> str:
     return visible.split(",")[index] if visible else str(index)
 
 
-def _require_success(code: int, errors: str) -> None:
+def _require_success(code: int, error_path: Path) -> None:
     if code == 0:
         return
+    errors = error_path.read_text(encoding="utf-8", errors="replace")
     for line in errors.splitlines():
         before, found, message = line.partition(f"{_WORKER}: error: ")
         if found and not before:

@@ -162,7 +162,7 @@ def test_settings_of_a_device() -> None:
     quick = settings("--quick", "--global_batch_size", "20")
     assert (quick.num_features, quick.repeats) == (40, 1)
     cuda = settings(device="cuda", num_devices=4)
-    assert (cuda.num_features, cuda.best_precision, cuda.single_device) == (1920, "bf16", 0)
+    assert (cuda.num_features, cuda.best_precision, cuda.single_device) == (6000, "bf16", 0)
     assert scaling.world_sizes(cuda) == [1, 2, 4]
     assert scaling.world_sizes(settings("--num_processes", "3")) == [1, 3]
 
@@ -311,6 +311,14 @@ def test_the_page_shows_what_was_measured_and_says_what_was_not(tmp_path: Path) 
     assert "Not yet measured." in text, "paths and evaluation"
     for name in report.HEADLINES:
         assert f"`{name}`" in rows
+
+
+def test_a_page_of_nothing_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    assert bench.main(["report", "--output", str(page)]) == 0
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert len(rows) == len(report.HEADLINES)
+    assert all(row.count("not yet measured") == 2 for row in rows)
 
 
 def test_charts_are_drawn_of_what_there_is(tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_only_distributed_talks_to_other_ranks(module: str) -> None:
     assert module == "distributed" or not talking
 
 
+@pytest.mark.parametrize("part", sorted(path.stem for path in (PACKAGE / "benchmarking").glob("*.py")))
+def test_parts_of_the_benchmark_stand_on_parts_and_loops(part: str) -> None:
+    found = imports(f"benchmarking/{part}")
+    entries = {f"qa_dist.{module}" for module in ORDER[ORDER.index("prepare") :]}
+    assert not found & entries, "an entry is started, not imported"
+    assert not {name for name in found if name.startswith(("torch.distributed", "accelerate"))}
+
+
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_do_not_log(module: str) -> None:
     assert "logging" not in imports(module)
