@@ -2,10 +2,10 @@
 
 Warm-up steps come before, steps that are taken apart into phases come after.
 
-**Phases.** Hooks of the model and of `Ranks` note the time at which one phase ends and the next
-begins; on CUDA each first waits for the device, which is why these steps are not among the measured ones. The ranks of
-a run exchange nothing during the backward pass: `gradient_sync` is the time inside `Ranks.sum` (the losses) and
-`Ranks.mean_gradients`, the wait for the slowest rank included. `optimizer` is everything behind it, clipping included.
+**Phases.** Hooks of the model and of `Ranks` note the time at which one phase ends and the next begins; on CUDA each
+first waits for the device, which is why these steps are not among the measured ones. The ranks of a run exchange
+nothing during the backward pass: `gradient_sync` is the time in `Ranks.sum` (the losses) and `Ranks.mean_gradients`,
+the wait for the slowest rank included. `optimizer` is all else behind the backward pass: checks, clipping, the update.
 """
 
 import dataclasses
@@ -89,12 +89,14 @@ class WatchedRanks(Ranks):
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """As of any ranks."""
+        self.clock.mark("backward")
         summed = super().sum(values)
         self.clock.mark("gradient_sync")
         return summed
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """As of any ranks."""
+        self.clock.mark("optimizer")
         super().mean_gradients(parameters)
         self.clock.mark("gradient_sync")
 

@@ -162,8 +162,16 @@ def _origin(section: Section) -> str:
         f"batch of {settings['global_batch_size']}, LoRA r={settings['lora_r']} on "
         f"{', '.join(settings['lora_target_modules'])}, {settings['num_features']} features per measurement, "
         f"{settings['repeats']} repeats; torch {used['torch']}, transformers {used['transformers']}, "
-        f"commit {(section['commit'] or 'unknown')[:12]}, {section['finished'][:10]}."
+        f"commit {_short(section['commit'])}, {section['finished'][:10]}."
     )
+
+
+def _short(commit: str | None) -> str:
+    """The first digits of a commit, and whether the checkout had been changed."""
+    if commit is None:
+        return "unknown"
+    number, *changed = commit.split("-")
+    return "-".join([number[:12], *changed])
 
 
 def _trainer_table(section: Section) -> list[str]:
