@@ -26,7 +26,7 @@ from qa_dist.batching import Indices
 from qa_dist.config import MODEL_TYPES_UNPADDED, ModelConfig
 from qa_dist.dropout import use_cheap_dropout
 from qa_dist.errors import CheckpointError, ConfigError, TrainingError, UserError
-from qa_dist.pretrained import resolve_model_path
+from qa_dist.pretrained import loading_error, resolve_model_path
 from qa_dist.store import FeatureStore
 
 Padding = Literal["unpadded", "sorted", "max_length"]
@@ -375,22 +375,22 @@ def model_configuration(config: ModelConfig) -> Any:
     """The transformers configuration of the model that an option names, before anything is set in it.
 
     Raises:
-        UserError: `--model_config` names nothing.
-        OSError: As transformers raises it.
+        UserError: There is none under that name.
     """
     from transformers import AutoConfig, BertConfig
 
     name = config.model_config
-    if name is None:
-        path = resolve_model_path(config.model_name_or_path)
-        return AutoConfig.from_pretrained(path, revision=config.model_revision, cache_dir=config.cache_dir)
     if name in CONFIGURATIONS:
         return BertConfig(**CONFIGURATIONS[name])
-    if not Path(name).expanduser().exists():
+    if name is not None and not Path(name).expanduser().exists():
         raise ConfigError(
             [f"--model_config {name} is neither a folder with a config.json nor one of {', '.join(CONFIGURATIONS)}"]
         )
-    return AutoConfig.from_pretrained(str(Path(name).expanduser()))
+    wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
+    try:
+        return AutoConfig.from_pretrained(wanted, revision=config.model_revision, cache_dir=config.cache_dir)
+    except (OSError, ValueError) as error:
+        raise loading_error("configuration of the model", name or config.model_name_or_path, error) from error
 
 
 def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any, list[str], Padding, list[str]]:
