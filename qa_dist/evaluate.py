@@ -29,8 +29,13 @@ class EvaluateConfig:
 
     def problems(self) -> Iterable[str]:
         """Contradictions inside this group."""
-        if self.adapter is not None and not Path(self.adapter).is_dir():
-            yield f"--adapter {self.adapter} is not a folder; give the --output_dir of a training run"
+        if self.adapter is None:
+            return
+        folder = Path(self.adapter)
+        if not folder.is_dir():
+            yield f"--adapter {folder} is not a folder; give the --output_dir of a training run"
+        elif not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+            yield f"--adapter {folder} holds no adapter and no model; give the --output_dir of a finished training run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

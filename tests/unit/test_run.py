@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qa_dist import train
+from qa_dist import evaluate, train
 from qa_dist.config import read_recipe
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
@@ -192,6 +192,12 @@ def test_mistakes_are_one_sentence_with_code_2(
     said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(said) == 1
     assert message in said[0]
+
+
+def test_evaluating_a_folder_without_a_model_is_one_sentence(tmp_path: Path, capsys: Any) -> None:
+    for folder, message in ((tmp_path, "holds no adapter and no model"), (tmp_path / "none", "is not a folder")):
+        assert evaluate.main(["--adapter", str(folder)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(
