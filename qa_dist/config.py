@@ -210,6 +210,9 @@ class TrainingConfig:
     max_grad_norm: float | None = option(1.0, "clip the gradient to this global norm; none: do not clip", above=0)
     mixed_precision: Literal["no", "bf16"] = option("no", "precision of the matrix products")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    torch_compile: bool = option(
+        False, "compile the encoder: minutes at the start, for fused elementwise operations in every step"
+    )
     eval_steps: str = option("epoch", "evaluate every N steps, every `epoch`, or `no` times during training")
     eval_on_start: bool = option(False, "evaluate before the first step too")
     metric_for_best_model: Literal["f1", "exact_match", "loss"] = option(

@@ -151,6 +151,13 @@ class SpanModel(nn.Module):
         """Length that every feature is padded to, if it is a fixed one."""
         return self._padded_length
 
+    def compile_encoder(self, backend: str = "inductor") -> None:
+        """Compile the model once for rows of any length.
+
+        Shapes are symbolic and the boundaries of the features are data, so that a new batch does not compile again.
+        """
+        self._call = torch.compile(transformers_model(self.model).forward, dynamic=True, backend=backend)
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Name and tensor of every trainable parameter, in the model's order."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -298,6 +305,7 @@ def build_model(
     seed: int,
     max_seq_length: int,
     gradient_checkpointing: bool = False,
+    torch_compile: bool = False,
     tokenizer_pads_left: bool = False,
 ) -> tuple[SpanModel, ParameterReport]:
     """The model as training starts with it, and the report of what it trains.
@@ -327,7 +335,10 @@ def build_model(
     _check_trainable(span_model, fresh)
     for bias in logit_biases(span_model).values():
         bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
-    if not torch.cuda.is_available():
+    if torch_compile:
+        # It fuses the masks of its own dropout into what surrounds them.
+        span_model.compile_encoder()
+    elif not torch.cuda.is_available():
         use_cheap_dropout(span_model)
     return span_model, parameter_report(span_model, before)
 

@@ -213,6 +213,7 @@ def train(config: RunConfig) -> Evaluation | None:
                 seed=training.seed,
                 max_seq_length=config.data.max_seq_length,
                 gradient_checkpointing=training.gradient_checkpointing,
+                torch_compile=training.torch_compile,
                 tokenizer_pads_left=data.tokenizer.padding_side == "left",
             )
             trainer = Trainer(config, ranks, data.train, model, notice=run.say)
