@@ -321,6 +321,15 @@ def test_a_page_of_nothing_says_that_nothing_was_measured(tmp_path: Path) -> Non
     assert all(row.count("not yet measured") == 2 for row in rows)
 
 
+def test_the_page_in_docs_is_what_its_measurements_generate(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    measured = sorted((docs / "benchmarks").glob("*.json"))
+    assert measured
+    page = tmp_path / "benchmarks.md"
+    assert bench.main(["report", *map(str, measured), "--output", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == (docs / "benchmarks.md").read_text(encoding="utf-8"), "run: make docs"
+
+
 def test_charts_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     charts = pytest.importorskip("qa_dist.benchmarking.charts")
     path = tmp_path / "bench.json"
