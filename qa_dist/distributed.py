@@ -18,6 +18,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from torch import nn
 
+from qa_dist.entry import note_exit
 from qa_dist.errors import ConfigError, TrainingError, UserError
 
 T = TypeVar("T")
@@ -229,6 +230,7 @@ def failures_named() -> Iterator[None]:
 
 def _leave(world_size: int) -> NoReturn:
     """Exit with code 1, now if there are other ranks: destructors of the process group would wait for them."""
+    note_exit(1)
     if world_size == 1:
         sys.exit(1)
     sys.stdout.flush()

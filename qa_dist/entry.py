@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from qa_dist.errors import UserError
 
@@ -11,6 +12,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 SECONDS_FOR_RANK_0 = 3.0
+EXIT_FILE_VARIABLE = "QA_DIST_EXIT_FILE"
 
 
 def run(program: str, work: Callable[[], int]) -> int:
@@ -40,4 +42,19 @@ def run(program: str, work: Callable[[], int]) -> int:
         # What is still buffered would fail again when the interpreter shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    return code
+
+
+def note_exit(code: int) -> int:
+    """`code`, which rank 0 also writes as text into the file named by $QA_DIST_EXIT_FILE, if it is set.
+
+    torchrun ends with 1 whatever its processes ended with. A script around it that tells a mistake (2) from a run that
+    wants to go on later (85) reads this file; no file means that rank 0 did not end by itself.
+    """
+    name = os.environ.get(EXIT_FILE_VARIABLE)
+    if name and os.environ.get("RANK", "0") == "0":
+        try:
+            Path(name).write_text(f"{code}\n", encoding="utf-8")
+        except OSError as error:
+            sys.stderr.write(f"the exit code {code} was not noted in {EXIT_FILE_VARIABLE}={name}: {error}\n")
     return code

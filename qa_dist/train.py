@@ -4,14 +4,14 @@ import sys
 from collections.abc import Sequence
 
 from qa_dist.config import parse
-from qa_dist.entry import run
+from qa_dist.entry import note_exit, run
 
 PROG = "qa_dist.train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(PROG, lambda: _train(sys.argv[1:] if argv is None else argv))
+    return note_exit(run(PROG, lambda: _train(sys.argv[1:] if argv is None else argv)))
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -117,3 +117,19 @@ def tiny_squad(path: Path, num_examples: int, *, seed: int, unanswerable: bool =
     document = {"version": "v2.0" if unanswerable else "1.1", "data": [{"title": "tiny", "paragraphs": paragraphs}]}
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
+
+
+def tiny_run(folder: Path) -> list[str]:
+    """Arguments of a run of seconds on a tiny model and data that are made in `folder`; --output_dir is left out."""
+    options = {
+        "model_name_or_path": tiny_model("bert", folder / "bert"),
+        "train_file": tiny_squad(folder / "train.json", 16, seed=1, longest=40),
+        "validation_file": tiny_squad(folder / "dev.json", 9, seed=2, longest=40),
+        "store_dir": folder / "store",
+        "max_seq_length": 64,
+        "doc_stride": 16,
+        "lora_dropout": 0,
+        "model_dropout": 0,
+        "num_train_epochs": 2,
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -12,7 +12,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from tests.distributed.launching import ROOT, environment, succeed
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.integration
 
@@ -21,18 +21,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("launch")
-    options = {
-        "model_name_or_path": tiny_model("bert", folder / "bert"),
-        "train_file": tiny_squad(folder / "train.json", 16, seed=1, longest=40),
-        "validation_file": tiny_squad(folder / "dev.json", 9, seed=2, longest=40),
-        "store_dir": folder / "store",
-        "max_seq_length": 64,
-        "doc_stride": 16,
-        "lora_dropout": 0,
-        "num_train_epochs": 2,
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return tiny_run(tmp_path_factory.mktemp("launch"))
 
 
 def test_there_are_configurations() -> None:

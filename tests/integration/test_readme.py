@@ -21,7 +21,15 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
 ]
-NOT_RUN = {"make test": "it is what runs this test"}
+NOT_RUN = {
+    "make test": "it is what runs this test",
+    **{
+        command: f"{test} runs it, where this can be done"
+        for start, test in (("sbatch ", "test_slurm.py"), ("NNODES=2 ", "test_two_hosts.py"))
+        for command in COMMANDS
+        if command.startswith(start)
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +48,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 10
     assert "make quickstart" in COMMANDS
     assert set(NOT_RUN) < set(COMMANDS)
+    assert len(NOT_RUN) == 3
 
 
 # One test for all, in the order of the README: later commands read what earlier ones wrote.

@@ -160,3 +160,37 @@ def test_a_reader_that_goes_away_leaves_no_traceback():
     command = f'{sys.executable} -c "$0" | head -n 1; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command, script], cwd=ROOT, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")
+
+
+# entry.note_exit
+
+
+def test_rank_0_notes_the_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("QA_DIST_EXIT_FILE", raising=False)
+    assert entry.note_exit(85) == 85
+    file = tmp_path / "exit_code"
+    monkeypatch.setenv("QA_DIST_EXIT_FILE", str(file))
+    monkeypatch.setenv("RANK", "1")
+    assert entry.note_exit(1) == 1
+    assert not file.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert entry.note_exit(85) == 85
+    assert file.read_text() == "85\n"
+    monkeypatch.setenv("QA_DIST_EXIT_FILE", str(file / "nowhere"))
+    assert entry.note_exit(2) == 2
+    assert "the exit code 2 was not noted" in capsys.readouterr().err
+
+
+def test_training_notes_its_exit_code_wherever_it_ends(tmp_path, monkeypatch, capsys):
+    from qa_dist import train
+    from qa_dist.distributed import failures_named
+    from qa_dist.errors import TrainingError
+
+    file = tmp_path / "exit_code"
+    monkeypatch.setenv("QA_DIST_EXIT_FILE", str(file))
+    assert train.main(["--num_train_epochs", "many"]) == 2
+    assert file.read_text() == "2\n"
+    with pytest.raises(SystemExit, match="1"), failures_named():
+        raise TrainingError("the loss is not finite")
+    assert file.read_text() == "1\n"
+    assert "the run stops: the loss is not finite" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Train on one machine or several, without Slurm: run the same command on each of them.
+#
+#   bash launch/torchrun.sh --config squad_bert_base --output_dir outputs/run
+#   NNODES=2 RDZV_ENDPOINT=host1:29500 bash launch/torchrun.sh --config squad_bert_base --output_dir outputs/run
+#
+# Arguments go to qa_dist.train, in the environment are:
+#   NNODES           number of machines, 1 unless set
+#   RDZV_ENDPOINT    name or address of one of them and a free port there, the same on all; needed with several machines
+#   RDZV_ID          name of the run, the same on all; two runs at one endpoint need two names
+#   NPROC_PER_NODE   processes on this machine; else one per GPU, or one that uses all cores where there is no GPU
+#   MAX_RESTARTS     how often the processes start again after a failure, 0 unless set; --resume_from_checkpoint auto
+#                    among the arguments lets them go on where they were
+#   LOG_DIR          folder for a log per process, beside what is shown; no logs unless set
+#   OMP_NUM_THREADS  threads of a process; else this machine's cores shared evenly
+#   PYTHON           the interpreter
+# CUDA_VISIBLE_DEVICES, HF_HUB_OFFLINE, NCCL_* and all else reach every process as they are. torchrun reads its other
+# options from PET_<OPTION>, such as PET_LOCAL_ADDR, the address of this machine, which is found by itself unless set.
+set -euo pipefail
+
+fail() {
+  echo "launch/torchrun.sh: error on $(hostname): $*" >&2
+  exit 2
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python}
+
+processes=${NPROC_PER_NODE:-}
+if [ -z "$processes" ]; then
+  gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+  [ "$gpus" -ge "${SLURM_GPUS_ON_NODE:-0}" ] ||
+    fail "torch sees $gpus of $SLURM_GPUS_ON_NODE GPUs that Slurm gave; mend torch or the driver, or set NPROC_PER_NODE"
+  processes=$((gpus > 0 ? gpus : 1))
+fi
+
+options=(--nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}")
+if [ "${NNODES:-1}" = 1 ]; then
+  options+=(--standalone)
+else
+  [ -n "${RDZV_ENDPOINT:-}" ] ||
+    fail "NNODES is $NNODES but RDZV_ENDPOINT is not set; give it the host and port of one machine"
+  options+=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-qa_dist}")
+  if [ -z "${PET_LOCAL_ADDR:-}" ]; then
+    # Left alone, torchrun and gloo take the address of the machine's own name, which many systems map to the loopback
+    # interface. What counts is the address that the route to the endpoint starts from.
+    endpoint=$(getent ahosts "${RDZV_ENDPOINT%:*}" | awk 'NR == 1 { print $1 }') ||
+      fail "the host of RDZV_ENDPOINT=$RDZV_ENDPOINT has no address; use a name or an address that this machine knows"
+    PET_LOCAL_ADDR=$(ip -oneline route get "$endpoint" | sed -nE 's/.* src ([^ ]+).*/\1/p') ||
+      fail "there is no route to $endpoint, or no command ip (iproute2) to ask for it; set PET_LOCAL_ADDR instead"
+    case $PET_LOCAL_ADDR in
+      127.* | ::1) fail "RDZV_ENDPOINT=$RDZV_ENDPOINT is the loopback interface; give an address that others reach" ;;
+    esac
+    interface=$(ip -oneline address show to "$PET_LOCAL_ADDR" | awk 'NR == 1 { print $2 }')
+    [ "$PET_LOCAL_ADDR" = "$endpoint" ] && is_host=true || is_host=false
+    # The machines may be started some minutes apart.
+    export PET_LOCAL_ADDR PET_RDZV_CONF=${PET_RDZV_CONF:-is_host=$is_host,read_timeout=600}
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
+  fi
+fi
+[ -z "${LOG_DIR:-}" ] || options+=(--log-dir "$LOG_DIR" --tee 3)
+
+cores=${SLURM_CPUS_ON_NODE:-$(nproc)}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+# What a process says is shown, and in its log, at once and with its rank.
+# shellcheck disable=SC2016  # torchrun fills in the rank
+export PYTHONUNBUFFERED=1 TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] '
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec "$python" -m torch.distributed.run "${options[@]}" -m qa_dist.train "$@"
