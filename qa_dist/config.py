@@ -38,10 +38,14 @@ def option(
     above: float | None = None,
     below: float | None = None,
     required: bool = False,
+    fixed: bool = False,
 ) -> Any:
-    """A dataclass field with its help and the range of its values (minimum, maximum inclusive; above, below not)."""
+    """A dataclass field with its help and the range of its values (minimum, maximum inclusive; above, below not).
+
+    `fixed` marks what decides the steps of a run: a run that is resumed must have the same value.
+    """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "limits": limits, "required": required})
+    return field(default=default, metadata={"help": help, "limits": limits, "required": required, "fixed": fixed})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class DataConfig:
     )
     max_train_samples: int | None = option(None, "use this many training examples", minimum=1)
     max_eval_samples: int | None = option(None, "use this many validation examples", minimum=1)
-    max_train_features: int | None = option(None, "use this many training features", minimum=1)
+    max_train_features: int | None = option(None, "use this many training features", minimum=1, fixed=True)
     max_eval_features: int | None = option(
         None,
         "evaluations during training compute only the loss, on this many features; the final evaluation stays whole",
@@ -140,25 +144,31 @@ class ModelConfig:
         None,
         "random weights instead of a checkpoint's, to measure speed with: bert-base, bert-large, minilm-l6, or a "
         "folder with a config.json",
+        fixed=True,
     )
     tokenizer_name: str | None = option(None, "tokenizer, if it is not the model's own")
     cache_dir: str | None = option(None, "folder for downloaded models; auto: the hub library's own")
     model_dropout: float | None = option(
-        None, "all dropout probabilities of the encoder; auto: as in the model's configuration", minimum=0, below=1
+        None,
+        "all dropout probabilities of the encoder; auto: as in the model's configuration",
+        minimum=0,
+        below=1,
+        fixed=True,
     )
-    tuning: Literal["lora", "full"] = option("lora", "train LoRA adapters and the head, or everything")
-    lora_r: int = option(8, "rank of the adapters", minimum=1)
+    tuning: Literal["lora", "full"] = option("lora", "train LoRA adapters and the head, or everything", fixed=True)
+    lora_r: int = option(8, "rank of the adapters", minimum=1, fixed=True)
     lora_alpha: float = option(
-        16, "numerator of the adapters' scale (alpha/r; alpha/sqrt(r) with --use_rslora)", above=0
+        16, "numerator of the adapters' scale (alpha/r; alpha/sqrt(r) with --use_rslora)", above=0, fixed=True
     )
-    lora_dropout: float = option(0.1, "dropout before the adapters", minimum=0, below=1)
+    lora_dropout: float = option(0.1, "dropout before the adapters", minimum=0, below=1, fixed=True)
     lora_target_modules: tuple[str, ...] = option(
         ("attention",),
         "layers that get adapters: `attention` (query and value projections, whatever the architecture calls them), "
         "`all-linear` (every linear layer of the encoder), or module names separated by commas",
+        fixed=True,
     )
-    use_rslora: bool = option(False, "rank-stabilised scale alpha/sqrt(r) (Kalajdzievski 2023)")
-    use_dora: bool = option(False, "weight-decomposed adapters (Liu et al. 2024)")
+    use_rslora: bool = option(False, "rank-stabilised scale alpha/sqrt(r) (Kalajdzievski 2023)", fixed=True)
+    use_dora: bool = option(False, "weight-decomposed adapters (Liu et al. 2024)", fixed=True)
     padding: Literal["auto", "unpadded", "sorted", "max_length"] = option(
         "auto",
         "unpadded computes real tokens only; sorted pads a micro-batch to its longest feature; max_length pads to "
@@ -188,27 +198,37 @@ class TrainingConfig:
 
     output_dir: str | None = option(None, "folder for the adapter, the metrics and everything else", required=True)
     overwrite_output_dir: bool = option(False, "replace the results of an earlier run in --output_dir")
-    seed: int = option(42, "seed of the head and adapters, the order of the features and the dropout", minimum=0)
-    num_train_epochs: float = option(3.0, "passes over the training features; fractions are allowed", above=0)
-    max_train_steps: int | None = option(None, "stop after this many optimiser steps, whatever the epochs", minimum=1)
-    global_batch_size: int = option(16, "features per optimiser step, over all ranks", minimum=1)
+    seed: int = option(
+        42, "seed of the head and adapters, the order of the features and the dropout", minimum=0, fixed=True
+    )
+    num_train_epochs: float = option(
+        3.0, "passes over the training features; fractions are allowed", above=0, fixed=True
+    )
+    max_train_steps: int | None = option(
+        None, "stop after this many optimiser steps, whatever the epochs", minimum=1, fixed=True
+    )
+    global_batch_size: int = option(16, "features per optimiser step, over all ranks", minimum=1, fixed=True)
     max_tokens_per_device: int | None = option(
         None,
         "tokens of one forward pass on one rank; auto: measured on CUDA, 1024 on CPU. Out of memory halves it, on all "
         "ranks, and repeats the step",
         minimum=16,
     )
-    learning_rate: float = option(3e-4, "highest learning rate", above=0)
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = option("linear", "shape of the decay after warm-up")
-    warmup_ratio: float = option(
-        0.1, "share of all steps over which the learning rate rises from 0", minimum=0, below=1
+    learning_rate: float = option(3e-4, "highest learning rate", above=0, fixed=True)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = option(
+        "linear", "shape of the decay after warm-up", fixed=True
     )
-    weight_decay: float = option(0.01, "decoupled weight decay; biases and norms are left out", minimum=0)
-    adam_beta1: float = option(0.9, "first AdamW coefficient", minimum=0, below=1)
-    adam_beta2: float = option(0.999, "second AdamW coefficient", minimum=0, below=1)
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0)
-    max_grad_norm: float | None = option(1.0, "clip the gradient to this global norm; none: do not clip", above=0)
-    mixed_precision: Literal["no", "bf16"] = option("no", "precision of the matrix products")
+    warmup_ratio: float = option(
+        0.1, "share of all steps over which the learning rate rises from 0", minimum=0, below=1, fixed=True
+    )
+    weight_decay: float = option(0.01, "decoupled weight decay; biases and norms are left out", minimum=0, fixed=True)
+    adam_beta1: float = option(0.9, "first AdamW coefficient", minimum=0, below=1, fixed=True)
+    adam_beta2: float = option(0.999, "second AdamW coefficient", minimum=0, below=1, fixed=True)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0, fixed=True)
+    max_grad_norm: float | None = option(
+        1.0, "clip the gradient to this global norm; none: do not clip", above=0, fixed=True
+    )
+    mixed_precision: Literal["no", "bf16"] = option("no", "precision of the matrix products", fixed=True)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     torch_compile: bool = option(
         False, "compile the encoder: minutes at the start, for fused elementwise operations in every step"
@@ -216,11 +236,23 @@ class TrainingConfig:
     eval_steps: str = option("epoch", "evaluate every N steps, every `epoch`, or `no` times during training")
     eval_on_start: bool = option(False, "evaluate before the first step too")
     metric_for_best_model: Literal["f1", "exact_match", "loss"] = option(
-        "f1", "what makes an evaluation the best so far"
+        "f1", "what makes an evaluation the best so far", fixed=True
     )
     keep: Literal["best", "last"] = option("best", "which weights the run ends with")
     early_stopping_patience: int | None = option(
         None, "stop after this many evaluations in a row without a new best; none: never", minimum=1
+    )
+    checkpointing_steps: str = option(
+        "epoch",
+        "write a checkpoint every N steps, every `epoch` and at the end, or `no` times; a signal writes one too",
+    )
+    checkpoint_total_limit: int | None = option(
+        2, "keep this many of the newest checkpoints; each holds the best weights so far too; none: keep all", minimum=1
+    )
+    resume_from_checkpoint: str = option(
+        "no",
+        "go on where a checkpoint ends: `auto` takes the newest whole one in --output_dir and starts anew if there is "
+        "none; else the folder of a checkpoint; `no` starts anew",
     )
     report_to: tuple[str, ...] = option((), "trackers, separated by commas: tensorboard, wandb, ... (see accelerate)")
     logging_steps: int = option(1, "report to trackers every N steps (metrics.jsonl has every step)", minimum=1)
@@ -230,6 +262,11 @@ class TrainingConfig:
         """Contradictions inside this group."""
         if self.eval_steps not in ("epoch", "no") and not (self.eval_steps.isdecimal() and int(self.eval_steps) > 0):
             yield f"--eval_steps {self.eval_steps} is not a number of 1 or more, `epoch` or `no`"
+        every = self.checkpointing_steps
+        if every not in ("epoch", "no") and not (every.isdecimal() and int(every) > 0):
+            yield f"--checkpointing_steps {every} is not a number of 1 or more, `epoch` or `no`"
+        if self.resume_from_checkpoint != "no" and self.overwrite_output_dir:
+            yield ("--overwrite_output_dir removes what --resume_from_checkpoint goes on from; keep one of them")
         if self.early_stopping_patience is not None and self.eval_steps == "no":
             yield "--early_stopping_patience needs evaluations but --eval_steps is no; set it to epoch or a number"
 
@@ -279,6 +316,11 @@ class RunConfig:
             for name, value in dataclasses.asdict(getattr(self, group.name)).items():
                 merged[name] = list(value) if isinstance(value, tuple) else value
         return merged
+
+    def fixed(self) -> dict[str, Any]:
+        """The options that decide what each step computes, by flag name: a resumed run must repeat them."""
+        names = {item.name for group in GROUPS.values() for item in dataclasses.fields(group) if item.metadata["fixed"]}
+        return {name: value for name, value in self.flat().items() if name in names}
 
 
 GROUPS: dict[str, type[Any]] = {

@@ -5,8 +5,9 @@ and several GPUs (nccl) is decided here, so that loops read the same for all.
 """
 
 import os
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -19,6 +20,7 @@ from accelerate.utils import LoggerType
 from torch import nn
 
 from qa_dist.errors import ConfigError, TrainingError, UserError
+from qa_dist.stopping import Stopped
 
 T = TypeVar("T")
 
@@ -38,12 +40,20 @@ class Ranks:
         mixed_precision: Literal["no", "bf16"] = "no",
         trackers: Sequence[str] = (),
         project_dir: Path | None = None,
+        asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
     ) -> None:
         """Join the process group that the launcher describes in the environment, or be alone without one.
+
+        Args:
+            mixed_precision: Precision of the matrix products.
+            trackers: Names of accelerate's trackers.
+            project_dir: Where trackers write.
+            asked_to_stop: The signal by which this process was asked to stop, None before.
 
         Raises:
             ConfigError: The launcher asked for what qa_dist does not do.
         """
+        self._asked_to_stop = asked_to_stop
         _refuse_unsupported()
         _refuse_trackers(trackers)
         self._accelerator = Accelerator(
@@ -117,6 +127,23 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether this process was asked to stop; other ranks may not have been."""
+        return self._asked_to_stop() is not None
+
+    def stop_if_asked(self) -> None:
+        """Agree with all ranks on whether the run goes on.
+
+        Raises:
+            Stopped: On every rank, if any of them was asked to stop.
+        """
+        number = torch.tensor(int(self._asked_to_stop() or 0), device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        if number:
+            raise Stopped(signal.Signals(int(number)))
 
     def minimum(self, value: int) -> int:
         """The smallest `value` of any rank, on every rank."""
@@ -193,6 +220,11 @@ def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = 1 << 24) -> l
     return buckets
 
 
+def was_restarted() -> bool:
+    """Whether an elastic launcher (`torchrun --max-restarts`) starts the ranks again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def launched_rank() -> int:
     """Rank of this process as the launcher set it, before any process group exists; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
@@ -208,7 +240,7 @@ def failures_named() -> Iterator[None]:
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         yield
-    except UserError:
+    except (UserError, Stopped):
         raise
     except TrainingError as error:
         if rank == 0:

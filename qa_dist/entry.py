@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from qa_dist.errors import UserError
+from qa_dist.stopping import Stopped
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -16,7 +17,8 @@ SECONDS_FOR_RANK_0 = 3.0
 def run(program: str, work: Callable[[], int]) -> int:
     """The exit code of `work`, or that of the mistake that ended it.
 
-    A `UserError` becomes one line on standard error and code 2. Ctrl-C gives 130, and a reader of standard output that
+    A `UserError` becomes one line on standard error and code 2, a run that was asked to stop and did so the code that
+    `Stopped` names. Ctrl-C gives 130, and a reader of standard output that
     went away (`| head`) gives 141, both without a traceback, as shells expect. Other exceptions pass.
 
     Args:
@@ -33,6 +35,8 @@ def run(program: str, work: Callable[[], int]) -> int:
             time.sleep(SECONDS_FOR_RANK_0)
         sys.stderr.write(f"{program}: error: {error}\n")
         return EXIT_USER_ERROR
+    except Stopped as stop:
+        return stop.exit_code
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
         return EXIT_INTERRUPTED

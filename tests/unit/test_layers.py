@@ -12,6 +12,7 @@ ORDER = (
     "errors",
     "records",
     "config",
+    "stopping",
     "entry",
     # pure
     "sample",
@@ -32,6 +33,7 @@ ORDER = (
     "optim",
     "budget",
     "checkpoint",
+    "resume",
     "tracking",
     # loops
     "evaluation",
