@@ -254,6 +254,11 @@ class TrainingConfig:
         "go on where a checkpoint ends: `auto` takes the newest whole one in --output_dir and starts anew if there is "
         "none; else the folder of a checkpoint; `no` starts anew",
     )
+    hang_timeout: float | None = option(
+        900.0,
+        "end the run when a rank makes no progress for this many seconds, and say where it hangs; none: never",
+        above=0,
+    )
     report_to: tuple[str, ...] = option((), "trackers, separated by commas: tensorboard, wandb, ... (see accelerate)")
     logging_steps: int = option(1, "report to trackers every N steps (metrics.jsonl has every step)", minimum=1)
     disable_tqdm: bool = option(False, "no progress bar")
@@ -458,6 +463,8 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
         names += ["dataset_config_name", "train_file", "validation_file"]
     elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
         names += ["dataset_name", "dataset_config_name"]
+    if layer.get("resume_from_checkpoint") not in (None, "no", False):
+        names.append("overwrite_output_dir")
     if layer.get("tuning") == "full":
         names += [
             name for name in defaults(ModelConfig) if name.startswith("lora_") or name in ("use_rslora", "use_dora")

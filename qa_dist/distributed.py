@@ -4,6 +4,7 @@
 and several GPUs (nccl) is decided here, so that loops read the same for all.
 """
 
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from torch import nn
 
 from qa_dist.errors import ConfigError, TrainingError, UserError
 from qa_dist.stopping import Stopped
+from qa_dist.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ class Ranks:
         trackers: Sequence[str] = (),
         project_dir: Path | None = None,
         asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
+        hang_timeout: float | None = None,
     ) -> None:
         """Join the process group that the launcher describes in the environment, or be alone without one.
 
@@ -49,11 +52,13 @@ class Ranks:
             trackers: Names of accelerate's trackers.
             project_dir: Where trackers write.
             asked_to_stop: The signal by which this process was asked to stop, None before.
+            hang_timeout: Seconds without progress after which the process ends; None: it is not watched.
 
         Raises:
             ConfigError: The launcher asked for what qa_dist does not do.
         """
         self._asked_to_stop = asked_to_stop
+        self.watchdog = Watchdog(hang_timeout or math.inf)
         _refuse_unsupported()
         _refuse_trackers(trackers)
         self._accelerator = Accelerator(
@@ -102,7 +107,8 @@ class Ranks:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            dist.all_reduce(flat)
+            with self.watchdog.waiting():
+                dist.all_reduce(flat)
             flat /= self.world_size
             pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
             for gradient, piece in zip(bucket, pieces, strict=True):
@@ -125,7 +131,8 @@ class Ranks:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over the ranks, on every rank."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            with self.watchdog.waiting():
+                dist.all_reduce(values)
         return values
 
     @property
@@ -141,7 +148,8 @@ class Ranks:
         """
         number = torch.tensor(int(self._asked_to_stop() or 0), device=self.device)
         if self.world_size > 1:
-            dist.all_reduce(number, op=dist.ReduceOp.MAX)
+            with self.watchdog.waiting():
+                dist.all_reduce(number, op=dist.ReduceOp.MAX)
         if number:
             raise Stopped(signal.Signals(int(number)))
 
@@ -158,7 +166,8 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
-        dist.gather_object(value, gathered, dst=0)
+        with self.watchdog.waiting():
+            dist.gather_object(value, gathered, dst=0)
         return gathered or []
 
     def broadcast(self, value: T) -> T:
@@ -166,7 +175,8 @@ class Ranks:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self.watchdog.waiting():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     @contextmanager
@@ -177,7 +187,8 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self._accelerator.wait_for_everyone()
+        with self.watchdog.waiting():
+            self._accelerator.wait_for_everyone()
 
     def start_trackers(self, project: str, config: Mapping[str, Any]) -> None:
         """Open the trackers with the run's configuration."""
@@ -202,6 +213,7 @@ class Ranks:
 
     def close(self) -> None:
         """Leave the process group; ranks must close together."""
+        self.watchdog.stop()
         self._accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -251,7 +263,8 @@ def failures_named() -> Iterator[None]:
             raise
         text = str(error)
         if isinstance(error, RuntimeError) and any(sign in text for sign in ("closed by peer", "reset by peer")):
-            sys.stderr.write(f"[rank {rank}] stops: another rank has gone\n")
+            where = "; ".join(getattr(error, "__notes__", ()))
+            sys.stderr.write(f"[rank {rank}] stops: another rank has gone; {where}\n")
             _leave(world_size)
         import traceback
 

@@ -29,13 +29,7 @@ class EvaluateConfig:
 
     def problems(self) -> Iterable[str]:
         """Contradictions inside this group."""
-        if self.adapter is None:
-            return
-        folder = Path(self.adapter)
-        if not folder.is_dir():
-            yield f"--adapter {folder} is not a folder; give the --output_dir of a training run"
-        elif not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
-            yield f"--adapter {folder} holds no adapter and no model; give the --output_dir of a finished training run"
+        yield from adapter_problems(self.adapter)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +44,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         description=__doc__ or "",
         groups=("data", "model", "evaluation"),
         entry=EvaluateConfig,
-        base=_base_options(peek(argv, "adapter")),
+        base=base_options(peek(argv, "adapter")),
     )
     from qa_dist.distributed import Ranks, failures_named
     from qa_dist.evaluation import evaluate, write_results
@@ -94,7 +88,18 @@ def _evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-def _base_options(adapter: str | None) -> dict[str, Any]:
+def adapter_problems(adapter: str | None) -> Iterable[str]:
+    """What is wrong with the folder that `--adapter` names."""
+    if adapter is None:
+        return
+    folder = Path(adapter)
+    if not folder.is_dir():
+        yield f"--adapter {folder} is not a folder; give the --output_dir of a training run"
+    elif not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        yield f"--adapter {folder} holds no adapter and no model; give the --output_dir of a finished training run"
+
+
+def base_options(adapter: str | None) -> dict[str, Any]:
     """Options of the run that wrote the folder; of a foreign adapter, at least its base model."""
     if adapter is None:
         return {}

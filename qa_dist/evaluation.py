@@ -178,6 +178,7 @@ def _forward(
     for indices in batches:
         if ranks.is_asked_to_stop:
             return
+        ranks.watchdog.beat("evaluation")
         batch = FeatureBatch.of(store, indices, ranks.device)
         with torch.inference_mode(), ranks.autocast():
             start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)

@@ -177,7 +177,8 @@ class Trainer:
         # Two more places: how many ranks ran out of memory, and how many were asked to stop.
         losses = torch.zeros(len(features) + 2, device=self.ranks.device, dtype=torch.float64)
         try:
-            for micro_batch in plan.shares[self.ranks.rank]:
+            for number, micro_batch in enumerate(plan.shares[self.ranks.rank], 1):
+                self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")
                 # A rank with nothing left computes one feature for nothing, so that all have the same gradients.
                 chosen = micro_batch if len(micro_batch) else lengths.argmin(0, keepdims=True)
                 batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
@@ -256,6 +257,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         trackers=training.report_to,
         project_dir=output_dir,
         asked_to_stop=asked_to_stop,
+        hang_timeout=training.hang_timeout,
     )
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
@@ -274,6 +276,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
             run.describe_model(model, report)
         start = run.resume(trainer)
         run.start(trainer.num_steps, trainer.steps_per_epoch, start)
+        ranks.watchdog.start()
         with run.stoppable(trainer):
             ranks.stop_if_asked()
             if run.is_evaluation_pending:

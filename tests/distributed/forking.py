@@ -29,19 +29,19 @@ PRELOADED = [
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that a rank sends itself when it enters a phase for the n-th time.
+    """A signal that a rank sends itself, or a hang, when it enters a phase for the n-th time.
 
     Attributes:
-        phase: "load", "step", "evaluate", "save", or "save call": a system call of a save.
+        phase: "load", "step", "data", "evaluate", "save", "finish", or "save call": a change that a save makes.
         count: Which entry, from 1.
         rank: Which rank; None for all.
-        signal: What is sent.
+        signal: What is sent; None: the rank hangs.
     """
 
     phase: str
     count: int
     rank: int | None = None
-    signal: int = signal.SIGTERM
+    signal: int | None = signal.SIGTERM
 
 
 @dataclass
@@ -135,8 +135,11 @@ def _install(fault: Fault) -> None:
     def strike() -> None:
         nonlocal entered
         entered += 1
-        if entered == fault.count:
-            os.kill(os.getpid(), fault.signal)
+        if entered != fault.count:
+            return
+        while fault.signal is None:
+            time.sleep(1)
+        os.kill(os.getpid(), fault.signal)
 
     def wrap(owner: Any, name: str) -> None:
         real = getattr(owner, name)
@@ -155,6 +158,7 @@ def _install(fault: Fault) -> None:
     places: dict[str, tuple[Any, str]] = {
         "load": (training, "build_model"),
         "step": (training.Trainer, "step"),
+        "data": (training.FeatureBatch, "of"),
         "evaluate": (evaluation, "_forward"),
         "save": (resume, "write_checkpoint"),
         "finish": (run, "save_trained"),

@@ -138,8 +138,7 @@ def test_killed_in_every_sub_step_of_a_save(runs: Runs, tmp_path: Path) -> None:
         output = tmp_path / f"run-{call}"
         shutil.copytree(seed, output)
         shutil.copy(seed.with_suffix(".features.jsonl"), output.with_suffix(".features.jsonl"))
-        more = ("--max_train_steps", "60")
-        codes = runs.resume(output, *more, fault=Fault("save call", call, signal=signal.SIGKILL)).wait()
+        codes = runs.resume(output, fault=Fault("save call", call, signal=signal.SIGKILL)).wait()
         names = [name for name in os.listdir(output / "checkpoints") if not name.startswith(".")]
         assert set(names) <= {f"step-{step:08d}" for step in range(5, 65, 5)}
         if codes == [0] or "step-00000020" in names:
@@ -147,7 +146,7 @@ def test_killed_in_every_sub_step_of_a_save(runs: Runs, tmp_path: Path) -> None:
         assert codes == [-signal.SIGKILL]
         if call % 4 == 1:
             # All of them are proven resumable above and in the unit tests; some go on to the end.
-            assert runs.resume(output, *more).wait() == [0]
+            assert runs.resume(output).wait() == [0]
             assert_same_run(output, whole)
     assert call > 8
 
@@ -195,6 +194,7 @@ def test_a_signal_ends_in_a_checkpoint_in_every_phase(
     group = runs.start(output, num_processes=num_processes, fault=fault)
     assert group.wait() == [85] * num_processes, group.text()[-4000:]
     text = group.text()
+    assert fault.signal is not None
     assert f"stopped by {signal.Signals(fault.signal).name} after step" in text
     # A save goes on in the background: which step it is noticed in depends on the disk.
     assert where in text or fault.phase == "save"
@@ -256,3 +256,16 @@ def test_damaged_checkpoints_are_passed_over_and_said(runs: Runs, tmp_path: Path
     assert_same_run(output, runs.whole(1))
     weights = load_file(output / "adapter_model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+def test_a_rank_that_hangs_ends_the_run_and_says_where(runs: Runs, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    fault = Fault("data", 40, rank=1, signal=None)
+    group = runs.start(output, "--hang_timeout", "3", num_processes=2, fault=fault)
+    assert group.wait(60) == [1, 1]
+    text = group.text()
+    assert "[rank 1] has made no progress for 3 s in step " in text
+    assert "in strike" in text, "the stack shows what it hangs in"
+    assert "[rank 0] stops: another rank has gone; it was in step " in text
+    assert runs.resume(output, num_processes=2).wait() == [0, 0]
+    assert_same_run(output, runs.whole(2))

@@ -13,6 +13,7 @@ ORDER = (
     "records",
     "config",
     "stopping",
+    "watchdog",
     "entry",
     # pure
     "sample",
@@ -43,6 +44,7 @@ ORDER = (
     "prepare",
     "train",
     "evaluate",
+    "merge",
     "score",
     "bench",
     "documentation",
