@@ -3,6 +3,7 @@
 Without further options it repeats the evaluation that the training run ended with.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -46,12 +47,14 @@ def _evaluate(argv: Sequence[str]) -> int:
         entry=EvaluateConfig,
         base=base_options(peek(argv, "adapter")),
     )
-    from qa_dist.distributed import Ranks, failures_named
-    from qa_dist.evaluation import evaluate, write_results
-    from qa_dist.modeling import load_trained
-    from qa_dist.pretrained import load_tokenizer
-    from qa_dist.store import prepare_store
-    from qa_dist.tracking import evaluation_bar
+    # DeepSpeed, where it is installed, greets on standard output, which belongs to the metrics.
+    with contextlib.redirect_stdout(sys.stderr):
+        from qa_dist.distributed import Ranks, failures_named
+        from qa_dist.evaluation import evaluate, write_results
+        from qa_dist.modeling import load_trained
+        from qa_dist.pretrained import load_tokenizer
+        from qa_dist.store import prepare_store
+        from qa_dist.tracking import evaluation_bar
 
     with failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision)

@@ -4,6 +4,7 @@ The result is a plain transformers checkpoint that needs neither peft nor qa_dis
 adapter's own logits before anything is called done.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -67,7 +68,9 @@ def _merge(argv: Sequence[str]) -> int:
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
-        difference = merge(config, str(own.adapter), staging)
+        # Libraries greet on standard output, which belongs to the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            difference = merge(config, str(own.adapter), staging)
         os.replace(staging, merged_dir)
     except OSError as error:
         raise CheckpointError(f"--merged_dir {merged_dir} cannot be written: {error.strerror or error}") from error
