@@ -11,6 +11,8 @@ ORDER = (
     # contracts
     "errors",
     "records",
+    "parsers",
+    "masking",
     "config",
     "entry",
     # pure
@@ -46,7 +48,10 @@ ORDER = (
     "documentation",
     "cli",
 )
-PURE = ("errors", "records", "config", "sample", "squad", "features", "batching", "decoding", "scoring")
+PURE = (
+    *("errors", "records", "parsers", "masking", "config"),
+    *("sample", "squad", "features", "batching", "decoding", "scoring"),
+)
 
 
 def imports(module: str) -> set[str]:
