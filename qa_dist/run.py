@@ -8,7 +8,8 @@ import datetime
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from qa_dist.config import ConfigError, RunConfig, write_config
 from qa_dist.distributed import Ranks
 from qa_dist.errors import DataError
 from qa_dist.evaluation import Evaluation
+from qa_dist.masking import masked
 from qa_dist.modeling import ParameterReport, SpanModel
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.squad import available_splits, subset
@@ -110,10 +112,8 @@ class Run:
         self._latest: tuple[int, Evaluation] | None = None
         self._evaluations_without_best = 0
         if ranks.is_main:
-            _claim(directory, overwrite=config.training.overwrite_output_dir)
+            _require_usable(directory, overwrite=config.training.overwrite_output_dir)
         self._log = MetricsLog(directory / "metrics.jsonl" if ranks.is_main else None)
-        if config.training.report_to:
-            ranks.start_trackers("qa_dist", config.flat())
 
     def __enter__(self) -> Self:
         return self
@@ -149,17 +149,26 @@ class Run:
                     f"{store.num_features:,} features of {store.lengths.mean():.1f} tokens on average"
                 )
         self._record["data"] = described
-        if self.ranks.is_main:
-            # With what `auto` came to, so that this file alone repeats the run.
-            version_2 = data.version_2 or self.config.data.version_2_with_negative
-            resolved = dataclasses.replace(self.config.data, version_2_with_negative=version_2)
-            write_config(dataclasses.replace(self.config, data=resolved), self.directory / "config.yaml")
 
     def describe_model(self, model: SpanModel, report: ParameterReport) -> None:
         """Note and show what is trained."""
         self._record["parameters"] = {"trainable": report.trainable, "total": report.total, "before": report.before}
         self._record["padding"] = model.padding
         self.say(*report.lines(structure=self.config.model.show_structure), *(f"note: {note}" for note in model.notes))
+
+    def claim(self, data: RunData) -> None:
+        """Take the folder over: from here on it holds this run, and no longer an earlier one that may be overwritten.
+
+        Call this when data and model are there, so that a mistake in the options costs nobody's results.
+        """
+        if self.ranks.is_main:
+            _clear(self.directory)
+            # With what `auto` came to, so that this file alone repeats the run.
+            version_2 = data.version_2 or self.config.data.version_2_with_negative
+            resolved = dataclasses.replace(self.config.data, version_2_with_negative=version_2)
+            write_config(dataclasses.replace(self.config, data=resolved), self.directory / "config.yaml")
+        if self.config.training.report_to:
+            self.ranks.start_trackers("qa_dist", self.config.flat())
 
     def start(self, num_steps: int, steps_per_epoch: int) -> None:
         """Show the bar: training begins."""
@@ -288,7 +297,7 @@ class Run:
         self._record = {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "command": [masked(word) for word in sys.argv],
             "world_size": self.ranks.world_size,
             "num_steps": self._last_step,
             "weights_of_step": ended_with,
@@ -320,13 +329,13 @@ def _summary(when: str, found: Evaluation) -> str:
     return f"{when}: validation loss {found.loss:.4f}{scores}"
 
 
-def _claim(directory: Path, *, overwrite: bool) -> None:
-    """Make the output folder ready: create it, or refuse one that holds results, or clear those.
+def _require_usable(directory: Path, *, overwrite: bool) -> None:
+    """Create the output folder, and make sure that results can be written there.
 
     Raises:
         ConfigError: It holds results and may not be overwritten, or it cannot be written to.
     """
-    try:
+    with _usable(directory):
         directory.mkdir(parents=True, exist_ok=True)
         found = [name for name in FILES if (directory / name).exists()]
         if found and not overwrite:
@@ -336,13 +345,29 @@ def _claim(directory: Path, *, overwrite: bool) -> None:
                     "or pass --overwrite_output_dir"
                 ]
             )
-        for name in found:
-            (directory / name).unlink()
-        if (directory / "best").exists():
-            shutil.rmtree(directory / "best")
         probe = directory / ".writable"
         probe.write_text(str(time.time()), encoding="utf-8")
         probe.unlink()
+
+
+def _clear(directory: Path) -> None:
+    """Remove the results of an earlier run.
+
+    Raises:
+        ConfigError: They cannot be removed.
+    """
+    with _usable(directory):
+        for name in FILES:
+            (directory / name).unlink(missing_ok=True)
+        if (directory / "best").exists():
+            shutil.rmtree(directory / "best")
+
+
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]

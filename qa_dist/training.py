@@ -18,7 +18,7 @@ from qa_dist.config import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.errors import TrainingError
 from qa_dist.evaluation import Evaluation
-from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, span_loss
+from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
 from qa_dist.optim import learning_rate, parameter_groups
 from qa_dist.run import Run, load_data
 from qa_dist.squad import subset
@@ -216,8 +216,12 @@ def train(config: RunConfig) -> Evaluation | None:
                 torch_compile=training.torch_compile,
                 tokenizer_pads_left=data.tokenizer.padding_side == "left",
             )
+            for store in (data.train, data.validation):
+                if store is not None:
+                    check_vocabulary(model, store)
             trainer = Trainer(config, ranks, data.train, model, notice=run.say)
             run.describe_model(model, report)
+            run.claim(data)
         if training.eval_on_start:
             run.evaluate(model, data, step=0)
         run.start(trainer.num_steps, trainer.steps_per_epoch)
