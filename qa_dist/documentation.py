@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         for word in words:
             path = Path(word)
-            path.write_text(regenerated(path.read_text(encoding="utf-8")), encoding="utf-8")
+            try:
+                path.write_text(regenerated(path.read_text(encoding="utf-8")), encoding="utf-8")
+            except (OSError, UnicodeError) as error:
+                raise UserError(f"{path} cannot be rewritten ({error}); name a text file") from error
         return 0
 
     return run(PROG, work)

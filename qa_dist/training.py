@@ -21,7 +21,7 @@ from qa_dist.config import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.errors import TrainingError
 from qa_dist.evaluation import Evaluation
-from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, span_loss
+from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
 from qa_dist.optim import learning_rate, load_optimizer_tensors, optimizer_tensors, parameter_groups
 from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
@@ -272,9 +272,13 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
                 torch_compile=training.torch_compile,
                 tokenizer_pads_left=data.tokenizer.padding_side == "left",
             )
+            for store in (data.train, data.validation):
+                if store is not None:
+                    check_vocabulary(model, store)
             trainer = Trainer(config, ranks, data.train, model, notice=run.say)
             run.describe_model(model, report)
-        start = run.resume(trainer)
+            start = run.resume(trainer)
+            run.claim(data)
         run.start(trainer.num_steps, trainer.steps_per_epoch, start)
         ranks.watchdog.start()
         with run.stoppable(trainer):

@@ -11,6 +11,8 @@ ORDER = (
     # contracts
     "errors",
     "records",
+    "parsers",
+    "masking",
     "config",
     "stopping",
     "watchdog",
@@ -50,7 +52,10 @@ ORDER = (
     "documentation",
     "cli",
 )
-PURE = ("errors", "records", "config", "sample", "squad", "features", "batching", "decoding", "scoring")
+PURE = (
+    *("errors", "records", "parsers", "masking", "config"),
+    *("sample", "squad", "features", "batching", "decoding", "scoring"),
+)
 
 
 def imports(module: str) -> set[str]:
