@@ -167,6 +167,12 @@ class ModelConfig:
         fixed=True,
     )
     tuning: Literal["lora", "full"] = option("lora", "train LoRA adapters and the head, or everything", fixed=True)
+    quantization: Literal["no", "8bit", "4bit"] = option(
+        "no",
+        "load the frozen linear layers in 8 bits (LLM.int8) or 4 bits (NF4), through bitsandbytes; head, adapters, "
+        "embeddings and norms stay in float32",
+        fixed=True,
+    )
     lora_r: int = option(8, "rank of the adapters", minimum=1, fixed=True)
     lora_alpha: float = option(
         16, "numerator of the adapters' scale (alpha/r; alpha/sqrt(r) with --use_rslora)", above=0, fixed=True
@@ -189,6 +195,14 @@ class ModelConfig:
 
     def problems(self) -> Iterable[str]:
         """Contradictions inside this group."""
+        if self.quantization != "no":
+            if self.tuning == "full":
+                yield f"--quantization {self.quantization} freezes what --tuning full trains; use --tuning lora"
+            if self.model_config is not None:
+                yield (
+                    f"--quantization {self.quantization} quantises the weights of a checkpoint as it is read, and "
+                    "--model_config has none; name a checkpoint with --model_name_or_path"
+                )
         if self.tuning == "full":
             # Only what was set to something else than its default is a contradiction.
             for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora"):

@@ -70,6 +70,7 @@ def _evaluate(argv: Sequence[str]) -> int:
             str(own.adapter),
             max_seq_length=config.data.max_seq_length,
             tokenizer_pads_left=tokenizer.padding_side == "left",
+            device=ranks.device,
         ).to(ranks.device)
         check_vocabulary(model, store)
         if directory is not None and ranks.is_main:

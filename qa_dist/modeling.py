@@ -6,6 +6,7 @@ row, whether the architecture computes the row as it is or padded. What is train
 Legend: B features, T real tokens of all of them, L tokens of the longest.
 """
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -27,6 +28,7 @@ from qa_dist.config import MODEL_TYPES_UNPADDED, ModelConfig
 from qa_dist.dropout import use_cheap_dropout
 from qa_dist.errors import CheckpointError, ConfigError, TrainingError, UserError
 from qa_dist.pretrained import check_adapter, loading_error, resolve_model_path, weights_folder
+from qa_dist.quantization import num_elements, quantization_options, require_quantized
 from qa_dist.store import FeatureStore
 
 Padding = Literal["unpadded", "sorted", "max_length"]
@@ -58,6 +60,8 @@ CONFIGURATIONS: dict[str, dict[str, int]] = {
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 _OFFSET_POSITIONS = ("roberta", "mpnet")
 """Architectures that number positions from `pad_token_id + 1`."""
+
+CPU = torch.device("cpu")
 
 
 class SpanModel(nn.Module):
@@ -243,7 +247,7 @@ def parameter_report(model: SpanModel, before: int) -> ParameterReport:
 
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, trainable or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(num_elements(parameter) for parameter in model.parameters())
 
 
 def transformers_model(model: nn.Module) -> Any:
@@ -307,16 +311,18 @@ def build_model(
     gradient_checkpointing: bool = False,
     torch_compile: bool = False,
     tokenizer_pads_left: bool = False,
+    device: torch.device = CPU,
 ) -> tuple[SpanModel, ParameterReport]:
     """The model as training starts with it, and the report of what it trains.
 
-    New weights (the head's, the adapters') are drawn from `seed`, so every rank builds the same ones.
+    New weights (the head's, the adapters') are drawn from `seed`, so every rank builds the same ones. Quantised weights
+    are on `device` already, everything else is on the CPU.
 
     Raises:
         UserError: The model cannot be loaded, or an option does not fit it.
     """
     torch.manual_seed(seed)
-    base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length)
+    base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length, device)
     before = count_parameters(base)
     model = _add_adapters(base, config) if config.tuning == "lora" else base
     span_model = SpanModel(
@@ -343,7 +349,14 @@ def build_model(
     return span_model, parameter_report(span_model, before)
 
 
-def load_trained(config: ModelConfig, directory: str, *, max_seq_length: int, tokenizer_pads_left: bool) -> SpanModel:
+def load_trained(
+    config: ModelConfig,
+    directory: str,
+    *,
+    max_seq_length: int,
+    tokenizer_pads_left: bool,
+    device: torch.device = CPU,
+) -> SpanModel:
     """The model that a run saved into `directory`: its adapter on the base model, or the whole model.
 
     Raises:
@@ -360,10 +373,10 @@ def load_trained(config: ModelConfig, directory: str, *, max_seq_length: int, to
         config = dataclasses.replace(config, model_config=None)
     try:
         if config.tuning == "full":
-            model, fresh, padding, notes = _load_base(config, directory, max_seq_length)
+            model, fresh, padding, notes = _load_base(config, directory, max_seq_length, device)
         else:
             check_adapter(directory)
-            base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length)
+            base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length, device)
             with _quiet():
                 model = PeftModel.from_pretrained(base, directory)
             fresh = _unfilled(model, fresh, Path(directory) / "adapter_model.safetensors")
@@ -461,7 +474,9 @@ def model_configuration(config: ModelConfig) -> Any:
     return found
 
 
-def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any, list[str], Padding, list[str]]:
+def _load_base(
+    config: ModelConfig, name: str, max_seq_length: int, device: torch.device
+) -> tuple[Any, list[str], Padding, list[str]]:
     """A transformers model, the names of its newly initialised parameters, its padding, and notes for the user."""
     from transformers import AutoModelForQuestionAnswering
 
@@ -484,6 +499,7 @@ def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any
                 heads = head_names(model)
                 fresh = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
                 return model, sorted(fresh), padding, notes
+            heads = () if config.quantization == "no" else _heads_of(model_config)
             model, info = AutoModelForQuestionAnswering.from_pretrained(
                 weights_folder(name, config),
                 config=model_config,
@@ -492,7 +508,9 @@ def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                **quantization_options(config.quantization, heads, device),
             )
+            require_quantized(model, config.quantization, heads)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
@@ -502,6 +520,16 @@ def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any
             "folder of a transformers model, package:NAME/FOLDER, or a hub id that is reachable or cached"
         ) from error
     return model, sorted(info["missing_keys"]), padding, notes
+
+
+def _heads_of(model_config: Any) -> tuple[str, ...]:
+    """`head_names` of the model that a configuration describes, without loading it."""
+    from transformers import AutoModelForQuestionAnswering
+
+    with torch.device("meta"):
+        return head_names(
+            AutoModelForQuestionAnswering.from_config(copy.deepcopy(model_config), trust_remote_code=False)
+        )
 
 
 def _choose_padding(config: ModelConfig, model_config: Any) -> tuple[Padding, list[str]]:

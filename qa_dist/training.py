@@ -271,6 +271,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
                 gradient_checkpointing=training.gradient_checkpointing,
                 torch_compile=training.torch_compile,
                 tokenizer_pads_left=data.tokenizer.padding_side == "left",
+                device=ranks.device,
             )
             for store in (data.train, data.validation):
                 if store is not None:

@@ -32,6 +32,7 @@ ORDER = (
     "store",
     "attention",
     "dropout",
+    "quantization",
     "modeling",
     "optim",
     "budget",
