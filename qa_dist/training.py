@@ -20,6 +20,7 @@ from qa_dist.errors import TrainingError
 from qa_dist.evaluation import Evaluation
 from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, span_loss
 from qa_dist.optim import learning_rate, parameter_groups
+from qa_dist.preflight import preflight
 from qa_dist.run import Run, load_data
 from qa_dist.squad import subset
 from qa_dist.store import FeatureStore
@@ -202,10 +203,16 @@ def train(config: RunConfig) -> Evaluation | None:
     """The whole run: prepare, train, evaluate, write. Returns the final evaluation, None without validation data."""
     training = config.training
     output_dir = Path(training.output_dir or "outputs")
-    ranks = Ranks(mixed_precision=training.mixed_precision, trackers=training.report_to, project_dir=output_dir)
+    ranks = Ranks(
+        mixed_precision=training.mixed_precision,
+        trackers=training.report_to,
+        project_dir=output_dir,
+        timeout_seconds=training.ddp_timeout,
+    )
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)
+            run.say(*preflight(config, ranks, {"train": data.train, "validation": data.validation}, output_dir))
             run.describe_data(data)
         with run.clock.phase("model"):
             model, report = build_model(

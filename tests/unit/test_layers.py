@@ -22,6 +22,7 @@ ORDER = (
     "decoding",
     "scoring",
     # ranks
+    "nodes",
     "distributed",
     # parts
     "pretrained",
@@ -36,6 +37,7 @@ ORDER = (
     # loops
     "evaluation",
     "run",
+    "preflight",
     "training",
     # entries
     "prepare",
