@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train on this process (several: accelerate launch -m qa_dist.train)",
     "evaluate": "score a trained model",
     "score": "score a predictions file as the official SQuAD scripts do",
+    "doctor": "look at this machine: devices, versions, communication, disks, limits",
     "bench": "measure speed and memory, beside transformers' Trainer",
 }
 

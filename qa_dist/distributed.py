@@ -297,6 +297,26 @@ def nccl_version() -> str | None:
     return ".".join(str(part) for part in torch.cuda.nccl.version())
 
 
+def try_backend(name: Literal["gloo", "nccl"]) -> str:
+    """Start a communication library in a group of this process alone, add up a number, and say what was used.
+
+    Raises:
+        RuntimeError: It cannot be used here; the message is the library's.
+    """
+    if name == "nccl" and not dist.is_nccl_available():
+        raise RuntimeError("this torch is built without NCCL")
+    device = torch.device("cuda", 0) if name == "nccl" else torch.device("cpu")
+    dist.init_process_group(name, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=60))
+    try:
+        value = torch.ones(1, device=device)
+        dist.all_reduce(value)
+        if float(value) != 1:
+            raise RuntimeError(f"one process added up 1 and got {float(value)}")
+    finally:
+        dist.destroy_process_group()
+    return f"{nccl_version()} starts on {device}" if name == "nccl" else "starts"
+
+
 def _store(rank: int, seconds: int) -> dist.Store:
     """The store that ranks meet at before there is a group: the launcher's, else one that rank 0 starts.
 

@@ -81,9 +81,9 @@ def sentence(difference: Difference) -> str:
         "package": (name, "install the same version on all machines: pip install -c constraints.txt ..."),
         "program": ("the code of qa_dist", "install the same version on all machines, or check out the same commit without changes"),
         "option": (name, "start all machines with the same command and the same recipe"),
-        "bytes": (f"the {name} data", "copy the same files to all machines"),
+        "bytes": (f"the content of the {name} data", "copy the same files to all machines"),
         "tokenizer": (f"the tokenizer of the {name} data", "copy the same model folder to all machines"),
-        "features": (f"the prepared {name} features", "give all machines the same data and the same options"),
+        "features": (f"the digest of the {name} features", "give all machines the same data and the same options"),
     }[kind]
     return (
         f"{subject} is {_short(difference.found)} on {difference.where} but {_short(difference.expected)} on "
@@ -97,8 +97,8 @@ def without_folder(sights: Sequence[tuple[Member, bool]], output_dir: Path) -> l
     if not blind:
         return []
     return [
-        f"note: {places(blind)} do not see --output_dir {output_dir} of rank 0 ({sights[0][0].host}): everything is "
-        "written there alone, and a resumed run needs rank 0 there again; a folder that all machines share avoids that"
+        f"note: --output_dir {output_dir} of rank 0 ({sights[0][0].host}) is not seen from {places(blind)}: all "
+        "results are written by rank 0, and a resumed run needs rank 0 there again; a shared folder avoids that"
     ]
 
 

@@ -13,6 +13,7 @@ ORDER = (
     "records",
     "config",
     "entry",
+    "requirements",
     # pure
     "sample",
     "squad",
@@ -34,6 +35,8 @@ ORDER = (
     "budget",
     "checkpoint",
     "tracking",
+    "health",
+    "bandwidth",
     # loops
     "evaluation",
     "run",
@@ -45,6 +48,7 @@ ORDER = (
     "evaluate",
     "score",
     "bench",
+    "doctor",
     "documentation",
     "cli",
 )

@@ -77,11 +77,11 @@ def test_another_python_program_or_option(tmp_path: Path) -> None:
 def test_other_data_are_named_by_their_cause(tmp_path: Path) -> None:
     everything = {"bytes train": "0" * 64, "features train": "1" * 64}
     (problem,) = problems(tmp_path, **everything)
-    assert problem.startswith("the train data is 000000000000... on node1 (rank 1) but cccccccccccc... on rank 0")
+    assert problem.startswith("the content of the train data is 000000000000... on node1 (rank 1) but cccccccccccc... on rank 0")
     (problem,) = problems(tmp_path, **{"tokenizer train": "0" * 64, "features train": "1" * 64})
     assert problem.startswith("the tokenizer of the train data is")
     (problem,) = problems(tmp_path, **{"features train": "1" * 64})
-    assert problem.startswith("the prepared train features is 111111111111...")
+    assert problem.startswith("the digest of the train features is 111111111111...")
     (problem,) = problems(tmp_path, **{"bytes validation": "0" * 64})
     assert "but missing on rank 0" in problem
 
@@ -113,7 +113,8 @@ def test_the_digest_follows_the_code(tmp_path: Path) -> None:
 
 def test_a_machine_that_does_not_see_the_folder_is_told_about(tmp_path: Path) -> None:
     (note,) = check(Two(sees=False), tmp_path)
-    assert note.startswith(f"note: node1 (rank 1) do not see --output_dir {tmp_path} of rank 0")
+    assert note.startswith(f"note: --output_dir {tmp_path} of rank 0")
+    assert "is not seen from node1 (rank 1)" in note
     assert "a resumed run needs rank 0 there again" in note
     assert list(tmp_path.iterdir()) == []
 
