@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qa_dist import health
 from qa_dist.config import DataConfig, option, parse
@@ -75,22 +75,26 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
     import torch
     from huggingface_hub import constants
 
-    from qa_dist.distributed import try_backend
     from qa_dist.store import store_root
 
     required = requirements()
     installed = health.find_packages(required)
     gpus = health.find_devices()
     cores = health.find_cores()
-    # These three wait most of the time, or keep a core of their own busy.
-    with ThreadPoolExecutor(3) as pool:
+    backends = ("gloo", "nccl") if gpus else ("gloo",)
+    # These wait for the network, or for processes of their own.
+    with ThreadPoolExecutor() as pool:
+        talking = [
+            pool.submit(health.backend, name, partial(health.try_python, health.TRY_BACKEND.format(name=name)))
+            for name in backends
+        ]
         bitsandbytes = pool.submit(
             health.optional,
             "bitsandbytes",
             "8-bit and 4-bit models and 8-bit optimisers",
             "quant",
             installed["bitsandbytes"],
-            lambda: health.try_python(health.TRY_BITSANDBYTES),
+            partial(health.try_python, health.TRY_BITSANDBYTES),
         )
         deepspeed = pool.submit(
             health.optional,
@@ -98,11 +102,9 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
             "ZeRO",
             "deepspeed",
             installed["deepspeed"],
-            lambda: health.try_python(health.TRY_DEEPSPEED),
+            partial(health.try_python, health.TRY_DEEPSPEED),
         )
         hub = pool.submit(health.hub, constants.ENDPOINT, os.environ, health.reach)
-        optional = [bitsandbytes.result(), deepspeed.result(), hub.result()]
-    backends: tuple[Literal["gloo", "nccl"], ...] = ("gloo", "nccl") if gpus else ("gloo",)
     return [
         health.python(),
         *health.packages(required, installed),
@@ -114,10 +116,11 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
             num_cores=cores,
         ),
         health.threads(cores, os.environ.get("OMP_NUM_THREADS")),
-        *(health.backend(name, partial(try_backend, name)) for name in backends),
+        *(future.result() for future in talking),
         health.address(host_name({}), health.host_address),
         *health.interfaces(health.find_interfaces(), os.environ),
-        *optional[:2],
+        bitsandbytes.result(),
+        deepspeed.result(),
         health.find_disk("output", Path(output_dir), "choose another --output_dir"),
         health.find_disk("feature store", store_root(DataConfig(store_dir=store_dir)), "choose another --store_dir"),
         health.find_disk("temporary files", health.temporary(), "set TMPDIR to another folder"),
@@ -125,7 +128,7 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
         health.shared_memory(health.find_shared_memory()),
         health.open_files(health.find_limit("NOFILE")),
         health.locked_memory(health.find_limit("MEMLOCK"), infiniband=health.has_infiniband()),
-        optional[2],
+        hub.result(),
     ]
 
 

@@ -49,6 +49,10 @@ TRY_DEEPSPEED = """
 import deepspeed
 print("can be imported, and takes this device:", deepspeed.accelerator.get_accelerator().device_name())
 """
+TRY_BACKEND = """
+from qa_dist.distributed import try_backend
+print(try_backend({name!r}))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,14 +247,14 @@ def backend(name: str, attempt: Callable[[], str]) -> Check:
     """Whether a communication library starts here; `attempt` uses it and says how, or raises RuntimeError."""
     try:
         return Check(name, "ok", attempt())
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         mend = (
             "name a network interface of this machine in GLOO_SOCKET_IFNAME, or give the machine's name an address in "
             "/etc/hosts"
             if name == "gloo"
             else "run again with NCCL_DEBUG=INFO; the driver may be too old for this NCCL"
         )
-        return Check(name, "failure", f"cannot be used: {str(error).partition(chr(10))[0]}", mend)
+        return Check(name, "failure", f"cannot be used: {error}", mend)
 
 
 def address(host: str, resolve: Callable[[str], str]) -> Check:
@@ -394,7 +398,8 @@ def reach(url: str, *, seconds: float = _HUB_SECONDS) -> None:
             urllib.request.urlopen(request, timeout=seconds).close()
         except urllib.error.HTTPError as error:
             # "Forbidden" or "not found" is an answer.
-            outcome.append(error if error.code >= 500 else None)
+            outcome.append(OSError(f"status {error.code}") if error.code >= 500 else None)
+            error.close()
         except OSError as error:
             outcome.append(error)
         else:

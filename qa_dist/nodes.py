@@ -180,7 +180,7 @@ def call_the_roll(
             time.sleep(_POLL_SECONDS)
         problems = json.loads(store.get("verdict"))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, on_all_ranks=True)
 
 
 def _await_ranks(store: Store, world_size: int, seconds: float, notice: Callable[[str], object]) -> list[str]:

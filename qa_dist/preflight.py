@@ -39,7 +39,7 @@ def preflight(
         return []
     own = Member(ranks.rank, host_name(), facts(config, stores))
     if problems := ranks.broadcast(sentences(ranks.gather(own))):
-        raise ConfigError(problems)
+        raise ConfigError(problems, on_all_ranks=True)
     return without_folder(_sight(ranks, output_dir), output_dir)
 
 
@@ -118,7 +118,7 @@ def _sight(ranks: Ranks, output_dir: Path) -> list[tuple[Member, bool]]:
             problems = [f"--output_dir {output_dir} cannot be used: {error.strerror}; choose another folder"]
     name, problems = ranks.broadcast((probe.name, problems))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, on_all_ranks=True)
     try:
         return ranks.gather((Member(ranks.rank, host_name(), {}), (output_dir / name).exists()))
     finally:

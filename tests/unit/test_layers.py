@@ -12,6 +12,7 @@ ORDER = (
     "errors",
     "records",
     "config",
+    "nodes",
     "entry",
     "requirements",
     # pure
@@ -23,7 +24,6 @@ ORDER = (
     "decoding",
     "scoring",
     # ranks
-    "nodes",
     "distributed",
     # parts
     "pretrained",
