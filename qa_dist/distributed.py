@@ -25,7 +25,7 @@ from torch import nn
 
 from qa_dist.entry import EXIT_USER_ERROR, SECONDS_FOR_RANK_0
 from qa_dist.errors import ConfigError, TrainingError, UserError
-from qa_dist.nodes import Member, call_the_roll, host_name
+from qa_dist.nodes import Member, Store, call_the_roll, host_name
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = 1 << 24) -> l
 
 
 def _group_options(timeout_seconds: int) -> InitProcessGroupKwargs:
-    # Accelerate drops a value that equals its own default, 600 s, and torch would take another one: hence the microsecond.
+    # Accelerate drops a value that equals its own default, 600 s, and torch may have another: hence the microsecond.
     return InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds, microseconds=1))
 
 
@@ -294,7 +294,8 @@ def nccl_version() -> str | None:
     """Version of NCCL that torch was built with; None without NCCL."""
     if not dist.is_nccl_available():
         return None
-    return ".".join(str(part) for part in torch.cuda.nccl.version())
+    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return ".".join(str(part) for part in version)
 
 
 def try_backend(name: Literal["gloo", "nccl"]) -> str:
@@ -306,7 +307,8 @@ def try_backend(name: Literal["gloo", "nccl"]) -> str:
     if name == "nccl" and not dist.is_nccl_available():
         raise RuntimeError("this torch is built without NCCL")
     device = torch.device("cuda", 0) if name == "nccl" else torch.device("cpu")
-    dist.init_process_group(name, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=60))
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(name, store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
     try:
         value = torch.ones(1, device=device)
         dist.all_reduce(value)
@@ -317,7 +319,7 @@ def try_backend(name: Literal["gloo", "nccl"]) -> str:
     return f"{nccl_version()} starts on {device}" if name == "nccl" else "starts"
 
 
-def _store(rank: int, seconds: int) -> dist.Store:
+def _store(rank: int, seconds: int) -> Store:
     """The store that ranks meet at before there is a group: the launcher's, else one that rank 0 starts.
 
     Raises:
@@ -329,7 +331,7 @@ def _store(rank: int, seconds: int) -> dist.Store:
         _await_port(address, port, rank, seconds)
     try:
         # multi_tenant: the process group will open the same port again in this process, and shares the server.
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             is_master=serves,
@@ -344,7 +346,8 @@ def _store(rank: int, seconds: int) -> dist.Store:
                 "take another port with the launcher's --master_port or --main_process_port"
             ]
         ) from error
-    return dist.PrefixStore("qa_dist", store)
+    named: Store = dist.PrefixStore("qa_dist", store)  # type: ignore[attr-defined]
+    return named
 
 
 def _await_port(address: str, port: int, rank: int, seconds: int) -> None:
@@ -367,7 +370,7 @@ def _await_port(address: str, port: int, rank: int, seconds: int) -> None:
 
 
 def _first_words(error: Exception) -> str:
-    """What the libraries' long errors say first, without the place in their source; of nccl, what it calls the cause."""
+    """What a library's long error says first, without the place in its source; of nccl, what it calls the cause."""
     text = str(error)
     text = text.partition("Last error:")[2].strip() or text
     return re.sub(r"^\[[^\]]*\]\s*", "", text.partition("\n")[0])[:200]

@@ -12,7 +12,7 @@ class UserError(ValueError):
     """A mistake the user can mend: the message is one clear sentence, shown without a traceback.
 
     Attributes:
-        on_all_ranks: whether every rank of the run raises it with the same words, so that one rank of a machine says it.
+        on_all_ranks: whether every rank of the run raises it with the same words; one rank of a machine then says it.
     """
 
     on_all_ranks = False

@@ -149,7 +149,9 @@ def try_python(code: str, *, seconds: float = _IMPORT_SECONDS) -> str:
         RuntimeError: It failed; the message is the last line of its error output.
     """
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"no answer within {seconds:.0f} seconds") from None
     if done.returncode:

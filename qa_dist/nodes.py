@@ -79,9 +79,7 @@ def differences(members: Sequence[Member]) -> list[Difference]:
             if member.facts.get(name) != expected:
                 groups.setdefault(json.dumps(member.facts.get(name)), []).append(member)
         for group in groups.values():
-            found.append(
-                Difference(name, group[0].facts.get(name), expected, places(group), f"rank 0 ({first.host})")
-            )
+            found.append(Difference(name, group[0].facts.get(name), expected, places(group), f"rank 0 ({first.host})"))
     return found
 
 

@@ -79,7 +79,10 @@ def sentence(difference: Difference) -> str:
     kind, _, name = difference.name.partition(" ")
     subject, remedy = {
         "package": (name, "install the same version on all machines: pip install -c constraints.txt ..."),
-        "program": ("the code of qa_dist", "install the same version on all machines, or check out the same commit without changes"),
+        "program": (
+            "the code of qa_dist",
+            "install the same version on all machines, or check out the same commit without changes",
+        ),
         "option": (name, "start all machines with the same command and the same recipe"),
         "bytes": (f"the content of the {name} data", "copy the same files to all machines"),
         "tokenizer": (f"the tokenizer of the {name} data", "copy the same model folder to all machines"),

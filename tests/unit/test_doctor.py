@@ -54,9 +54,7 @@ def test_json_says_the_same(found: list[Check], capsys: pytest.CaptureFixture[st
     assert whole["host"]
 
 
-def test_launching(
-    found: list[Check], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_launching(found: list[Check], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = []
 
     def launch(num_processes: int, seconds: float) -> tuple[list[Check], dict[str, Any]]:

@@ -151,9 +151,9 @@ def test_the_roll_call_passes_when_all_are_there(clock: Clock) -> None:
     store, said = DictStore(), []
     clock.events = [(40.0, lambda: arrive(store, 1, "b", torch="2.13"))]
     call_the_roll(store, member(0, "a", torch="2.13"), 2, seconds=600, notice=said.append)
-    assert said == [
-        "waiting up to 600 seconds: rank 1 of 2 has not started; started: a (rank 0)"
-    ], "told once, and only because it took long"
+    assert said == ["waiting up to 600 seconds: rank 1 of 2 has not started; started: a (rank 0)"], (
+        "told once, and only because it took long"
+    )
     call_the_roll(store, member(1, "b", torch="2.13"), 2, seconds=600, notice=said.append)
     assert len(said) == 1
 

@@ -77,7 +77,9 @@ def test_another_python_program_or_option(tmp_path: Path) -> None:
 def test_other_data_are_named_by_their_cause(tmp_path: Path) -> None:
     everything = {"bytes train": "0" * 64, "features train": "1" * 64}
     (problem,) = problems(tmp_path, **everything)
-    assert problem.startswith("the content of the train data is 000000000000... on node1 (rank 1) but cccccccccccc... on rank 0")
+    assert problem.startswith(
+        "the content of the train data is 000000000000... on node1 (rank 1) but cccccccccccc... on rank 0"
+    )
     (problem,) = problems(tmp_path, **{"tokenizer train": "0" * 64, "features train": "1" * 64})
     assert problem.startswith("the tokenizer of the train data is")
     (problem,) = problems(tmp_path, **{"features train": "1" * 64})
