@@ -75,7 +75,7 @@ class Device:
     error: str | None = None
 
 
-# ------------------------------------------------------------------------------------------------- programs and packages
+# ------------------------------------------------------------------------------------------------ programs and packages
 
 
 def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
@@ -159,7 +159,7 @@ def try_python(code: str, *, seconds: float = _IMPORT_SECONDS) -> str:
     return last_line(done.stdout)
 
 
-# --------------------------------------------------------------------------------------------------------------- devices
+# -------------------------------------------------------------------------------------------------------------- devices
 
 
 def devices(
@@ -242,7 +242,7 @@ def threads(num_cores: int, asked: str | None) -> Check:
     return Check("CPU threads", "ok", f"{num_cores} cores, OMP_NUM_THREADS={asked}")
 
 
-# --------------------------------------------------------------------------------------------------------- communication
+# -------------------------------------------------------------------------------------------------------- communication
 
 
 def backend(name: str, attempt: Callable[[], str]) -> Check:
@@ -295,7 +295,7 @@ def _is_there(asked: str, names: Sequence[str], *, prefixes: bool) -> bool:
     return any(name == word if exact else name.startswith(word) for word in wanted for name in names)
 
 
-# ---------------------------------------------------------------------------------------------------- disks and limits
+# --------------------------------------------------------------------------------------------------- disks and limits
 
 
 def disk(name: str, path: Path, *, free_bytes: int, writable: bool, remedy: str) -> Check:
@@ -363,7 +363,7 @@ def has_infiniband(folder: Path = Path("/sys/class/infiniband")) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-# --------------------------------------------------------------------------------------------------------------- the hub
+# -------------------------------------------------------------------------------------------------------------- the hub
 
 
 def hub(endpoint: str, environ: Mapping[str, str], reach: Callable[[str], None]) -> Check:

@@ -162,9 +162,7 @@ def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(c
         said[rank] = capsys.readouterr().err.splitlines()
     first, shared_line = "program: error: Not here.", "program: error: Everywhere."
     assert said["0"] == [first, shared_line]
-    assert said["8"] == [f"{first} (rank 8 on node7)", f"{shared_line} (rank 8 on node7)"], (
-        "one process of each machine"
-    )
+    assert said["8"] == [f"{first} (rank 8 on node7)", f"{shared_line} (rank 8 on node7)"], "one of each machine"
     assert said["9"] == [f"{first} (rank 9 on node7)"]
 
 
