@@ -3,7 +3,7 @@
 #   make quickstart   install, and train and score on the embedded sample: no GPU and no model hub needed
 #   make test         install what tests need, and run all of them
 #   make check        linters and types
-#   make docs         regenerate the tables in README.md and docs/
+#   make docs         regenerate the tables in README.md and docs/, and the tested set
 #   make clean        remove .venv and everything generated
 
 PYTHON ?= python3
@@ -27,6 +27,7 @@ check: $(VENV)/.dev
 	$(BIN)/codespell
 
 docs: $(VENV)/.dev
+	$(BIN)/python -m qa_dist.requirements pyproject.toml constraints.txt > qa_dist/data/requirements.json
 	$(BIN)/python -m qa_dist.documentation README.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 

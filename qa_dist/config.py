@@ -286,6 +286,12 @@ class TrainingConfig:
     )
     report_to: tuple[str, ...] = option((), "trackers, separated by commas: tensorboard, wandb, ... (see accelerate)")
     logging_steps: int = option(1, "report to trackers every N steps (metrics.jsonl has every step)", minimum=1)
+    ddp_timeout: int = option(
+        1800,
+        "seconds that a rank waits for the others before the run fails; ranks wait while one of each machine prepares "
+        "the features",
+        minimum=1,
+    )
     disable_tqdm: bool = option(False, "no progress bar")
 
     def problems(self) -> Iterable[str]:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from qa_dist.errors import UserError
 from qa_dist.masking import masked
+from qa_dist.nodes import host_name
 from qa_dist.stopping import Stopped
 
 EXIT_USER_ERROR = 2
@@ -40,11 +41,15 @@ def run(program: str, work: Callable[[], int]) -> int:
         code = work()
         sys.stdout.flush()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")):
+        where = ""
+        if rank := int(os.environ.get("RANK", "0")):
             # The ranks of a run mostly find the same mistake. Rank 0 says it, and its end makes the launcher end the
             # others before they repeat it; what only this rank found is still said.
             time.sleep(SECONDS_FOR_RANK_0)
-        sys.stderr.write(f"{program}: error: {masked(str(error))}\n")
+            if error.on_all_ranks and os.environ.get("LOCAL_RANK", "0") != "0":
+                return EXIT_USER_ERROR
+            where = f" (rank {rank} on {host_name()})"
+        sys.stderr.write(f"{program}: error: {masked(str(error))}{where}\n")
         return EXIT_USER_ERROR
     except Stopped as stop:
         return stop.exit_code

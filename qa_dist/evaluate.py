@@ -61,7 +61,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.tracking import evaluation_bar
 
     with failures_named():
-        ranks = Ranks(mixed_precision=config.training.mixed_precision)
+        ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
         with ranks.local_main_first():
             tokenizer = load_tokenizer(config.model)
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)

@@ -23,6 +23,7 @@ from qa_dist.errors import TrainingError
 from qa_dist.evaluation import Evaluation
 from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
 from qa_dist.optim import learning_rate, load_optimizer_tensors, optimizer_tensors, parameter_groups
+from qa_dist.preflight import preflight
 from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
 from qa_dist.squad import subset
@@ -258,10 +259,12 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         project_dir=output_dir,
         asked_to_stop=asked_to_stop,
         hang_timeout=training.hang_timeout,
+        timeout_seconds=training.ddp_timeout,
     )
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)
+            run.say(*preflight(config, ranks, {"train": data.train, "validation": data.validation}, output_dir))
             run.describe_data(data)
         with run.clock.phase("model"):
             model, report = build_model(

@@ -16,7 +16,9 @@ ORDER = (
     "config",
     "stopping",
     "watchdog",
+    "nodes",
     "entry",
+    "requirements",
     # pure
     "sample",
     "squad",
@@ -39,9 +41,12 @@ ORDER = (
     "checkpoint",
     "resume",
     "tracking",
+    "health",
+    "bandwidth",
     # loops
     "evaluation",
     "run",
+    "preflight",
     "training",
     # entries
     "prepare",
@@ -50,6 +55,7 @@ ORDER = (
     "merge",
     "score",
     "bench",
+    "doctor",
     "documentation",
     "cli",
 )

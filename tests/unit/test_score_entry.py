@@ -152,6 +152,23 @@ def test_exit_codes_and_messages(capsys):
         entry.run("program", fails_with(RuntimeError("a fault of the program")))
 
 
+def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(capsys, monkeypatch):
+    monkeypatch.setattr(entry, "SECONDS_FOR_RANK_0", 0.0)
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    own, shared = ScoringError("Not here."), ConfigError(["Everywhere."], on_all_ranks=True)
+    said = {}
+    for rank, local_rank in (("0", "0"), ("8", "0"), ("9", "1")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        for error in (own, shared):
+            assert entry.run("program", fails_with(error)) == 2
+        said[rank] = capsys.readouterr().err.splitlines()
+    first, shared_line = "program: error: Not here.", "program: error: Everywhere."
+    assert said["0"] == [first, shared_line]
+    assert said["8"] == [f"{first} (rank 8 on node7)", f"{shared_line} (rank 8 on node7)"], "one of each machine"
+    assert said["9"] == [f"{first} (rank 9 on node7)"]
+
+
 def test_a_reader_that_goes_away_leaves_no_traceback():
     script = (
         "import sys; from qa_dist import entry\n"
