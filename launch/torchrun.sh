@@ -9,8 +9,7 @@
 #   RDZV_ENDPOINT    name or address of one of them and a free port there, the same on all; needed with several machines
 #   RDZV_ID          name of the run, the same on all; two runs at one endpoint need two names
 #   NPROC_PER_NODE   processes on this machine; else one per GPU, or one that uses all cores where there is no GPU
-#   MAX_RESTARTS     how often the processes start again after a failure, 0 unless set; --resume_from_checkpoint auto
-#                    among the arguments lets them go on where they were
+#   MAX_RESTARTS     how often the processes start again after a failure, from their last checkpoint; 0 unless set
 #   LOG_DIR          folder for a log per process, beside what is shown; no logs unless set
 #   OMP_NUM_THREADS  threads of a process; else this machine's cores shared evenly
 #   PYTHON           the interpreter

@@ -66,6 +66,9 @@ def evaluate(
         logits_path: With `config.gather` "logits": where rank 0 keeps them, float32 [tokens of the store, 2] in the
             order of the features, start logits in column 0.
         advance: Called after each batch with the number of features that this rank has computed and has to compute.
+
+    Raises:
+        Stopped: On every rank, if any of them was asked to stop meanwhile.
     """
     batches = evaluation_batches(store.lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
@@ -82,6 +85,7 @@ def evaluate(
     else:
         tables = [_candidates(start_T, end_T, batch, config) for batch, start_T, end_T in computed]
         own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
+        ranks.stop_if_asked()
         tables = ranks.gather(own)
     # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
     loss = float(ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy().mean())
@@ -112,6 +116,7 @@ def evaluate_loss(
     losses = np.zeros(store.num_features)
     for _ in _forward(model, store, ranks, [features[batch] for batch in mine], losses):
         pass
+    ranks.stop_if_asked()
     summed = ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy()
     return Evaluation({}, float(summed[features].mean()), None)
 
@@ -168,9 +173,12 @@ def _forward(
     batches: Sequence[Indices],
     losses: npt.NDArray[np.float64],
 ) -> Iterator[Computed]:
-    """Each batch with its logits; the losses of its features are noted on the way."""
+    """Each batch with its logits, until this rank is asked to stop; the losses of its features are noted on the way."""
     model.eval()
     for indices in batches:
+        if ranks.is_asked_to_stop:
+            return
+        ranks.watchdog.beat("evaluation")
         batch = FeatureBatch.of(store, indices, ranks.device)
         with torch.inference_mode(), ranks.autocast():
             start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
@@ -231,6 +239,7 @@ def _through_logits(
             ends = np.cumsum(store.lengths[indices])
             for index, end, length in zip(indices, ends, store.lengths[indices], strict=True):
                 logits[first_token[index] : first_token[index] + length] = rows[end - length : end]
+    ranks.stop_if_asked()
     if logits is None:
         return []
     logits.flush()

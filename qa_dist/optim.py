@@ -1,7 +1,7 @@
 """Learning rate as a pure function of the step, and which parameters decay."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -45,3 +45,32 @@ def parameter_groups(
             (matrices if parameter.ndim >= 2 else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def optimizer_tensors(
+    optimizer: "torch.optim.Optimizer", named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]"
+) -> "dict[str, torch.Tensor]":
+    """Copies of the optimiser's state on the CPU, as `kind/parameter`: `exp_avg/...`, `exp_avg_sq/...`, `step/...`."""
+    return {
+        f"{kind}/{name}": value.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in named_parameters
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: "torch.optim.Optimizer",
+    named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+    tensors: "Mapping[str, torch.Tensor]",
+) -> None:
+    """Put a state that `optimizer_tensors` returned back, each tensor on its parameter's device."""
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        state.setdefault(name, {})[kind] = value
+    names = {id(parameter): name for name, parameter in named_parameters}
+    saved = optimizer.state_dict()
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    places = enumerate(names[id(parameter)] for parameter in ordered)
+    saved["state"] = {place: state[name] for place, name in places if name in state}
+    optimizer.load_state_dict(saved)

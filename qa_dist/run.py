@@ -8,7 +8,8 @@ import datetime
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,23 @@ from typing import Any, Self
 from qa_dist import evaluation as evaluating
 from qa_dist.checkpoint import Weights, restore, save_trained, snapshot
 from qa_dist.config import ConfigError, RunConfig, write_config
-from qa_dist.distributed import Ranks
-from qa_dist.errors import DataError
+from qa_dist.distributed import Ranks, was_restarted
+from qa_dist.errors import CheckpointError, DataError
 from qa_dist.evaluation import Evaluation
+from qa_dist.masking import masked
 from qa_dist.modeling import ParameterReport, SpanModel
 from qa_dist.pretrained import load_tokenizer
+from qa_dist.resume import (
+    Checkpoint,
+    CheckpointWriter,
+    Resumable,
+    differences,
+    discard_after,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from qa_dist.squad import available_splits, subset
+from qa_dist.stopping import Stopped
 from qa_dist.store import FeatureStore, prepare_store
 from qa_dist.tracking import (
     MetricsLog,
@@ -49,6 +61,12 @@ FILES = (
     "model.safetensors",
 )
 """What marks a folder as holding results, and what an overwriting run removes first."""
+
+FINAL_FILES = ("run.json", "adapter_model.safetensors", "model.safetensors")
+"""What only a run that ended well leaves."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints inside a run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +124,26 @@ class Run:
         self._num_steps = 0
         self._steps_per_epoch = 1
         self._last_step = 0
-        self._best: tuple[float, int, Weights, Evaluation] | None = None
+        self._best: tuple[float, int, Weights, Evaluation | None] | None = None
         self._latest: tuple[int, Evaluation] | None = None
         self._evaluations_without_best = 0
+        self.is_evaluation_pending = config.training.eval_on_start
+        # A group that the launcher starts again after a failure goes on by itself.
+        wanted = config.training.resume_from_checkpoint
+        self._resume_from = "auto" if wanted == "no" and was_restarted() else wanted
+        self._found: Checkpoint | None = None
         if ranks.is_main:
-            _claim(directory, overwrite=config.training.overwrite_output_dir)
+            self._found = _find_checkpoint(self._resume_from, directory / CHECKPOINTS, self.say)
+            resumes = self._resume_from != "no"
+            _require_usable(
+                directory,
+                overwrite=config.training.overwrite_output_dir,
+                resumes=resumes,
+                found=self._found is not None,
+            )
+        self._checkpoints = CheckpointWriter(directory / CHECKPOINTS, config.training.checkpoint_total_limit, self.say)
+        self._saved_step: int | None = None
         self._log = MetricsLog(directory / "metrics.jsonl" if ranks.is_main else None)
-        if config.training.report_to:
-            ranks.start_trackers("qa_dist", config.flat())
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +153,8 @@ class Run:
     ) -> None:
         self._progress.close()
         self._log.close()
-        if error is None:
+        self._checkpoints.wait()
+        if error is None or isinstance(error, Stopped):
             self.ranks.close()
 
     def say(self, *lines: str) -> None:
@@ -149,11 +180,6 @@ class Run:
                     f"{store.num_features:,} features of {store.lengths.mean():.1f} tokens on average"
                 )
         self._record["data"] = described
-        if self.ranks.is_main:
-            # With what `auto` came to, so that this file alone repeats the run.
-            version_2 = data.version_2 or self.config.data.version_2_with_negative
-            resolved = dataclasses.replace(self.config.data, version_2_with_negative=version_2)
-            write_config(dataclasses.replace(self.config, data=resolved), self.directory / "config.yaml")
 
     def describe_model(self, model: SpanModel, report: ParameterReport) -> None:
         """Note and show what is trained."""
@@ -161,11 +187,117 @@ class Run:
         self._record["padding"] = model.padding
         self.say(*report.lines(structure=self.config.model.show_structure), *(f"note: {note}" for note in model.notes))
 
-    def start(self, num_steps: int, steps_per_epoch: int) -> None:
-        """Show the bar: training begins."""
+    def claim(self, data: RunData) -> None:
+        """Take the folder over: from here on it holds this run, and no longer an earlier one that may be overwritten.
+
+        Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
+        nobody's results.
+        """
+        if self.ranks.is_main:
+            if self._saved_step is None:
+                _clear(self.directory)
+            # With what `auto` came to, so that this file alone repeats the run.
+            version_2 = data.version_2 or self.config.data.version_2_with_negative
+            data_config = dataclasses.replace(self.config.data, version_2_with_negative=version_2)
+            # Where this process came in is no part of what the run is.
+            training = dataclasses.replace(self.config.training, resume_from_checkpoint="no")
+            resolved = dataclasses.replace(self.config, data=data_config, training=training)
+            write_config(resolved, self.directory / "config.yaml")
+        if self.config.training.report_to:
+            self.ranks.start_trackers("qa_dist", self.config.flat())
+
+    def resume(self, trainer: Resumable) -> int:
+        """Put the trainer where the checkpoint ends that the run goes on from, if any; returns the steps done.
+
+        Raises:
+            ConfigError: The checkpoint is of a run that differs from this one in what its steps compute; on all ranks.
+        """
+        if self._resume_from == "no":
+            return 0
+        problems: list[str] = []
+        if self.ranks.is_main and self._found is not None:
+            problems = differences(self._found.identity, trainer.identity)
+        found, problems = self.ranks.broadcast((self._found, problems))
+        if problems:
+            raise ConfigError(
+                [
+                    f"the checkpoint belongs to another run: {'; '.join(problems)}; make them agree, or start anew "
+                    "with --resume_from_checkpoint no and another --output_dir"
+                ]
+            )
+        if found is None:
+            self.say(f"no checkpoint in {self.directory}: the run starts anew")
+            return 0
+        trainer.restore(found)
+        progress = found.progress
+        self._last_step = self._saved_step = found.step
+        self._evaluations_without_best = progress["evaluations_without_best"]
+        self.is_evaluation_pending = progress["evaluation_pending"]
+        if found.best is not None:
+            self._best = (progress["best"]["value"], progress["best"]["step"], found.best, None)
+        self._record["evaluations"] = progress["evaluations"]
+        self._record["resumed_at_steps"] = [*progress["resumed_at_steps"], found.step]
+        self._log.go_on_after(found.step)
+        if self.ranks.is_main:
+            discard_after(self._checkpoints.directory, found.step)
+        self.say(f"resumed after step {found.step} of {trainer.num_steps}")
+        self._found = None
+        return found.step
+
+    def start(self, num_steps: int, steps_per_epoch: int, done: int = 0) -> None:
+        """Show the bar: training begins, `done` steps of it behind."""
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
         shown = self.ranks.is_main and not self.config.training.disable_tqdm
-        self._progress = Progress(num_steps, shown=shown)
+        self._progress = Progress(num_steps, start=done, shown=shown)
+
+    @contextmanager
+    def stoppable(self, trainer: Resumable) -> Iterator[None]:
+        """When all ranks agree to stop inside the block, write a checkpoint before they do.
+
+        Raises:
+            Stopped: As inside the block, when the checkpoint is on the disk.
+            CheckpointError: The checkpoint cannot be written.
+        """
+        try:
+            yield
+        except Stopped as stop:
+            if self._saved_step != self._last_step:
+                self._save(trainer)
+            # The first process that ends makes its launcher end the others: all wait for the one that writes.
+            if not self.ranks.broadcast(self._checkpoints.wait()):
+                raise CheckpointError(
+                    f"the run stopped after step {self._last_step} and its last checkpoint could not be written"
+                ) from stop
+            self.say(
+                f"stopped by {stop.by.name} after step {self._last_step}; the same command with "
+                "--resume_from_checkpoint auto goes on from there"
+            )
+            raise
+
+    def checkpoint_if_due(self, trainer: Resumable) -> None:
+        """Write a checkpoint, in the background, if one is due after the step just recorded."""
+        wanted = self.config.training.checkpointing_steps
+        if wanted == "no":
+            return
+        every = self._steps_per_epoch if wanted == "epoch" else int(wanted)
+        if self._last_step % every == 0 or self._last_step == self._num_steps:
+            self._save(trainer)
+
+    def _save(self, trainer: Resumable) -> None:
+        self._saved_step = self._last_step
+        if not self.ranks.is_main:
+            return
+        best = self._best
+        progress = {
+            "evaluation_pending": self.is_evaluation_pending,
+            "evaluations_without_best": self._evaluations_without_best,
+            "best": None if best is None else {"value": best[0], "step": best[1]},
+            "evaluations": list(self._record.get("evaluations", [])),
+            "resumed_at_steps": self._record.get("resumed_at_steps", []),
+            "world_size": self.ranks.world_size,
+        }
+        with self.clock.phase("checkpoint"):
+            self._checkpoints.save(trainer.checkpoint(self._last_step, best and best[2], progress))
 
     def record(self, step: int, done: StepResult, learning_rate: float) -> None:
         """Log optimiser step `step`, counted from 0 here and from 1 in everything written."""
@@ -201,6 +333,7 @@ class Run:
         """Evaluate after `step` optimiser steps, log it, and keep the weights if they are the best so far."""
         if data.validation is None:
             raise ValueError("nothing to evaluate on")
+        self.is_evaluation_pending = True
         limit = self.config.data.max_eval_features
         with self.clock.phase("evaluate"), self._progress.paused():
             if limit is None:
@@ -218,6 +351,7 @@ class Run:
         self._record.setdefault("evaluations", []).append({"step": step, "loss": found.loss, **found.metrics})
         if step:
             self._keep_if_best(model, data, step, found)
+        self.is_evaluation_pending = False
         return found
 
     @property
@@ -288,7 +422,7 @@ class Run:
         self._record = {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "command": [masked(word) for word in sys.argv],
             "world_size": self.ranks.world_size,
             "num_steps": self._last_step,
             "weights_of_step": ended_with,
@@ -320,29 +454,61 @@ def _summary(when: str, found: Evaluation) -> str:
     return f"{when}: validation loss {found.loss:.4f}{scores}"
 
 
-def _claim(directory: Path, *, overwrite: bool) -> None:
-    """Make the output folder ready: create it, or refuse one that holds results, or clear those.
+def _find_checkpoint(wanted: str, own: Path, notice: Callable[[str], object]) -> Checkpoint | None:
+    """The checkpoint that `--resume_from_checkpoint` means; `own` is the run's folder of checkpoints.
+
+    Raises:
+        CheckpointError: It cannot be used.
+    """
+    if wanted == "no":
+        return None
+    return newest_checkpoint(own, notice) if wanted == "auto" else read_checkpoint(Path(wanted))
+
+
+def _require_usable(directory: Path, *, overwrite: bool, resumes: bool, found: bool) -> None:
+    """Create the output folder, and make sure that results can be written there.
+
+    A run that goes on from a checkpoint keeps what is there. One that wants to and finds none may clear what a run left
+    that ended before its first checkpoint, but not the results of a finished run.
 
     Raises:
         ConfigError: It holds results and may not be overwritten, or it cannot be written to.
     """
-    try:
+    with _usable(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        found = [name for name in FILES if (directory / name).exists()]
-        if found and not overwrite:
+        present = [name for name in (*FILES, CHECKPOINTS) if (directory / name).exists()]
+        unfinished = resumes and not any((directory / name).exists() for name in FINAL_FILES)
+        if present and not (overwrite or found or unfinished):
             raise ConfigError(
                 [
-                    f"--output_dir {directory} already holds results ({', '.join(found[:3])}); choose another folder "
-                    "or pass --overwrite_output_dir"
+                    f"--output_dir {directory} already holds results ({', '.join(present[:3])}); choose another "
+                    "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
                 ]
             )
-        for name in found:
-            (directory / name).unlink()
-        if (directory / "best").exists():
-            shutil.rmtree(directory / "best")
         probe = directory / ".writable"
         probe.write_text(str(time.time()), encoding="utf-8")
         probe.unlink()
+
+
+def _clear(directory: Path) -> None:
+    """Remove the results of an earlier run.
+
+    Raises:
+        ConfigError: They cannot be removed.
+    """
+    with _usable(directory):
+        for name in FILES:
+            (directory / name).unlink(missing_ok=True)
+        for name in ("best", CHECKPOINTS):
+            if (directory / name).exists():
+                shutil.rmtree(directory / name)
+
+
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]

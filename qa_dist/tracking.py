@@ -1,6 +1,7 @@
 """What a run tells while it goes on, and the record it leaves: progress bar, metrics.jsonl, run.json."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -38,6 +39,8 @@ class StepResult:
     grad_norm: float
     num_features: int
     num_tokens: int
+    stop: bool = False
+    """Whether some rank was asked to stop; the same on all ranks."""
 
 
 @dataclass
@@ -62,12 +65,23 @@ class MetricsLog:
     def __init__(self, path: Path | None) -> None:
         """Log to `path`, which is made with the first line; without one (ranks other than 0) everything is dropped."""
         self._path = path
+        self._mode = "w"
         self._file: IO[str] | None = None
+
+    def go_on_after(self, step: int) -> None:
+        """Append to the log of an earlier run, whose lines behind `step` are removed: they will be written again."""
+        if not self._path or not self._path.exists():
+            return
+        kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+        staged = self._path.with_name(f".{self._path.name}")
+        staged.write_bytes(b"".join(kept))
+        os.replace(staged, self._path)
+        self._mode = "a"
 
     def write(self, values: Mapping[str, float]) -> None:
         """Append one line."""
         if self._path and not self._file:
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._path.open(self._mode, encoding="utf-8")
         if self._file:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
@@ -76,6 +90,14 @@ class MetricsLog:
         """Close the file."""
         if self._file:
             self._file.close()
+
+
+def _step_of(line: bytes) -> float:
+    """Step of a line of metrics.jsonl; of a line that was cut short, infinity."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Progress:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from qa_dist.config import parse
 from qa_dist.entry import note_exit, run
+from qa_dist.stopping import StopSignals
 
 PROG = "qa_dist.train"
 
@@ -16,12 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     config, _ = parse(argv, prog=PROG, description=__doc__ or "")
-    # Only now: these imports take seconds, and mistakes in the options should not.
-    from qa_dist.distributed import failures_named
-    from qa_dist.training import train
+    with StopSignals() as stop:
+        # Only now: these imports take seconds, and mistakes in the options should not.
+        from qa_dist.distributed import failures_named
+        from qa_dist.training import train
 
-    with failures_named():
-        train(config)
+        with failures_named():
+            train(config, asked_to_stop=lambda: stop.received)
     return 0
 
 

@@ -6,20 +6,25 @@ the optimiser's moments.
 """
 
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from qa_dist.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.budget import CPU_TOKENS, measured_budget
+from qa_dist.checkpoint import Weights, restore, snapshot
 from qa_dist.config import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.errors import TrainingError
 from qa_dist.evaluation import Evaluation
-from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, span_loss
-from qa_dist.optim import learning_rate, parameter_groups
+from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
+from qa_dist.optim import learning_rate, load_optimizer_tensors, optimizer_tensors, parameter_groups
+from qa_dist.preflight import preflight
+from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
 from qa_dist.squad import subset
 from qa_dist.store import FeatureStore
@@ -56,6 +61,7 @@ class Trainer:
                 ]
             )
         self.model = model
+        self._longest = longest
         optimizer = torch.optim.AdamW(
             parameter_groups(model.model.named_parameters(), training.weight_decay),
             lr=training.learning_rate,
@@ -66,6 +72,12 @@ class Trainer:
         self.parameters = [parameter for _, parameter in model.trainable()]
         self.gradients = GradientCheck(model)
         self.notice = notice
+        self.identity = {
+            **config.fixed(),
+            "training data": store.fingerprint,
+            "base model": _base_fingerprint(model) if ranks.is_main else "",
+        }
+        self._stop = False
         self._order: tuple[int, Indices] | None = None
         self.max_tokens = self._find_budget(longest) if wanted is None else wanted
 
@@ -99,7 +111,27 @@ class Trainer:
             group["lr"] = self.learning_rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(float(losses.mean()), norm, len(features), int(self.store.lengths[features].sum()))
+        tokens = int(self.store.lengths[features].sum())
+        return StepResult(float(losses.mean()), norm, len(features), tokens, stop=self._stop)
+
+    def checkpoint(self, step: int, best: Weights | None, progress: Mapping[str, Any]) -> Checkpoint:
+        """What a run needs to go on after `step` optimiser steps; the tensors are copies."""
+        return Checkpoint(
+            step=step,
+            weights=snapshot(self.model),
+            optimizer=optimizer_tensors(self.optimizer, self.model.trainable()),
+            best=best,
+            identity=self.identity,
+            progress={**progress, "max_tokens_per_device": self.max_tokens},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was taken."""
+        restore(self.model, checkpoint.weights)
+        load_optimizer_tensors(self.optimizer, self.model.trainable(), checkpoint.optimizer)
+        if self.config.training.max_tokens_per_device is None:
+            # It may have been halved since; other micro-batches would round differently.
+            self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.progress["max_tokens_per_device"]))
 
     def _find_budget(self, longest: int) -> int:
         """Tokens of a forward pass, the same on all ranks: a constant on the CPU, measured on CUDA."""
@@ -143,10 +175,11 @@ class Trainer:
         )
         _seed_dropout(self.config.training.seed, step, self.ranks.rank)
         self.wrapped.train()
-        # One more place: how many ranks ran out of memory.
-        losses = torch.zeros(len(features) + 1, device=self.ranks.device, dtype=torch.float64)
+        # Two more places: how many ranks ran out of memory, and how many were asked to stop.
+        losses = torch.zeros(len(features) + 2, device=self.ranks.device, dtype=torch.float64)
         try:
-            for micro_batch in plan.shares[self.ranks.rank]:
+            for number, micro_batch in enumerate(plan.shares[self.ranks.rank], 1):
+                self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")
                 # A rank with nothing left computes one feature for nothing, so that all have the same gradients.
                 chosen = micro_batch if len(micro_batch) else lengths.argmin(0, keepdims=True)
                 batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
@@ -158,9 +191,11 @@ class Trainer:
                 if len(micro_batch):
                     losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
         except torch.OutOfMemoryError:
-            losses[-1] = 1.0
+            losses[-2] = 1.0
+        losses[-1] = float(self.ranks.is_asked_to_stop)
         losses = self.ranks.sum(losses)
-        return None if losses[-1] else losses[:-1]
+        self._stop = bool(losses[-1])
+        return None if losses[-2] else losses[:-2]
 
     def _halve_budget(self, step: int, features: Indices) -> None:
         """Go on with half the token budget, on all ranks alike.
@@ -198,14 +233,38 @@ def _seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
 
 
-def train(config: RunConfig) -> Evaluation | None:
-    """The whole run: prepare, train, evaluate, write. Returns the final evaluation, None without validation data."""
+def _base_fingerprint(model: SpanModel) -> str:
+    """Fingerprint of the weights that training starts from: the frozen ones, or all in full fine-tuning."""
+    frozen = {
+        name: tensor
+        for name, tensor in model.named_parameters()
+        # peft keeps the head as it was drawn beside the one that is trained; nothing uses it.
+        if not tensor.requires_grad and ".original_module." not in name
+    }
+    return weights_fingerprint(frozen or dict(model.named_parameters()))
+
+
+def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | None] = lambda: None) -> Evaluation | None:
+    """The whole run: prepare, train, evaluate, write. Returns the final evaluation, None without validation data.
+
+    Raises:
+        UserError: The configuration, the data or the checkpoint cannot be used.
+        Stopped: `asked_to_stop` returned a signal on some rank; a checkpoint was written.
+    """
     training = config.training
     output_dir = Path(training.output_dir or "outputs")
-    ranks = Ranks(mixed_precision=training.mixed_precision, trackers=training.report_to, project_dir=output_dir)
+    ranks = Ranks(
+        mixed_precision=training.mixed_precision,
+        trackers=training.report_to,
+        project_dir=output_dir,
+        asked_to_stop=asked_to_stop,
+        hang_timeout=training.hang_timeout,
+        timeout_seconds=training.ddp_timeout,
+    )
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)
+            run.say(*preflight(config, ranks, {"train": data.train, "validation": data.validation}, output_dir))
             run.describe_data(data)
         with run.clock.phase("model"):
             model, report = build_model(
@@ -215,18 +274,30 @@ def train(config: RunConfig) -> Evaluation | None:
                 gradient_checkpointing=training.gradient_checkpointing,
                 torch_compile=training.torch_compile,
                 tokenizer_pads_left=data.tokenizer.padding_side == "left",
+                device=ranks.device,
             )
+            for store in (data.train, data.validation):
+                if store is not None:
+                    check_vocabulary(model, store)
             trainer = Trainer(config, ranks, data.train, model, notice=run.say)
             run.describe_model(model, report)
-        if training.eval_on_start:
-            run.evaluate(model, data, step=0)
-        run.start(trainer.num_steps, trainer.steps_per_epoch)
-        for step in range(trainer.num_steps):
-            with run.clock.phase("train"):
-                done = trainer.step(step)
-            run.record(step, done, trainer.learning_rate(step))
-            if run.is_evaluation_due(step):
-                run.evaluate(model, data, step=step + 1)
+            start = run.resume(trainer)
+            run.claim(data)
+        run.start(trainer.num_steps, trainer.steps_per_epoch, start)
+        ranks.watchdog.start()
+        with run.stoppable(trainer):
+            ranks.stop_if_asked()
+            if run.is_evaluation_pending:
+                run.evaluate(model, data, step=start)
+            for step in range(start, trainer.num_steps):
                 if run.has_stopped_improving:
                     break
-        return run.finish(model, data)
+                with run.clock.phase("train"):
+                    done = trainer.step(step)
+                run.record(step, done, trainer.learning_rate(step))
+                if run.is_evaluation_due(step):
+                    run.evaluate(model, data, step=step + 1)
+                run.checkpoint_if_due(trainer)
+                if done.stop:
+                    ranks.stop_if_asked()
+            return run.finish(model, data)

@@ -11,8 +11,14 @@ ORDER = (
     # contracts
     "errors",
     "records",
+    "parsers",
+    "masking",
     "config",
+    "stopping",
+    "watchdog",
+    "nodes",
     "entry",
+    "requirements",
     # pure
     "sample",
     "squad",
@@ -28,25 +34,35 @@ ORDER = (
     "store",
     "attention",
     "dropout",
+    "quantization",
     "modeling",
     "optim",
     "budget",
     "checkpoint",
+    "resume",
     "tracking",
+    "health",
+    "bandwidth",
     # loops
     "evaluation",
     "run",
+    "preflight",
     "training",
     # entries
     "prepare",
     "train",
     "evaluate",
+    "merge",
     "score",
     "bench",
+    "doctor",
     "documentation",
     "cli",
 )
-PURE = ("errors", "records", "config", "sample", "squad", "features", "batching", "decoding", "scoring")
+PURE = (
+    *("errors", "records", "parsers", "masking", "config"),
+    *("sample", "squad", "features", "batching", "decoding", "scoring"),
+)
 
 
 def imports(module: str) -> set[str]:

@@ -1,0 +1,344 @@
+"""Checkpoints of a run: written whole or not at all, verified before they are used.
+
+A checkpoint is a folder `checkpoints/step-00000120` of safetensors and JSON files, so that reading one executes
+nothing. It holds what cannot be computed again: the trained tensors, the optimiser's state, the best weights so far,
+and how far the run is. The order of the features, the dropout and the learning rate are functions of seed and step.
+
+A manifest with the size and SHA-256 of every file is written last, everything is flushed to the disk under another
+name, and one rename makes it a checkpoint. Tensors are whole and named as in the model, whatever the strategy or the
+number of ranks was, so that any other can go on.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from qa_dist.checkpoint import Weights
+from qa_dist.errors import CheckpointError
+
+FORMAT = 1
+WEIGHTS, OPTIMIZER, BEST, STATE, MANIFEST = (
+    "trained.safetensors",
+    "optimizer.safetensors",
+    "best.safetensors",
+    "state.json",
+    "manifest.json",
+)
+REQUIRED = frozenset((WEIGHTS, OPTIMIZER, STATE))
+_PREFIX = "step-"
+_PARTIAL = ".partial-"
+_DOOMED = ".doomed-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A position in a run and everything needed to go on from it.
+
+    Attributes:
+        step: Optimiser steps done.
+        weights: The trained tensors by parameter name, on the CPU.
+        optimizer: The optimiser's tensors as `kind/parameter`, on the CPU.
+        best: The trained tensors of the best evaluation so far; None before the first evaluation.
+        identity: What a run must share with this one to go on from here: see `differences`.
+        progress: What the run knows besides: JSON values.
+    """
+
+    step: int
+    weights: Weights
+    optimizer: Weights
+    best: Weights | None
+    identity: Mapping[str, Any]
+    progress: Mapping[str, Any]
+
+
+class Resumable(Protocol):
+    """A training loop whose position can be saved and restored."""
+
+    num_steps: int
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What a run must share with this one to go on from its checkpoints."""
+
+    def checkpoint(self, step: int, best: Weights | None, progress: Mapping[str, Any]) -> Checkpoint:
+        """What is needed to go on after `step` optimiser steps; the tensors are copies."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was taken."""
+
+
+def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
+    """Write a checkpoint into the folder of checkpoints; returns its own folder.
+
+    Raises:
+        CheckpointError: It cannot be written: the disk is full, the folder read-only. Nothing is left of it, and
+            other checkpoints are as they were.
+    """
+    final = directory / _name(checkpoint.step)
+    staging = directory / f"{_PARTIAL}{final.name}"
+    state = {
+        "step": checkpoint.step,
+        "identity": checkpoint.identity,
+        "progress": checkpoint.progress,
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove(staging)
+        staging.mkdir()
+        files = {WEIGHTS: save(checkpoint.weights), OPTIMIZER: save(checkpoint.optimizer)}
+        if checkpoint.best is not None:
+            files[BEST] = save(checkpoint.best)
+        files[STATE] = json.dumps(state, indent=1).encode()
+        entries = {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in files.items()}
+        files[MANIFEST] = json.dumps({"format": FORMAT, "files": entries}, indent=1).encode()
+        for name, data in files.items():
+            _write(staging / name, data)
+        _flush(staging)
+        if final.exists() or final.is_symlink():
+            # It did not verify, or the run would have gone on from it.
+            _remove(final)
+        os.replace(staging, final)
+        _flush(directory)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _remove(staging)
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} cannot be written to {directory}: {error.strerror or error}; "
+            "free some space or make the folder writable"
+        ) from error
+    return final
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose files are all there and as they were written.
+
+    Raises:
+        CheckpointError: It is incomplete, damaged, of another format, or holds links or foreign files.
+    """
+    _require_folder(path)
+    manifest = _json(path, MANIFEST, _read(path, MANIFEST))
+    found = manifest.get("format")
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found!r} and this version reads {FORMAT}; use the version it is of")
+    entries = manifest.get("files")
+    if not isinstance(entries, dict) or not REQUIRED <= set(entries) <= REQUIRED | {BEST}:
+        raise CheckpointError(f"{path}: {MANIFEST} does not list the files of a checkpoint; it is damaged")
+    data = {name: _verified(path, name, entry) for name, entry in entries.items()}
+    state = _json(path, STATE, data[STATE])
+    step, identity, progress = state.get("step"), state.get("identity"), state.get("progress")
+    if not isinstance(step, int) or not isinstance(identity, dict) or not isinstance(progress, dict):
+        raise CheckpointError(f"{path}: {STATE} does not describe a position in a run; it is damaged")
+    return Checkpoint(
+        step=step,
+        weights=_tensors(path, WEIGHTS, data[WEIGHTS]),
+        optimizer=_tensors(path, OPTIMIZER, data[OPTIMIZER]),
+        best=_tensors(path, BEST, data[BEST]) if BEST in data else None,
+        identity=identity,
+        progress=progress,
+    )
+
+
+def newest_checkpoint(directory: Path, notice: Callable[[str], object]) -> Checkpoint | None:
+    """The newest checkpoint in the folder that verifies; `notice` hears which were passed over, and why.
+
+    Returns:
+        None if the folder holds no checkpoint at all.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none can be used.
+    """
+    paths = _checkpoints(directory)
+    for path in reversed(paths):
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            notice(f"passed over {path.name}: {error}")
+    if paths:
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {directory} can be used, for the reasons above; remove the "
+            "folder to start anew"
+        )
+    return None
+
+
+def discard_after(directory: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than `step`: a run that goes on from there writes them again."""
+    for path in _checkpoints(directory):
+        if path.name > _name(step):
+            _remove(path)
+
+
+def prune(directory: Path, keep: int | None) -> None:
+    """Remove all but the `keep` newest checkpoints, and what an interrupted writer or pruner left."""
+    for left in [*directory.glob(f"{_PARTIAL}*"), *directory.glob(f"{_DOOMED}*")]:
+        _remove(left)
+    if keep is not None:
+        for path in _checkpoints(directory)[:-keep]:
+            _remove(path)
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
+
+    def shown(identity: Mapping[str, Any], name: str) -> str:
+        return f"{identity[name]!s:.40}" if name in identity else "absent"
+
+    return [
+        f"{name} is {shown(wanted, name)} here and {shown(saved, name)} there"
+        for name in sorted({*saved, *wanted})
+        if name not in saved or name not in wanted or saved[name] != wanted[name]
+    ]
+
+
+def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background, one at a time, and removes the oldest ones.
+
+    A checkpoint that cannot be written is told to `notice` and the run goes on: the ones before it are whole.
+    """
+
+    def __init__(self, directory: Path, keep: int | None, notice: Callable[[str], object]) -> None:
+        self.directory = directory
+        self._keep = keep
+        self._notice = notice
+        self._thread: threading.Thread | None = None
+        self._failure: CheckpointError | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Start writing; waits for the checkpoint before, if that is still being written."""
+        self._join()
+        # Not a daemon: the interpreter ends after it.
+        self._thread = threading.Thread(target=self._work, args=(checkpoint,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> bool:
+        """Wait for the disk; whether the last checkpoint is there."""
+        return self._join()
+
+    def _work(self, checkpoint: Checkpoint) -> None:
+        try:
+            write_checkpoint(checkpoint, self.directory)
+            prune(self.directory, self._keep)
+        except CheckpointError as error:
+            self._failure = error
+        except OSError as error:
+            self._failure = CheckpointError(f"old checkpoints cannot be removed from {self.directory}: {error}")
+
+    def _join(self) -> bool:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._notice(f"warning: {failure}")
+        return failure is None
+
+
+def _name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Folders that are named as checkpoints, oldest first."""
+    return sorted(directory.glob(f"{_PREFIX}*")) if directory.is_dir() else []
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(directory: Path) -> None:
+    """Make the names in a folder durable; a rename is only then."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder; a checkpoint is renamed first, so that a removal cut short leaves no half of one."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        if path.name.startswith(_PREFIX):
+            doomed = path.with_name(f"{_DOOMED}{path.name}")
+            _remove(doomed)
+            os.replace(path, doomed)
+            path = doomed
+        shutil.rmtree(path)
+
+
+def _require_folder(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        what = "a link" if path.is_symlink() else "not a folder" if path.exists() else "missing"
+        raise CheckpointError(f"the checkpoint {path} is {what}; give a folder that a run wrote")
+
+
+def _read(path: Path, name: str) -> bytes:
+    """Content of one file of a checkpoint; links and devices are refused."""
+    file = path / name
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise CheckpointError(f"{file} is not a plain file; a checkpoint holds nothing else")
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is incomplete: {name} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _verified(path: Path, name: str, entry: Any) -> bytes:
+    data = _read(path, name)
+    expected = entry if isinstance(entry, dict) else {}
+    if len(data) != expected.get("bytes"):
+        raise CheckpointError(f"{path / name} has {len(data)} bytes instead of {expected.get('bytes')}; it is damaged")
+    if _digest(data) != expected.get("sha256"):
+        raise CheckpointError(f"{path / name} is not what was written (its SHA-256 differs); it is damaged")
+    return data
+
+
+def _json(path: Path, name: str, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path / name} is not JSON; it is damaged") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path / name} is not a JSON object; it is damaged")
+    return value
+
+
+def _tensors(path: Path, name: str, data: bytes) -> Weights:
+    try:
+        weights: Weights = load(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path / name} is not a safetensors file; it is damaged") from error
+    return weights
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

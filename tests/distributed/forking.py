@@ -1,0 +1,166 @@
+"""Runs whose ranks are forked from a server that has imported everything: a start costs a fraction of a second.
+
+That makes it possible to kill a run a hundred times. What a rank does is what `python -m qa_dist.train` does; a fault
+is put into it from outside, by wrapping one of its functions.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+PRELOADED = [
+    "qa_dist.training",
+    "qa_dist.train",
+    "transformers.models.bert.modeling_bert",
+    "peft",
+    "datasets",
+    "tests.distributed.forking",
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A signal that a rank sends itself, or a hang, when it enters a phase for the n-th time.
+
+    Attributes:
+        phase: "load", "step", "data", "evaluate", "save", "finish", or "save call": a change that a save makes.
+        count: Which entry, from 1.
+        rank: Which rank; None for all.
+        signal: What is sent; None: the rank hangs.
+    """
+
+    phase: str
+    count: int
+    rank: int | None = None
+    signal: int | None = signal.SIGTERM
+
+
+@dataclass
+class Group:
+    """The running ranks of one run."""
+
+    ranks: list[BaseProcess]
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+
+    def wait(self, seconds: float = 120) -> list[int | None]:
+        """Exit codes, as `subprocess` counts them, when all ranks have ended."""
+        until = time.monotonic() + seconds
+        for rank in self.ranks:
+            rank.join(max(0.0, until - time.monotonic()))
+        hanging = [number for number, rank in enumerate(self.ranks) if rank.is_alive()]
+        for rank in self.ranks:
+            rank.kill()
+            rank.join()
+        assert not hanging, f"ranks {hanging} still ran after {seconds} s:\n{self.text()[-3000:]}"
+        return [rank.exitcode for rank in self.ranks]
+
+    def text(self) -> str:
+        """Everything the ranks wrote to their standard streams."""
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+
+def start(words: Sequence[str], log: Path, *, num_processes: int = 1, fault: Fault | None = None) -> Group:
+    """Start the ranks of `qa_dist.train words`; their output goes to `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks: list[BaseProcess] = []
+    for rank in range(num_processes):
+        process = context.Process(target=run_rank, args=(list(words), str(log), rank, num_processes, port, fault))
+        process.start()
+        ranks.append(process)
+    return Group(ranks, log)
+
+
+def run_rank(words: list[str], log: str, rank: int, num_processes: int, port: int, fault: Fault | None) -> None:
+    """Body of a rank: never returns."""
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    if num_processes > 1:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(num_processes),
+            LOCAL_WORLD_SIZE=str(num_processes),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+    # The server's own handlers are not a launched process's.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _log_features(Path(words[words.index("--output_dir") + 1]).with_suffix(".features.jsonl"), rank)
+    if fault is not None and fault.rank in (None, rank):
+        _install(fault)
+    from qa_dist.train import main
+
+    code = main(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _log_features(path: Path, rank: int) -> None:
+    """Note which features every finished step had."""
+    from qa_dist.training import Trainer
+
+    real = Trainer.step
+
+    def step(self: Any, number: int) -> Any:
+        done = real(self, number)
+        if rank == 0:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": number, "features": self._global_batch(number).tolist()}) + "\n")
+        return done
+
+    Trainer.step = step  # type: ignore[method-assign]
+
+
+def _install(fault: Fault) -> None:
+    from qa_dist import evaluation, resume, run, training
+
+    entered = 0
+
+    def strike() -> None:
+        nonlocal entered
+        entered += 1
+        if entered != fault.count:
+            return
+        while fault.signal is None:
+            time.sleep(1)
+        os.kill(os.getpid(), fault.signal)
+
+    def wrap(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            strike()
+            return real(*arguments, **options)
+
+        setattr(owner, name, wrapped)
+
+    if fault.phase == "save call":
+        # Before each change that a save makes to the disk, and behind the last one.
+        for owner, name in ((os, "fsync"), (os, "replace"), (resume, "_write"), (resume, "_remove"), (resume, "prune")):
+            wrap(owner, name)
+        return
+    places: dict[str, tuple[Any, str]] = {
+        "load": (training, "build_model"),
+        "step": (training.Trainer, "step"),
+        "data": (training.FeatureBatch, "of"),
+        "evaluate": (evaluation, "_forward"),
+        "save": (resume, "write_checkpoint"),
+        "finish": (run, "save_trained"),
+    }
+    wrap(*places[fault.phase])

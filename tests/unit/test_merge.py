@@ -1,0 +1,85 @@
+"""A merged model is a plain transformers model with the adapter's logits, or it is not written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering
+
+from qa_dist import merge
+from qa_dist.checkpoint import save_trained
+from qa_dist.config import ModelConfig
+from qa_dist.modeling import build_model, load_trained
+from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
+
+LENGTH = 64
+
+
+def trained(folder: Path, model_type: str, **options: Any) -> ModelConfig:
+    """An adapter in folder/adapter whose every tensor moved far from where it began."""
+    config = ModelConfig(model_name_or_path=str(tiny_model(model_type, folder / "base")), model_dropout=0.2, **options)
+    model, _ = build_model(config, seed=1, max_seq_length=LENGTH)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, parameter in model.trainable():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    (folder / "adapter").mkdir()
+    save_trained(model, tiny_tokenizer(), folder / "adapter")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        *((model_type, {"lora_target_modules": ("all-linear",)}) for model_type in MODEL_TYPES),
+        ("bert", {"use_dora": True}),
+        ("roberta", {"use_rslora": True, "lora_r": 4}),
+    ],
+    ids=str,
+)
+def test_a_plain_model_gives_the_adapters_logits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, options: dict[str, Any]
+) -> None:
+    config = trained(tmp_path, model_type, **options)
+    words = ["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(tmp_path / "merged")]
+    assert merge.main([*words, "--max_seq_length", str(LENGTH), "--doc_stride", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("{") :])["largest_difference"] <= merge.TOLERANCE
+    plain = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "merged").eval()
+    assert not any("lora" in name for name in plain.state_dict())
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    saved = json.loads((tmp_path / "merged" / "config.json").read_text())
+    original = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert {name: saved[name] for name in saved if "dropout" in name} == {
+        name: original[name] for name in original if "dropout" in name
+    }
+    adapter = load_trained(config, str(tmp_path / "adapter"), max_seq_length=LENGTH, tokenizer_pads_left=False)
+    ids = torch.randint(5, 50, (20,), generator=torch.Generator().manual_seed(5))
+    expected = torch.stack(adapter(ids, torch.zeros_like(ids), (20,)))
+    output = plain(input_ids=ids[None], attention_mask=torch.ones(1, 20, dtype=torch.long))
+    found = torch.stack((output.start_logits[0], output.end_logits[0]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_merge_that_changes_the_logits_is_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path, "bert")
+    from peft import PeftModel
+
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
+    words = ["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(tmp_path / "merged")]
+    assert merge.main([*words, "--max_seq_length", str(LENGTH), "--doc_stride", "16"]) == 2
+    assert "the merged model's logits differ from the adapter's" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tiny_model("bert", tmp_path / "whole")
+    assert merge.main(["--adapter", str(base), "--merged_dir", str(tmp_path / "merged")]) == 2
+    assert "holds a whole model; there is nothing to merge" in capsys.readouterr().err
+    trained(tmp_path, "bert")
+    assert merge.main(["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(base)]) == 2
+    assert f"--merged_dir {base} exists already" in capsys.readouterr().err

@@ -1,0 +1,319 @@
+"""Checkpoints on disk: whole or absent, verified, pruned, and refused with a sentence if they are damaged."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qa_dist import resume
+from qa_dist.errors import CheckpointError
+from qa_dist.optim import load_optimizer_tensors, optimizer_tensors
+from qa_dist.resume import (
+    Checkpoint,
+    CheckpointWriter,
+    differences,
+    discard_after,
+    newest_checkpoint,
+    prune,
+    read_checkpoint,
+    weights_fingerprint,
+    write_checkpoint,
+)
+
+
+def checkpoint(step: int, *, best: bool = True) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    weights = {"layer.lora_A": torch.randn(4, 3, generator=generator), "head.bias": torch.randn(2, generator=generator)}
+    return Checkpoint(
+        step=step,
+        weights=weights,
+        optimizer={f"exp_avg/{name}": tensor * 0.1 for name, tensor in weights.items()},
+        best={name: tensor + 1 for name, tensor in weights.items()} if best else None,
+        identity={"seed": 1, "learning_rate": 1e-3, "lora_target_modules": ["attention"]},
+        progress={"evaluation_pending": False, "best": {"value": 1 / 3, "step": 2}},
+    )
+
+
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    tensors = [(one.weights, other.weights), (one.optimizer, other.optimizer), (one.best or {}, other.best or {})]
+    equal = all(
+        left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+        for left, right in tensors
+    )
+    return equal and (one.step, one.identity, one.progress) == (other.step, other.identity, other.progress)
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_what_is_written_is_read_back(tmp_path: Path, best: bool) -> None:
+    written = checkpoint(120, best=best)
+    path = write_checkpoint(written, tmp_path / "checkpoints")
+    assert path.name == "step-00000120"
+    assert same(read_checkpoint(path), written)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000120"]
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def replace_by_link(path: Path) -> None:
+    target = path.with_name("elsewhere")
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def reseal(path: Path, name: str, data: bytes) -> None:
+    """Put a file into a checkpoint as its maker could have."""
+    (path / name).write_bytes(data)
+    entry = {"bytes": len(data), "sha256": resume._digest(data)}
+    edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("bomb-went-off",)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (lambda path: os.truncate(path / "trained.safetensors", 20), "has 20 bytes instead of"),
+    "empty": (lambda path: os.truncate(path / "optimizer.safetensors", 0), "has 0 bytes"),
+    "bit flipped": (lambda path: flip(path / "optimizer.safetensors"), "SHA-256 differs"),
+    "bit flipped in the state": (lambda path: flip(path / "state.json"), "SHA-256 differs"),
+    "file missing": (lambda path: (path / "trained.safetensors").unlink(), "trained.safetensors is missing"),
+    "manifest missing": (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
+    "manifest cut": (lambda path: os.truncate(path / "manifest.json", 30), "is not JSON"),
+    "manifest a list": (lambda path: (path / "manifest.json").write_text("[]"), "is not a JSON object"),
+    "manifest too deep": (lambda path: (path / "manifest.json").write_text("[" * 100_000), "is not JSON"),
+    "foreign version": (lambda path: edit_manifest(path, lambda m: m.update(format=99)), "format 99"),
+    "file not listed": (lambda path: edit_manifest(path, lambda m: m["files"].pop("state.json")), "does not list"),
+    "foreign file listed": (
+        lambda path: edit_manifest(path, lambda m: m["files"].update({"../../x": {}})),
+        "does not list",
+    ),
+    "entry no object": (lambda path: edit_manifest(path, lambda m: m["files"].update({"state.json": 3})), "damaged"),
+    "link": (lambda path: replace_by_link(path / "trained.safetensors"), "not a plain file"),
+    "a folder in a file's place": (
+        lambda path: ((path / "state.json").unlink(), (path / "state.json").mkdir()),
+        "not a plain file",
+    ),
+    "state without a step": (lambda path: reseal(path, "state.json", b'{"identity": {}}'), "does not describe"),
+    "a pickle": (lambda path: reseal(path, "trained.safetensors", pickle.dumps(Bomb())), "not a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_and_the_checkpoint_before_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    damage, sentence = DAMAGES[name]
+    folder = tmp_path / "checkpoints"
+    write_checkpoint(checkpoint(5), folder)
+    newest = write_checkpoint(checkpoint(10), folder)
+    damage(newest)
+    with pytest.raises(CheckpointError, match=sentence):
+        read_checkpoint(newest)
+    told: list[str] = []
+    found = newest_checkpoint(folder, told.append)
+    assert found is not None
+    assert found.step == 5
+    assert len(told) == 1
+    assert told[0].startswith("passed over step-00000010: ")
+    assert sentence in told[0]
+    assert not (tmp_path / "bomb-went-off").exists()
+
+
+def test_a_linked_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = write_checkpoint(checkpoint(5), tmp_path / "elsewhere")
+    link = tmp_path / "step-00000005"
+    link.symlink_to(path)
+    with pytest.raises(CheckpointError, match="is a link"):
+        read_checkpoint(link)
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_checkpoint(tmp_path / "step-00000006")
+
+
+def test_no_checkpoint_is_not_the_same_as_none_that_can_be_used(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "checkpoints", pytest.fail) is None
+    path = write_checkpoint(checkpoint(5), tmp_path / "checkpoints")
+    (path / "state.json").unlink()
+    told: list[str] = []
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        newest_checkpoint(tmp_path / "checkpoints", told.append)
+    assert "state.json is missing" in told[0]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing behind it runs."""
+
+
+def interruptions(monkeypatch: pytest.MonkeyPatch, folder: Path, act: Callable[[], object]) -> int:
+    """How many system calls `act` makes; with each of them as the last one, the newest checkpoint stays readable."""
+    calls = 0
+    limit: int | None = None
+
+    def counted(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            if calls == limit:
+                raise Killed(name)
+            calls += 1
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "open")):
+        counted(module, name)
+    pristine = folder.with_name("pristine")
+    shutil.copytree(folder, pristine)
+    calls = 0
+    act()
+    total = calls
+    for limit in range(total):
+        calls = -(10**6)
+        shutil.rmtree(folder)
+        shutil.copytree(pristine, folder)
+        calls = 0
+        with pytest.raises(Killed):
+            act()
+        calls = -(10**6)
+        told: list[str] = []
+        found = newest_checkpoint(folder, told.append)
+        assert found is not None, limit
+        assert found.step in (10, 15), limit
+        assert not told, "a write or removal cut short must not look like a checkpoint"
+        # The next writer clears what is left.
+        write_checkpoint(checkpoint(20), folder)
+        prune(folder, 2)
+        assert [name for name in os.listdir(folder) if name.startswith(".")] == []
+    return total
+
+
+def test_killed_at_any_instant_of_a_save_leaves_the_checkpoints_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (5, 10):
+        write_checkpoint(checkpoint(step), folder)
+
+    def save() -> None:
+        write_checkpoint(checkpoint(15), folder)
+        prune(folder, 2)
+
+    assert interruptions(monkeypatch, folder, save) > 10
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_full_disk_is_one_warning_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    told: list[str] = []
+    writer = CheckpointWriter(folder, 2, told.append)
+    writer.save(checkpoint(5))
+    assert writer.wait()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, name, full)
+        writer.save(checkpoint(10))
+        assert not writer.wait()
+    assert len(told) == 1
+    assert "the checkpoint of step 10 cannot be written" in told[0]
+    assert "No space left on device" in told[0]
+    assert os.listdir(folder) == ["step-00000005"]
+    writer.save(checkpoint(15))
+    assert writer.wait()
+    found = newest_checkpoint(folder, pytest.fail)
+    assert found is not None
+    assert same(found, checkpoint(15))
+
+
+def test_the_limit_keeps_the_newest(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    writer = CheckpointWriter(folder, 3, pytest.fail)
+    for step in range(5, 35, 5):
+        writer.save(checkpoint(step))
+    assert writer.wait()
+    assert sorted(os.listdir(folder)) == ["step-00000020", "step-00000025", "step-00000030"]
+    discard_after(folder, 20)
+    assert os.listdir(folder) == ["step-00000020"]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    path = write_checkpoint(checkpoint(5), tmp_path / "checkpoints")
+    flip(path / "state.json")
+    write_checkpoint(checkpoint(5), tmp_path / "checkpoints")
+    assert same(read_checkpoint(path), checkpoint(5))
+
+
+def test_differences_name_what_differs_and_nothing_else() -> None:
+    saved = {"seed": 1, "lora_r": 8, "gone": True}
+    found = differences(saved, {"seed": 2, "lora_r": 8, "new": None})
+    assert found == [
+        "gone is absent here and True there",
+        "new is None here and absent there",
+        "seed is 2 here and 1 there",
+    ]
+    assert differences(saved, dict(saved)) == []
+
+
+def test_a_fingerprint_sees_every_bit_name_and_type() -> None:
+    weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1, dtype=torch.bfloat16)}
+    changed = [
+        {**weights, "a": weights["a"].reshape(3, 2)},
+        {**weights, "a": weights["a"].double()},
+        {**weights, "a": torch.nextafter(weights["a"], torch.tensor(9.0))},
+        {"c": weights["a"], "b": weights["b"]},
+        {"a": weights["a"]},
+    ]
+    prints = [weights_fingerprint(each) for each in (weights, dict(reversed(weights.items())), *changed)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 1 + len(changed)
+
+
+def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit() -> None:
+    def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+        matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        return model, torch.optim.AdamW(groups, lr=0.1)
+
+    def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+        for number in numbers:
+            inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(number))
+            model(inputs).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model, optimizer = build()
+    steps(model, optimizer, range(3))
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors = optimizer_tensors(optimizer, model.named_parameters())
+    steps(model, optimizer, range(3, 6))
+
+    again, fresh = build()
+    again.load_state_dict(weights)
+    load_optimizer_tensors(fresh, again.named_parameters(), tensors)
+    steps(again, fresh, range(3, 6))
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
