@@ -23,7 +23,10 @@ ORDER = (
     "batching",
     "decoding",
     "scoring",
+    "optim",
     # ranks
+    "launcher",
+    "strategies",
     "distributed",
     # parts
     "pretrained",
@@ -31,7 +34,6 @@ ORDER = (
     "attention",
     "dropout",
     "modeling",
-    "optim",
     "budget",
     "checkpoint",
     "resume",
@@ -50,7 +52,8 @@ ORDER = (
     "documentation",
     "cli",
 )
-PURE = ("errors", "records", "config", "sample", "squad", "features", "batching", "decoding", "scoring")
+PURE = ("errors", "records", "config", "sample", "squad", "features", "batching", "decoding", "scoring", "launcher")
+OTHERS = ("accelerate", "deepspeed")
 
 
 def imports(module: str) -> set[str]:
@@ -77,9 +80,10 @@ def test_imports_point_one_way(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_only_distributed_talks_to_other_ranks(module: str) -> None:
-    talking = {name for name in imports(module) if name.startswith(("torch.distributed", "accelerate"))}
-    assert module == "distributed" or not talking
+def test_only_distributed_and_strategies_talk_to_other_ranks(module: str) -> None:
+    talking = {name.split(".")[0] for name in imports(module) if name.startswith(("torch.distributed", *OTHERS))}
+    allowed = {"distributed": {"torch", "accelerate"}, "strategies": {"torch", "deepspeed"}}
+    assert talking == allowed.get(module, set())
 
 
 @pytest.mark.parametrize("part", sorted(path.stem for path in (PACKAGE / "benchmarking").glob("*.py")))
