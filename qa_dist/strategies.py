@@ -9,8 +9,10 @@ ranks' gradients, torch's AdamW - so that a run may change its strategy without 
 import logging
 import math
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -354,7 +356,8 @@ class Zero:
         DeepSpeed keeps gradients in buffers of its own, and drops them all in one case: a norm that is not finite.
         """
         self.backward(loss * math.inf, last=True)
-        self.module.step()
+        with _silenced(logging.ERROR):
+            self.module.step()
         if self.module.was_step_applied():
             raise RuntimeError("DeepSpeed applied a gradient that is not finite; use the tested version of DeepSpeed")
 
@@ -403,6 +406,7 @@ class Zero:
         states = list(self._base_state.values())
         if not states:
             return {}
+        self._link_moments()
         found = {}
         for name, parameter in self._parameters.items():
             for kind in _MOMENTS:
@@ -425,11 +429,16 @@ class Zero:
                 # What AdamW makes in its first step; DeepSpeed keeps views of it from then on.
                 state.update({kind: torch.zeros_like(flat) for kind in _MOMENTS})
             state["step"] = step.clone()
-        if self._stage < 3:
-            optimizer._lazy_init_hp_params_optimizer_state()
+        self._link_moments()
         for name, parameter in self._parameters.items():
             for kind in _MOMENTS:
                 self._put_moment(parameter, tensors[f"{kind}/{name}"], kind)
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find each parameter's moments; by itself (0.19) it does so before the second group has any."""
+        if self._stage < 3:
+            self.module.optimizer._hp_optimizer_states_linked = False
+            self.module.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _put_moment(self, parameter: Any, whole: torch.Tensor, kind: str) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
@@ -527,11 +536,25 @@ def _import_deepspeed(device: torch.device) -> Any:
             [f"the launcher asks for DeepSpeed, which cannot be imported ({error}); pip install 'qa-dist[deepspeed]'"]
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 would rather not hear.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if device.type == "cpu":
         # DeepSpeed would compile an operator for shared memory when it starts, with whatever compiler it finds. None of
         # its operators is used: the ranks talk through gloo, and the optimiser is torch's.
         deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     return deepspeed
+
+
+@contextmanager
+def _silenced(level: int) -> Iterator[None]:
+    """Let DeepSpeed say nothing below this level."""
+    logger = logging.getLogger("DeepSpeed")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = 1 << 24) -> list[list[torch.Tensor]]:

@@ -24,11 +24,17 @@ def same(found: Weights, expected: Weights) -> bool:
 
 def main() -> None:
     config, _ = parse(sys.argv[1:], prog="strategy_state", description="")
-    ranks = Ranks(request=read_request(os.environ, config.training))
+    training = config.training
+    ranks = Ranks(mixed_precision=training.mixed_precision, request=read_request(os.environ, training))
     data = load_data(config, ranks)
 
     def start_trainer() -> Trainer:
-        model, _ = build_model(config.model, seed=config.training.seed, max_seq_length=config.data.max_seq_length)
+        model, _ = build_model(
+            config.model,
+            seed=training.seed,
+            max_seq_length=config.data.max_seq_length,
+            gradient_checkpointing=training.gradient_checkpointing,
+        )
         return Trainer(config, ranks, data.train, model)
 
     trainer = start_trainer()
