@@ -3,7 +3,7 @@
 #   make quickstart   install, and train and score on the embedded sample: no GPU and no model hub needed
 #   make test         install what tests need, and run all of them
 #   make check        linters and types
-#   make docs         regenerate the tables in README.md and docs/
+#   make docs         regenerate the tables in README.md and docs/, and the tested set
 #   make clean        remove .venv and everything generated
 
 PYTHON ?= python3
@@ -16,8 +16,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
 
+# Two at a time: most tests compute on one core. Tests of a file stay together, they share what is costly to make.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -26,6 +27,7 @@ check: $(VENV)/.dev
 	$(BIN)/codespell
 
 docs: $(VENV)/.dev
+	$(BIN)/python -m qa_dist.requirements pyproject.toml constraints.txt > qa_dist/data/requirements.json
 	$(BIN)/python -m qa_dist.documentation README.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 

@@ -12,7 +12,6 @@ encoder of the quickstart extra unless --model_name_or_path or --model_config sa
 bench.md and charts in --output_dir; further commands into the same folder add to them.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,7 +20,7 @@ from pathlib import Path
 from qa_dist.benchmarking import charts, report
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
 from qa_dist.config import parse
-from qa_dist.entry import run
+from qa_dist.entry import Parser, run
 from qa_dist.errors import UserError
 
 PROG = "qa_dist.bench"
@@ -55,6 +54,9 @@ def _bench(argv: list[str]) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder") from error
+    if (directory / "bench.json").exists():
+        # Before anything is measured: results are added to this file.
+        report.read(directory / "bench.json")
     for name in report.SECTIONS if command == "all" else (command,):
         _measure(name, settings, directory)
     return 0
@@ -76,7 +78,7 @@ def _measure(name: str, settings: Settings, directory: Path) -> None:
 
 
 def _report(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{PROG} report", description="Results of one or several machines as a Markdown page.", allow_abbrev=False
     )
     parser.add_argument(

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,10 +21,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from qa_dist.errors import ConfigError, UserError
+from qa_dist.masking import masked
+from qa_dist.parsers import ParseError, read_yaml
 
 T = TypeVar("T")
 
 _NO_VALUE = object()
+_EARLIER = "the earlier run's configuration"
+_LARGEST_INTEGER = 2**63 - 1
+_LONGEST_SHOWN = 80
+
+_MOST_SYNTHETIC = 10_000_000
 
 MODEL_TYPES_UNPADDED = ("bert", "distilbert", "electra", "modernbert", "roberta")
 """Architectures whose attention can run on one row of real tokens."""
@@ -105,8 +113,11 @@ class DataConfig:
             yield "--dataset_config_name needs --dataset_name; name the data set or leave it out"
         if self.dataset_name and self.dataset_name.startswith("synthetic"):
             count = self.dataset_name.removeprefix("synthetic:")
-            if not count.isdecimal() or int(count) < 1:
-                yield f"--dataset_name {self.dataset_name} is not synthetic:N with N of 1 or more, as synthetic:10000"
+            if not 1 <= whole_number(count) <= _MOST_SYNTHETIC:
+                yield (
+                    f"--dataset_name {_shown(self.dataset_name)} is not synthetic:N with N from 1 to "
+                    f"{_MOST_SYNTHETIC:,}, as synthetic:10000"
+                )
         # [CLS] question [SEP] context [SEP]; RoBERTa-like models spend four special tokens.
         longest_question = self.max_seq_length - 4 - self.doc_stride - 1
         if longest_question < 1:
@@ -156,6 +167,12 @@ class ModelConfig:
         fixed=True,
     )
     tuning: Literal["lora", "full"] = option("lora", "train LoRA adapters and the head, or everything", fixed=True)
+    quantization: Literal["no", "8bit", "4bit"] = option(
+        "no",
+        "load the frozen linear layers in 8 bits (LLM.int8) or 4 bits (NF4), through bitsandbytes; head, adapters, "
+        "embeddings and norms stay in float32",
+        fixed=True,
+    )
     lora_r: int = option(8, "rank of the adapters", minimum=1, fixed=True)
     lora_alpha: float = option(
         16, "numerator of the adapters' scale (alpha/r; alpha/sqrt(r) with --use_rslora)", above=0, fixed=True
@@ -178,6 +195,14 @@ class ModelConfig:
 
     def problems(self) -> Iterable[str]:
         """Contradictions inside this group."""
+        if self.quantization != "no":
+            if self.tuning == "full":
+                yield f"--quantization {self.quantization} freezes what --tuning full trains; use --tuning lora"
+            if self.model_config is not None:
+                yield (
+                    f"--quantization {self.quantization} quantises the weights of a checkpoint as it is read, and "
+                    "--model_config has none; name a checkpoint with --model_name_or_path"
+                )
         if self.tuning == "full":
             # Only what was set to something else than its default is a contradiction.
             for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora"):
@@ -266,17 +291,23 @@ class TrainingConfig:
     )
     report_to: tuple[str, ...] = option((), "trackers, separated by commas: tensorboard, wandb, ... (see accelerate)")
     logging_steps: int = option(1, "report to trackers every N steps (metrics.jsonl has every step)", minimum=1)
+    ddp_timeout: int = option(
+        1800,
+        "seconds that a rank waits for the others before the run fails; ranks wait while one of each machine prepares "
+        "the features",
+        minimum=1,
+    )
     disable_tqdm: bool = option(False, "no progress bar")
 
     def problems(self) -> Iterable[str]:
         """Contradictions inside this group."""
-        if self.eval_steps not in ("epoch", "no") and not (self.eval_steps.isdecimal() and int(self.eval_steps) > 0):
-            yield f"--eval_steps {self.eval_steps} is not a number of 1 or more, `epoch` or `no`"
+        if self.eval_steps not in ("epoch", "no") and whole_number(self.eval_steps) < 1:
+            yield f"--eval_steps {_shown(self.eval_steps)} is not a number of 1 or more, `epoch` or `no`"
         every = self.checkpointing_steps
-        if every not in ("epoch", "no") and not (every.isdecimal() and int(every) > 0):
-            yield f"--checkpointing_steps {every} is not a number of 1 or more, `epoch` or `no`"
+        if every not in ("epoch", "no") and whole_number(every) < 1:
+            yield f"--checkpointing_steps {_shown(every)} is not a number of 1 or more, `epoch` or `no`"
         if self.resume_from_checkpoint != "no" and self.overwrite_output_dir:
-            yield ("--overwrite_output_dir removes what --resume_from_checkpoint goes on from; keep one of them")
+            yield "--overwrite_output_dir removes what --resume_from_checkpoint goes on from; keep one of them"
         if self.early_stopping_patience is not None and self.eval_steps == "no":
             yield "--early_stopping_patience needs evaluations but --eval_steps is no; set it to epoch or a number"
 
@@ -341,6 +372,11 @@ GROUPS: dict[str, type[Any]] = {
 }
 
 
+def whole_number(text: str) -> int:
+    """The number that up to 18 digits stand for; -1 for any other text."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else -1
+
+
 def defaults(group: type[Any]) -> dict[str, Any]:
     """Default of each option of a group."""
     return {item.name: item.default for item in dataclasses.fields(group)}
@@ -353,36 +389,37 @@ def recipe_path(name: str) -> Path:
         ConfigError: There is neither.
     """
     path = Path(name)
-    if path.is_file():
+    # Not Path.is_file, which raises for a name that no file can have.
+    if os.path.isfile(path):
         return path
     recipes = Path(str(resources.files("qa_dist"))) / "recipes"
     shipped = recipes / f"{name}.yaml"
-    if shipped.is_file():
+    if os.path.isfile(shipped):
         return shipped
     names = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.yaml")))
-    raise ConfigError([f"--config {name} is neither a file nor a recipe; recipes are: {names}"])
+    raise ConfigError([f"--config {_shown(name)} is neither a file nor a recipe; recipes are: {names}"])
 
 
 def read_recipe(name: str) -> dict[str, Any]:
     """Options of a recipe under their flag names.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or is not a flat mapping.
+        ConfigError: The file is missing, is not YAML, holds an option twice, or is not a mapping.
     """
-    import yaml
-
     path = recipe_path(name)
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = read_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"--config {path} cannot be read: {error.strerror}"]) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        first = " ".join(str(error).split())
-        raise ConfigError([f"--config {path} is not YAML: {first}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"--config {path} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
+    except ParseError as error:
+        raise ConfigError([f"--config {path} cannot be used as YAML: {error}"]) from error
     if loaded is None:
         return {}
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise ConfigError([f"--config {path} holds {type(loaded).__name__}; it must map option names to values"])
+    if not isinstance(loaded, dict):
+        found = "a list" if isinstance(loaded, list) else f"only {_shown(loaded)}"
+        raise ConfigError([f"--config {path} holds {found}; write a line `name: value` for each option"])
     return loaded
 
 
@@ -411,7 +448,8 @@ def parse(
         groups: Option groups this entry takes as flags. A recipe may hold options of the other groups, so that one file
             serves every entry.
         entry: A dataclass of options that belong to this entry alone.
-        base: Options that recipe and flags override, as from the `config.yaml` of an earlier run.
+        base: Options that recipe and flags override, as from the `config.yaml` of an earlier run: those of the groups,
+            not the entry's own, because such a file may come from somebody else.
 
     Returns:
         The run's configuration and the entry's own options.
@@ -421,7 +459,7 @@ def parse(
     """
     own = [GROUPS[name] for name in groups] + ([entry] if entry else [])
     flags, problems = _read_flags(argv, own, prog, description)
-    layers: list[tuple[str, Mapping[str, Any]]] = [("the earlier run's configuration", base or {})]
+    layers: list[tuple[str, Mapping[str, Any]]] = [(_EARLIER, base or {})]
     if "config" in flags:
         name = str(flags.pop("config"))
         try:
@@ -431,14 +469,15 @@ def parse(
     layers.append(("", flags))
     known = [*GROUPS.values(), *([entry] if entry else [])]
     names = {item.name: item for group in known for item in dataclasses.fields(group)}
+    common = {item.name for group in GROUPS.values() for item in dataclasses.fields(group)}
     hints = {name: hint for group in known for name, hint in typing.get_type_hints(group).items()}
     values: dict[str, Any] = {}
     for where, layer in layers:
         for name in _superseded(layer):
             values.pop(name, None)
         for name, raw in layer.items():
-            if name not in names:
-                problems.append(_unknown(name, names, where))
+            if name not in names or (where == _EARLIER and name not in common):
+                problems.append(_unknown(name, common if where == _EARLIER else names, where))
                 continue
             try:
                 values[name] = _limited(names[name], _convert(raw, hints[name]))
@@ -520,21 +559,25 @@ def _read_flags(
     namespace, rest = parser.parse_known_args(list(argv))
     flags = vars(namespace)
     for name in [name for name, value in flags.items() if value is _NO_VALUE]:
-        problems.append(f"--{name} has no value; write it behind the option")
+        problems.append(
+            f"--{name} has no value; write it behind the option, as --{name}=VALUE if it begins with a dash"
+        )
         del flags[name]
+    if sum(word == "--config" or word.startswith("--config=") for word in argv) > 1:
+        problems.append("--config is given more than once; give one recipe, and what differs from it as flags")
     names = {item.name: item for group in groups for item in dataclasses.fields(group)}
     for position, word in enumerate(rest):
         if word.startswith("--"):
             problems.append(_unknown(word[2:].partition("=")[0], names, ""))
-        elif not (position and rest[position - 1].startswith("--")):
-            problems.append(f"{word!r} is not an option; every value follows the --name it belongs to")
+        elif not (position and rest[position - 1].startswith("-")):
+            problems.append(f"{_shown(word)} is not an option; every value follows the --name it belongs to")
     return flags, problems
 
 
 def _unknown(name: str, names: Iterable[str], where: str) -> str:
     close = difflib.get_close_matches(name, list(names), n=1)
     hint = f"did you mean --{close[0]}?" if close else "see --help for all options"
-    return f"{where + ': ' if where else ''}--{name} is no option here; {hint}"
+    return f"{where + ': ' if where else ''}--{_shown(name)} is no option here; {hint}"
 
 
 def _convert(raw: Any, hint: Any) -> Any:
@@ -551,33 +594,33 @@ def _convert(raw: Any, hint: Any) -> Any:
         return _convert(raw, inner)
     if origin is Literal:
         choices = typing.get_args(hint)
-        # YAML reads a bare `no` as false.
-        raw = "no" if raw is False and "no" in choices else raw
         if raw not in choices:
             raise ValueError(f"is not one of {', '.join(choices)}")
         return raw
     if origin is tuple:
         if raw is None:
             return ()
-        parts = raw if isinstance(raw, list | tuple) else str(raw).split(",")
-        return tuple(str(part).strip() for part in parts if str(part).strip())
+        parts = raw if isinstance(raw, list | tuple) else raw.split(",") if isinstance(raw, str) else [raw]
+        if not all(isinstance(part, str | int) and not isinstance(part, bool) for part in parts):
+            raise ValueError("is not a list of names")
+        return tuple(_text(str(part).strip()) for part in parts if str(part).strip())
     if hint is bool:
-        if isinstance(raw, str) and raw.lower() in ("true", "false", "yes", "no", "1", "0"):
-            return raw.lower() in ("true", "yes", "1")
+        if isinstance(raw, str) and raw.lower() in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+            return raw.lower() in ("true", "yes", "on", "1")
         if not isinstance(raw, bool):
             raise ValueError("is not true or false")
         return raw
     if hint is str:
-        if raw is False:
-            return "no"
-        if isinstance(raw, bool | list | dict) or raw is None:
+        if isinstance(raw, bool | float):
+            raise ValueError("is not text; put it in quotes")
+        if not isinstance(raw, str | int):
             raise ValueError("is not text")
-        return str(raw)
+        return _text(str(raw))
     if isinstance(raw, bool):
         raise ValueError(f"is not {'an integer' if hint is int else 'a number'}")
     try:
         number = float(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"is not {'an integer' if hint is int else 'a number'}") from None
     if hint is int:
         if not number.is_integer():
@@ -586,13 +629,35 @@ def _convert(raw: Any, hint: Any) -> Any:
     return number
 
 
+def _text(value: str) -> str:
+    """`value`, or a ValueError if it is nothing, cannot be a name or path, or is what nobody else should read."""
+    if not value:
+        raise ValueError("is empty; give a value or leave the option out")
+    if "\0" in value:
+        raise ValueError("holds the character NUL, which no name or path can have")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8; rename what it names") from None
+    if value.startswith("~") and os.path.expanduser(value) == value:
+        raise ValueError("begins with the home folder of a user who does not exist; write ./~ for a name with a tilde")
+    if masked(value) != value:
+        raise ValueError(
+            "holds what looks like an access token or password, which would be written into logs and results; give a "
+            "token in the environment, as HF_TOKEN"
+        )
+    return value
+
+
 def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
     """`value`, or a ValueError that says which values the option allows."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value
-    limits = item.metadata["limits"]
+    limits = dict(item.metadata["limits"])
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        limits["maximum"] = limits["maximum"] or _LARGEST_INTEGER
     allowed = []
-    fits = math.isfinite(value)
+    fits = math.isfinite(value) if isinstance(value, float) else True
     tests: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         ("minimum", "at least", lambda limit: value >= limit),
         ("above", "above", lambda limit: value > limit),
@@ -609,8 +674,11 @@ def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _shown(raw: Any) -> str:
-    text = str(raw)
-    return repr(text) if not text or " " in text else text
+    """A value as messages show it: on one line, not too long, without secrets."""
+    text = masked(str(raw))
+    if len(text) > _LONGEST_SHOWN:
+        text = f"{text[:_LONGEST_SHOWN]}..."
+    return repr(text) if not text or " " in text or not text.isprintable() else text
 
 
 def type_name(hint: Any) -> str:
@@ -673,5 +741,6 @@ __all__ = [
     "read_recipe",
     "recipe_path",
     "type_name",
+    "whole_number",
     "write_config",
 ]

@@ -7,10 +7,15 @@ of `qa_dist.strategies`.
 
 import math
 import os
+import re
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -18,16 +23,23 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import InitProcessGroupKwargs, LoggerType
 from torch import nn
 
+from qa_dist.entry import EXIT_USER_ERROR, SECONDS_FOR_RANK_0
 from qa_dist.errors import ConfigError, LocalTrainingError, TrainingError, UserError
 from qa_dist.launcher import USE_VARIABLES, Request, asks_for
+from qa_dist.nodes import Member, Store, call_the_roll, host_name
 from qa_dist.stopping import Stopped
 from qa_dist.strategies import MakeOptimizer, Strategy, Trained, Weights, make_strategy
 from qa_dist.watchdog import Watchdog
 
 T = TypeVar("T")
+
+_START_SECONDS = 600
+"""Longest wait for ranks that have not started: what torchrun waits for its machines."""
+_CONNECTION_SECONDS = 300
+"""Longest wait for the first exchange between ranks that have all started."""
 
 
 class Ranks:
@@ -37,6 +49,7 @@ class Ranks:
         rank: 0 .. world_size - 1.
         world_size: number of processes.
         device: where this process computes.
+        request: how the launcher wants the model held.
     """
 
     def __init__(
@@ -47,6 +60,7 @@ class Ranks:
         project_dir: Path | None = None,
         asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
         hang_timeout: float | None = None,
+        timeout_seconds: int = 1800,
         request: Request | None = None,
     ) -> None:
         """Join the process group that the launcher describes in the environment, or be alone without one.
@@ -57,28 +71,34 @@ class Ranks:
             project_dir: Where trackers write.
             asked_to_stop: The signal by which this process was asked to stop, None before.
             hang_timeout: Seconds without progress after which the process ends; None: it is not watched.
+            timeout_seconds: How long a rank waits for the others in a collective operation.
             request: How the launcher wants the model held; None where nothing is trained, and every rank holds all.
 
         Raises:
-            ConfigError: The launcher asked for what qa_dist does not do.
+            ConfigError: The launcher asked for what qa_dist does not do, or ranks are missing, cannot run together or
+                cannot reach each other.
         """
         self._asked_to_stop = asked_to_stop
         self.watchdog = Watchdog(hang_timeout or math.inf)
         _take_over(request)
         _refuse_trackers(trackers)
-        self._request = request or Request()
+        self.request = request or Request()
         self._strategy: Strategy | None = None
-        self._accelerator = Accelerator(
-            # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
-            cpu=True if not torch.cuda.is_available() else None,
-            mixed_precision=mixed_precision,
-            log_with=list(trackers) or None,
-            project_dir=str(project_dir) if project_dir else None,
-        )
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
-        self.device: torch.device = self._accelerator.device
-        self._refuse_dropped(mixed_precision)
+        with _meeting(timeout_seconds):
+            self._accelerator = Accelerator(
+                # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
+                cpu=True if not torch.cuda.is_available() else None,
+                mixed_precision=mixed_precision,
+                log_with=list(trackers) or None,
+                project_dir=str(project_dir) if project_dir else None,
+                kwargs_handlers=[_group_options(timeout_seconds)],
+            )
+            self.rank: int = self._accelerator.process_index
+            self.world_size: int = self._accelerator.num_processes
+            self.device: torch.device = self._accelerator.device
+            self._refuse_dropped(mixed_precision)
+            # nccl connects only now. The figure is looked at, so that this has happened when the block ends.
+            float(Ranks.sum(self, torch.ones(1, device=self.device)))
 
     def _refuse_dropped(self, mixed_precision: str) -> None:
         asked = int(os.environ.get("WORLD_SIZE", "1"))
@@ -108,11 +128,6 @@ class Ranks:
         return self._held.is_shared
 
     @property
-    def strategy(self) -> str:
-        """How the ranks hold the model: ddp, zero1, zero2, zero3 or fsdp2."""
-        return self._request.strategy
-
-    @property
     def _held(self) -> Strategy:
         if self._strategy is None:
             raise ValueError("no model has been prepared")
@@ -130,10 +145,10 @@ class Ranks:
             max_grad_norm: Gradients are clipped to this global norm; None: they are not.
         """
         # Sharding moves the model itself, layer by layer.
-        whole = self._request.strategy == "ddp"
+        whole = self.request.strategy == "ddp"
         placed = self._accelerator.prepare_model(model, device_placement=whole, evaluation_mode=True)
         self._strategy = make_strategy(
-            self._request, placed, trained, make_optimizer, max_grad_norm=max_grad_norm, device=self.device
+            self.request, placed, trained, make_optimizer, max_grad_norm=max_grad_norm, device=self.device
         )
         return self._strategy.module
 
@@ -293,6 +308,172 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def _group_options(timeout_seconds: int) -> InitProcessGroupKwargs:
+    # Accelerate drops a value that equals its own default, 600 s, and torch may have another: hence the microsecond.
+    return InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds, microseconds=1))
+
+
+@contextmanager
+def _meeting(timeout_seconds: int) -> Iterator[None]:
+    """Let the process group be made inside: once all ranks have started, and within a bounded time.
+
+    Raises:
+        ConfigError: On every rank alike: ranks are missing, or cannot run together. On each rank that notices: it
+            cannot exchange data with the others.
+    """
+    rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+    described = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    if world_size == 1 or not described or dist.is_initialized():
+        yield
+        return
+    host = host_name()
+    # The name keeps the store alive: on rank 0 it may be the server that the process group goes on with.
+    store = _store(rank, min(timeout_seconds, _START_SECONDS))
+    call_the_roll(
+        store,
+        Member(rank, host, _facts()),
+        world_size,
+        seconds=min(timeout_seconds, _START_SECONDS),
+        notice=lambda text: sys.stderr.write(f"[rank 0] {text}\n"),
+    )
+    seconds = min(timeout_seconds, _CONNECTION_SECONDS)
+
+    def unreachable(reason: str) -> str:
+        return (
+            f"rank {rank} on {host} cannot exchange data with the other {world_size - 1} ranks ({reason}); all of them "
+            "have started, so look at the network between the machines: open its ports, and name the interface in "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (`qa-dist doctor` shows the address that a machine gives to "
+            "others)"
+        )
+
+    def give_up() -> None:
+        # The main thread is inside a library and cannot be made to raise.
+        if rank:
+            time.sleep(SECONDS_FOR_RANK_0)
+        sys.stderr.write(f"error: {unreachable(f'nothing came back within {seconds} seconds')}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_USER_ERROR)
+
+    watchdog = threading.Timer(seconds, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if _lost_peer(error) or not (isinstance(error, dist.DistError) or "gloo" in text.lower()):
+            raise
+        if "Duplicate GPU" in text:
+            raise ConfigError([f"{host} has fewer GPUs than processes; start one process per GPU"]) from error
+        raise ConfigError([unreachable(_first_words(error))]) from error
+    finally:
+        watchdog.cancel()
+
+
+def _facts() -> dict[str, str | None]:
+    """What two processes must have in common to form a group at all."""
+    cuda = torch.cuda.is_available()
+    return {
+        "the kind of device": "a GPU" if cuda else "the CPU",
+        "the version of Python": ".".join(str(part) for part in sys.version_info[:2]),
+        "the version of torch": torch.__version__.partition("+")[0],
+        **({"the version of NCCL": nccl_version()} if cuda else {}),
+    }
+
+
+def nccl_version() -> str | None:
+    """Version of NCCL that torch was built with; None without NCCL."""
+    if not dist.is_nccl_available():
+        return None
+    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return ".".join(str(part) for part in version)
+
+
+def try_backend(name: Literal["gloo", "nccl"]) -> str:
+    """Start a communication library in a group of this process alone, add up a number, and say what was used.
+
+    Raises:
+        RuntimeError: It cannot be used here; the message is the library's.
+    """
+    if name == "nccl" and not dist.is_nccl_available():
+        raise RuntimeError("this torch is built without NCCL")
+    device = torch.device("cuda", 0) if name == "nccl" else torch.device("cpu")
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(name, store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
+    try:
+        value = torch.ones(1, device=device)
+        dist.all_reduce(value)
+        if float(value) != 1:
+            raise RuntimeError(f"one process added up 1 and got {float(value)}")
+    finally:
+        dist.destroy_process_group()
+    return f"{nccl_version()} starts on {device}" if name == "nccl" else "starts"
+
+
+def _store(rank: int, seconds: int) -> Store:
+    """The store that ranks meet at before there is a group: the launcher's, else one that rank 0 starts.
+
+    Raises:
+        ConfigError: Nobody answers at the address that the launcher gave.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not serves:
+        _await_port(address, port, rank, seconds)
+    try:
+        # multi_tenant: the process group will open the same port again in this process, and shares the server.
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address,
+            port,
+            is_master=serves,
+            timeout=timedelta(seconds=seconds),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except dist.DistError as error:
+        raise ConfigError(
+            [
+                f"rank {rank} on {host_name()} cannot use {address}:{port}, where ranks meet ({_first_words(error)}); "
+                "take another port with the launcher's --master_port or --main_process_port"
+            ]
+        ) from error
+    named: Store = dist.PrefixStore("qa_dist", store)  # type: ignore[attr-defined]
+    return named
+
+
+def _await_port(address: str, port: int, rank: int, seconds: int) -> None:
+    """Come back when somebody listens there; torch's own attempt ends in pages of C++ frames."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    [
+                        f"rank {rank} on {host_name()} cannot reach {address}:{port}, where ranks meet, for {seconds} "
+                        f"seconds ({error}); check that the first machine runs and has that address, and that its "
+                        "port is open to this one"
+                    ]
+                ) from error
+            time.sleep(0.5)
+
+
+def _first_words(error: Exception) -> str:
+    """What a library's long error says first, without the place in its source; of nccl, what it calls the cause."""
+    text = str(error)
+    text = text.partition("Last error:")[2].strip() or text
+    return re.sub(r"^\[[^\]]*\]\s*", "", text.partition("\n")[0])[:200]
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether this is only the consequence of another rank's end."""
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("closed by peer", "reset by peer", "Broken pipe")
+    )
+
+
 def launched_rank() -> int:
     """Rank of this process as the launcher set it, before any process group exists; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
@@ -319,7 +500,7 @@ def failures_named() -> Iterator[None]:
         if world_size == 1:
             raise
         text = str(error)
-        if isinstance(error, RuntimeError) and any(sign in text for sign in ("closed by peer", "reset by peer")):
+        if _lost_peer(error):
             where = "; ".join(getattr(error, "__notes__", ()))
             sys.stderr.write(f"[rank {rank}] stops: another rank has gone; {where}\n")
             _leave(world_size)

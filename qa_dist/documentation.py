@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qa_dist.config import GROUPS, option_table
+from qa_dist.doctor import DoctorConfig
 from qa_dist.entry import run
 from qa_dist.errors import UserError
 from qa_dist.evaluate import EvaluateConfig
@@ -16,7 +17,7 @@ _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end of genera
 
 def parts() -> dict[str, str]:
     """Every generated part by name, as Markdown."""
-    return {"options": option_table({**GROUPS, "evaluate only": EvaluateConfig})}
+    return {"options": option_table({**GROUPS, "evaluate only": EvaluateConfig, "doctor only": DoctorConfig})}
 
 
 def regenerated(text: str) -> str:
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         for word in words:
             path = Path(word)
-            path.write_text(regenerated(path.read_text(encoding="utf-8")), encoding="utf-8")
+            try:
+                path.write_text(regenerated(path.read_text(encoding="utf-8")), encoding="utf-8")
+            except (OSError, UnicodeError) as error:
+                raise UserError(f"{path} cannot be rewritten ({error}); name a text file") from error
         return 0
 
     return run(PROG, work)

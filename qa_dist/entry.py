@@ -1,11 +1,15 @@
 """What every entry point does around its work: exit codes and errors that read like sentences."""
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from qa_dist.errors import UserError
+from qa_dist.masking import masked
+from qa_dist.nodes import host_name
 from qa_dist.stopping import Stopped
 
 EXIT_USER_ERROR = 2
@@ -14,12 +18,20 @@ EXIT_BROKEN_PIPE = 141
 SECONDS_FOR_RANK_0 = 3.0
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser of flags whose complaints are a `UserError` like all others: a sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print and exit with."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def run(program: str, work: Callable[[], int]) -> int:
     """The exit code of `work`, or that of the mistake that ended it.
 
-    A `UserError` becomes one line on standard error and code 2, a run that was asked to stop and did so the code that
-    `Stopped` names. Ctrl-C gives 130, and a reader of standard output that
-    went away (`| head`) gives 141, both without a traceback, as shells expect. Other exceptions pass.
+    A `UserError` becomes one line on standard error and code 2, without secrets that may be in it; a run that was asked
+    to stop and did so gives the code that `Stopped` names. Ctrl-C gives 130, and a reader of standard output that went
+    away (`| head`) gives 141, both without a traceback, as shells expect. Other exceptions pass.
 
     Args:
         program: name that the error message starts with, such as "qa_dist.score".
@@ -29,11 +41,15 @@ def run(program: str, work: Callable[[], int]) -> int:
         code = work()
         sys.stdout.flush()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")):
+        where = ""
+        if rank := int(os.environ.get("RANK", "0")):
             # The ranks of a run mostly find the same mistake. Rank 0 says it, and its end makes the launcher end the
             # others before they repeat it; what only this rank found is still said.
             time.sleep(SECONDS_FOR_RANK_0)
-        sys.stderr.write(f"{program}: error: {error}\n")
+            if error.on_all_ranks and os.environ.get("LOCAL_RANK", "0") != "0":
+                return EXIT_USER_ERROR
+            where = f" (rank {rank} on {host_name()})"
+        sys.stderr.write(f"{program}: error: {masked(str(error))}{where}\n")
         return EXIT_USER_ERROR
     except Stopped as stop:
         return stop.exit_code

@@ -9,14 +9,21 @@ from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the message is one clear sentence, shown without a traceback."""
+    """A mistake the user can mend: the message is one clear sentence, shown without a traceback.
+
+    Attributes:
+        on_all_ranks: whether every rank of the run raises it with the same words; one rank of a machine then says it.
+    """
+
+    on_all_ranks = False
 
 
 class ConfigError(UserError):
     """One or more problems in the configuration, reported together."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], *, on_all_ranks: bool = False) -> None:
         self.problems = tuple(problems)
+        self.on_all_ranks = on_all_ranks
         if len(self.problems) == 1:
             super().__init__(self.problems[0])
         else:

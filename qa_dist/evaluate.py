@@ -5,6 +5,7 @@ Without further options it repeats the evaluation that the training run ended wi
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,17 +48,20 @@ def _evaluate(argv: Sequence[str]) -> int:
         entry=EvaluateConfig,
         base=base_options(peek(argv, "adapter")),
     )
+    directory = Path(own.results_dir) if own.results_dir else None
+    if config.evaluation.gather == "logits" and directory is None:
+        raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
     # DeepSpeed, where it is installed, greets on standard output, which belongs to the metrics.
     with contextlib.redirect_stdout(sys.stderr):
         from qa_dist.distributed import Ranks, failures_named
         from qa_dist.evaluation import evaluate, write_results
-        from qa_dist.modeling import load_trained
+        from qa_dist.modeling import check_vocabulary, load_trained
         from qa_dist.pretrained import load_tokenizer
         from qa_dist.store import prepare_store
         from qa_dist.tracking import evaluation_bar
 
     with failures_named():
-        ranks = Ranks(mixed_precision=config.training.mixed_precision)
+        ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
         with ranks.local_main_first():
             tokenizer = load_tokenizer(config.model)
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
@@ -66,12 +70,11 @@ def _evaluate(argv: Sequence[str]) -> int:
             str(own.adapter),
             max_seq_length=config.data.max_seq_length,
             tokenizer_pads_left=tokenizer.padding_side == "left",
+            device=ranks.device,
         ).to(ranks.device)
-        directory = Path(own.results_dir) if own.results_dir else None
-        if config.evaluation.gather == "logits" and directory is None:
-            raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
+        check_vocabulary(model, store)
         if directory is not None and ranks.is_main:
-            directory.mkdir(parents=True, exist_ok=True)
+            _make(directory)
         version_2 = config.data.version_2_with_negative
         with evaluation_bar(shown=ranks.is_main) as advance:
             found = evaluate(
@@ -95,24 +98,34 @@ def adapter_problems(adapter: str | None) -> Iterable[str]:
     """What is wrong with the folder that `--adapter` names."""
     if adapter is None:
         return
-    folder = Path(adapter)
-    if not folder.is_dir():
-        yield f"--adapter {folder} is not a folder; give the --output_dir of a training run"
-    elif not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
-        yield f"--adapter {folder} holds no adapter and no model; give the --output_dir of a finished training run"
+    if not os.path.isdir(adapter):
+        yield f"--adapter {adapter} is not a folder; give the --output_dir of a training run"
+    elif not any(os.path.isfile(os.path.join(adapter, name)) for name in ("adapter_config.json", "config.json")):
+        yield f"--adapter {adapter} holds no adapter and no model; give the --output_dir of a finished training run"
 
 
 def base_options(adapter: str | None) -> dict[str, Any]:
     """Options of the run that wrote the folder; of a foreign adapter, at least its base model."""
     if adapter is None:
         return {}
-    config, foreign = Path(adapter) / "config.yaml", Path(adapter) / "adapter_config.json"
-    if config.is_file():
-        return read_recipe(str(config))
-    try:
-        return {"model_name_or_path": str(json.loads(foreign.read_text(encoding="utf-8"))["base_model_name_or_path"])}
-    except (OSError, ValueError, KeyError):
+    config, foreign = os.path.join(adapter, "config.yaml"), os.path.join(adapter, "adapter_config.json")
+    if os.path.isfile(config):
+        return read_recipe(config)
+    if not os.path.isfile(foreign):
         return {}
+    from qa_dist.pretrained import check_adapter
+
+    base = check_adapter(adapter).get("base_model_name_or_path")
+    return {"model_name_or_path": base} if base else {}
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            [f"--results_dir {directory} cannot be used: {error.strerror}; choose another folder"]
+        ) from error
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qa_dist.config import TrainingConfig
+from qa_dist.config import RunConfig, TrainingConfig
 from qa_dist.errors import ConfigError
+from qa_dist.parsers import ParseError, read_json
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -72,6 +73,13 @@ class Request:
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     reshard_after_forward: bool = True
 
+    @property
+    def settings(self) -> str:
+        """What belongs to the strategy, as text that is the same where the settings are."""
+        if self.strategy == "fsdp2":
+            return f"reshard_after_forward: {str(self.reshard_after_forward).lower()}"
+        return json.dumps(dict(self.deepspeed), sort_keys=True)
+
 
 def asks_for(environment: Mapping[str, str]) -> str | None:
     """`DeepSpeed` or `FSDP`, if the launcher asks for one of them."""
@@ -81,16 +89,17 @@ def asks_for(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def read_request(environment: Mapping[str, str], training: TrainingConfig) -> Request:
+def read_request(environment: Mapping[str, str], config: RunConfig) -> Request:
     """The strategy that the launcher asks for.
 
     Args:
         environment: The process's environment variables.
-        training: The recipe, which the launcher's values may repeat but not contradict.
+        config: The recipe, which the launcher's values may repeat but not contradict.
 
     Raises:
         ConfigError: With every problem: a value that contradicts the recipe, or that nothing would act on.
     """
+    training = config.training
     problems = list(_launcher_problems(environment, training))
     wanted = asks_for(environment)
     request: Request | None = Request()
@@ -101,7 +110,7 @@ def read_request(environment: Mapping[str, str], training: TrainingConfig) -> Re
         reshard = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
         request = Request(strategy="fsdp2", reshard_after_forward=reshard)
     if request is not None:
-        problems.extend(_recipe_problems(request, training))
+        problems.extend(_recipe_problems(request, config))
     if problems or request is None:
         raise ConfigError(problems)
     return request
@@ -150,8 +159,14 @@ def _fsdp_problems(environment: Mapping[str, str], training: TrainingConfig) -> 
         )
 
 
-def _recipe_problems(request: Request, training: TrainingConfig) -> Iterable[str]:
+def _recipe_problems(request: Request, config: RunConfig) -> Iterable[str]:
     """Options of the recipe that the strategy cannot honour."""
+    training, quantization = config.training, config.model.quantization
+    if quantization != "no" and request.strategy in ("zero3", "fsdp2"):
+        yield (
+            f"--quantization {quantization} does not work with {request.strategy}, which would cut the packed weights "
+            "apart; drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
+        )
     if training.torch_compile and request.strategy in ("zero3", "fsdp2"):
         yield (
             f"--torch_compile does not work with {request.strategy}, which gathers weights between the operations; "
@@ -174,14 +189,14 @@ def _deepspeed_request(environment: Mapping[str, str], training: TrainingConfig,
         )
         return None
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         problems.append(
             f"the launcher's deepspeed_config_file {path} cannot be read ({error.strerror}); start in the folder that "
             "it is relative to, or give --deepspeed_config_file with an absolute path"
         )
         return None
-    except ValueError as error:
+    except (UnicodeDecodeError, ParseError) as error:
         problems.append(f"the launcher's deepspeed_config_file {path} is not JSON: {error}")
         return None
     if not isinstance(found, dict) or not isinstance(found.get("zero_optimization"), dict):

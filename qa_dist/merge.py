@@ -91,8 +91,8 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
     from qa_dist.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
-    # A plain model: transformers' own attention and the base model's own dropout go into its configuration.
-    model_config = dataclasses.replace(config.model, padding="sorted", model_dropout=None)
+    # A plain model: transformers' own attention, the base model's own dropout and its weights as they were published.
+    model_config = dataclasses.replace(config.model, padding="sorted", model_dropout=None, quantization="no")
 
     def load(what: ModelConfig, folder: str) -> "SpanModel":
         length = config.data.max_seq_length

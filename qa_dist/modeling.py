@@ -6,6 +6,7 @@ row, whether the architecture computes the row as it is or padded. What is train
 Legend: B features, T real tokens of all of them, L tokens of the longest.
 """
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -26,7 +27,8 @@ from qa_dist.batching import Indices
 from qa_dist.config import MODEL_TYPES_UNPADDED, ModelConfig
 from qa_dist.dropout import use_cheap_dropout
 from qa_dist.errors import CheckpointError, ConfigError, TrainingError, UserError
-from qa_dist.pretrained import loading_error, resolve_model_path
+from qa_dist.pretrained import check_adapter, loading_error, resolve_model_path, weights_folder
+from qa_dist.quantization import num_elements, quantization_options, require_quantized
 from qa_dist.store import FeatureStore
 
 Padding = Literal["unpadded", "sorted", "max_length"]
@@ -58,6 +60,8 @@ CONFIGURATIONS: dict[str, dict[str, int]] = {
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 _OFFSET_POSITIONS = ("roberta", "mpnet")
 """Architectures that number positions from `pad_token_id + 1`."""
+
+CPU = torch.device("cpu")
 
 
 class SpanModel(nn.Module):
@@ -252,7 +256,7 @@ def parameter_report(model: SpanModel, before: int) -> ParameterReport:
 
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, trainable or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(num_elements(parameter) for parameter in model.parameters())
 
 
 def transformers_model(model: nn.Module) -> Any:
@@ -316,16 +320,18 @@ def build_model(
     gradient_checkpointing: bool = False,
     torch_compile: bool = False,
     tokenizer_pads_left: bool = False,
+    device: torch.device = CPU,
 ) -> tuple[SpanModel, ParameterReport]:
     """The model as training starts with it, and the report of what it trains.
 
-    New weights (the head's, the adapters') are drawn from `seed`, so every rank builds the same ones.
+    New weights (the head's, the adapters') are drawn from `seed`, so every rank builds the same ones. Quantised weights
+    are on `device` already, everything else is on the CPU.
 
     Raises:
         UserError: The model cannot be loaded, or an option does not fit it.
     """
     torch.manual_seed(seed)
-    base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length)
+    base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length, device)
     before = count_parameters(base)
     model = _add_adapters(base, config) if config.tuning == "lora" else base
     span_model = SpanModel(
@@ -352,14 +358,20 @@ def build_model(
     return span_model, parameter_report(span_model, before)
 
 
-def load_trained(config: ModelConfig, directory: str, *, max_seq_length: int, tokenizer_pads_left: bool) -> SpanModel:
+def load_trained(
+    config: ModelConfig,
+    directory: str,
+    *,
+    max_seq_length: int,
+    tokenizer_pads_left: bool,
+    device: torch.device = CPU,
+) -> SpanModel:
     """The model that a run saved into `directory`: its adapter on the base model, or the whole model.
 
     Raises:
         UserError: The directory holds no such model, or the base model cannot be loaded.
     """
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     if config.model_config is not None:
         if config.tuning == "lora":
@@ -370,18 +382,23 @@ def load_trained(config: ModelConfig, directory: str, *, max_seq_length: int, to
         config = dataclasses.replace(config, model_config=None)
     try:
         if config.tuning == "full":
-            model, fresh, padding, notes = _load_base(config, directory, max_seq_length)
-            if fresh:
-                raise CheckpointError(f"{directory} lacks {', '.join(fresh[:3])}; give a folder that training wrote")
+            model, fresh, padding, notes = _load_base(config, directory, max_seq_length, device)
         else:
-            base, _, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length)
+            check_adapter(directory)
+            base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length, device)
             with _quiet():
                 model = PeftModel.from_pretrained(base, directory)
-    except (OSError, RuntimeError, SafetensorError) as error:
+            fresh = _unfilled(model, fresh, Path(directory) / "adapter_model.safetensors")
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
         first = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the model in {directory} cannot be loaded ({first}); give a folder that training wrote"
         ) from error
+    if fresh:
+        named = f"{', '.join(fresh[:3])}{' and others' if len(fresh) > 3 else ''}"
+        raise CheckpointError(f"{directory} lacks {named}, which would be random; give a folder that training wrote")
     return SpanModel(
         model,
         padding=padding,
@@ -389,6 +406,49 @@ def load_trained(config: ModelConfig, directory: str, *, max_seq_length: int, to
         tokenizer_pads_left=tokenizer_pads_left,
         notes=notes,
     ).eval()
+
+
+def _unfilled(model: Any, fresh: Sequence[str], weights: Path) -> list[str]:
+    """Tensors of a peft model that its adapter's file should hold and does not: adapters and heads.
+
+    Args:
+        model: The model with the adapter.
+        fresh: Names of parameters that the base model's checkpoint left random.
+        weights: The adapter's file.
+
+    Raises:
+        CheckpointError: The file holds tensors that the model has no place for.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="pt") as file:
+        stored = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    strange = sorted(stored - expected - set(model.state_dict()))
+    if strange:
+        raise CheckpointError(
+            f"{weights} holds {strange[0]}, for which the model has no place; give the adapter the base model that it "
+            "was trained on"
+        )
+    filled = {name.removeprefix("base_model.model.") for name in stored}
+    return sorted(expected - stored) + sorted(name for name in fresh if name not in filled)
+
+
+def check_vocabulary(model: SpanModel, store: FeatureStore) -> None:
+    """Refuse features with token ids that the model has no embedding for.
+
+    Raises:
+        ConfigError: The features were made by the tokenizer of another model.
+    """
+    size = int(transformers_model(model.model).get_input_embeddings().weight.shape[0])
+    if store.largest_token_id >= size:
+        raise ConfigError(
+            [
+                f"the tokenizer gives token ids up to {store.largest_token_id} but the model has {size} embeddings; "
+                "leave --tokenizer_name out, or name the tokenizer of this model"
+            ]
+        )
 
 
 def model_configuration(config: ModelConfig) -> Any:
@@ -408,12 +468,24 @@ def model_configuration(config: ModelConfig) -> Any:
         )
     wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
     try:
-        return AutoConfig.from_pretrained(wanted, revision=config.model_revision, cache_dir=config.cache_dir)
-    except (OSError, ValueError) as error:
+        found = AutoConfig.from_pretrained(
+            wanted, revision=config.model_revision, cache_dir=config.cache_dir, trust_remote_code=False
+        )
+    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a file
         raise loading_error("configuration of the model", name or config.model_name_or_path, error) from error
+    if getattr(found, "transformers_weights", None) is not None:
+        raise UserError(
+            f"the configuration of {name or config.model_name_or_path} names a file of weights (transformers_weights); "
+            "only model.safetensors is read: rename the file, and take the line out"
+        )
+    # A configuration may name a kernel on the hub, which is code.
+    found._attn_implementation = None
+    return found
 
 
-def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any, list[str], Padding, list[str]]:
+def _load_base(
+    config: ModelConfig, name: str, max_seq_length: int, device: torch.device
+) -> tuple[Any, list[str], Padding, list[str]]:
     """A transformers model, the names of its newly initialised parameters, its padding, and notes for the user."""
     from transformers import AutoModelForQuestionAnswering
 
@@ -429,31 +501,44 @@ def _load_base(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any
             attention = UNPADDED if padding == "unpadded" else None
             if config.model_config is not None:
                 model = AutoModelForQuestionAnswering.from_config(
-                    model_config, dtype=torch.float32, attn_implementation=attention
+                    model_config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
                 )
                 notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
                 # As of a checkpoint without a head; that the rest is random was asked for.
                 heads = head_names(model)
                 fresh = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
                 return model, sorted(fresh), padding, notes
+            heads = () if config.quantization == "no" else _heads_of(model_config)
             model, info = AutoModelForQuestionAnswering.from_pretrained(
-                resolve_model_path(name),
+                weights_folder(name, config),
                 config=model_config,
                 dtype=torch.float32,
                 attn_implementation=attention,
                 output_loading_info=True,
-                revision=config.model_revision,
-                cache_dir=config.cache_dir,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **quantization_options(config.quantization, heads, device),
             )
-    except UserError:
+            require_quantized(model, config.quantization, heads)
+    except (UserError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"--model_name_or_path {name} cannot be loaded as a question-answering encoder ({first}); give a local "
             "folder of a transformers model, package:NAME/FOLDER, or a hub id that is reachable or cached"
         ) from error
     return model, sorted(info["missing_keys"]), padding, notes
+
+
+def _heads_of(model_config: Any) -> tuple[str, ...]:
+    """`head_names` of the model that a configuration describes, without loading it."""
+    from transformers import AutoModelForQuestionAnswering
+
+    with torch.device("meta"):
+        return head_names(
+            AutoModelForQuestionAnswering.from_config(copy.deepcopy(model_config), trust_remote_code=False)
+        )
 
 
 def _choose_padding(config: ModelConfig, model_config: Any) -> tuple[Padding, list[str]]:
@@ -601,6 +686,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
             )
+            # They are looked for here, and are an error.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
             yield
     finally:
         logging.set_verbosity(level)

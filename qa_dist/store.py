@@ -160,6 +160,11 @@ class FeatureStore:
         positions = np.repeat(shift, lengths) + np.arange(lengths.sum())
         return self._input_ids[positions], self._token_type_ids[positions]
 
+    @cached_property
+    def largest_token_id(self) -> int:
+        """The largest token id of all features; reads the whole column."""
+        return int(self._input_ids.max(initial=0))
+
     def feature(self, feature_index: int) -> Feature:
         """One feature, whose arrays are views."""
         return Feature(
@@ -228,11 +233,12 @@ def _reopen(path: Path) -> FeatureStore:
 
 def store_root(data: DataConfig) -> Path:
     """The folder that holds all stores: `--store_dir`, else $QA_DIST_STORE, else qa_dist in the user's cache folder."""
+    # Not Path.expanduser, which raises for a user that does not exist.
     if data.store_dir:
-        return Path(data.store_dir).expanduser()
+        return Path(os.path.expanduser(data.store_dir))
     if named := os.environ.get("QA_DIST_STORE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qa_dist"
+        return Path(os.path.expanduser(named))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "qa_dist"
 
 
 def prepare_store(
@@ -264,9 +270,9 @@ def prepare_store(
     fingerprint = _digest(ingredients)
     root = store_root(data)
     path = root / fingerprint
-    if not path.exists():
+    if not os.path.exists(path):
         with _locked(root, fingerprint):
-            if not path.exists():
+            if not os.path.exists(path):
                 _logger.info("preparing %s in %s", source.name, path)
                 examples, report = load_source(source, data, split)
                 columns, stats = build_columns(

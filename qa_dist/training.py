@@ -22,8 +22,9 @@ from qa_dist.distributed import Ranks
 from qa_dist.errors import LocalTrainingError, TrainingError
 from qa_dist.evaluation import Evaluation
 from qa_dist.launcher import read_request
-from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, span_loss
+from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
 from qa_dist.optim import learning_rate, parameter_groups
+from qa_dist.preflight import preflight
 from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
 from qa_dist.squad import subset
@@ -197,7 +198,7 @@ class Trainer:
             if self.ranks.is_shared:
                 raise LocalTrainingError(
                     f"step {step + 1}: out of memory with {self.max_tokens} tokens per device, and with "
-                    f"{self.ranks.strategy} other ranks are in the middle of the step; lower --max_tokens_per_device, "
+                    f"{self.ranks.request.strategy} other ranks are in the middle of the step; lower --max_tokens_per_device, "
                     "or use --gradient_checkpointing"
                 ) from error
             losses[-2] = 1.0
@@ -268,11 +269,13 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         project_dir=output_dir,
         asked_to_stop=asked_to_stop,
         hang_timeout=training.hang_timeout,
-        request=read_request(os.environ, training),
+        timeout_seconds=training.ddp_timeout,
+        request=read_request(os.environ, config),
     )
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)
+            run.say(*preflight(config, ranks, {"train": data.train, "validation": data.validation}, output_dir))
             run.describe_data(data)
         with run.clock.phase("model"):
             model, report = build_model(
@@ -282,10 +285,15 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
                 gradient_checkpointing=training.gradient_checkpointing,
                 torch_compile=training.torch_compile,
                 tokenizer_pads_left=data.tokenizer.padding_side == "left",
+                device=ranks.device,
             )
+            for store in (data.train, data.validation):
+                if store is not None:
+                    check_vocabulary(model, store)
             trainer = Trainer(config, ranks, data.train, model, notice=run.say)
             run.describe_model(model, report)
-        start = run.resume(trainer)
+            start = run.resume(trainer)
+            run.claim(data)
         run.start(trainer.num_steps, trainer.steps_per_epoch, start)
         ranks.watchdog.start()
         with run.stoppable(trainer):

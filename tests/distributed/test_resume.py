@@ -269,3 +269,20 @@ def test_a_rank_that_hangs_ends_the_run_and_says_where(runs: Runs, tmp_path: Pat
     assert "[rank 0] stops: another rank has gone; it was in step " in text
     assert runs.resume(output, num_processes=2).wait() == [0, 0]
     assert_same_run(output, runs.whole(2))
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_quantised_run_goes_on_and_is_the_same_on_two_ranks(runs: Runs, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    options = ("--quantization", kind, "--model_dropout", "0", "--lora_dropout", "0", "--gradient_checkpointing")
+    whole, output, two = (tmp_path / name for name in ("whole", "run", "two"))
+    assert runs.start(whole, *options).wait() == [0]
+    assert runs.start(output, *options, fault=Fault("step", 33)).wait() == [85]
+    group = runs.resume(output, *options)
+    assert group.wait() == [0], group.text()[-3000:]
+    assert_same_run(output, whole)
+    group = runs.start(two, *options, num_processes=2)
+    assert group.wait() == [0, 0], group.text()[-3000:]
+    losses = [[line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line] for folder in (whole, two)]
+    # Inputs are rounded to integers, or to float16 on the way: a last bit may fall either way.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)

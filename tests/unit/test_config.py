@@ -39,7 +39,7 @@ def test_flags_override_the_recipe_which_overrides_the_defaults(tmp_path: Path) 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("learning_rate: 2e-5\nseed: 7\nlora_target_modules: [query, key]\n", encoding="utf-8")
     config = read("--config", str(recipe), "--seed", "8")
-    assert config.training.learning_rate == 2e-5, "YAML reads 2e-5 as text"
+    assert config.training.learning_rate == 2e-5, "YAML 1.1 reads 2e-5 as text"
     assert config.training.seed == 8
     assert config.model.lora_target_modules == ("query", "key")
     assert config.data.max_seq_length == defaults(GROUPS["data"])["max_seq_length"]
@@ -79,6 +79,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("--dataset_name squad --train_file a.json", "two sources"),
         ("--dataset_config_name x", "needs --dataset_name"),
         ("--dataset_name synthetic:none", "synthetic:N"),
+        ("--dataset_name synthetic:10000001", "synthetic:N"),
         ("--subset_seed 1", "asks for one"),
         ("--tuning full --lora_r 4", "--lora_r sets up LoRA"),
         ("--lora_target_modules attention,query", "mixes a keyword with names"),
@@ -105,7 +106,12 @@ def test_impossible_values_say_what_is_allowed(words: str, message: str) -> None
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "holds list"), ("a: [", "is not YAML"), ("1: 2", "holds dict"), ("seed: [1]", "--seed [1]")],
+    [
+        ("[1, 2]", "holds a list"),
+        ("a: [", "cannot be used as YAML"),
+        ("1: 2", "--1 is no option here"),
+        ("seed: [1]", "--seed [1]"),
+    ],
 )
 def test_a_broken_recipe_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"

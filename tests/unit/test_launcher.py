@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qa_dist.config import TrainingConfig
+from qa_dist.config import ModelConfig, RunConfig, TrainingConfig
 from qa_dist.errors import ConfigError
 from qa_dist.launcher import Request, asks_for, read_request
 
@@ -23,8 +23,9 @@ FSDP = {
 }
 
 
-def training(**options: Any) -> TrainingConfig:
-    return TrainingConfig(output_dir="unused", **options)
+def training(quantization: Any = "no", **options: Any) -> RunConfig:
+    model = ModelConfig(quantization=quantization)
+    return RunConfig(model=model, training=TrainingConfig(output_dir="unused", **options))
 
 
 def deepspeed(path: Path, **more: str) -> dict[str, str]:
@@ -172,8 +173,11 @@ def test_deepspeed_flags_beside_the_file_are_refused(variables: dict[str, str], 
 
 
 def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    assert "is not JSON" in problems(deepspeed(tmp_path / "broken.json"))
+    for text, reason in (("{", "Expecting"), ('{"bf16": {}, "bf16": {}}', "'bf16' more than once")):
+        (tmp_path / "broken.json").write_text(text, encoding="utf-8")
+        found = problems(deepspeed(tmp_path / "broken.json"))
+        assert "is not JSON" in found
+        assert reason in found
 
 
 @pytest.mark.parametrize(
@@ -206,6 +210,8 @@ def test_options_that_a_strategy_cannot_honour_are_refused() -> None:
     assert "--torch_compile does not work with zero3" in problems(
         deepspeed(ROOT / "ds_configs/zero3.json"), torch_compile=True
     )
+    assert "--quantization 8bit does not work with fsdp2" in problems(FSDP, quantization="8bit")
+    assert read_request(deepspeed(ROOT / "ds_configs/zero2.json"), training("4bit")).strategy == "zero2"
     assert "--cpu_offload does not work with ddp" in problems({}, cpu_offload=True)
     assert "--cpu_offload does not work with fsdp2" in problems(FSDP, cpu_offload=True)
 

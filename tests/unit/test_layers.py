@@ -11,10 +11,14 @@ ORDER = (
     # contracts
     "errors",
     "records",
+    "parsers",
+    "masking",
     "config",
     "stopping",
     "watchdog",
+    "nodes",
     "entry",
+    "requirements",
     # pure
     "sample",
     "squad",
@@ -33,14 +37,18 @@ ORDER = (
     "store",
     "attention",
     "dropout",
+    "quantization",
     "modeling",
     "budget",
     "checkpoint",
     "resume",
     "tracking",
+    "health",
+    "bandwidth",
     # loops
     "evaluation",
     "run",
+    "preflight",
     "training",
     # entries
     "prepare",
@@ -49,10 +57,14 @@ ORDER = (
     "merge",
     "score",
     "bench",
+    "doctor",
     "documentation",
     "cli",
 )
-PURE = ("errors", "records", "config", "sample", "squad", "features", "batching", "decoding", "scoring", "launcher")
+PURE = (
+    *("errors", "records", "parsers", "masking", "config"),
+    *("sample", "squad", "features", "batching", "decoding", "scoring", "launcher"),
+)
 OTHERS = ("accelerate", "deepspeed")
 
 

@@ -94,5 +94,5 @@ def test_code_in_a_model_folder_is_never_run(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\nclass Evil: ...")
     (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}')
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="brings code of its own, which is never run"):
         load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))

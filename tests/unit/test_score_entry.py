@@ -81,13 +81,16 @@ def test_mistakes_are_one_sentence_and_code_2(files, capsys):
     assert main([*flags, "--na_prob_thresh", "0.5"]) == 2
     assert "--na_prob_thresh is for SQuAD v2.0" in capsys.readouterr().err
     assert main(["--references", "nothing.json", "--predictions", paths["predictions"]]) == 2
-    assert capsys.readouterr().err == "qa_dist.score: error: cannot read nothing.json: No such file or directory.\n"
+    assert (
+        capsys.readouterr().err
+        == "qa_dist.score: error: cannot read nothing.json: No such file or directory; check the path.\n"
+    )
 
 
 def test_unknown_flags_are_refused(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["--references", "a", "--predictions", "b", "--allow_miss"])
-    assert "unrecognized arguments: --allow_miss" in capsys.readouterr().err
+    assert main(["--references", "a", "--predictions", "b", "--allow_miss"]) == 2
+    message = "unrecognized arguments: --allow_miss; see qa_dist.score --help"
+    assert capsys.readouterr().err == f"qa_dist.score: error: {message}\n"
 
 
 @pytest.mark.squad
@@ -147,6 +150,23 @@ def test_exit_codes_and_messages(capsys):
     assert capsys.readouterr().err == "program: interrupted\n"
     with pytest.raises(RuntimeError, match="a fault of the program"):
         entry.run("program", fails_with(RuntimeError("a fault of the program")))
+
+
+def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(capsys, monkeypatch):
+    monkeypatch.setattr(entry, "SECONDS_FOR_RANK_0", 0.0)
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    own, shared = ScoringError("Not here."), ConfigError(["Everywhere."], on_all_ranks=True)
+    said = {}
+    for rank, local_rank in (("0", "0"), ("8", "0"), ("9", "1")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        for error in (own, shared):
+            assert entry.run("program", fails_with(error)) == 2
+        said[rank] = capsys.readouterr().err.splitlines()
+    first, shared_line = "program: error: Not here.", "program: error: Everywhere."
+    assert said["0"] == [first, shared_line]
+    assert said["8"] == [f"{first} (rank 8 on node7)", f"{shared_line} (rank 8 on node7)"], "one of each machine"
+    assert said["9"] == [f"{first} (rank 9 on node7)"]
 
 
 def test_a_reader_that_goes_away_leaves_no_traceback():

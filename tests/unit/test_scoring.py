@@ -275,16 +275,16 @@ def test_the_version_is_found(tmp_path, extra, version_2):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "not valid JSON: Expecting property name enclosed in double quotes at line 1, column 2"),
+        (b"{", "is not JSON that can be used: Expecting property name enclosed in double quotes at line 1, column 2"),
         (b"\xff\xfe", "not UTF-8 text"),
-        (gzip.compress(b"{}" * 99)[:-12], "gzip data is damaged or cut short"),
+        (gzip.compress(b"{}" * 99)[:-12], "gzip data damaged or cut short"),
         (gzip.compress(b"{}")[:9] + b"\xff" * 30, "cannot read"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[]", "not in the SQuAD layout"),
-        (b"{}", "no 'data'"),
+        (b"{}", "data is missing"),
         (b'{"data": [{"paragraphs": 3}]}', "not in the SQuAD layout"),
-        (json.dumps(squad((1, ["x"]))).encode(), "ids and answer texts are strings"),
-        (json.dumps(squad(("a", [3]))).encode(), "ids and answer texts are strings"),
+        (json.dumps(squad((1, ["x"]))).encode(), "id is a number and not a string"),
+        (json.dumps(squad(("a", [3]))).encode(), "text is a number and not a string"),
         (json.dumps(squad(("a", ["x"]), ("a", ["y"]))).encode(), "1 id \\('a'\\) more than once"),
         (json.dumps(squad()).encode(), "holds no questions"),
     ],
@@ -303,9 +303,9 @@ def test_damaged_references_are_refused(tmp_path, content, message):
     [
         (load_predictions, "[]", "must hold a JSON object from question ids to texts, not a list"),
         (load_predictions, '{"a": "x", "b": null}', r"texts, but does not for 1 id \('b'\)"),
-        (load_predictions, '{"a": "x", "a": "x"}', r"1 key \('a'\) more than once"),
+        (load_predictions, '{"a": "x", "a": "x"}', "one object holds the key 'a' more than once"),
         (load_null_odds, '{"a": "x"}', r"numbers, but does not for 1 id \('a'\)"),
-        (load_null_odds, '{"a": NaN, "b": true}', r"the null odds of 2 questions \('a', 'b'\) are not numbers"),
+        (load_null_odds, '{"a": NaN, "b": true}', r"the null odds of 2 questions \('a', 'b'\) are not finite numbers"),
     ],
 )
 def test_damaged_predictions_are_refused(tmp_path, load, content, message):

@@ -1,0 +1,225 @@
+"""Look at this machine: `python -m qa_dist.doctor`, or `qa-dist doctor`.
+
+Devices, drivers, versions, communication, bitsandbytes and DeepSpeed, disks, limits and the hub: a line each with ok,
+warning or failure, and what to do. Exit code 1 if there is a failure, else 0.
+
+--launch adds up data on all GPUs of this machine (two processes without a GPU) for ten seconds and prints the
+bandwidth. Under torchrun, accelerate launch or srun it measures the processes that those started instead:
+
+    srun python -m qa_dist.doctor --launch
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qa_dist import health
+from qa_dist.config import DataConfig, option, parse
+from qa_dist.entry import run
+from qa_dist.health import Check
+from qa_dist.nodes import Member, host_name, places, slurm_environment
+from qa_dist.requirements import requirements
+
+PROG = "qa_dist.doctor"
+FORMULA = "GB/s are bus bandwidth, bytes * 2 (n - 1) / n / seconds with n processes, as in NCCL tests (PERFORMANCE.md)"
+_TIMEOUT_SECONDS = 120
+_STATUSES = ("ok", "warning", "failure")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorConfig:
+    """What is looked at."""
+
+    launch: bool = option(False, "measure the bandwidth between processes as well; under a launcher, only that")
+    num_processes: int | None = option(None, "processes that --launch starts; auto: one per GPU, else 2", minimum=2)
+    seconds: float = option(10.0, "how long --launch measures", above=0)
+    json: bool = option(False, "print JSON instead of a table")
+    output_dir: str = option("outputs", "folder whose disk is looked at: --output_dir of a run to come")
+    store_dir: str | None = option(None, "folder whose disk is looked at: --store_dir of a run to come; auto: as there")
+
+    def problems(self) -> Iterable[str]:
+        """Contradictions inside this group."""
+        if self.num_processes is not None and not self.launch:
+            yield "--num_processes is for --launch; add --launch or drop it"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(PROG, lambda: _doctor(sys.argv[1:] if argv is None else argv))
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    _, own = parse(argv, prog=PROG, description=__doc__ or "", groups=(), entry=DoctorConfig)
+    if own.launch:
+        os.environ.update(slurm_environment())
+        if "RANK" in os.environ:
+            return _join(own)
+    checks = examine(own.output_dir, own.store_dir)
+    measured = None
+    if own.launch:
+        check, measured = launch(own.num_processes or _default_processes(), own.seconds)
+        checks += check
+    sys.stdout.write(as_json(checks, measured) if own.json else table(checks))
+    return int(any(check.status == "failure" for check in checks))
+
+
+def examine(output_dir: str, store_dir: str | None) -> list[Check]:
+    """All checks of this machine."""
+    import torch
+    from huggingface_hub import constants
+
+    from qa_dist.store import store_root
+
+    required = requirements()
+    installed = health.find_packages(required)
+    gpus = health.find_devices()
+    cores = health.find_cores()
+    backends = ("gloo", "nccl") if gpus else ("gloo",)
+    # These wait for the network, or for processes of their own.
+    with ThreadPoolExecutor() as pool:
+        talking = [
+            pool.submit(health.backend, name, partial(health.try_python, health.TRY_BACKEND.format(name=name)))
+            for name in backends
+        ]
+        bitsandbytes = pool.submit(
+            health.optional,
+            "bitsandbytes",
+            "8-bit and 4-bit models and 8-bit optimisers",
+            "quant",
+            installed["bitsandbytes"],
+            partial(health.try_python, health.TRY_BITSANDBYTES),
+        )
+        deepspeed = pool.submit(
+            health.optional,
+            "deepspeed",
+            "ZeRO",
+            "deepspeed",
+            installed["deepspeed"],
+            partial(health.try_python, health.TRY_DEEPSPEED),
+        )
+        hub = pool.submit(health.hub, constants.ENDPOINT, os.environ, health.reach)
+    return [
+        health.python(),
+        *health.packages(required, installed),
+        *health.devices(
+            gpus,
+            cuda=torch.version.cuda,
+            driver=health.find_driver(),
+            visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            num_cores=cores,
+        ),
+        health.threads(cores, os.environ.get("OMP_NUM_THREADS")),
+        *(future.result() for future in talking),
+        health.address(host_name({}), health.host_address),
+        *health.interfaces(health.find_interfaces(), os.environ),
+        bitsandbytes.result(),
+        deepspeed.result(),
+        health.find_disk("output", Path(output_dir), "choose another --output_dir"),
+        health.find_disk("feature store", store_root(DataConfig(store_dir=store_dir)), "choose another --store_dir"),
+        health.find_disk("temporary files", health.temporary(), "set TMPDIR to another folder"),
+        health.find_disk("hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to another folder"),
+        health.shared_memory(health.find_shared_memory()),
+        health.open_files(health.find_limit("NOFILE")),
+        health.locked_memory(health.find_limit("MEMLOCK"), infiniband=health.has_infiniband()),
+        hub.result(),
+    ]
+
+
+def launch(num_processes: int, seconds: float) -> tuple[list[Check], dict[str, Any] | None]:
+    """Measure that many processes of this machine; lines of the table, and what JSON says of it (None if it failed)."""
+    module = ["-m", PROG, "--launch", "--json", "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    process = subprocess.Popen([*command, *module], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        output, errors = process.communicate(timeout=seconds + 3 * _TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        # torchrun passes it on to its processes.
+        process.terminate()
+        output, errors = process.communicate()
+    return launched(num_processes, process.returncode, output, errors)
+
+
+def launched(num_processes: int, code: int, output: str, errors: str) -> tuple[list[Check], dict[str, Any] | None]:
+    """What the measuring processes said, as `launch` returns it."""
+    if code == 0:
+        measured: dict[str, Any] = json.loads(output)["all_reduce"]
+        return rate_checks(measured), measured
+    said = [line for line in errors.splitlines() if "error:" in line or "failed:" in line]
+    reason = said[0].strip() if said else health.last_line(errors) or f"exit code {code}"
+    mend = (
+        "with NCCL_DEBUG=INFO (GPUs) or TORCH_CPP_LOG_LEVEL=INFO it says more: torchrun --standalone --nproc_per_node "
+        f"{num_processes} -m {PROG} --launch"
+    )
+    return [Check("all-reduce", "failure", f"{num_processes} processes: {reason}", mend)], None
+
+
+def rate_checks(measured: dict[str, Any]) -> list[Check]:
+    """A line per size."""
+    return [
+        Check(
+            f"all-reduce {rate['num_bytes'] // health.MIB} MiB",
+            "ok",
+            f"{rate['bus_bytes_per_second'] / 1e9:.2f} GB/s, {rate['seconds'] * 1e3:.2f} ms; "
+            f"{measured['world_size']} processes ({measured['device']}) on {measured['places']}",
+        )
+        for rate in measured["rates"]
+    ]
+
+
+def table(checks: Sequence[Check]) -> str:
+    """All checks as aligned lines, and how many there are of each status."""
+    width = max(len(check.name) for check in checks) + 2
+    lines = [
+        f"{check.status:<9}{check.name:<{width}}{check.found}{f' -> {check.remedy}' if check.remedy else ''}"
+        for check in checks
+    ]
+    if any(check.name.startswith("all-reduce ") for check in checks):
+        lines.append(FORMULA)
+    counts = {status: sum(check.status == status for check in checks) for status in _STATUSES}
+    return "\n".join([*lines, ", ".join(f"{status}: {count}" for status, count in counts.items())]) + "\n"
+
+
+def as_json(checks: Sequence[Check], measured: dict[str, Any] | None) -> str:
+    """The same for programs."""
+    whole = {"host": host_name(), "checks": [asdict(check) for check in checks], "all_reduce": measured}
+    return json.dumps(whole, indent=2) + "\n"
+
+
+def _join(own: DoctorConfig) -> int:
+    """Measure the processes that a launcher started, of which this is one; rank 0 prints."""
+    from qa_dist.bandwidth import measure
+    from qa_dist.distributed import Ranks, failures_named
+
+    with failures_named():
+        ranks = Ranks(timeout_seconds=_TIMEOUT_SECONDS)
+        rates = measure(ranks, seconds=own.seconds)
+        members = ranks.gather(Member(ranks.rank, host_name(), {}))
+        if ranks.is_main:
+            measured = {
+                "world_size": ranks.world_size,
+                "device": ranks.device.type,
+                "places": places(members),
+                "formula": FORMULA,
+                "rates": [asdict(rate) for rate in rates],
+            }
+            checks = rate_checks(measured)
+            sys.stdout.write(as_json(checks, measured) if own.json else table(checks))
+        ranks.close()
+    return 0
+
+
+def _default_processes() -> int:
+    import torch
+
+    return max(2, torch.cuda.device_count())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""The machines of a run: their names, which of them are missing, and what is not the same on all of them.
+
+Nothing here talks to other ranks: `distributed.py` and `preflight.py` carry the words.
+"""
+
+import itertools
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qa_dist.errors import ConfigError
+
+_MOST_NAMES = 8
+_POLL_SECONDS = 0.5
+_NOTICE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one rank says of itself.
+
+    Attributes:
+        rank: its number.
+        host: name of its machine.
+        facts: what must be the same on all ranks, by name; plain JSON values.
+    """
+
+    rank: int
+    host: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A fact that is not everywhere what it is on rank 0.
+
+    Attributes:
+        name: of the fact.
+        found: its value on some ranks.
+        expected: its value on rank 0.
+        where: those ranks and their machines, in words.
+        first: rank 0 and its machine, in words.
+    """
+
+    name: str
+    found: Any
+    expected: Any
+    where: str
+    first: str
+
+
+def host_name(environ: Mapping[str, str] = os.environ) -> str:
+    """Name of this machine: the one that Slurm knows it by, else its own."""
+    return environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def places(members: Sequence[Member]) -> str:
+    """Machines and ranks in words: "node3, node4 (ranks 24-39)"."""
+    hosts = list(dict.fromkeys(member.host for member in members))
+    return f"{_some(hosts)} ({_rank_ranges([member.rank for member in members])})"
+
+
+def differences(members: Sequence[Member]) -> list[Difference]:
+    """Every fact that is not the same everywhere, compared with the first member's; ranks that agree stand together."""
+    if not members:
+        return []
+    first, *others = members
+    names = list(dict.fromkeys(name for member in members for name in member.facts))
+    found = []
+    for name in names:
+        expected = first.facts.get(name)
+        groups: dict[str, list[Member]] = {}
+        for member in others:
+            if member.facts.get(name) != expected:
+                groups.setdefault(json.dumps(member.facts.get(name)), []).append(member)
+        for group in groups.values():
+            found.append(Difference(name, group[0].facts.get(name), expected, places(group), f"rank 0 ({first.host})"))
+    return found
+
+
+def expand_hosts(node_list: str) -> list[str]:
+    """Host names of a list in Slurm's short form: "node[01-03],gpu7" is node01, node02, node03 and gpu7."""
+    hosts = []
+    for entry in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", node_list):
+        parts = [
+            _expand_range(part[1:-1]) if part.startswith("[") else [part]
+            for part in re.findall(r"\[[^\]]*\]|[^\[]+", entry.strip())
+        ]
+        hosts += ["".join(words) for words in itertools.product(*parts)]
+    return hosts
+
+
+def expected_hosts(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Machines that the scheduler gave to this job; none where no scheduler says."""
+    return expand_hosts(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "")
+
+
+def slurm_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What torchrun would have set, for a process that `srun` started directly; nothing for any other.
+
+    The first machine of the step is the meeting point, at a port that follows from the job's number, so that jobs do
+    not meet each other's.
+    """
+    size = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" in environ or not size.isdecimal() or int(size) < 2 or "SLURM_PROCID" not in environ:
+        return {}
+    hosts = expected_hosts(environ)
+    if not hosts:
+        return {}
+    # Tasks per machine, as "4" or "4(x2),3"; without it the number of ranks of a machine stays unknown.
+    local = re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
+        **({"LOCAL_WORLD_SIZE": local[0]} if local else {}),
+        "MASTER_ADDR": environ.get("MASTER_ADDR", hosts[0]),
+        "MASTER_PORT": environ.get("MASTER_PORT", str(20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000)),
+    }
+
+
+class Store(Protocol):
+    """The part of torch's key-value stores that a roll call uses."""
+
+    def set(self, key: str, value: str, /) -> Any:
+        """Keep a value."""
+
+    def get(self, key: str, /) -> bytes:
+        """The value of a key that is there."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether all of these are there."""
+
+    def delete_key(self, key: str, /) -> bool:
+        """Forget a key; whether it was there."""
+
+
+def call_the_roll(
+    store: Store, own: Member, world_size: int, *, seconds: float, notice: Callable[[str], object]
+) -> None:
+    """Come back when every rank has started, and all say the same of themselves.
+
+    This goes before the first collective operation, which would wait for whoever is missing without a name.
+
+    Args:
+        store: Where ranks leave messages for each other.
+        own: This rank.
+        world_size: Number of ranks that must come.
+        seconds: How long rank 0 waits for them.
+        notice: Told by rank 0, once, who is awaited, if that takes long.
+
+    Raises:
+        ConfigError: On every rank that came, alike: ranks are missing, or differ in a fact.
+    """
+    store.set(f"rank/{own.rank}", json.dumps({"host": own.host, "facts": dict(own.facts)}))
+    if own.rank == 0:
+        problems = _await_ranks(store, world_size, seconds, notice)
+        store.set("verdict", json.dumps(problems))
+        if problems:
+            # The store may live in this process: let the others read the verdict before it goes. Or it may outlive it,
+            # in the launcher, and the next attempt starts afresh.
+            time.sleep(3 * _POLL_SECONDS)
+            for key in ("verdict", *(f"rank/{rank}" for rank in range(world_size))):
+                store.delete_key(key)
+    else:
+        # Rank 0 counts its own seconds, and may have started later.
+        deadline = time.monotonic() + 2 * seconds
+        while not store.check(["verdict"]):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    [f"rank 0 has not called the others within {2 * seconds:.0f} seconds; look at its log"]
+                )
+            time.sleep(_POLL_SECONDS)
+        problems = json.loads(store.get("verdict"))
+    if problems:
+        raise ConfigError(problems, on_all_ranks=True)
+
+
+def _await_ranks(store: Store, world_size: int, seconds: float, notice: Callable[[str], object]) -> list[str]:
+    """What is wrong with the ranks, once all have come or the time is up."""
+    keys = [f"rank/{rank}" for rank in range(world_size)]
+    started = time.monotonic()
+    noticed = False
+    pause = 0.01
+    while not store.check(keys):
+        waited = time.monotonic() - started
+        if waited >= seconds:
+            return [
+                f"after {waited:.0f} seconds {_absent(_present(store, keys), world_size)}; start the same command on "
+                "every machine, look at the logs of those that are missing, and check that the number of machines and "
+                "processes is right"
+            ]
+        if waited >= _NOTICE_SECONDS and not noticed:
+            noticed = True
+            notice(f"waiting up to {seconds:.0f} seconds: {_absent(_present(store, keys), world_size)}")
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_SECONDS)
+    return [
+        f"{difference.name} is {shown(difference.found)} on {difference.where} but {shown(difference.expected)} on "
+        f"{difference.first}; make these machines alike, or leave those out (`qa-dist doctor` shows what one has)"
+        for difference in differences(_present(store, keys))
+    ]
+
+
+def shown(value: Any) -> str:
+    """A fact's value in a sentence."""
+    return "missing" if value is None else str(value)
+
+
+def _present(store: Store, keys: Sequence[str]) -> list[Member]:
+    members = []
+    for rank, key in enumerate(keys):
+        if store.check([key]):
+            members.append(Member(rank, **json.loads(store.get(key))))
+    return members
+
+
+def _absent(present: Sequence[Member], world_size: int) -> str:
+    here = {member.rank for member in present}
+    absent = [rank for rank in range(world_size) if rank not in here]
+    # A scheduler's names are short, a machine's own name may be whole.
+    answered = {member.host.partition(".")[0] for member in present}
+    silent = [host for host in expected_hosts() if host.partition(".")[0] not in answered]
+    names = f" (no process of {_some(silent)} has)" if silent else ""
+    return (
+        f"{_rank_ranges(absent)} of {world_size} {'has' if len(absent) == 1 else 'have'} not started{names}; "
+        f"started: {places(present)}"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _rank_ranges(ranks: Sequence[int]) -> str:
+    """Ranks in words: "rank 3", "ranks 0-7, 9"."""
+    ranges: list[list[int]] = []
+    for rank in sorted(ranks):
+        if ranges and ranges[-1][1] == rank - 1:
+            ranges[-1][1] = rank
+        else:
+            ranges.append([rank, rank])
+    words = [str(low) if low == high else f"{low}-{high}" for low, high in ranges]
+    return f"rank{'' if len(ranks) == 1 else 's'} {_some(words)}"
+
+
+def _expand_range(text: str) -> list[str]:
+    """The numbers of "01-03,7", with their leading zeros."""
+    numbers = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        last = int(high or low)
+        numbers += [f"{number:0{len(low)}d}" for number in range(int(low), last + 1)]
+    return numbers

@@ -1,0 +1,64 @@
+"""The packages that qa_dist stands on: the least versions it takes and the ones it was tested with.
+
+`pyproject.toml` and `constraints.txt` hold both but are not installed; a copy travels as `data/requirements.json`, made
+by `make docs` and held equal to them by a test.
+"""
+
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+_EXTRAS = ("quant", "deepspeed")
+# Not named in pyproject.toml, but what a token is, and what a hub id means, depends on them.
+_INDIRECT = ("huggingface_hub", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A package that qa_dist uses.
+
+    Attributes:
+        name: of the package.
+        at_least: the lowest version that may work; None where another package decides.
+        tested: the version that the test suite ran with.
+        extra: the optional part of qa_dist that needs it; None: it is always needed.
+    """
+
+    name: str
+    at_least: str | None
+    tested: str | None
+    extra: str | None
+
+
+def requirements() -> list[Requirement]:
+    """Every package that this version of qa_dist uses."""
+    text = (resources.files("qa_dist") / "data" / "requirements.json").read_text(encoding="utf-8")
+    return [Requirement(**entry) for entry in json.loads(text)]
+
+
+def generated(pyproject: str, constraints: str) -> str:
+    """The text of `requirements.json` that belongs to the texts of `pyproject.toml` and `constraints.txt`."""
+    import tomllib
+
+    project = tomllib.loads(pyproject)["project"]
+    pinned = {_normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)}
+    wanted: list[tuple[str, str | None]] = [(line, None) for line in project["dependencies"]]
+    wanted += [(name, None) for name in _INDIRECT]
+    wanted += [(line, extra) for extra in _EXTRAS for line in project["optional-dependencies"][extra]]
+    found = []
+    for line, extra in wanted:
+        name, _, at_least = line.partition(">=")
+        found.append(Requirement(name, at_least or None, pinned.get(_normal(name)), extra))
+    return json.dumps([asdict(requirement) for requirement in found], indent=2) + "\n"
+
+
+def _normal(name: str) -> str:
+    """A package's name as registries compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(generated(*(Path(word).read_text(encoding="utf-8") for word in sys.argv[1:])))

@@ -1,0 +1,35 @@
+"""The tested set that travels with the package."""
+
+import json
+from pathlib import Path
+
+from qa_dist.requirements import Requirement, generated, requirements
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_copy_in_the_package_is_that_of_the_project() -> None:
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt")]
+    copy = (ROOT / "qa_dist" / "data" / "requirements.json").read_text(encoding="utf-8")
+    assert copy == generated(*texts), "run: make docs"
+
+
+def test_every_package_has_a_tested_version() -> None:
+    found = {item.name: item for item in requirements()}
+    assert {"torch", "transformers", "tokenizers", "bitsandbytes", "deepspeed"} <= found.keys()
+    assert all(item.tested for item in found.values())
+    assert found["bitsandbytes"].extra == "quant"
+    assert found["torch"].extra is None
+
+
+def test_names_are_compared_as_registries_do() -> None:
+    extras = '[project.optional-dependencies]\nquant = ["bitsandbytes>=0.48"]\ndeepspeed = ["deepspeed"]\n'
+    pyproject = f'[project]\ndependencies = ["Py.Yaml_x>=6.0"]\n{extras}'
+    entries = json.loads(generated(pyproject, "# pins\nPy-YAML-X==6.0.3\ntokenizers==1.0\nbitsandbytes==0.50.2\n"))
+    assert [Requirement(**entry) for entry in entries] == [
+        Requirement("Py.Yaml_x", "6.0", "6.0.3", None),
+        Requirement("huggingface_hub", None, None, None),
+        Requirement("tokenizers", None, "1.0", None),
+        Requirement("bitsandbytes", "0.48", "0.50.2", "quant"),
+        Requirement("deepspeed", None, None, "deepspeed"),
+    ]
