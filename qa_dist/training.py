@@ -198,8 +198,8 @@ class Trainer:
             if self.ranks.is_shared:
                 raise LocalTrainingError(
                     f"step {step + 1}: out of memory with {self.max_tokens} tokens per device, and with "
-                    f"{self.ranks.request.strategy} other ranks are in the middle of the step; lower --max_tokens_per_device, "
-                    "or use --gradient_checkpointing"
+                    f"{self.ranks.request.strategy} other ranks are in the middle of the step; lower "
+                    "--max_tokens_per_device, or use --gradient_checkpointing"
                 ) from error
             losses[-2] = 1.0
         losses[-1] = float(self.ranks.is_asked_to_stop)
