@@ -1,10 +1,6 @@
-"""Run by test_strategies on every rank: takes and puts back weights between optimiser steps, and checks what it sees.
-
-Writes the losses of the steps and the final weights to the file that RESULT names.
-"""
+"""What test_strategies does on every rank."""
 
 import os
-import sys
 
 import numpy as np
 import torch
@@ -22,8 +18,31 @@ def same(found: Weights, expected: Weights) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def main() -> None:
-    config, _ = parse(sys.argv[1:], prog="strategy_state", description="")
+def check(words: list[str], result: str, rank: int) -> int:
+    """Take and put back weights and the optimiser's state between steps, and look whether they are what they should be.
+
+    Rank 0 writes the losses of the steps, the final weights and the optimiser's state in the middle to `result`.
+    """
+    with failures_named():
+        _check(words, result)
+    return 0
+
+
+def run_out_of_memory(words: list[str], rank: int) -> int:
+    """Train, on rank 1 without memory."""
+    from qa_dist import training
+    from qa_dist.train import main
+
+    def fail(*arguments: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("simulated")
+
+    if rank == 1:
+        training.span_loss = fail
+    return main(words)
+
+
+def _check(words: list[str], result: str) -> None:
+    config, _ = parse(words, prog="strategy_state", description="")
     training = config.training
     ranks = Ranks(mixed_precision=training.mixed_precision, request=read_request(os.environ, config))
     data = load_data(config, ranks)
@@ -73,10 +92,5 @@ def main() -> None:
     assert [again.step(step).loss for step in range(4, 8)] == losses[4:]
     assert same(ranks.weights(), final), "a new trainer does not go on from a checkpoint bit for bit"
     if ranks.is_main:
-        torch.save((losses, final, middle.optimizer), os.environ["RESULT"])
+        torch.save((losses, final, middle.optimizer), result)
     ranks.close()
-
-
-if __name__ == "__main__":
-    with failures_named():
-        main()

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from accelerate.state import AcceleratorState
 from safetensors.numpy import load_file
 
 from qa_dist import evaluate, train
-from tests.distributed.launching import ROOT, lines, run, succeed, torchrun
+from tests.distributed import strategy_state
+from tests.distributed.forking import start_ranks
+from tests.distributed.launching import ROOT, lines, succeed, torchrun
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = pytest.mark.distributed
@@ -58,9 +61,9 @@ def words(inputs: dict[str, object], output: Path, **options: object) -> list[st
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def launcher(strategy: str, *more: str) -> list[str]:
+def launcher(strategy: str) -> list[str]:
     config = str(ROOT / "accelerate_configs" / f"{strategy}.yaml")
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, *more]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
 
 
 def in_this_process(main: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -121,30 +124,42 @@ def test_a_strategy_gives_what_one_process_gives(
         np.testing.assert_allclose(found, tensor, atol=1e-4, err_msg=name)
 
 
-OFFLOADED = {"zero2_offload": "zero2", "zero3_offload": "zero3"}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def launched(strategy: str) -> dict[str, str]:
+    """What accelerate launch would put into the environment."""
+    if strategy == "fsdp2":
+        return FSDP2
+    path = str(ROOT / "ds_configs" / f"{strategy}.json")
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": path}
 
 
 @pytest.fixture(scope="module")
-def states(inputs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("states")
-    module = "tests.distributed.strategy_state"
-    succeed(torchrun(1, module, words(inputs, folder)), RESULT=str(folder / "single.pt"))
-    return folder
+def state(inputs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process gets."""
+    folder = tmp_path_factory.mktemp("state")
+    group = start_ranks(partial(strategy_state.check, words(inputs, folder), str(folder / "result")), folder / "log")
+    assert group.wait() == [0], group.text()
+    return folder / "result"
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, *OFFLOADED])
-def test_weights_are_taken_and_put_back_whole(
-    strategy: str, inputs: dict[str, object], states: Path, tmp_path: Path
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "zero2_offload", "zero3_offload"])
+def test_weights_and_moments_are_taken_and_put_back_whole(
+    strategy: str, inputs: dict[str, object], state: Path, tmp_path: Path
 ) -> None:
     import torch
 
     needed(strategy)
-    offload = (
-        ["--deepspeed_config_file", str(ROOT / "ds_configs" / f"{strategy}.json")] if strategy in OFFLOADED else []
-    )
-    command = [*launcher(OFFLOADED.get(strategy, strategy), *offload), "-m", "tests.distributed.strategy_state"]
-    succeed([*command, *words(inputs, tmp_path)], RESULT=str(tmp_path / "result.pt"))
-    found, expected = (torch.load(path) for path in (tmp_path / "result.pt", states / "single.pt"))
+    body = partial(strategy_state.check, words(inputs, tmp_path), str(tmp_path / "result"))
+    group = start_ranks(body, tmp_path / "log", num_processes=2, environment=launched(strategy))
+    assert group.wait() == [0, 0], group.text()
+    found, expected = (torch.load(path) for path in (tmp_path / "result", state))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
         assert ours.keys() == theirs.keys()
@@ -153,21 +168,8 @@ def test_weights_are_taken_and_put_back_whole(
 
 
 def test_a_rank_out_of_memory_says_so_and_ends_the_run(inputs: dict[str, object], tmp_path: Path) -> None:
-    text = """
-import os, sys, torch
-import qa_dist.training as training
-loss = training.span_loss
-def failing(*arguments):
-    if os.environ["RANK"] == "1":
-        raise torch.OutOfMemoryError("simulated")
-    return loss(*arguments)
-training.span_loss = failing
-from qa_dist.train import main
-sys.exit(main())
-"""
-    (tmp_path / "small_memory.py").write_text(text, encoding="utf-8")
-    command = [*launcher("fsdp2"), "-m", "small_memory", *words(inputs, tmp_path / "out")]
-    done = run(command, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert done.returncode != 0
-    assert "[rank 1 of 2] the run stops: step 1: out of memory with 150 tokens per device" in done.stderr, done.stderr
-    assert "lower --max_tokens_per_device" in done.stderr
+    body = partial(strategy_state.run_out_of_memory, words(inputs, tmp_path / "out"))
+    group = start_ranks(body, tmp_path / "log", num_processes=2, environment=FSDP2)
+    assert group.wait() == [1, 1]
+    assert "[rank 1 of 2] the run stops: step 1: out of memory with 150 tokens per device" in group.text()
+    assert "lower --max_tokens_per_device" in group.text()
