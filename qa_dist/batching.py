@@ -142,9 +142,14 @@ def evaluation_batches(lengths: Lengths, max_tokens: int, padded_length: int | N
 
 
 def share_batches(batches: Sequence[Indices], lengths: Lengths, *, world_size: int, rank: int) -> list[Indices]:
-    """The evaluation batches that `rank` computes: whole batches, balanced by tokens."""
+    """The evaluation batches that `rank` computes: whole batches, balanced by tokens.
+
+    Empty batches at the end give all ranks the same number, so that those which compute together can.
+    """
     costs = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
-    return [batches[position] for position in deal(costs, world_size)[rank]]
+    dealt = deal(costs, world_size)
+    empty = [np.empty(0, dtype=np.int64)] * (max(map(len, dealt)) - len(dealt[rank]))
+    return [batches[position] for position in dealt[rank]] + empty
 
 
 def token_imbalance(shares_tokens: Sequence[int]) -> float:

@@ -9,27 +9,20 @@ import torch
 
 from qa_dist.errors import CheckpointError
 from qa_dist.modeling import SpanModel
-
-Weights = dict[str, torch.Tensor]
-
-
-def snapshot(model: SpanModel) -> Weights:
-    """A copy of the trainable tensors, on the CPU."""
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.trainable()}
+from qa_dist.strategies import Weights
 
 
-def restore(model: SpanModel, weights: Weights) -> None:
-    """Put the tensors of a snapshot back."""
-    with torch.no_grad():
-        for name, parameter in model.trainable():
-            parameter.copy_(weights[name])
-
-
-def save_trained(model: SpanModel, tokenizer: Any, directory: Path) -> list[Path]:
+def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: Path) -> list[Path]:
     """Write the adapter (or, after full fine-tuning, the model) and the tokenizer into `directory`.
 
     The adapter is in peft's format, head included. Everything is written beside the directory first and compared with
     the tensors in memory; then the files are moved in, the weights last.
+
+    Args:
+        model: The model; its tensors may be shared out among the ranks.
+        trained: The trainable tensors, whole, as `Ranks.weights` gives them.
+        tokenizer: The tokenizer.
+        directory: Where the files go.
 
     Returns:
         The files, in the order in which they were put in place.
@@ -42,7 +35,7 @@ def save_trained(model: SpanModel, tokenizer: Any, directory: Path) -> list[Path
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
     try:
-        weights = _write(model, staging)
+        weights = _write(model, trained, staging)
         tokenizer.save_pretrained(staging)
         # The card that peft writes is an empty form.
         (staging / "README.md").unlink(missing_ok=True)
@@ -55,16 +48,19 @@ def save_trained(model: SpanModel, tokenizer: Any, directory: Path) -> list[Path
     return [directory / name for name in names]
 
 
-def _write(model: SpanModel, directory: Path) -> Weights:
+def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:
     inner = model.model
+    extra: dict[str, Any]
     if hasattr(inner, "peft_config"):
         from peft import get_peft_model_state_dict
 
-        weights: Weights = get_peft_model_state_dict(inner, save_embedding_layers=False)
-        extra = {"save_embedding_layers": False}
+        weights: Weights = get_peft_model_state_dict(inner, state_dict=trained, save_embedding_layers=False)
+        extra = {"state_dict": trained, "save_embedding_layers": False}
     else:
-        weights = inner.state_dict()
-        extra = {}
+        buffers = {name for name, _ in inner.named_buffers()}
+        kept = {name: tensor for name, tensor in inner.state_dict().items() if name in buffers}
+        weights = {**trained, **kept}
+        extra = {"state_dict": weights}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if not weights:
         raise CheckpointError("there is nothing to save: no tensor is trained; check --tuning")

@@ -254,6 +254,11 @@ class TrainingConfig:
         1.0, "clip the gradient to this global norm; none: do not clip", above=0, fixed=True
     )
     mixed_precision: Literal["no", "bf16"] = option("no", "precision of the matrix products", fixed=True)
+    cpu_offload: bool = option(
+        False,
+        "with ZeRO, keep the optimiser's state (and with ZeRO-3 the weights) in the memory of the host, as the offload "
+        "files in ds_configs/ do",
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     torch_compile: bool = option(
         False, "compile the encoder: minutes at the start, for fused elementwise operations in every step"

@@ -1,7 +1,8 @@
-"""The processes of a run: the only module that talks to other ranks, and the only importer of accelerate.
+"""The processes of a run: what talks to other ranks, and the only importer of accelerate.
 
 `Ranks` holds what a loop may ask of them. Everything that can differ between one process, several CPU processes (gloo)
-and several GPUs (nccl) is decided here, so that loops read the same for all.
+and several GPUs (nccl) is decided here, so that loops read the same for all. How the ranks hold the model is the matter
+of `qa_dist.strategies`.
 """
 
 import math
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -26,9 +27,11 @@ from accelerate.utils import InitProcessGroupKwargs, LoggerType
 from torch import nn
 
 from qa_dist.entry import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
-from qa_dist.errors import ConfigError, TrainingError, UserError
+from qa_dist.errors import ConfigError, LocalTrainingError, TrainingError, UserError
+from qa_dist.launcher import USE_VARIABLES, Request, asks_for
 from qa_dist.nodes import Member, Store, call_the_roll, host_name
 from qa_dist.stopping import Stopped
+from qa_dist.strategies import MakeOptimizer, Strategy, Trained, Weights, make_strategy
 from qa_dist.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -46,6 +49,7 @@ class Ranks:
         rank: 0 .. world_size - 1.
         world_size: number of processes.
         device: where this process computes.
+        request: how the launcher wants the model held.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Ranks:
         asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
         hang_timeout: float | None = None,
         timeout_seconds: int = 1800,
+        request: Request | None = None,
     ) -> None:
         """Join the process group that the launcher describes in the environment, or be alone without one.
 
@@ -67,6 +72,7 @@ class Ranks:
             asked_to_stop: The signal by which this process was asked to stop, None before.
             hang_timeout: Seconds without progress after which the process ends; None: it is not watched.
             timeout_seconds: How long a rank waits for the others in a collective operation.
+            request: How the launcher wants the model held; None where nothing is trained, and every rank holds all.
 
         Raises:
             ConfigError: The launcher asked for what qa_dist does not do, or ranks are missing, cannot run together or
@@ -74,8 +80,10 @@ class Ranks:
         """
         self._asked_to_stop = asked_to_stop
         self.watchdog = Watchdog(hang_timeout or math.inf)
-        _refuse_unsupported()
+        _take_over(request)
         _refuse_trackers(trackers)
+        self.request = request or Request()
+        self._strategy: Strategy | None = None
         with _meeting(timeout_seconds):
             self._accelerator = Accelerator(
                 # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
@@ -109,43 +117,100 @@ class Ranks:
         """Whether this is rank 0, which decodes, scores and writes."""
         return self.rank == 0
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The model on this rank's device, in the run's precision, and the optimiser that goes with it.
+    @property
+    def is_collective(self) -> bool:
+        """Whether a forward pass needs all ranks at once, evaluation included."""
+        return self._strategy is not None and self._strategy.is_collective
 
-        The model is not wrapped in DistributedDataParallel: gradients are exchanged by `mean_gradients`, once per step,
-        after all ranks have agreed that the step is whole. DDP would exchange them inside the last backward pass, where
-        a rank that runs out of memory leaves the others waiting.
+    @property
+    def is_shared(self) -> bool:
+        """Whether ranks hold the model or its optimiser in shares, so that none can do a step or save it alone."""
+        return self._held.is_shared
+
+    @property
+    def _held(self) -> Strategy:
+        if self._strategy is None:
+            raise ValueError("no model has been prepared")
+        return self._strategy
+
+    def prepare(
+        self, model: nn.Module, trained: Trained, make_optimizer: MakeOptimizer, *, max_grad_norm: float | None
+    ) -> nn.Module:
+        """What a forward pass calls: the model in the run's precision, held as the launcher asks.
+
+        Args:
+            model: The model.
+            trained: The same, as a strategy sees it.
+            make_optimizer: Makes the optimiser of the trainable parameters that the ranks end up with.
+            max_grad_norm: Gradients are clipped to this global norm; None: they are not.
         """
-        placed = self._accelerator.prepare_model(model, evaluation_mode=True)
-        return placed, self._accelerator.prepare_optimizer(optimizer)
+        # Sharding moves the model itself, layer by layer.
+        whole = self.request.strategy == "ddp"
+        placed = self._accelerator.prepare_model(model, device_placement=whole, evaluation_mode=True)
+        self._strategy = make_strategy(
+            self.request, placed, trained, make_optimizer, max_grad_norm=max_grad_norm, device=self.device
+        )
+        return self._strategy.module
 
-    def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the ranks; all ranks must have the same ones."""
-        if self.world_size == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            with self.watchdog.waiting():
-                dist.all_reduce(flat)
-            flat /= self.world_size
-            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
-            for gradient, piece in zip(bucket, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add the gradients of a micro-batch to this rank's; `last` is that of the step."""
+        with self._together():
+            self._held.backward(loss, last=last)
+
+    def rehearse_backward(self, loss: torch.Tensor) -> None:
+        """A backward pass that takes the memory of one and leaves no gradients."""
+        with self._together():
+            self._held.rehearse(loss)
+
+    def discard_gradients(self) -> None:
+        """Drop this rank's gradients of a step that is given up; only where nothing is shared."""
+        self._held.discard()
+
+    def exchange_gradients(self) -> None:
+        """After the last backward pass of a step: every gradient is the mean over the ranks from here on."""
+        with self.watchdog.waiting():
+            self._held.exchange()
+
+    def has_gradient(self, name: str) -> bool:
+        """Whether the exchanged gradient of a trainable parameter is not zero; all ranks must ask together."""
+        with self._together():
+            return self._held.has_gradient(name)
+
+    def update(self, learning_rate: float) -> float:
+        """Clip, take the optimiser's step and drop the gradients; the global L2 norm of the gradients before clipping.
+
+        Nothing is updated if the norm is not finite.
+        """
+        with self._together():
+            return self._held.update(learning_rate)
+
+    def weights(self) -> Weights:
+        """A copy of the trainable tensors by name, whole, on the CPU of every rank; all ranks must ask together."""
+        with self._together():
+            return self._held.weights()
+
+    def restore(self, weights: Weights) -> None:
+        """Put the tensors of `weights` back; all ranks must do it together."""
+        with self._together():
+            self._held.restore(weights)
+
+    def optimizer_tensors(self) -> Weights:
+        """A copy of the optimiser's state, whole, on the CPU, as `kind/parameter`: `exp_avg/...`, `step/...`."""
+        with self._together():
+            return self._held.optimizer_tensors()
+
+    def load_optimizer_tensors(self, tensors: Weights) -> None:
+        """Put a state that `optimizer_tensors` returned back, whatever strategy it is from."""
+        with self._together():
+            self._held.load_optimizer_tensors(tensors)
+
+    def _together(self) -> AbstractContextManager[None]:
+        """Context of what a rank does alone where nothing is shared, and with all others where something is."""
+        return self.watchdog.waiting() if self.is_shared else nullcontext()
 
     def autocast(self) -> Any:
         """Context in which matrix products run in the run's precision."""
         return self._accelerator.autocast()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of `loss` to this rank's."""
-        self._accelerator.backward(loss)
-
-    def clip_gradients(self, parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
-        """Global L2 norm of the gradients, before they are scaled down to `max_norm` if it is larger."""
-        limit = float("inf") if max_norm is None else max_norm
-        # clip_grad_norm_ multiplies by max_norm / (norm + 1e-6), which for an infinite max_norm is clamped to 1.
-        return float(self._accelerator.clip_grad_norm_(parameters, limit))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over the ranks, on every rank."""
@@ -236,19 +301,6 @@ class Ranks:
         self._accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = 1 << 24) -> list[list[torch.Tensor]]:
-    """Neighbours of one dtype together, at most `most_elements` of them (64 MiB of float32), in the order given."""
-    buckets: list[list[torch.Tensor]] = []
-    size = 0
-    for tensor in tensors:
-        if not buckets or size + tensor.numel() > most_elements or buckets[-1][0].dtype != tensor.dtype:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(tensor)
-        size += tensor.numel()
-    return buckets
 
 
 def was_restarted() -> bool:
@@ -432,7 +484,8 @@ def failures_named() -> Iterator[None]:
     """Say which rank failed, and let it fail: the launcher then ends the others.
 
     A rank that merely lost its peers says so in a line, so that the one traceback in the log is the culprit's. A
-    `TrainingError` explains itself: all ranks raise it alike, and rank 0 prints it without a traceback.
+    `TrainingError` explains itself: all ranks raise it alike, and rank 0 prints it without a traceback, or the one rank
+    that knows of it does.
     """
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     try:
@@ -440,8 +493,8 @@ def failures_named() -> Iterator[None]:
     except (UserError, Stopped):
         raise
     except TrainingError as error:
-        if rank == 0:
-            sys.stderr.write(f"[rank 0 of {world_size}] the run stops: {error}\n")
+        if rank == 0 or isinstance(error, LocalTrainingError):
+            sys.stderr.write(f"[rank {rank} of {world_size}] the run stops: {error}\n")
         _leave(world_size)
     except Exception as error:
         if world_size == 1:
@@ -477,10 +530,16 @@ def _refuse_trackers(names: Sequence[str]) -> None:
             raise ConfigError([f"--report_to {name} needs the package {name}, which is not installed; install it"])
 
 
-def _refuse_unsupported() -> None:
-    """Accelerate drops DeepSpeed and FSDP on a CPU without a word; here they are refused aloud."""
-    for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
-        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
-            raise ConfigError(
-                [f"the launcher asks for {name}, which this version does not run; use accelerate_configs/ddp.yaml"]
-            )
+def _take_over(request: Request | None) -> None:
+    """Keep accelerate and transformers from acting on what `request` describes, or refuse what nothing carries out.
+
+    Left to accelerate, DeepSpeed and FSDP are dropped on a CPU without a word; transformers loads no weights on ranks
+    other than the first.
+    """
+    wanted = asks_for(os.environ)
+    if wanted and request is None:
+        raise ConfigError(
+            [f"the launcher asks for {wanted}, which holds models to train; use accelerate_configs/ddp.yaml here"]
+        )
+    for variable in USE_VARIABLES:
+        os.environ.pop(variable, None)

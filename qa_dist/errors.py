@@ -49,3 +49,7 @@ class CheckpointError(UserError):
 
 class TrainingError(RuntimeError):
     """A run that must not go on: a non-finite loss, a parameter without a gradient."""
+
+
+class LocalTrainingError(TrainingError):
+    """A run that must not go on, for a reason that this rank alone knows and has to tell."""

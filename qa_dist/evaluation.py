@@ -77,13 +77,9 @@ def evaluate(
     if config.gather == "logits":
         if logits_path is None:
             raise ValueError("gathering logits needs a path to keep them at")
-        rounds = max(
-            len(share_batches(batches, store.lengths, world_size=ranks.world_size, rank=rank))
-            for rank in range(ranks.world_size)
-        )
-        tables = _through_logits(computed, store, ranks, config, batches, rounds, logits_path)
+        tables = _through_logits(computed, store, ranks, config, batches, len(mine), logits_path)
     else:
-        tables = [_candidates(start_T, end_T, batch, config) for batch, start_T, end_T in computed]
+        tables = [_candidates(*found, config) for found in computed if found is not None]
         own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
         ranks.stop_if_asked()
         tables = ranks.gather(own)
@@ -172,22 +168,41 @@ def _forward(
     ranks: Ranks,
     batches: Sequence[Indices],
     losses: npt.NDArray[np.float64],
-) -> Iterator[Computed]:
-    """Each batch with its logits, until this rank is asked to stop; the losses of its features are noted on the way."""
+) -> Iterator[Computed | None]:
+    """Each batch with its logits, None for an empty one; the losses of its features are noted on the way.
+
+    It ends early when this rank is asked to stop or, where ranks compute together, when any of them is.
+    """
     model.eval()
+    shortest = store.lengths.argmin(0, keepdims=True)
     for indices in batches:
-        if ranks.is_asked_to_stop:
+        if _is_to_stop(ranks):
             return
         ranks.watchdog.beat("evaluation")
-        batch = FeatureBatch.of(store, indices, ranks.device)
-        with torch.inference_mode(), ranks.autocast():
+        if not len(indices) and not ranks.is_collective:
+            yield None
+            continue
+        # A rank with nothing left computes one feature for nothing, so that the others get its share of the model.
+        batch = FeatureBatch.of(store, indices if len(indices) else shortest, ranks.device)
+        # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
+        with torch.no_grad(), ranks.autocast():
             start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-            losses[indices] = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double().cpu().numpy()
+            losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double().cpu().numpy()
+        if not len(indices):
+            yield None
+            continue
+        losses[indices] = losses_B
         yield batch, start_T, end_T
 
 
+def _is_to_stop(ranks: Ranks) -> bool:
+    if not ranks.is_collective:
+        return ranks.is_asked_to_stop
+    return bool(ranks.sum(torch.tensor(float(ranks.is_asked_to_stop), device=ranks.device)))
+
+
 def _candidates(
-    start_T: torch.Tensor, end_T: torch.Tensor, batch: FeatureBatch, config: EvaluationConfig
+    batch: FeatureBatch, start_T: torch.Tensor, end_T: torch.Tensor, config: EvaluationConfig
 ) -> CandidateTable:
     lengths_B = torch.tensor(batch.lengths, device=start_T.device)
     spans = top_spans(
@@ -204,17 +219,20 @@ def _candidates(
     return spans.to_table(batch.indices)
 
 
-def _counted(computed: Iterator[Computed], total: int, advance: Callable[[int, int], object]) -> Iterator[Computed]:
+def _counted(
+    computed: Iterator[Computed | None], total: int, advance: Callable[[int, int], object]
+) -> Iterator[Computed | None]:
     """The same, reporting progress on the way."""
     done = 0
-    for batch, start_T, end_T in computed:
-        yield batch, start_T, end_T
-        done += len(batch.indices)
-        advance(done, total)
+    for found in computed:
+        yield found
+        if found is not None:
+            done += len(found[0].indices)
+            advance(done, total)
 
 
 def _through_logits(
-    computed: Iterator[Computed],
+    computed: Iterator[Computed | None],
     store: FeatureStore,
     ranks: Ranks,
     config: EvaluationConfig,
@@ -228,9 +246,10 @@ def _through_logits(
     if ranks.is_main:
         logits = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first_token[-1]), 2))
     for _ in range(rounds):
-        batch, start_T, end_T = next(computed, (None, None, None))
+        found = next(computed, None)
         piece = None
-        if batch is not None and start_T is not None and end_T is not None:
+        if found is not None:
+            batch, start_T, end_T = found
             piece = (batch.indices, torch.stack((start_T, end_T), 1).cpu().numpy())
         for arrived in ranks.gather(piece):
             if arrived is None or logits is None:
@@ -248,5 +267,5 @@ def _through_logits(
         batch = FeatureBatch.of(store, indices, torch.device("cpu"))
         rows = np.concatenate([logits[first_token[index] : first_token[index + 1]] for index in indices])
         start_T, end_T = torch.from_numpy(rows).unbind(1)
-        tables.append(_candidates(start_T, end_T, batch, config))
+        tables.append(_candidates(batch, start_T, end_T, config))
     return tables

@@ -166,6 +166,15 @@ class SpanModel(nn.Module):
         """Name and tensor of every trainable parameter, in the model's order."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
+    def blocks(self) -> list[nn.Module]:
+        """The encoder's layers, from the first to the last."""
+        lists = [part for part in transformers_model(self.model).modules() if isinstance(part, nn.ModuleList)]
+        return list(max(lists, key=lambda part: sum(weight.numel() for weight in part.parameters()), default=()))
+
+    def unmoved(self) -> list[str]:
+        """Names of the trainable parameters whose gradient is set to zero, see `logit_biases`."""
+        return list(logit_biases(self))
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
@@ -641,25 +650,24 @@ class GradientCheck:
 
     def __init__(self, model: SpanModel) -> None:
         heads, never = set(head_parameters(model)), logit_biases(model)
-        self._pending = {
-            name: parameter
-            for name, parameter in model.trainable()
-            if ("lora_" in name or name in heads) and name not in never
-        }
+        self._pending = [
+            name for name, _ in model.trainable() if ("lora_" in name or name in heads) and name not in never
+        ]
 
-    def observe(self, step: int) -> None:
+    def observe(self, step: int, has_gradient: Callable[[str], bool]) -> None:
         """Look at the gradients of optimiser step `step` (from 0), before the optimiser clears them.
+
+        Args:
+            step: The optimiser step.
+            has_gradient: Whether the gradient of a parameter, by name, is there and not zero.
 
         Raises:
             TrainingError: The second step is over and a tensor never had a gradient; the message names it.
         """
-        for name in list(self._pending):
-            gradient = self._pending[name].grad
-            if gradient is not None and bool(gradient.count_nonzero()):
-                del self._pending[name]
+        self._pending = [name for name in self._pending if not has_gradient(name)]
         if step >= 1 and self._pending:
             raise TrainingError(
-                f"no gradient has reached {', '.join(list(self._pending)[:5])} in two steps: "
+                f"no gradient has reached {', '.join(self._pending[:5])} in two steps: "
                 f"{len(self._pending)} tensors would never be trained"
             )
 

@@ -67,7 +67,8 @@ def load_optimizer_tensors(
     state: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
-        state.setdefault(name, {})[kind] = value
+        # The optimiser counts its steps in the tensor that it is given.
+        state.setdefault(name, {})[kind] = value.clone()
     names = {id(parameter): name for name, parameter in named_parameters}
     saved = optimizer.state_dict()
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]

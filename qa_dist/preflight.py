@@ -37,7 +37,8 @@ def preflight(
     """
     if ranks.world_size == 1:
         return []
-    own = Member(ranks.rank, host_name(), facts(config, stores))
+    held = {"launcher strategy": ranks.request.strategy, "launcher settings": ranks.request.settings}
+    own = Member(ranks.rank, host_name(), {**facts(config, stores), **held})
     if problems := ranks.broadcast(sentences(ranks.gather(own))):
         raise ConfigError(problems, on_all_ranks=True)
     return without_folder(_sight(ranks, output_dir), output_dir)
@@ -84,6 +85,7 @@ def sentence(difference: Difference) -> str:
             "install the same version on all machines, or check out the same commit without changes",
         ),
         "option": (name, "start all machines with the same command and the same recipe"),
+        "launcher": (f"the launcher's {name}", "start all machines with the same launch configuration"),
         "bytes": (f"the content of the {name} data", "copy the same files to all machines"),
         "tokenizer": (f"the tokenizer of the {name} data", "copy the same model folder to all machines"),
         "features": (f"the digest of the {name} features", "give all machines the same data and the same options"),

@@ -25,8 +25,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from qa_dist.checkpoint import Weights
 from qa_dist.errors import CheckpointError
+from qa_dist.strategies import Weights
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, BEST, STATE, MANIFEST = (

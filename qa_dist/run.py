@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from qa_dist import evaluation as evaluating
-from qa_dist.checkpoint import Weights, restore, save_trained, snapshot
+from qa_dist.checkpoint import save_trained
 from qa_dist.config import ConfigError, RunConfig, write_config
 from qa_dist.distributed import Ranks, was_restarted
 from qa_dist.errors import CheckpointError, DataError
@@ -36,6 +36,7 @@ from qa_dist.resume import (
 from qa_dist.squad import available_splits, subset
 from qa_dist.stopping import Stopped
 from qa_dist.store import FeatureStore, prepare_store
+from qa_dist.strategies import Weights
 from qa_dist.tracking import (
     MetricsLog,
     Progress,
@@ -285,7 +286,7 @@ class Run:
 
     def _save(self, trainer: Resumable) -> None:
         self._saved_step = self._last_step
-        if not self.ranks.is_main:
+        if not self.ranks.is_main and not self.ranks.is_shared:
             return
         best = self._best
         progress = {
@@ -297,7 +298,9 @@ class Run:
             "world_size": self.ranks.world_size,
         }
         with self.clock.phase("checkpoint"):
-            self._checkpoints.save(trainer.checkpoint(self._last_step, best and best[2], progress))
+            checkpoint = trainer.checkpoint(self._last_step, best and best[2], progress)
+            if self.ranks.is_main:
+                self._checkpoints.save(checkpoint)
 
     def record(self, step: int, done: StepResult, learning_rate: float) -> None:
         """Log optimiser step `step`, counted from 0 here and from 1 in everything written."""
@@ -362,16 +365,17 @@ class Run:
 
     def finish(self, model: SpanModel, data: RunData) -> Evaluation | None:
         """Evaluate the weights the run ends with, write everything, and say where it is."""
-        ended_with, final = self._final_weights(model)
+        ended_with, final = self._final_weights()
         if data.validation is not None and (final is None or not final.metrics):
             with self.clock.phase("evaluate"):
                 final = self._evaluate_whole(model, data, data.validation)
             self.say(_summary("final", final))
         self._progress.close()
         memory = self.ranks.peak_memory_bytes()
+        weights = self.ranks.weights()
         if self.ranks.is_main:
             with self.clock.phase("write"):
-                written = save_trained(model, data.tokenizer, self.directory)
+                written = save_trained(model, weights, data.tokenizer, self.directory)
                 if final is not None:
                     written += evaluating.write_results(final, self.directory)
             self._write_record(ended_with, memory, final)
@@ -401,18 +405,19 @@ class Run:
             self._evaluations_without_best += 1
             return
         self._evaluations_without_best = 0
-        self._best = (value, step, snapshot(model), found)
+        weights = self.ranks.weights()
+        self._best = (value, step, weights, found)
         if self.ranks.is_main and self.config.training.keep == "best":
             best = self.directory / "best"
             best.mkdir(exist_ok=True)
-            save_trained(model, data.tokenizer, best)
+            save_trained(model, weights, data.tokenizer, best)
             write_json(best / "metrics.json", {"step": step, "loss": found.loss, **found.metrics})
 
-    def _final_weights(self, model: SpanModel) -> tuple[int, Evaluation | None]:
+    def _final_weights(self) -> tuple[int, Evaluation | None]:
         """Put the weights that the run ends with in place; their step, and their evaluation if there is one."""
         if self.config.training.keep == "best" and self._best is not None:
             _, step, weights, found = self._best
-            restore(model, weights)
+            self.ranks.restore(weights)
             return step, found
         if self._latest is not None and self._latest[0] == self._last_step:
             return self._latest
@@ -424,6 +429,7 @@ class Run:
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": [masked(word) for word in sys.argv],
             "world_size": self.ranks.world_size,
+            "strategy": self.ranks.request.strategy,
             "num_steps": self._last_step,
             "weights_of_step": ended_with,
             **self._record,

@@ -6,6 +6,7 @@ the optimiser's moments.
 """
 
 import math
+import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,18 +17,19 @@ import torch
 
 from qa_dist.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.budget import CPU_TOKENS, measured_budget
-from qa_dist.checkpoint import Weights, restore, snapshot
 from qa_dist.config import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
-from qa_dist.errors import TrainingError
+from qa_dist.errors import LocalTrainingError, TrainingError
 from qa_dist.evaluation import Evaluation
+from qa_dist.launcher import read_request
 from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
-from qa_dist.optim import learning_rate, load_optimizer_tensors, optimizer_tensors, parameter_groups
+from qa_dist.optim import learning_rate, parameter_groups
 from qa_dist.preflight import preflight
 from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
 from qa_dist.squad import subset
 from qa_dist.store import FeatureStore
+from qa_dist.strategies import NamedParameters, Weights
 from qa_dist.tracking import StepResult
 
 
@@ -62,24 +64,28 @@ class Trainer:
             )
         self.model = model
         self._longest = longest
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model.model.named_parameters(), training.weight_decay),
-            lr=training.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
-        )
-        self.wrapped, self.optimizer = ranks.prepare(model, optimizer)
-        self.parameters = [parameter for _, parameter in model.trainable()]
+        # These three before the ranks share the tensors out.
         self.gradients = GradientCheck(model)
-        self.notice = notice
+        self.num_trainable = sum(parameter.numel() for _, parameter in model.trainable())
         self.identity = {
             **config.fixed(),
             "training data": store.fingerprint,
             "base model": _base_fingerprint(model) if ranks.is_main else "",
         }
+        self.wrapped = ranks.prepare(model, model, self._make_optimizer, max_grad_norm=training.max_grad_norm)
+        self.notice = notice
         self._stop = False
         self._order: tuple[int, Indices] | None = None
         self.max_tokens = self._find_budget(longest) if wanted is None else wanted
+
+    def _make_optimizer(self, parameters: NamedParameters) -> torch.optim.Optimizer:
+        training = self.config.training
+        return torch.optim.AdamW(
+            parameter_groups(parameters, training.weight_decay),
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+        )
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -97,29 +103,27 @@ class Trainer:
         Raises:
             TrainingError: On every rank alike: a loss or the gradient is not finite, or a tensor never gets a gradient.
         """
-        training = self.config.training
         features = self._global_batch(step)
         while (losses := self._accumulate(step, features)) is None:
             self._halve_budget(step, features)
         self._require_finite(step, features, losses)
-        self.ranks.mean_gradients(self.parameters)
-        norm = self.ranks.clip_gradients(self.parameters, training.max_grad_norm)
+        self.ranks.exchange_gradients()
+        self.gradients.observe(step, self.ranks.has_gradient)
+        norm = self.ranks.update(self.learning_rate(step))
         if not math.isfinite(norm):
             raise TrainingError(f"step {step + 1}: the gradient is not finite; features {self._names(features)}")
-        self.gradients.observe(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         tokens = int(self.store.lengths[features].sum())
         return StepResult(float(losses.mean()), norm, len(features), tokens, stop=self._stop)
 
     def checkpoint(self, step: int, best: Weights | None, progress: Mapping[str, Any]) -> Checkpoint:
-        """What a run needs to go on after `step` optimiser steps; the tensors are copies."""
+        """What a run needs to go on after `step` optimiser steps; the tensors are copies.
+
+        Where the ranks share the model or its optimiser, all must call this together.
+        """
         return Checkpoint(
             step=step,
-            weights=snapshot(self.model),
-            optimizer=optimizer_tensors(self.optimizer, self.model.trainable()),
+            weights=self.ranks.weights(),
+            optimizer=self.ranks.optimizer_tensors(),
             best=best,
             identity=self.identity,
             progress={**progress, "max_tokens_per_device": self.max_tokens},
@@ -127,8 +131,8 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was taken."""
-        restore(self.model, checkpoint.weights)
-        load_optimizer_tensors(self.optimizer, self.model.trainable(), checkpoint.optimizer)
+        self.ranks.restore(checkpoint.weights)
+        self.ranks.load_optimizer_tensors(checkpoint.optimizer)
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.
             self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.progress["max_tokens_per_device"]))
@@ -144,12 +148,11 @@ class Trainer:
             batch = FeatureBatch.of(self.store, features, self.ranks.device)
             self.wrapped.train()
             start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-            self.ranks.backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
-            self.optimizer.zero_grad(set_to_none=True)
+            self.ranks.rehearse_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
             return longest * len(features)
 
         most = longest * min(len(self.features), self.config.training.global_batch_size)
-        moments = 2 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+        moments = 2 * 4 * self.num_trainable
         found = measured_budget(run_pass, longest=longest, most=most, device=self.ranks.device, reserved_bytes=moments)
         return self.ranks.minimum(found)
 
@@ -177,8 +180,9 @@ class Trainer:
         self.wrapped.train()
         # Two more places: how many ranks ran out of memory, and how many were asked to stop.
         losses = torch.zeros(len(features) + 2, device=self.ranks.device, dtype=torch.float64)
+        share = plan.shares[self.ranks.rank]
         try:
-            for number, micro_batch in enumerate(plan.shares[self.ranks.rank], 1):
+            for number, micro_batch in enumerate(share, 1):
                 self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")
                 # A rank with nothing left computes one feature for nothing, so that all have the same gradients.
                 chosen = micro_batch if len(micro_batch) else lengths.argmin(0, keepdims=True)
@@ -187,10 +191,16 @@ class Trainer:
                 losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
                 # Ranks are averaged: times W / G_step the average is the mean over the global step.
                 weight = self.ranks.world_size / len(features) if len(micro_batch) else 0.0
-                self.ranks.backward(losses_B.sum() * weight)
+                self.ranks.backward(losses_B.sum() * weight, last=number == len(share))
                 if len(micro_batch):
                     losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if self.ranks.is_shared:
+                raise LocalTrainingError(
+                    f"step {step + 1}: out of memory with {self.max_tokens} tokens per device, and with "
+                    f"{self.ranks.request.strategy} other ranks are in the middle of the step; lower "
+                    "--max_tokens_per_device, or use --gradient_checkpointing"
+                ) from error
             losses[-2] = 1.0
         losses[-1] = float(self.ranks.is_asked_to_stop)
         losses = self.ranks.sum(losses)
@@ -203,7 +213,7 @@ class Trainer:
         Raises:
             TrainingError: The budget was one feature already.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.ranks.discard_gradients()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         least = self.model.padded_length or int(self.store.lengths[features].max())
@@ -260,6 +270,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         asked_to_stop=asked_to_stop,
         hang_timeout=training.hang_timeout,
         timeout_seconds=training.ddp_timeout,
+        request=read_request(os.environ, config),
     )
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):

@@ -4,7 +4,7 @@ Warm-up steps come before, steps that are taken apart into phases come after.
 
 **Phases.** Hooks of the model and of `Ranks` note the time at which one phase ends and the next begins; on CUDA each
 first waits for the device, which is why these steps are not among the measured ones. The ranks of a run exchange
-nothing during the backward pass: `gradient_sync` is the time in `Ranks.sum` (the losses) and `Ranks.mean_gradients`,
+nothing during the backward pass: `gradient_sync` is the time in `Ranks.sum` (the losses) and `exchange_gradients`,
 the wait for the slowest rank included. `optimizer` is all else behind the backward pass: checks, clipping, the update.
 """
 
@@ -81,10 +81,10 @@ class WatchedRanks(Ranks):
         model.register_forward_pre_hook(lambda *_: self.clock.mark("data"))
         model.register_forward_hook(lambda *_: self.clock.mark("forward"))
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """As of any ranks, with marks around it: what comes before it is the loss."""
         self.clock.mark("forward")
-        super().backward(loss)
+        super().backward(loss, last=last)
         self.clock.mark("backward")
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -94,10 +94,10 @@ class WatchedRanks(Ranks):
         self.clock.mark("gradient_sync")
         return summed
 
-    def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def exchange_gradients(self) -> None:
         """As of any ranks."""
         self.clock.mark("optimizer")
-        super().mean_gradients(parameters)
+        super().exchange_gradients()
         self.clock.mark("gradient_sync")
 
 

@@ -11,8 +11,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ class Group:
 
 def start(words: Sequence[str], log: Path, *, num_processes: int = 1, fault: Fault | None = None) -> Group:
     """Start the ranks of `qa_dist.train words`; their output goes to `log`."""
+    return start_ranks(partial(run_rank, list(words), fault), log, num_processes=num_processes)
+
+
+def start_ranks(
+    body: Callable[[int], int], log: Path, *, num_processes: int = 1, environment: Mapping[str, str] | None = None
+) -> Group:
+    """Start ranks that do `body`, which takes their number and returns their exit code; their output goes to `log`.
+
+    Args:
+        body: What can be pickled, and is called in every rank.
+        log: Where its standard streams go.
+        num_processes: How many ranks.
+        environment: What a launcher's configuration would set.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with socket.socket() as probe:
@@ -78,14 +93,17 @@ def start(words: Sequence[str], log: Path, *, num_processes: int = 1, fault: Fau
         port = probe.getsockname()[1]
     ranks: list[BaseProcess] = []
     for rank in range(num_processes):
-        process = context.Process(target=run_rank, args=(list(words), str(log), rank, num_processes, port, fault))
+        arguments = (body, str(log), rank, num_processes, port, dict(environment or {}))
+        process = context.Process(target=_live, args=arguments)
         process.start()
         ranks.append(process)
     return Group(ranks, log)
 
 
-def run_rank(words: list[str], log: str, rank: int, num_processes: int, port: int, fault: Fault | None) -> None:
-    """Body of a rank: never returns."""
+def _live(
+    body: Callable[[int], int], log: str, rank: int, num_processes: int, port: int, environment: dict[str, str]
+) -> None:
+    """Life of a rank: never returns."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
@@ -98,17 +116,23 @@ def run_rank(words: list[str], log: str, rank: int, num_processes: int, port: in
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
         )
+    os.environ.update(environment)
     # The server's own handlers are not a launched process's.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = body(rank)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_rank(words: list[str], fault: Fault | None, rank: int) -> int:
+    """Train on this rank."""
     _log_features(Path(words[words.index("--output_dir") + 1]).with_suffix(".features.jsonl"), rank)
     if fault is not None and fault.rank in (None, rank):
         _install(fault)
     from qa_dist.train import main
 
-    code = main(words)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return main(words)
 
 
 def _log_features(path: Path, rank: int) -> None:

@@ -25,7 +25,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_there_are_configurations() -> None:
-    assert {"single", "ddp", "ddp_cpu", "multinode_ddp"} <= {path.stem for path in CONFIGS}
+    assert {"single", "ddp", "ddp_cpu", "multinode_ddp", "zero1", "zero2", "zero3", "fsdp2"} <= {
+        path.stem for path in CONFIGS
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

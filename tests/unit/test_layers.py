@@ -27,7 +27,10 @@ ORDER = (
     "batching",
     "decoding",
     "scoring",
+    "optim",
     # ranks
+    "launcher",
+    "strategies",
     "distributed",
     # parts
     "pretrained",
@@ -36,7 +39,6 @@ ORDER = (
     "dropout",
     "quantization",
     "modeling",
-    "optim",
     "budget",
     "checkpoint",
     "resume",
@@ -61,8 +63,9 @@ ORDER = (
 )
 PURE = (
     *("errors", "records", "parsers", "masking", "config"),
-    *("sample", "squad", "features", "batching", "decoding", "scoring"),
+    *("sample", "squad", "features", "batching", "decoding", "scoring", "launcher"),
 )
+OTHERS = ("accelerate", "deepspeed")
 
 
 def imports(module: str) -> set[str]:
@@ -89,9 +92,10 @@ def test_imports_point_one_way(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_only_distributed_talks_to_other_ranks(module: str) -> None:
-    talking = {name for name in imports(module) if name.startswith(("torch.distributed", "accelerate"))}
-    assert module == "distributed" or not talking
+def test_only_distributed_and_strategies_talk_to_other_ranks(module: str) -> None:
+    talking = {name.split(".")[0] for name in imports(module) if name.startswith(("torch.distributed", *OTHERS))}
+    allowed = {"distributed": {"torch", "accelerate"}, "strategies": {"torch", "deepspeed"}}
+    assert talking == allowed.get(module, set())
 
 
 @pytest.mark.parametrize("part", sorted(path.stem for path in (PACKAGE / "benchmarking").glob("*.py")))

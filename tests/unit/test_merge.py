@@ -26,7 +26,8 @@ def trained(folder: Path, model_type: str, **options: Any) -> ModelConfig:
         for _, parameter in model.trainable():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     (folder / "adapter").mkdir()
-    save_trained(model, tiny_tokenizer(), folder / "adapter")
+    weights = {name: parameter.detach() for name, parameter in model.trainable()}
+    save_trained(model, weights, tiny_tokenizer(), folder / "adapter")
     return config
 
 

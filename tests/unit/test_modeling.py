@@ -1,5 +1,6 @@
 """Every family: unpadded equals padded, the head trains, what was saved comes back."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ MAX_LENGTH = 128
 @pytest.fixture(scope="module", params=MODEL_TYPES)
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def received(model: SpanModel) -> Callable[[str], bool]:
+    """Whether a parameter has a gradient, by name."""
+    parameters = dict(model.trainable())
+
+    def has_gradient(name: str) -> bool:
+        gradient = parameters[name].grad
+        return gradient is not None and bool(gradient.count_nonzero())
+
+    return has_gradient
+
+
+def whole(model: SpanModel) -> dict[str, torch.Tensor]:
+    """The trainable tensors by name."""
+    return {name: parameter.detach() for name, parameter in model.trainable()}
 
 
 def build(model_dir: Path, **options: Any) -> SpanModel:
@@ -110,9 +127,9 @@ def test_every_family_trains_its_head_and_comes_back(model_dir: Path, tmp_path: 
         optimizer.zero_grad()
         _, _, gradients = loss_and_gradients(model)
         assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
-        check.observe(step)
+        check.observe(step, received(model))
         optimizer.step()
-    save_trained(model, tiny_tokenizer(), tmp_path)
+    save_trained(model, whole(model), tiny_tokenizer(), tmp_path)
     config = ModelConfig(model_name_or_path=str(model_dir), model_dropout=0.0)
     again = load_trained(config, str(tmp_path), max_seq_length=MAX_LENGTH, tokenizer_pads_left=False)
     model.eval()
@@ -125,7 +142,7 @@ def test_full_fine_tuning_comes_back(model_type: str, tmp_path: Path) -> None:
     model = build(tiny_model(model_type, tmp_path / "base"), tuning="full")
     assert len(model.trainable()) == sum(1 for _ in model.parameters())
     (tmp_path / "out").mkdir()
-    save_trained(model, tiny_tokenizer(), tmp_path / "out")
+    save_trained(model, whole(model), tiny_tokenizer(), tmp_path / "out")
     config = ModelConfig(model_name_or_path="unused", tuning="full")
     again = load_trained(config, str(tmp_path / "out"), max_seq_length=MAX_LENGTH, tokenizer_pads_left=False)
     assert torch.equal(model.eval()(*row())[0], again(*row())[0])
@@ -148,7 +165,7 @@ def test_variants_of_lora_train_every_adapter(options: dict[str, Any], tmp_path:
     check = GradientCheck(model)
     for step in range(2):
         loss_and_gradients(model)
-        check.observe(step)
+        check.observe(step, received(model))
         with torch.no_grad():
             for _, parameter in model.trainable():
                 parameter -= 0.1 * (parameter.grad if parameter.grad is not None else 0)
@@ -164,9 +181,9 @@ def test_a_tensor_without_gradient_is_named(tmp_path: Path) -> None:
     for name, parameter in model.trainable():
         if "layer.1.attention.self.value.lora_B" in name:
             parameter.grad = None
-    check.observe(0)
+    check.observe(0, received(model))
     with pytest.raises(TrainingError, match=r"layer\.\d\.attention"):
-        check.observe(1)
+        check.observe(1, received(model))
 
 
 @pytest.mark.parametrize("padding", ["unpadded", "sorted"])

@@ -10,6 +10,7 @@ import pytest
 
 from qa_dist import preflight
 from qa_dist.config import ConfigError, RunConfig
+from qa_dist.launcher import Request
 from qa_dist.nodes import Member
 
 
@@ -21,7 +22,7 @@ def store(content: str = "c" * 64, tokenizer: str = "d" * 64, fingerprint: str =
 class Two:
     """Rank 0 of two, the other of which is a copy of it on node1 with some facts changed and eyes open or shut."""
 
-    world_size, rank, is_main = 2, 0, True
+    world_size, rank, is_main, request = 2, 0, True, Request(strategy="zero2", deepspeed={"gradient_clipping": 1.0})
 
     def __init__(self, *, sees: bool = True, **changed: Any) -> None:
         self.sees = sees
@@ -72,6 +73,14 @@ def test_another_python_program_or_option(tmp_path: Path) -> None:
     assert [problem.partition(" is ")[0] for problem in found] == ["python", "the code of qa_dist", "--learning_rate"]
     assert "same command and the same recipe" in found[2]
     assert "1.0 on node1 (rank 1) but 0.0003 on rank 0" in found[2]
+
+
+def test_another_launch_configuration(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, **{"launcher strategy": "ddp"})
+    assert problem.startswith("the launcher's strategy is ddp on node1 (rank 1) but zero2 on rank 0")
+    assert "same launch configuration" in problem
+    (problem,) = problems(tmp_path, **{"launcher settings": "{}"})
+    assert '{"gradient_clipping": 1.0}' in problem
 
 
 def test_other_data_are_named_by_their_cause(tmp_path: Path) -> None:

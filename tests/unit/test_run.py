@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_features(
 ) -> None:
     from qa_dist.distributed import Ranks
 
-    monkeypatch.setattr(Ranks, "clip_gradients", lambda *arguments: float("inf"))
+    monkeypatch.setattr(Ranks, "update", lambda *arguments: float("inf"))
     with pytest.raises(SystemExit, match="1"):
         run()
     assert "the run stops: step 1: the gradient is not finite; features q" in capsys.readouterr().err
@@ -221,9 +221,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_features(
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
-def test_a_strategy_that_is_not_run_is_refused(
+def test_a_strategy_without_what_it_needs_is_refused(
     run: Callable[..., int], variable: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv(variable, "true")
     assert run() == 2
-    assert "which this version does not run" in capsys.readouterr().err
+    assert "the launcher asks for" in capsys.readouterr().err
+
+
+def test_evaluation_refuses_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "unused"}', encoding="utf-8")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert evaluate.main(["--adapter", str(tmp_path)]) == 2
+    assert "asks for FSDP, which holds models to train" in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""What test_strategies does on every rank."""
+
+import os
+
+import numpy as np
+import torch
+
+from qa_dist.config import parse
+from qa_dist.distributed import Ranks, failures_named
+from qa_dist.launcher import read_request
+from qa_dist.modeling import FeatureBatch, build_model, span_loss
+from qa_dist.run import load_data
+from qa_dist.strategies import Weights
+from qa_dist.training import Trainer
+
+
+def same(found: Weights, expected: Weights) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def check(words: list[str], result: str, rank: int) -> int:
+    """Take and put back weights and the optimiser's state between steps, and look whether they are what they should be.
+
+    Rank 0 writes the losses of the steps, the final weights and the optimiser's state in the middle to `result`.
+    """
+    with failures_named():
+        _check(words, result)
+    return 0
+
+
+def run_out_of_memory(words: list[str], rank: int) -> int:
+    """Train, on rank 1 without memory."""
+    from qa_dist import training
+    from qa_dist.train import main
+
+    def fail(*arguments: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("simulated")
+
+    if rank == 1:
+        training.span_loss = fail
+    return main(words)
+
+
+def _check(words: list[str], result: str) -> None:
+    config, _ = parse(words, prog="strategy_state", description="")
+    training = config.training
+    ranks = Ranks(mixed_precision=training.mixed_precision, request=read_request(os.environ, config))
+    data = load_data(config, ranks)
+
+    def start_trainer() -> Trainer:
+        model, _ = build_model(
+            config.model,
+            seed=training.seed,
+            max_seq_length=config.data.max_seq_length,
+            gradient_checkpointing=training.gradient_checkpointing,
+        )
+        return Trainer(config, ranks, data.train, model)
+
+    trainer = start_trainer()
+    model = trainer.model
+    batch = FeatureBatch.of(data.train, np.arange(3), ranks.device)
+
+    def logits() -> torch.Tensor:
+        model.eval()
+        with torch.no_grad():
+            return torch.stack(model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths))
+
+    start, before = ranks.weights(), logits()
+    assert list(start) == [name for name, _ in model.trainable()]
+    assert all(tensor.numel() for tensor in start.values())
+
+    trainer.wrapped.train()
+    start_T, end_T = trainer.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+    ranks.rehearse_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
+    assert same(ranks.weights(), start), "a rehearsal moved the weights"
+
+    losses = [trainer.step(step).loss for step in range(4)]
+    middle = trainer.checkpoint(4, None, {})
+    assert all(torch.equal(middle.weights[name], start[name]) == (tuple(start[name].shape) == (2,)) for name in start)
+    assert not torch.equal(logits(), before)
+
+    ranks.restore(start)
+    assert same(ranks.weights(), start)
+    assert torch.equal(logits(), before), "the model does not compute with what was put back"
+    ranks.restore(middle.weights)
+    losses += [trainer.step(step).loss for step in range(4, 8)]
+    final = ranks.weights()
+
+    again = start_trainer()
+    again.restore(middle)
+    assert same(again.checkpoint(4, None, {}).optimizer, middle.optimizer)
+    assert [again.step(step).loss for step in range(4, 8)] == losses[4:]
+    assert same(ranks.weights(), final), "a new trainer does not go on from a checkpoint bit for bit"
+    if ranks.is_main:
+        torch.save((losses, final, middle.optimizer), result)
+    ranks.close()

@@ -1,0 +1,175 @@
+"""ZeRO-1, 2, 3 and FSDP2 on gloo processes: the same adapters, the same answers and the same files as one process."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+from safetensors.numpy import load_file
+
+from qa_dist import evaluate, train
+from tests.distributed import strategy_state
+from tests.distributed.forking import start_ranks
+from tests.distributed.launching import ROOT, lines, succeed, torchrun
+from tests.tiny import tiny_model, tiny_squad
+
+pytestmark = pytest.mark.distributed
+
+NUM_STEPS = 20
+STRATEGIES = ("zero1", "zero2", "zero3", "fsdp2")
+
+
+def needed(strategy: str) -> None:
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return {
+        "model_name_or_path": tiny_model("bert", folder / "bert"),
+        "train_file": tiny_squad(folder / "train.json", 40, seed=1, unanswerable=True),
+        "validation_file": tiny_squad(folder / "validation.json", 21, seed=2, unanswerable=True),
+        "store_dir": folder / "store",
+        "max_seq_length": 64,
+        "doc_stride": 16,
+        "lora_dropout": 0,
+        "lora_target_modules": "all-linear",
+        # With 32 the adapters of the tiny model are above ZeRO-3's threshold, and its biases below.
+        "lora_r": 32,
+        "learning_rate": 2e-3,
+        "max_grad_norm": 0.5,
+        "global_batch_size": 11,
+        "max_train_steps": NUM_STEPS,
+        # Several micro-batches per step, and an evaluation in which one rank has a batch less than the other.
+        "max_tokens_per_device": 150,
+        "eval_tokens_per_device": 640,
+        "eval_steps": 8,
+        "checkpointing_steps": 10,
+        "metric_for_best_model": "loss",
+        "disable_tqdm": "true",
+    }
+
+
+def words(inputs: dict[str, object], output: Path, **options: object) -> list[str]:
+    settings = {**inputs, "output_dir": output, **options}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def launcher(strategy: str) -> list[str]:
+    config = str(ROOT / "accelerate_configs" / f"{strategy}.yaml")
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+
+
+def in_this_process(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """The exit code of an entry point, run as a single process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    code = main(arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return code
+
+
+@pytest.fixture(scope="module")
+def single(inputs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "single"
+    succeed(torchrun(1, "qa_dist.train", words(inputs, output)))
+    return output
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_gives_what_one_process_gives(
+    strategy: str, inputs: dict[str, object], single: Path, tmp_path: Path
+) -> None:
+    needed(strategy)
+    output = tmp_path / "out"
+    succeed([*launcher(strategy), "-m", "qa_dist.train", *words(inputs, output)])
+    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert (record["strategy"], record["world_size"]) == (strategy, 2)
+    steps, expected = (
+        [line for line in lines(folder / "metrics.jsonl") if "loss" in line] for folder in (output, single)
+    )
+    assert len(steps) == NUM_STEPS
+    for name, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4), ("learning_rate", 0)):
+        ours, theirs = ([line[name] for line in curve] for curve in (steps, expected))
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, err_msg=name)
+    assert max(line["grad_norm"] for line in steps) > 0.5, "nothing was clipped"
+    for folder in (Path(), Path("best")):
+        ours, theirs = (load_file(place / folder / "adapter_model.safetensors") for place in (output, single))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            np.testing.assert_allclose(ours[name], tensor, atol=1e-4, err_msg=name)
+        described = [json.loads((place / folder / "adapter_config.json").read_text()) for place in (output, single)]
+        for config in described:
+            config["target_modules"].sort()
+        assert described[0] == described[1]
+    for name in ("predictions.json", "metrics.json"):
+        assert (output / name).read_bytes() == (single / name).read_bytes(), name
+    # A plain process reads the adapter and answers the same, to the last score.
+    again = tmp_path / "again"
+    assert in_this_process(evaluate.main, ["--adapter", str(output), "--results_dir", str(again)]) == 0
+    for name in ("predictions.json", "metrics.json", "nbest.json", "null_odds.json"):
+        assert (again / name).read_bytes() == (output / name).read_bytes(), name
+    # And it goes on from a checkpoint of the strategy.
+    resumed = tmp_path / "resumed"
+    checkpoint = output / "checkpoints" / "step-00000010"
+    options = words(inputs, resumed, resume_from_checkpoint=checkpoint)
+    assert in_this_process(train.main, options) == 0
+    for name, tensor in load_file(single / "adapter_model.safetensors").items():
+        found = load_file(resumed / "adapter_model.safetensors")[name]
+        np.testing.assert_allclose(found, tensor, atol=1e-4, err_msg=name)
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def launched(strategy: str) -> dict[str, str]:
+    """What accelerate launch would put into the environment."""
+    if strategy == "fsdp2":
+        return FSDP2
+    path = str(ROOT / "ds_configs" / f"{strategy}.json")
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": path}
+
+
+@pytest.fixture(scope="module")
+def state(inputs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process gets."""
+    folder = tmp_path_factory.mktemp("state")
+    group = start_ranks(partial(strategy_state.check, words(inputs, folder), str(folder / "result")), folder / "log")
+    assert group.wait() == [0], group.text()
+    return folder / "result"
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "zero2_offload", "zero3_offload"])
+def test_weights_and_moments_are_taken_and_put_back_whole(
+    strategy: str, inputs: dict[str, object], state: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    needed(strategy)
+    body = partial(strategy_state.check, words(inputs, tmp_path), str(tmp_path / "result"))
+    group = start_ranks(body, tmp_path / "log", num_processes=2, environment=launched(strategy))
+    assert group.wait() == [0, 0], group.text()
+    found, expected = (torch.load(path) for path in (tmp_path / "result", state))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            np.testing.assert_allclose(ours[name], tensor, atol=1e-4, err_msg=name)
+
+
+def test_a_rank_out_of_memory_says_so_and_ends_the_run(inputs: dict[str, object], tmp_path: Path) -> None:
+    body = partial(strategy_state.run_out_of_memory, words(inputs, tmp_path / "out"))
+    group = start_ranks(body, tmp_path / "log", num_processes=2, environment=FSDP2)
+    assert group.wait() == [1, 1]
+    assert "[rank 1 of 2] the run stops: step 1: out of memory with 150 tokens per device" in group.text()
+    assert "lower --max_tokens_per_device" in group.text()

@@ -1,0 +1,228 @@
+"""What launchers ask for: carried out whole, or refused with the reason."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.config import ModelConfig, RunConfig, TrainingConfig
+from qa_dist.errors import ConfigError
+from qa_dist.launcher import Request, asks_for, read_request
+
+ROOT = Path(__file__).parents[2]
+DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def training(quantization: Any = "no", **options: Any) -> RunConfig:
+    model = ModelConfig(quantization=quantization)
+    return RunConfig(model=model, training=TrainingConfig(output_dir="unused", **options))
+
+
+def deepspeed(path: Path, **more: str) -> dict[str, str]:
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), **more}
+
+
+def problems(environment: dict[str, str], **options: Any) -> str:
+    with pytest.raises(ConfigError) as found:
+        read_request(environment, training(**options))
+    return "\n".join(found.value.problems)
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Any:
+    """A copy of zero2.json with changes; None removes a key."""
+
+    def write(**changes: Any) -> Path:
+        config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text(encoding="utf-8"))
+        for name, value in changes.items():
+            if value is None:
+                del config[name]
+            elif isinstance(value, dict) and name in config:
+                config[name].update(value)
+            else:
+                config[name] = value
+        path = tmp_path / "edited.json"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_without_a_strategy_it_is_data_parallel() -> None:
+    assert read_request({}, training()) == Request(strategy="ddp")
+    assert read_request({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_MIXED_PRECISION": "no"}, training()) == Request()
+    assert asks_for({}) is None
+
+
+def test_there_are_deepspeed_configurations() -> None:
+    assert {path.stem for path in DS_CONFIGS} == {"zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"}
+
+
+@pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_files_leave_batch_precision_and_clipping_to_the_recipe(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    autos = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert [found[name] for name in autos] == ["auto"] * 4
+    assert found["bf16"] == found["fp16"] == {"enabled": "auto"}
+    assert not {"optimizer", "scheduler"} & set(found)
+    request = read_request(deepspeed(path), training(max_grad_norm=0.7))
+    assert request.strategy == path.stem.removesuffix("_offload")
+    assert request.deepspeed["gradient_clipping"] == 0.7
+    assert '"auto"' not in json.dumps(dict(request.deepspeed))
+    assert read_request(deepspeed(path), training(max_grad_norm=None)).deepspeed["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
+def test_deepspeed_reads_what_it_is_given(path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = DeepSpeedConfig(dict(read_request(deepspeed(path), training(max_grad_norm=0.7)).deepspeed))
+    assert int(config.zero_optimization_stage) == int(path.stem[4])
+    assert config.gradient_clipping == 0.7
+    assert not config.float16_config.enabled
+    assert not config.bfloat16_config.enabled
+    offloaded = config.zero_config.offload_optimizer
+    assert (offloaded is not None) == path.stem.endswith("_offload")
+
+
+def test_offloading_by_flag_is_offloading_by_file() -> None:
+    for stage in ("zero2", "zero3"):
+        by_flag = read_request(deepspeed(ROOT / f"ds_configs/{stage}.json"), training(cpu_offload=True))
+        by_file = read_request(deepspeed(ROOT / f"ds_configs/{stage}_offload.json"), training())
+        places = [
+            {
+                name: section["device"]
+                for name, section in request.deepspeed["zero_optimization"].items()
+                if "off" in name
+            }
+            for request in (by_flag, by_file)
+        ]
+        assert places[0] == places[1] != {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "section optimizer, but the recipe sets the optimizer"),
+        ({"scheduler": {"type": "WarmupLR"}}, "section scheduler, but the recipe"),
+        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4, but micro-batches follow"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2, but"),
+        ({"train_batch_size": 99}, "train_batch_size is 99, but the recipe's global_batch_size is 16"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5, but the recipe's max_grad_norm is 1.0"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled is True, but precision is the recipe's (--mixed_precision no)"),
+        ({"fp16": {"loss_scale": 128}}, "fp16.loss_scale is 128"),
+        ({"gradient_cliping": 1.0}, "gradient_cliping would have no effect"),
+        ({"zero_force_ds_cpu_optimizer": True}, "torch's AdamW"),
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0; use 1, 2 or 3"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "device is nvme; use cpu or none"),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "has no effect in stage 2"),
+        ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "reduce_bucket_size is auto, which nothing fills in"),
+        ({"zero_optimization": None}, "no zero_optimization section"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_value_that_contradicts_the_recipe_is_named(edited: Any, changes: dict[str, Any], message: str) -> None:
+    assert message in problems(deepspeed(edited(**changes)))
+
+
+def test_values_equal_to_the_recipe_are_no_contradiction(edited: Any) -> None:
+    path = edited(train_batch_size=8, gradient_clipping=0.5, bf16={"enabled": False})
+    assert read_request(deepspeed(path), training(global_batch_size=8, max_grad_norm=0.5)).strategy == "zero2"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision (bf16) is not the run's (no)"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "use --torch_compile"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps (4) has no effect"),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "gradient_clipping is 0.5, but the recipe's max_grad_norm is 1.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_launcher_values_that_contradict_the_recipe_are_refused(variables: dict[str, str], message: str) -> None:
+    assert message in problems(variables)
+    assert message in problems({**FSDP, **variables})
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "stage is 2, but the launcher's zero_stage is 3"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device is cpu"),
+        ({"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init_flag is true"),
+        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "none"}, "without a deepspeed_config_file"),
+        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "absent/zero2.json"}, "start in the folder that it is relative to"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_deepspeed_flags_beside_the_file_are_refused(variables: dict[str, str], message: str) -> None:
+    assert message in problems({**deepspeed(ROOT / "ds_configs/zero2.json"), **variables})
+
+
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    for text, reason in (("{", "Expecting"), ('{"bf16": {}, "bf16": {}}', "'bf16' more than once")):
+        (tmp_path / "broken.json").write_text(text, encoding="utf-8")
+        found = problems(deepspeed(tmp_path / "broken.json"))
+        assert "is not JSON" in found
+        assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "version 1 is not supported"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "only ZeRO offloads"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "every rank reads the checkpoint itself"),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "layer by layer"),
+        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "whole tensors"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use --gradient_checkpointing"),
+        ({"FSDP_SHARDING_STRATEGY": "NO_SHARD"}, "set fsdp_reshard_after_forward instead"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_fsdp_settings_that_nothing_honours_are_refused(variables: dict[str, str], message: str) -> None:
+    assert message in problems({**FSDP, **variables})
+
+
+def test_fsdp2_is_read() -> None:
+    assert read_request(FSDP, training()) == Request(strategy="fsdp2", reshard_after_forward=True)
+    kept = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}
+    assert not read_request(kept, training()).reshard_after_forward
+    both = {**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}
+    assert read_request(both, training(gradient_checkpointing=True)).strategy == "fsdp2"
+
+
+def test_options_that_a_strategy_cannot_honour_are_refused() -> None:
+    assert "--torch_compile does not work with fsdp2" in problems(FSDP, torch_compile=True)
+    assert "--torch_compile does not work with zero3" in problems(
+        deepspeed(ROOT / "ds_configs/zero3.json"), torch_compile=True
+    )
+    assert "--quantization 8bit does not work with fsdp2" in problems(FSDP, quantization="8bit")
+    assert read_request(deepspeed(ROOT / "ds_configs/zero2.json"), training("4bit")).strategy == "zero2"
+    assert "--cpu_offload does not work with ddp" in problems({}, cpu_offload=True)
+    assert "--cpu_offload does not work with fsdp2" in problems(FSDP, cpu_offload=True)
+
+
+def test_problems_are_reported_together(edited: Any) -> None:
+    path = edited(optimizer={}, gradient_clipping=3)
+    found = problems(deepspeed(path, ACCELERATE_MIXED_PRECISION="fp16"))
+    assert len(found.splitlines()) == 3
+    assert all(sign in found for sign in ("mixed_precision (fp16)", "section optimizer", "gradient_clipping is 3"))
+
+
+def test_reading_a_request_loads_no_library() -> None:
+    code = "import sys, qa_dist.launcher; sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

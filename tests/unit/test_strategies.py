@@ -1,0 +1,121 @@
+"""What was asked of a library and dropped by it is an error, in one process."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from qa_dist.config import ModelConfig
+from qa_dist.errors import ConfigError
+from qa_dist.launcher import Request
+from qa_dist.modeling import SpanModel, build_model
+from qa_dist.strategies import Zero, make_strategy
+from tests.tiny import tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of this process alone."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> SpanModel:
+    config = ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)))
+    return build_model(config, seed=1, max_seq_length=64)[0]
+
+
+def make(request: Request, model: SpanModel) -> Any:
+    return make_strategy(
+        request,
+        model,
+        model,
+        lambda parameters: torch.optim.AdamW([parameter for _, parameter in parameters]),
+        max_grad_norm=1.0,
+        device=CPU,
+    )
+
+
+def test_sharding_that_did_not_happen_is_an_error(
+    group: None, model: SpanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.distributed.fsdp as fsdp
+
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, **options: module)
+    with pytest.raises(ConfigError, match="asks for FSDP, but 49 tensors are not sharded"):
+        make(Request(strategy="fsdp2"), model)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+def test_sharing_needs_a_launcher(strategy: Any, model: SpanModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=f"{strategy} needs a launcher; start with accelerate launch or torchrun"):
+        make(Request(strategy=strategy), model)
+
+
+def test_a_key_that_deepspeed_does_not_know_is_one_sentence(group: None, model: SpanModel) -> None:
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2, "overlap_com": True}}
+    with pytest.raises(ConfigError, match=r"DeepSpeed refuses its configuration \(.*overlap_com"):
+        make(Request(strategy="zero2", deepspeed=config), model)
+
+
+def engine(stage: int, **changes: Any) -> Any:
+    """What `Zero` looks at of an engine that took everything over."""
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
+
+    attributes = {
+        "optimizer": ZeROOptimizer.__new__(ZeROOptimizer),
+        "dp_world_size": 1,
+        "module": SimpleNamespace(parameters=lambda: [SimpleNamespace(ds_id=0)]),
+    }
+    answers = {
+        "zero_optimization_stage": stage,
+        "gradient_clipping": 1.0,
+        "fp16_enabled": False,
+        "bfloat16_enabled": False,
+        "zero_use_cpu_optimizer": True,
+        "zero_offload_param": object(),
+    }
+    found = SimpleNamespace(**{name: changes.get(name, value) for name, value in attributes.items()})
+    for name, value in answers.items():
+        setattr(found, name, partial(changes.get, name, value))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "dropped"),
+    [
+        ({"zero_optimization_stage": 0}, "stage 3"),
+        ({"gradient_clipping": 0.0}, "gradient clipping"),
+        ({"bfloat16_enabled": True}, "float32 weights"),
+        ({"zero_use_cpu_optimizer": False}, "offload of the optimiser"),
+        ({"zero_offload_param": None}, "offload of the weights"),
+        ({"optimizer": object()}, "ZeRO"),
+        ({"dp_world_size": 2}, "all ranks"),
+        ({"module": torch.nn.Linear(1, 1)}, "partitioned weights"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_deepspeed_drops_is_named(changes: dict[str, Any], dropped: str) -> None:
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    cpu = {"device": "cpu"}
+    config = {"zero_optimization": {"stage": 3, "offload_optimizer": cpu, "offload_param": cpu}}
+    strategy = Zero.__new__(Zero)
+    strategy._stage = 3
+    strategy.module = engine(3)
+    strategy._require_honoured(config, 1.0)
+    strategy.module = engine(3, **changes)
+    with pytest.raises(ConfigError, match=f"did not take over {dropped};"):
+        strategy._require_honoured(config, 1.0)
