@@ -253,7 +253,14 @@ class TrainingConfig:
     max_grad_norm: float | None = option(
         1.0, "clip the gradient to this global norm; none: do not clip", above=0, fixed=True
     )
-    mixed_precision: Literal["no", "bf16"] = option("no", "precision of the matrix products", fixed=True)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        "no",
+        "precision of the matrix products, over float32 weights; fp16 scales the loss, and skips a step that overflows",
+        fixed=True,
+    )
+    tf32: bool = option(
+        False, "let CUDA round the inputs of float32 matrix products to 10 bits of mantissa", fixed=True
+    )
     cpu_offload: bool = option(
         False,
         "with ZeRO, keep the optimiser's state (and with ZeRO-3 the weights) in the memory of the host, as the offload "
@@ -301,6 +308,8 @@ class TrainingConfig:
 
     def problems(self) -> Iterable[str]:
         """Contradictions inside this group."""
+        if self.tf32 and self.mixed_precision != "no":
+            yield f"--tf32 is about float32 products and --mixed_precision is {self.mixed_precision}; keep one of them"
         if self.eval_steps not in ("epoch", "no") and whole_number(self.eval_steps) < 1:
             yield f"--eval_steps {_shown(self.eval_steps)} is not a number of 1 or more, `epoch` or `no`"
         every = self.checkpointing_steps

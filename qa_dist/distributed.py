@@ -55,7 +55,7 @@ class Ranks:
     def __init__(
         self,
         *,
-        mixed_precision: Literal["no", "bf16"] = "no",
+        mixed_precision: Literal["no", "bf16", "fp16"] = "no",
         trackers: Sequence[str] = (),
         project_dir: Path | None = None,
         asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
@@ -83,12 +83,14 @@ class Ranks:
         _take_over(request)
         _refuse_trackers(trackers)
         self.request = request or Request()
+        self._precision = mixed_precision
         self._strategy: Strategy | None = None
         with _meeting(timeout_seconds):
             self._accelerator = Accelerator(
                 # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
                 cpu=True if not torch.cuda.is_available() else None,
-                mixed_precision=mixed_precision,
+                # Accelerate scales losses itself, and only where the optimiser is its own.
+                mixed_precision="no" if mixed_precision == "fp16" else mixed_precision,
                 log_with=list(trackers) or None,
                 project_dir=str(project_dir) if project_dir else None,
                 kwargs_handlers=[_group_options(timeout_seconds)],
@@ -96,21 +98,33 @@ class Ranks:
             self.rank: int = self._accelerator.process_index
             self.world_size: int = self._accelerator.num_processes
             self.device: torch.device = self._accelerator.device
-            self._refuse_dropped(mixed_precision)
+            self._refuse_dropped()
+            self._scaler = torch.amp.GradScaler(self.device.type) if mixed_precision == "fp16" else None
             # nccl connects only now. The figure is looked at, so that this has happened when the block ends.
             float(Ranks.sum(self, torch.ones(1, device=self.device)))
 
-    def _refuse_dropped(self, mixed_precision: str) -> None:
+    def _refuse_dropped(self) -> None:
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if asked != self.world_size:
             raise ConfigError([f"the launcher started {asked} processes but {self.world_size} joined; use torchrun"])
-        if self._accelerator.mixed_precision != mixed_precision:
+        found = self._accelerator.mixed_precision
+        if found != ("no" if self._precision == "fp16" else self._precision):
             raise ConfigError(
                 [
-                    f"the launcher's mixed_precision ({self._accelerator.mixed_precision}) is not the run's "
-                    f"({mixed_precision}); set it in one place, with --mixed_precision behind -m qa_dist.train"
+                    f"the launcher's mixed_precision ({found}) is not the run's ({self._precision}); set it in one "
+                    "place, with --mixed_precision behind -m qa_dist.train"
                 ]
             )
+
+    def use_tf32(self) -> None:
+        """Let CUDA round the inputs of float32 matrix products to TF32.
+
+        Raises:
+            ConfigError: This is no CUDA device.
+        """
+        if self.device.type != "cuda":
+            raise ConfigError([f"--tf32 is for CUDA devices and this one is {self.device.type}; drop it"])
+        torch.set_float32_matmul_precision("high")
 
     @property
     def is_main(self) -> bool:
@@ -148,7 +162,13 @@ class Ranks:
         whole = self.request.strategy == "ddp"
         placed = self._accelerator.prepare_model(model, device_placement=whole, evaluation_mode=True)
         self._strategy = make_strategy(
-            self.request, placed, trained, make_optimizer, max_grad_norm=max_grad_norm, device=self.device
+            self.request,
+            placed,
+            trained,
+            make_optimizer,
+            max_grad_norm=max_grad_norm,
+            device=self.device,
+            scaler=self._scaler,
         )
         return self._strategy.module
 
@@ -210,7 +230,23 @@ class Ranks:
 
     def autocast(self) -> Any:
         """Context in which matrix products run in the run's precision."""
+        if self._scaler is not None:
+            return torch.autocast(self.device.type, torch.float16)
         return self._accelerator.autocast()
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied with before their backward pass; None where they are not."""
+        return None if self._scaler is None else float(self._scaler.get_scale())
+
+    def scaler_state(self) -> dict[str, float] | None:
+        """Scale and growth of the loss scaling, as plain numbers; None without it."""
+        return None if self._scaler is None else dict(self._scaler.state_dict())
+
+    def load_scaler_state(self, state: Mapping[str, float]) -> None:
+        """Put back what `scaler_state` returned."""
+        if self._scaler is not None:
+            self._scaler.load_state_dict(dict(state))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over the ranks, on every rank."""

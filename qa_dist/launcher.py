@@ -167,6 +167,11 @@ def _recipe_problems(request: Request, config: RunConfig) -> Iterable[str]:
             f"--quantization {quantization} does not work with {request.strategy}, which would cut the packed weights "
             "apart; drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
         )
+    if training.mixed_precision == "fp16" and request.strategy != "ddp":
+        yield (
+            f"--mixed_precision fp16 does not work with {request.strategy}, which would scale the loss in its own way; "
+            "use bf16, or accelerate_configs/ddp.yaml"
+        )
     if training.torch_compile and request.strategy in ("zero3", "fsdp2"):
         yield (
             f"--torch_compile does not work with {request.strategy}, which gathers weights between the operations; "

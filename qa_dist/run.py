@@ -5,6 +5,7 @@ Rank 0 writes; the other ranks follow the same calls and take part where a call 
 
 import dataclasses
 import datetime
+import math
 import shutil
 import sys
 import time
@@ -237,6 +238,8 @@ class Run:
         if found.best is not None:
             self._best = (progress["best"]["value"], progress["best"]["step"], found.best, None)
         self._record["evaluations"] = progress["evaluations"]
+        if progress["skipped_steps"]:
+            self._record["skipped_steps"] = progress["skipped_steps"]
         self._record["resumed_at_steps"] = [*progress["resumed_at_steps"], found.step]
         self._log.go_on_after(found.step)
         if self.ranks.is_main:
@@ -295,6 +298,7 @@ class Run:
             "best": None if best is None else {"value": best[0], "step": best[1]},
             "evaluations": list(self._record.get("evaluations", [])),
             "resumed_at_steps": self._record.get("resumed_at_steps", []),
+            "skipped_steps": self._record.get("skipped_steps", 0),
             "world_size": self.ranks.world_size,
         }
         with self.clock.phase("checkpoint"):
@@ -310,13 +314,19 @@ class Run:
             "epoch": round((step + 1) / self._steps_per_epoch, 4),
             "loss": done.loss,
             "learning_rate": learning_rate,
-            "grad_norm": done.grad_norm,
+            # JSON has no infinity; a step that overflowed in float16 was skipped.
+            "grad_norm": done.grad_norm if math.isfinite(done.grad_norm) else None,
             "num_features": done.num_features,
             "num_tokens": done.num_tokens,
         }
+        if not math.isfinite(done.grad_norm):
+            self._record["skipped_steps"] = self._record.get("skipped_steps", 0) + 1
         self._log.write(values)
         if self.config.training.report_to and (step + 1) % self.config.training.logging_steps == 0:
-            self.ranks.track({f"train/{name}": value for name, value in values.items() if name != "step"}, step + 1)
+            self.ranks.track(
+                {f"train/{name}": value for name, value in values.items() if name != "step" and value is not None},
+                step + 1,
+            )
         self._progress.step(
             loss=done.loss,
             learning_rate=learning_rate,

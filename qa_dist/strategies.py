@@ -105,9 +105,15 @@ class DataParallel:
     is_shared = False
 
     def __init__(
-        self, model: nn.Module, trained: Trained, make_optimizer: MakeOptimizer, max_grad_norm: float | None
+        self,
+        model: nn.Module,
+        trained: Trained,
+        make_optimizer: MakeOptimizer,
+        max_grad_norm: float | None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.module = model
+        self._scaler = scaler
         self.optimizer = make_optimizer(trained.trainable())
         self._trained = trained
         self._parameters = dict(trained.trainable())
@@ -115,7 +121,8 @@ class DataParallel:
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """See `Strategy`."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaled = loss if self._scaler is None else self._scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def rehearse(self, loss: torch.Tensor) -> None:
         """See `Strategy`."""
@@ -146,9 +153,14 @@ class DataParallel:
 
     def update(self, learning_rate: float) -> float:
         """See `Strategy`."""
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit))
         if math.isfinite(norm):
             _step(self.optimizer, learning_rate)
+        if self._scaler is not None:
+            # It lowers the scale if `unscale_` has seen a gradient overflow.
+            self._scaler.update()
         self.discard()
         return norm
 
@@ -472,6 +484,7 @@ def make_strategy(
     *,
     max_grad_norm: float | None,
     device: torch.device,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Strategy:
     """The model as the request wants it held; all ranks must call this.
 
@@ -482,12 +495,13 @@ def make_strategy(
         make_optimizer: Makes the optimiser of the trainable parameters that the strategy ends up with.
         max_grad_norm: Gradients are clipped to this global norm; None: they are not.
         device: Where this rank computes.
+        scaler: Scales the loss for float16 gradients; only plain data parallelism takes one.
 
     Raises:
         ConfigError: It cannot be done, or a library dropped something on the way.
     """
     if request.strategy == "ddp":
-        return DataParallel(model, trained, make_optimizer, max_grad_norm)
+        return DataParallel(model, trained, make_optimizer, max_grad_norm, scaler)
     _require_group(request, device)
     if request.strategy == "fsdp2":
         return FullyShard(

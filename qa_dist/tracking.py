@@ -33,7 +33,10 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimiser step did: its mean loss, the gradient's norm before clipping, and how much it saw."""
+    """What one optimiser step did: its mean loss, the gradient's norm before clipping, and how much it saw.
+
+    The norm is infinite if the step was skipped: its float16 gradient had overflowed.
+    """
 
     loss: float
     grad_norm: float
@@ -78,7 +81,7 @@ class MetricsLog:
         os.replace(staged, self._path)
         self._mode = "a"
 
-    def write(self, values: Mapping[str, float]) -> None:
+    def write(self, values: Mapping[str, float | None]) -> None:
         """Append one line."""
         if self._path and not self._file:
             self._file = self._path.open(self._mode, encoding="utf-8")

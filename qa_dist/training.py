@@ -32,6 +32,9 @@ from qa_dist.store import FeatureStore
 from qa_dist.strategies import NamedParameters, Weights
 from qa_dist.tracking import StepResult
 
+LEAST_LOSS_SCALE = 1.0
+"""In float16, losses are scaled up so that small gradients do not vanish; one below 1 would make them vanish more."""
+
 
 class Trainer:
     """The state of a run and its one loop. A position is a step number: everything drawn depends on it alone."""
@@ -111,9 +114,14 @@ class Trainer:
         self.gradients.observe(step, self.ranks.has_gradient)
         norm = self.ranks.update(self.learning_rate(step))
         if not math.isfinite(norm):
-            raise TrainingError(f"step {step + 1}: the gradient is not finite; features {self._names(features)}")
-        tokens = int(self.store.lengths[features].sum())
-        return StepResult(float(losses.mean()), norm, len(features), tokens, stop=self._stop)
+            self._require_room_below(step, features)
+        return StepResult(
+            loss=float(losses.mean()),
+            grad_norm=norm,
+            num_features=len(features),
+            num_tokens=int(self.store.lengths[features].sum()),
+            stop=self._stop,
+        )
 
     def checkpoint(self, step: int, best: Weights | None, progress: Mapping[str, Any]) -> Checkpoint:
         """What a run needs to go on after `step` optimiser steps; the tensors are copies.
@@ -126,13 +134,19 @@ class Trainer:
             optimizer=self.ranks.optimizer_tensors(),
             best=best,
             identity=self.identity,
-            progress={**progress, "max_tokens_per_device": self.max_tokens},
+            progress={
+                **progress,
+                "max_tokens_per_device": self.max_tokens,
+                "gradient_scaler": self.ranks.scaler_state(),
+            },
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was taken."""
         self.ranks.restore(checkpoint.weights)
         self.ranks.load_optimizer_tensors(checkpoint.optimizer)
+        if checkpoint.progress["gradient_scaler"] is not None:
+            self.ranks.load_scaler_state(checkpoint.progress["gradient_scaler"])
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.
             self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.progress["max_tokens_per_device"]))
@@ -147,7 +161,8 @@ class Trainer:
             features = by_length[: max(1, tokens // longest)]
             batch = FeatureBatch.of(self.store, features, self.ranks.device)
             self.wrapped.train()
-            start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+            with self.ranks.autocast():
+                start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
             self.ranks.rehearse_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
             return longest * len(features)
 
@@ -187,7 +202,8 @@ class Trainer:
                 # A rank with nothing left computes one feature for nothing, so that all have the same gradients.
                 chosen = micro_batch if len(micro_batch) else lengths.argmin(0, keepdims=True)
                 batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
-                start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+                with self.ranks.autocast():
+                    start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
                 losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
                 # Ranks are averaged: times W / G_step the average is the mean over the global step.
                 weight = self.ranks.world_size / len(features) if len(micro_batch) else 0.0
@@ -233,6 +249,15 @@ class Trainer:
                 f"{self._names(features[bad])}; lower --learning_rate, or look at these examples"
             )
 
+    def _require_room_below(self, step: int, features: Indices) -> None:
+        """After a gradient that is not finite: a smaller loss scale may do, where there is one."""
+        scale = self.ranks.loss_scale
+        if scale is None or scale < LEAST_LOSS_SCALE:
+            scaled = "" if scale is None else f", even with losses scaled by {scale:g} in float16; use bf16 or no"
+            raise TrainingError(
+                f"step {step + 1}: the gradient is not finite{scaled}; features {self._names(features)}"
+            )
+
     def _names(self, features: Indices) -> str:
         names = [f"{self.store.example_ids[self.store.example_index[i]]}#{self.store.window[i]}" for i in features[:8]]
         return ", ".join(names) + (" ..." if len(features) > 8 else "")
@@ -272,6 +297,8 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         timeout_seconds=training.ddp_timeout,
         request=read_request(os.environ, config),
     )
+    if training.tf32:
+        ranks.use_tf32()
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)

@@ -286,3 +286,24 @@ def test_a_quantised_run_goes_on_and_is_the_same_on_two_ranks(runs: Runs, tmp_pa
     losses = [[line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line] for folder in (whole, two)]
     # Inputs are rounded to integers, or to float16 on the way: a last bit may fall either way.
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_a_float16_run_goes_on_from_its_loss_scale_and_counts_what_it_skipped(runs: Runs, tmp_path: Path) -> None:
+    options = ("--mixed_precision", "fp16", "--model_dropout", "0", "--lora_dropout", "0", "--max_grad_norm", "none")
+    whole, output, two, plain = (tmp_path / name for name in ("whole", "run", "two", "plain"))
+    group = runs.start(whole, *options)
+    assert group.wait() == [0], group.text()[-3000:]
+    skipped = [line["step"] for line in lines(whole / "metrics.jsonl") if line.get("grad_norm", 0) is None]
+    assert json.loads((whole / "run.json").read_text()).get("skipped_steps", 0) == len(skipped)
+    assert runs.start(output, *options, fault=Fault("step", 3)).wait() == [85]
+    assert runs.resume(output, *options).wait() == [0]
+    assert_same_run(output, whole)
+    assert runs.start(two, *options, num_processes=2).wait() == [0, 0]
+    assert runs.start(plain, *options[2:]).wait() == [0]
+    losses = {
+        folder.name: [line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
+        for folder in (whole, two, plain)
+    }
+    assert losses["two"] == pytest.approx(losses["whole"], rel=1e-2)
+    assert losses["plain"] == pytest.approx(losses["whole"], rel=2e-2)
+    assert losses["plain"] != losses["whole"]
