@@ -28,7 +28,7 @@ check: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.requirements pyproject.toml constraints.txt > qa_dist/data/requirements.json
-	$(BIN)/python -m qa_dist.documentation README.md
+	$(BIN)/python -m qa_dist.documentation README.md docs/compatibility.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 
 clean:

@@ -1,10 +1,11 @@
-"""Generated parts of the documentation: `python -m qa_dist.documentation README.md` rewrites them in place."""
+"""Generated parts of the documentation: `python -m qa_dist.documentation FILE ...` rewrites them in place."""
 
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qa_dist.compatibility import compatibility_table
 from qa_dist.config import GROUPS, option_table
 from qa_dist.doctor import DoctorConfig
 from qa_dist.entry import run
@@ -17,7 +18,10 @@ _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end of genera
 
 def parts() -> dict[str, str]:
     """Every generated part by name, as Markdown."""
-    return {"options": option_table({**GROUPS, "evaluate only": EvaluateConfig, "doctor only": DoctorConfig})}
+    return {
+        "options": option_table({**GROUPS, "evaluate only": EvaluateConfig, "doctor only": DoctorConfig}),
+        "compatibility": compatibility_table(),
+    }
 
 
 def regenerated(text: str) -> str:

@@ -110,7 +110,7 @@ def read_request(environment: Mapping[str, str], config: RunConfig) -> Request:
         reshard = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
         request = Request(strategy="fsdp2", reshard_after_forward=reshard)
     if request is not None:
-        problems.extend(_recipe_problems(request, config))
+        problems.extend(recipe_problems(request, config))
     if problems or request is None:
         raise ConfigError(problems)
     return request
@@ -159,7 +159,7 @@ def _fsdp_problems(environment: Mapping[str, str], training: TrainingConfig) -> 
         )
 
 
-def _recipe_problems(request: Request, config: RunConfig) -> Iterable[str]:
+def recipe_problems(request: Request, config: RunConfig) -> Iterable[str]:
     """Options of the recipe that the strategy cannot honour."""
     training, quantization = config.training, config.model.quantization
     if quantization != "no" and request.strategy in ("zero3", "fsdp2"):

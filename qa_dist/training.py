@@ -73,7 +73,7 @@ class Trainer:
         self.identity = {
             **config.fixed(),
             "training data": store.fingerprint,
-            "base model": _base_fingerprint(model) if ranks.is_main else "",
+            "base model": _common_base(model, ranks),
         }
         self.wrapped = ranks.prepare(model, model, self._make_optimizer, max_grad_norm=training.max_grad_norm)
         self.notice = notice
@@ -268,15 +268,28 @@ def _seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _base_fingerprint(model: SpanModel) -> str:
-    """Fingerprint of the weights that training starts from: the frozen ones, or all in full fine-tuning."""
-    frozen = {
-        name: tensor
-        for name, tensor in model.named_parameters()
-        # peft keeps the head as it was drawn beside the one that is trained; nothing uses it.
-        if not tensor.requires_grad and ".original_module." not in name
-    }
-    return weights_fingerprint(frozen or dict(model.named_parameters()))
+def _common_base(model: SpanModel, ranks: Ranks) -> str:
+    """Fingerprint of the weights that training starts from: the frozen ones, or all in full fine-tuning.
+
+    Raises:
+        ConfigError: On every rank alike: a rank starts from other weights than rank 0.
+    """
+    named = dict(model.named_parameters())
+    everything = weights_fingerprint(named)
+    first = ranks.broadcast(everything)
+    different = [rank for rank, found in enumerate(ranks.broadcast(ranks.gather(everything))) if found != first]
+    if different:
+        raise ConfigError(
+            [
+                f"rank {different[0]} starts from other weights than rank 0: its machine has another "
+                f"--model_name_or_path under the same name, or other versions; make the files the same on all machines"
+            ],
+            on_all_ranks=True,
+        )
+    # peft keeps the head as it was drawn beside the one that is trained; nothing uses it.
+    kept = {name: weight for name, weight in named.items() if ".original_module." not in name}
+    frozen = {name: weight for name, weight in kept.items() if not weight.requires_grad}
+    return weights_fingerprint(frozen or kept)
 
 
 def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | None] = lambda: None) -> Evaluation | None:

@@ -70,9 +70,17 @@ class Group:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
 
-def start(words: Sequence[str], log: Path, *, num_processes: int = 1, fault: Fault | None = None) -> Group:
+def start(
+    words: Sequence[str],
+    log: Path,
+    *,
+    num_processes: int = 1,
+    fault: Fault | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Group:
     """Start the ranks of `qa_dist.train words`; their output goes to `log`."""
-    return start_ranks(partial(run_rank, list(words), fault), log, num_processes=num_processes)
+    body = partial(run_rank, list(words), fault)
+    return start_ranks(body, log, num_processes=num_processes, environment=environment)
 
 
 def start_ranks(

@@ -68,6 +68,26 @@ training.span_loss = spoiled
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+def test_a_rank_with_another_base_model_is_named(tmp_path: Path) -> None:
+    body = """
+import os
+import torch
+build = training.build_model
+def other(*arguments, **options):
+    model, report = build(*arguments, **options)
+    if os.environ["RANK"] == "1":
+        with torch.no_grad():
+            next(model.parameters())[0, 0] += 1e-6
+    return model, report
+training.build_model = other
+"""
+    write_module(tmp_path, body)
+    code, stderr, _ = start(tmp_path, 2)
+    assert code != 0
+    assert stderr.count("rank 1 starts from other weights than rank 0") == 1, stderr
+    assert "Traceback (most recent call last)" not in stderr
+
+
 def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path) -> None:
     words = ["--output_dir", str(tmp_path / "out"), "--train_file", str(tmp_path / "missing.json")]
     words += ["--model_name_or_path", str(tiny_model("bert", tmp_path / "bert")), "--eval_steps", "no"]

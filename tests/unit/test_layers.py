@@ -58,6 +58,7 @@ ORDER = (
     "score",
     "bench",
     "doctor",
+    "compatibility",
     "documentation",
     "cli",
 )

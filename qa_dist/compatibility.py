@@ -1,0 +1,94 @@
+"""Which strategies, precisions, quantisations and checkpointing go together: the code's own rules, as a table."""
+
+import itertools
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qa_dist.config import ModelConfig, RunConfig, TrainingConfig
+from qa_dist.launcher import Request, Strategy, recipe_problems
+
+NAMES = {
+    "ddp": "data parallel (`single.yaml`, `ddp.yaml`)",
+    "zero1": "ZeRO-1 (`zero1.yaml`)",
+    "zero2": "ZeRO-2 (`zero2.yaml`)",
+    "zero3": "ZeRO-3 (`zero3.yaml`)",
+    "fsdp2": "FSDP2 (`fsdp2.yaml`)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One way to train.
+
+    Attributes:
+        strategy: How the ranks hold the model.
+        options: The recipe's side of it, by option name.
+        problem: Why it is refused; None if it is allowed.
+    """
+
+    strategy: Strategy
+    options: dict[str, Any]
+    problem: str | None
+
+
+def combinations() -> Iterator[Combination]:
+    """Every combination of strategy, precision, quantisation and activation checkpointing, with the rules' verdict."""
+    precisions = _choices(TrainingConfig, "mixed_precision")
+    quantizations = _choices(ModelConfig, "quantization")
+    for strategy in typing.get_args(Strategy):
+        for precision, quantization, checkpointing in itertools.product(precisions, quantizations, (False, True)):
+            config = RunConfig(
+                model=ModelConfig(quantization=quantization),
+                training=TrainingConfig(mixed_precision=precision, gradient_checkpointing=checkpointing),
+            )
+            problems = [
+                *config.model.problems(),
+                *config.training.problems(),
+                *recipe_problems(Request(strategy=strategy), config),
+            ]
+            options = {
+                "mixed_precision": precision,
+                "quantization": quantization,
+                "gradient_checkpointing": checkpointing,
+            }
+            yield Combination(strategy, options, problems[0] if problems else None)
+
+
+def compatibility_table() -> str:
+    """The combinations as Markdown: a row per strategy and precision, a column per quantisation."""
+    found = list(combinations())
+    quantizations = _choices(ModelConfig, "quantization")
+    lines = [
+        "| strategy | `--mixed_precision` | " + " | ".join(f"`--quantization {name}`" for name in quantizations) + " |",
+        "|---|---|" + "---|" * len(quantizations),
+    ]
+    notes: list[str] = []
+    for strategy in typing.get_args(Strategy):
+        for precision in _choices(TrainingConfig, "mixed_precision"):
+            cells = []
+            for quantization in quantizations:
+                wanted = {"mixed_precision": precision, "quantization": quantization}
+                problems = {
+                    each.problem
+                    for each in found
+                    if each.strategy == strategy and wanted.items() <= each.options.items()
+                }
+                cells.append(_cell(problems, notes))
+            lines.append(f"| {NAMES[strategy]} | {precision} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1)), ""])
+
+
+def _cell(problems: set[str | None], notes: list[str]) -> str:
+    """Of one row and column: with and without activation checkpointing."""
+    if problems == {None}:
+        return "yes"
+    refused = [problem for problem in sorted(filter(None, problems)) if problem]
+    notes += [problem for problem in refused if problem not in notes]
+    numbers = ", ".join(str(notes.index(problem) + 1) for problem in refused)
+    return f"no ({numbers})" if None not in problems else f"in part ({numbers})"
+
+
+def _choices(group: type[Any], name: str) -> tuple[Any, ...]:
+    return typing.get_args(typing.get_type_hints(group)[name])
