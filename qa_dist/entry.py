@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -43,7 +44,9 @@ def run(program: str, work: Callable[[], int]) -> int:
             # The ranks of a run mostly find the same mistake. Rank 0 says it, and its end makes the launcher end the
             # others before they repeat it; what only this rank found is still said.
             time.sleep(SECONDS_FOR_RANK_0)
-        sys.stderr.write(f"{program}: error: {masked(str(error))}\n")
+        # A name of thousands of characters is somebody's mistake, and would bury what is said about it.
+        message = re.sub(r"\S{500,}", lambda match: f"{match[0][:80]}...", masked(str(error)))
+        sys.stderr.write(f"{program}: error: {message}\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
