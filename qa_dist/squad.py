@@ -13,6 +13,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import pkgutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -308,9 +310,19 @@ def _row_of(example: Example) -> Row:
 def _load_hub(data: DataConfig) -> Any:
     """The `DatasetDict` of a hub id or local folder."""
     import datasets
+    import datasets.packaged_modules
 
+    source = data.source
+    if os.path.isdir(os.path.expanduser(source)):
+        # The library takes some words for formats even where there is a folder of that name.
+        source = os.path.abspath(os.path.expanduser(source))
+    elif source in {module.name for module in pkgutil.iter_modules(datasets.packaged_modules.__path__)}:
+        raise DataError(
+            f"--dataset_name {source} is the name of a file format, and whatever lies in the current folder would be "
+            "read; name files with --train_file and --validation_file"
+        )
     try:
-        found = datasets.load_dataset(data.source, data.dataset_config_name)
+        found = datasets.load_dataset(source, data.dataset_config_name)
     except Exception as error:  # the library raises a dozen unrelated types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(

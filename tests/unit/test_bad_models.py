@@ -1,7 +1,6 @@
 """Spoilt models and adapters: each is refused in one sentence, and no results of an earlier run are lost."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import pytest
 
 from qa_dist import evaluate, train
 from tests.refusals import contents, finished_run, refusal
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_model
 from tests.unit.data_fixtures import MALFORMED
+from tests.unit.trained import copy_of, edit_json, options_of, reset_accelerate, trained_folder, words
 
 Capture = pytest.CaptureFixture[str]
 
@@ -23,52 +23,12 @@ def finished(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, data, and the adapter of a short run on them."""
-    folder = tmp_path_factory.mktemp("trained")
-    tiny_model("bert", folder / "model")
-    tiny_squad(folder / "train.json", 12, seed=1, longest=30)
-    options = {**options_of(folder), "output_dir": str(folder / "adapter"), "num_train_epochs": "1"}
-    reset_accelerate()
-    assert train.main(words(options)) == 0
-    return folder
-
-
-def options_of(folder: Path) -> dict[str, str]:
-    return {
-        "model_name_or_path": str(folder / "model"),
-        "train_file": str(folder / "train.json"),
-        "validation_file": str(folder / "train.json"),
-        "store_dir": str(folder / "stores"),
-        "max_seq_length": "64",
-        "doc_stride": "16",
-        "global_batch_size": "8",
-        "disable_tqdm": "true",
-    }
-
-
-def words(options: dict[str, str]) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", value)]
-
-
-def reset_accelerate() -> None:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return trained_folder(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained folder that a test may spoil; data and stores stay where they are."""
-    shutil.copytree(trained / "model", tmp_path / "model")
-    shutil.copytree(trained / "adapter", tmp_path / "adapter")
-    reset_accelerate()
-    return tmp_path
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    """Change keys of a JSON object; ... removes one."""
-    value = {**json.loads(path.read_text(encoding="utf-8")), **changes}
-    path.write_text(json.dumps({key: item for key, item in value.items() if item is not ...}), encoding="utf-8")
+    return copy_of(trained, tmp_path)
 
 
 def cut(path: Path, share: float = 0.5) -> None:
