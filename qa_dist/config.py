@@ -29,6 +29,7 @@ T = TypeVar("T")
 _NO_VALUE = object()
 _EARLIER = "the earlier run's configuration"
 _LARGEST_INTEGER = 2**63 - 1
+_MOST_DIGITS = 20
 _LONGEST_SHOWN = 80
 
 _MOST_SYNTHETIC = 10_000_000
@@ -417,13 +418,16 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     path = recipe_path(name)
     try:
-        loaded = read_yaml(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        loaded = read_yaml(text)
     except OSError as error:
         raise ConfigError([f"--config {path} cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"--config {path} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
     except ParseError as error:
         raise ConfigError([f"--config {path} cannot be used as YAML: {error}"]) from error
+    if not text.strip():
+        raise ConfigError([f"--config {path} is empty; write a line `name: value` for each option"])
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -469,12 +473,14 @@ def parse(
     own = [GROUPS[name] for name in groups] + ([entry] if entry else [])
     flags, problems = _read_flags(argv, own, prog, description)
     layers: list[tuple[str, Mapping[str, Any]]] = [(_EARLIER, base or {})]
+    is_recipe_read = True
     if "config" in flags:
         name = str(flags.pop("config"))
         try:
             layers.append((f"--config {name}", read_recipe(name)))
         except ConfigError as error:
             problems.extend(error.problems)
+            is_recipe_read = False
     layers.append(("", flags))
     known = [*GROUPS.values(), *([entry] if entry else [])]
     names = {item.name: item for group in known for item in dataclasses.fields(group)}
@@ -492,9 +498,13 @@ def parse(
                 values[name] = _limited(names[name], _convert(raw, hints[name]))
             except ValueError as error:
                 problems.append(f"{where + ': ' if where else ''}--{name} {_shown(raw)} {error}")
+    # What was given and refused is not missing, and what a recipe would have said that cannot be read is not known.
+    given = {name for _, layer in layers for name, raw in layer.items() if raw is not None}
+    given |= {word[2:] for word in argv if word.startswith("--")}
     for group in own:
         for item in dataclasses.fields(group):
-            if item.metadata.get("required") and values.get(item.name) is None and f"--{item.name}" not in argv:
+            is_missing = values.get(item.name) is None and item.name not in given
+            if item.metadata.get("required") and is_missing and is_recipe_read:
                 problems.append(f"--{item.name} is missing; give the {item.metadata['help']}")
     built: dict[type[Any], Any] = {}
     for group in known:
@@ -627,6 +637,8 @@ def _convert(raw: Any, hint: Any) -> Any:
         return _text(str(raw))
     if isinstance(raw, bool):
         raise ValueError(f"is not {'an integer' if hint is int else 'a number'}")
+    if isinstance(raw, str) and raw.lstrip("+-").isdecimal() and len(raw) > _MOST_DIGITS:
+        raise ValueError("has too many digits")
     try:
         number = float(raw)
     except (TypeError, ValueError, OverflowError):
@@ -684,7 +696,9 @@ def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
 
 def _shown(raw: Any) -> str:
     """A value as messages show it: on one line, not too long, without secrets."""
-    text = masked(str(raw))
+    # As recipes and flags write them.
+    text = {None: "null", True: "true", False: "false"}[raw] if raw is None or isinstance(raw, bool) else str(raw)
+    text = masked(text)
     if len(text) > _LONGEST_SHOWN:
         text = f"{text[:_LONGEST_SHOWN]}..."
     return repr(text) if not text or " " in text or not text.isprintable() else text

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -51,7 +52,9 @@ def run(program: str, work: Callable[[], int]) -> int:
             if error.on_all_ranks and os.environ.get("LOCAL_RANK", "0") != "0":
                 return EXIT_USER_ERROR
             where = f" (rank {rank} on {host_name()})"
-        sys.stderr.write(f"{program}: error: {masked(str(error))}{where}\n")
+        # A name of thousands of characters is somebody's mistake, and would bury what is said about it.
+        message = re.sub(r"\S{500,}", lambda match: f"{match[0][:80]}...", masked(str(error)))
+        sys.stderr.write(f"{program}: error: {message}{where}\n")
         return EXIT_USER_ERROR
     except Stopped as stop:
         return stop.exit_code

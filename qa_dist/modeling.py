@@ -392,7 +392,7 @@ def load_trained(
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
-        first = " ".join(str(error).split())[:300]
+        first = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the model in {directory} cannot be loaded ({first}); give a folder that training wrote"
         ) from error

@@ -72,7 +72,8 @@ def _repeated(keys: Iterable[str]) -> str:
 def read_yaml(text: str) -> Any:
     """The value of a YAML document: mappings with text keys, lists, texts, numbers, true, false, and None.
 
-    Unquoted scalars are read as in YAML 1.2: `true`, `null`, 5 and 2e-5 have types, `no`, 012, 1:30 and dates are text.
+    Of unquoted words only `true`, `false`, `null` and plain decimal numbers have a type. All else is text, and whoever
+    knows what it should be can read it: `no`, 012, 1:30, 2e-5, dates.
 
     Raises:
         ParseError: It is not YAML, has a key twice, or uses tags or aliases.
@@ -85,9 +86,13 @@ def read_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark else (None, None)
-        raise ParseError(str(error.problem or error.context), *place) from error
+        reason = str(error.problem or error.context)
+        if reason.startswith("but "):
+            reason = f"{error.context}, {reason}"
+        raise ParseError(reason, *place) from error
     except yaml.YAMLError as error:
-        raise ParseError(" ".join(str(error).split())) from error
+        reason = " ".join(str(error).split())
+        raise ParseError(reason.replace('in "<unicode string>", position', "at place")) from error
     except RecursionError as error:
         raise ParseError("it is nested too deeply") from error
 
@@ -122,12 +127,13 @@ def _key(node: Any) -> str:
 
 
 def _scalar(text: str) -> Any:
-    """What an unquoted word means in YAML 1.2."""
+    """What an unquoted word means."""
     if text.lower() in _PLAIN:
         return _PLAIN[text.lower()]
     if _INTEGER.fullmatch(text):
         return int(text)
-    if _NUMBER.fullmatch(text) and not re.match(r"[-+]?0\d", text):
+    # Digits alone that are no integer above begin with a zero, or are more than any option takes.
+    if _NUMBER.fullmatch(text) and not re.fullmatch(r"[-+]?(0\d.*|\d+)", text):
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     return text
 

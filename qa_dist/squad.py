@@ -13,6 +13,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import pkgutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -308,9 +310,19 @@ def _row_of(example: Example) -> Row:
 def _load_hub(data: DataConfig) -> Any:
     """The `DatasetDict` of a hub id or local folder."""
     import datasets
+    import datasets.packaged_modules
 
+    source = data.source
+    if os.path.isdir(os.path.expanduser(source)):
+        # The library takes some words for formats even where there is a folder of that name.
+        source = os.path.abspath(os.path.expanduser(source))
+    elif source in {module.name for module in pkgutil.iter_modules(datasets.packaged_modules.__path__)}:
+        raise DataError(
+            f"--dataset_name {source} is the name of a file format, and whatever lies in the current folder would be "
+            "read; name files with --train_file and --validation_file"
+        )
     try:
-        found = datasets.load_dataset(data.source, data.dataset_config_name)
+        found = datasets.load_dataset(source, data.dataset_config_name)
     except Exception as error:  # the library raises a dozen unrelated types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
@@ -395,12 +407,18 @@ def _decoded(content: bytes, path: Path) -> str:
 
 def _layout(content: bytes, path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    if suffixes and suffixes[-1] in _LAYOUTS:
-        return _LAYOUTS[suffixes[-1]]
-    if content.startswith(_PARQUET_MAGIC):
-        return "parquet"
     start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start[:1] in (b"{", b"["):
+    is_json = start[:1] in (b"{", b"[")
+    is_parquet = content.startswith(_PARQUET_MAGIC)
+    if suffixes and suffixes[-1] in _LAYOUTS:
+        named = _LAYOUTS[suffixes[-1]]
+        if (is_parquet and named != "parquet") or (is_json and named == "csv"):
+            found = "Parquet" if is_parquet else "JSON"
+            raise DataError(f"{path} is {found} although its name ends in {suffixes[-1]}; rename it")
+        return named
+    if is_parquet:
+        return "parquet"
+    if is_json:
         return "json"
     header = start.split(b"\n", 1)[0]
     if b"context" in header and b"question" in header:
@@ -539,6 +557,9 @@ def _require_columns(found: Sequence[str], path: Path) -> None:
             f"{path} lacks {', '.join(missing)}: it has {_listed(found, len(found)) or 'nothing'}, and rows need "
             f"{', '.join(COLUMNS)}"
         )
+    repeated = [name for name in dict.fromkeys(found) if list(found).count(name) > 1]
+    if repeated:
+        raise DataError(f"{path} has the column {_listed(repeated, len(repeated))} more than once; keep one of them")
 
 
 # -------------------------------------------------------------------------------------------------------- validation

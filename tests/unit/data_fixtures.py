@@ -4,19 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qa_dist.config import DataConfig, ModelConfig, RunConfig
 from qa_dist.records import Example
 from qa_dist.squad import read_file, validate
+from tests.tiny import tiny_tokenizer
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 TINY_SQUAD = FIXTURES / "tiny_squad.json"
 """Accents, emoji, combining marks, CRLF, unanswerable questions, and a context of several windows."""
 MALFORMED = FIXTURES / "malformed"
-
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def tiny_examples() -> list[Example]:
@@ -37,28 +36,6 @@ def row(example_id: str = "q1", **changes: Any) -> dict[str, Any]:
 def write_rows(path: Path, *rows: dict[str, Any]) -> str:
     path.write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
     return str(path)
-
-
-def wordpiece_tokenizer(*, padding_side: str = "right", uncased: bool = True, words: tuple[str, ...] = ()) -> Any:
-    """BERT's tokenizer with a vocabulary of letters; emoji are unknown to it."""
-    letters = [chr(code) for code in (*range(33, 127), *range(0xC0, 0x180))]
-    vocabulary = [*SPECIALS, "the", "stage", "of", "##ing", *words, *letters, *(f"##{letter}" for letter in letters)]
-    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=uncased)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        padding_side=padding_side,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
 
 
 def byte_tokenizer(template: str = "roberta") -> Any:
@@ -96,7 +73,7 @@ def byte_tokenizer(template: str = "roberta") -> Any:
 
 def save_tokenizer(folder: Path, tokenizer: Any = None) -> str:
     """The name under which a configuration finds the tokenizer."""
-    (tokenizer or wordpiece_tokenizer()).save_pretrained(folder)
+    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
     return str(folder)
 
 

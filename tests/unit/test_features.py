@@ -17,12 +17,13 @@ from qa_dist.features import (
     answer_tokens,
 )
 from qa_dist.records import Answer, Example, Feature
-from tests.unit.data_fixtures import byte_tokenizer, tiny_examples, wordpiece_tokenizer
+from tests.tiny import tiny_tokenizer
+from tests.unit.data_fixtures import byte_tokenizer, tiny_examples
 
 TOKENIZERS = {
-    "wordpiece": wordpiece_tokenizer(),
-    "cased": wordpiece_tokenizer(uncased=False),
-    "left": wordpiece_tokenizer(padding_side="left"),
+    "wordpiece": tiny_tokenizer(),
+    "cased": tiny_tokenizer(uncased=False),
+    "left": tiny_tokenizer(padding_side="left"),
     "roberta": byte_tokenizer("roberta"),
     "xlnet": byte_tokenizer("xlnet"),
     "bare": byte_tokenizer("bare"),
@@ -335,7 +336,7 @@ def test_no_answer_is_the_cls_token_else_bos_else_the_first(name: str, expected:
 
 
 def test_truncation_and_padding_saved_with_a_tokenizer_have_no_effect() -> None:
-    plain, saved = wordpiece_tokenizer(), wordpiece_tokenizer()
+    plain, saved = tiny_tokenizer(), tiny_tokenizer()
     saved.backend_tokenizer.enable_truncation(16)
     saved.backend_tokenizer.enable_padding(length=16)
     spec = TokenizerSpec.of(saved)
@@ -346,11 +347,11 @@ def test_truncation_and_padding_saved_with_a_tokenizer_have_no_effect() -> None:
 
 
 def test_the_digest_of_a_tokenizer_covers_all_that_features_depend_on() -> None:
-    spec = TokenizerSpec.of(wordpiece_tokenizer())
+    spec = TokenizerSpec.of(tiny_tokenizer())
     others = [
-        TokenizerSpec.of(wordpiece_tokenizer(uncased=False)),
-        TokenizerSpec.of(wordpiece_tokenizer(words=("bridge",))),
-        TokenizerSpec.of(wordpiece_tokenizer(padding_side="left")),
+        TokenizerSpec.of(tiny_tokenizer(uncased=False)),
+        TokenizerSpec.of(tiny_tokenizer(words=("bridge",))),
+        TokenizerSpec.of(tiny_tokenizer(padding_side="left")),
         dataclasses.replace(spec, cls_token_id=3),
         dataclasses.replace(spec, bos_token_id=3),
         dataclasses.replace(spec, has_token_types=False),

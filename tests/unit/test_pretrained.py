@@ -6,7 +6,8 @@ import pytest
 from qa_dist.config import ModelConfig
 from qa_dist.errors import UserError
 from qa_dist.pretrained import load_tokenizer, resolve_model_path
-from tests.unit.data_fixtures import save_tokenizer, wordpiece_tokenizer
+from tests.tiny import tiny_tokenizer
+from tests.unit.data_fixtures import save_tokenizer
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_tokenizer_is_loaded_from_a_folder(tmp_path: Path) -> None:
     ):
         loaded = load_tokenizer(config)
         assert loaded.is_fast
-        assert loaded.get_vocab() == wordpiece_tokenizer().get_vocab()
+        assert loaded.get_vocab() == tiny_tokenizer().get_vocab()
 
 
 def test_a_folder_without_a_tokenizer_and_an_unreachable_hub_are_one_sentence(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from qa_dist.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.store import FeatureStore, prepare_store, store_root
+from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
     TINY_SQUAD,
     byte_tokenizer,
@@ -31,7 +32,6 @@ from tests.unit.data_fixtures import (
     run_config,
     save_tokenizer,
     tiny_examples,
-    wordpiece_tokenizer,
     write_rows,
 )
 
@@ -103,7 +103,7 @@ def visible(root: Path) -> list[str]:
 
 def test_a_store_holds_the_examples_and_their_features(built: FeatureStore) -> None:
     examples = tiny_examples()
-    spec = TokenizerSpec.of(wordpiece_tokenizer())
+    spec = TokenizerSpec.of(tiny_tokenizer())
     features, stats = FeatureBuilder(spec, FeatureSpec(96, 24)).build(examples)
     assert (built.num_examples, built.num_features) == (len(examples), len(features))
     assert built.num_features > built.num_examples
@@ -198,8 +198,8 @@ def test_what_a_store_depends_on_is_in_its_fingerprint(tokenizer_folder: str, tm
 
     base = fingerprint()
     different = {
-        fingerprint(save_tokenizer(tmp_path / "cased", wordpiece_tokenizer(uncased=False))),
-        fingerprint(save_tokenizer(tmp_path / "left", wordpiece_tokenizer(padding_side="left"))),
+        fingerprint(save_tokenizer(tmp_path / "cased", tiny_tokenizer(uncased=False))),
+        fingerprint(save_tokenizer(tmp_path / "left", tiny_tokenizer(padding_side="left"))),
         fingerprint(save_tokenizer(tmp_path / "bytes", byte_tokenizer())),
         fingerprint(train_file=other),
         fingerprint(max_seq_length=97),
@@ -500,7 +500,7 @@ def test_findings_are_told_by_the_process_that_reports(
 
 def test_the_tokenizer_of_the_caller_is_taken(built: FeatureStore, tmp_path: Path) -> None:
     config = run_config("/no/such/folder", tmp_path)
-    assert prepare_store(config, "train", tokenizer=wordpiece_tokenizer()).fingerprint == built.fingerprint
+    assert prepare_store(config, "train", tokenizer=tiny_tokenizer()).fingerprint == built.fingerprint
 
 
 # --------------------------------------------------------------------------------------------------------- real data

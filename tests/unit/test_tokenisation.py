@@ -14,7 +14,8 @@ from qa_dist import tokenisation
 from qa_dist.features import FeatureColumns, FeatureSpec, TokenizerSpec
 from qa_dist.records import Example
 from qa_dist.tokenisation import build_columns
-from tests.unit.data_fixtures import tiny_examples, wordpiece_tokenizer
+from tests.tiny import tiny_tokenizer
+from tests.unit.data_fixtures import tiny_examples
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = FeatureSpec(96, 24)
@@ -28,7 +29,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def columns_of(num_workers: int, examples: list[Example], **options: Any) -> FeatureColumns:
-    tokenizer = TokenizerSpec.of(wordpiece_tokenizer())
+    tokenizer = TokenizerSpec.of(tiny_tokenizer())
     return build_columns(examples, tokenizer, SPEC, num_workers=num_workers, **options)[0]
 
 
@@ -86,7 +87,7 @@ def test_a_failure_in_a_worker_comes_back_with_its_traceback() -> None:
 
 
 def test_a_killed_worker_is_named_as_such() -> None:
-    worker = tokenisation._Worker(TokenizerSpec.of(wordpiece_tokenizer()), SPEC)
+    worker = tokenisation._Worker(TokenizerSpec.of(tiny_tokenizer()), SPEC)
     try:
         part, _ = worker.request(tiny_examples(), 5)
         assert part.example_index[0] == 5

@@ -1,0 +1,484 @@
+"""Properties that hold for any text: from records through windows and decoding to scores.
+
+Text is arbitrary Unicode, and richer than chance in what breaks programs: combining marks, emoji that are several
+characters, right-to-left scripts, characters without width, line ends of every kind, NUL, and - where text has not been
+validated yet - halves of surrogate pairs, as `surrogateescape` makes them.
+"""
+
+import csv
+import io
+import json
+import math
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from qa_dist.decoding import CandidateTable, FeatureMap, decode, top_spans
+from qa_dist.errors import DataError
+from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.records import Answer, Example, Feature
+from qa_dist.scoring import load_predictions, normalize_answer, score_v1, score_v2
+from qa_dist.squad import parse, read_rows, validate
+from qa_dist.store import prepare_store
+from tests.tiny import tiny_tokenizer
+from tests.unit.data_fixtures import byte_tokenizer, run_config
+from tests.unit.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2
+
+CLUSTERS = (
+    *("e\u0301", "n\u0303\u0323", "o\u0308\u0304", "\u0301", "\u1112\u1161\u11ab"),  # combining marks, jamo
+    *("👩‍👩‍👧", "🏳️‍🌈", "🇸🇪", "👍🏽", "🦉", "\ufe0f"),  # emoji of one and of several characters
+    *("שלום", "مرحبا", "\u202ea\u202c", "\u200f"),  # right to left
+    *("\u200b", "\u200c", "\u200d", "\ufeff", "\u00ad", "\u2060"),  # no width
+    *("\r\n", "\r", "\n", "\u2028", "\x85", "\x0b", "\t", "\u00a0", "\u3000", "  "),  # line ends, blanks
+    *("\0", "\x7f", "\x1b", "\ufffd", "\U0010ffff"),
+    *(
+        "İ",
+        "ß",
+        "ẞ",
+        "ŉ",
+        "ǰ",
+        "ﬁ",
+        "Σ",
+        "ς",
+        "K",
+        "Å",
+        "½",
+        "中文",
+        "한국",
+        "क्षि",
+        "ก็",
+    ),  # letters that change when cased
+    *("a", "the", "an", "A", "stage", "b c", "12", ".", "'", '"', "[SEP]", "[UNK]", "##ing", "<s>", "-", "_"),
+)
+pieces = st.one_of(st.sampled_from(CLUSTERS), st.characters(exclude_categories=["Cs"]), st.sampled_from(" abcde"))
+texts = st.lists(pieces, min_size=1, max_size=40).map("".join)
+short_texts = st.lists(pieces, max_size=6).map("".join)
+halves = st.sampled_from(["\ud83d", "\udc80", "\udcff", "\ud800\ud800"])
+any_texts = st.lists(st.one_of(pieces, halves), max_size=12).map("".join)
+often_good = st.integers(0, 9).flatmap(lambda number: any_texts if number == 9 else texts)
+
+TOKENIZERS = {
+    "uncased": tiny_tokenizer(),
+    "cased": tiny_tokenizer(uncased=False),
+    "left": tiny_tokenizer(padding_side="left"),
+    "roberta": byte_tokenizer("roberta"),
+    "xlnet": byte_tokenizer("xlnet"),
+}
+BYTE_LEVEL = ("roberta", "xlnet")
+tokenizer_names = st.sampled_from(sorted(TOKENIZERS))
+
+
+# ----------------------------------------------------------------------------------------------------------- records
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "answer_start", "x"]), inner),
+    max_leaves=6,
+)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> dict[str, Any]:
+    """A row that is often right, often nearly right, and sometimes nothing of the kind."""
+    context = draw(often_good)
+    start = draw(st.integers(0, max(0, len(context) - 1)))
+    text = context[start : draw(st.integers(start + 1, len(context) + 1))]
+    answers = {"text": [text], "answer_start": [start + draw(st.sampled_from([0, 0, 0, 1, -1, 50]))]}
+    row: dict[str, Any] = {
+        "id": draw(often_good),
+        "context": context,
+        "question": draw(often_good),
+        "answers": draw(st.sampled_from([answers, [{"text": text, "answer_start": start}], {}, None])),
+    }
+    if draw(st.integers(0, 9)) == 9:
+        row[draw(st.sampled_from([*row, "title", "is_impossible"]))] = draw(anything)
+    return row
+
+
+@given(found=st.lists(rows(), max_size=4), allow_unanswerable=st.booleans())
+def test_validation_never_fails_and_what_it_lets_pass_is_sound(
+    found: list[dict[str, Any]], allow_unanswerable: bool
+) -> None:
+    examples, report = validate(read_rows(found), allow_unanswerable=allow_unanswerable)
+    assert report.num_records == len(found) == len(examples) + report.num_invalid
+    assert bool(report.num_invalid) == bool(report.problems)
+    assert len({example.id for example in examples}) == len(examples)
+    report.text().encode()
+    for example in examples:
+        for text in (example.id, example.question, example.context, example.title):
+            text.encode()
+        assert example.id
+        assert example.question.strip()
+        assert example.answers or allow_unanswerable
+        for answer in example.answers:
+            assert answer.text.strip()
+            assert example.context[answer.start_char : answer.end_char] == answer.text
+
+
+@settings(max_examples=40)
+@given(contexts=st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
+def test_every_layout_brings_the_same_text(contexts: list[tuple[str, str]]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    found = [
+        {
+            "id": f"q{number}",
+            "context": context,
+            "question": question,
+            "answers": {"text": [context], "answer_start": [0]},
+        }
+        for number, (context, question) in enumerate(contexts)
+    ]
+    articles = [
+        {
+            "paragraphs": [
+                {
+                    "context": row["context"],
+                    "qas": [{**row, "answers": [{"text": row["context"], "answer_start": 0}]}],
+                }
+            ]
+        }
+        for row in found
+    ]
+    table, binary = io.StringIO(newline=""), io.BytesIO()
+    writer = csv.DictWriter(table, list(found[0]))
+    writer.writeheader()
+    writer.writerows({**row, "answers": json.dumps(row["answers"])} for row in found)
+    parquet.write_table(pa.Table.from_pylist(found), binary)
+    files = {
+        "a.json": json.dumps({"data": articles}).encode(),
+        "b.json": json.dumps({"data": articles}, ensure_ascii=False, indent=1).encode(),
+        "c.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode(),
+        "d.csv": table.getvalue().encode(),
+        "e.parquet": binary.getvalue(),
+    }
+    expected, report = validate(read_rows(found))
+    for name, content in files.items():
+        read, again = validate(parse(content, Path(name)))
+        assert (name, [(e.id, e.context, e.question) for e in read], again.num_invalid) == (
+            name,
+            [(e.id, e.context, e.question) for e in expected],
+            report.num_invalid,
+        )
+
+
+@given(content=st.binary(max_size=60), name=st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.parquet", "a.gz", "a"]))
+def test_any_bytes_are_records_or_one_sentence(content: bytes, name: str) -> None:
+    message, examples = None, []
+    try:
+        examples, _ = validate(parse(content, Path(name)))
+    except DataError as error:
+        message = str(error)
+    assert message is None or (message.startswith(name) and "\n" not in message)
+    assert examples == [], "60 bytes hold no question with its context"
+
+
+# ----------------------------------------------------------------------------------------------------------- windows
+
+
+@st.composite
+def built(draw: st.DrawFn) -> tuple[str, Example, list[Feature], Any, int]:
+    """A tokenizer's name, an example, its features, the tokens of its whole context, and the stride."""
+    name = draw(tokenizer_names)
+    tokenizer = TOKENIZERS[name]
+    context = draw(texts)
+    question = draw(short_texts)
+    whole = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = [pair for pair in whole["offset_mapping"] if pair[0] < pair[1]]
+    answers: tuple[Answer, ...] = ()
+    if offsets and draw(st.booleans()):
+        first = draw(st.integers(0, len(offsets) - 1))
+        last = draw(st.integers(first, min(first + 8, len(offsets) - 1)))
+        start, end = offsets[first][0], max(end for _, end in offsets[first : last + 1])
+        answers = (Answer(context[start:end], start),)
+    stride = draw(st.integers(0, 12))
+    spec = FeatureSpec(draw(st.integers(20 + stride, 60)), stride)
+    builder = FeatureBuilder(TokenizerSpec.of(tokenizer), spec)
+    example = Example("q", question, context, answers)
+    features, stats = builder.build([example])
+    assert stats.num_features == len(features) >= 1
+    assert all(len(feature.input_ids) <= spec.max_seq_length for feature in features)
+    return name, example, features, whole, stride
+
+
+def context_of(feature: Feature) -> list[tuple[int, tuple[int, int]]]:
+    """The context tokens of a feature: their ids and offsets."""
+    end = feature.context_start + len(feature.context_offsets)
+    ids = feature.input_ids[feature.context_start : end].tolist()
+    return list(zip(ids, map(tuple, feature.context_offsets.tolist()), strict=True))
+
+
+def bare(text: str) -> str:
+    """Text as BERT's uncased normaliser leaves it, but for blanks: without accents, letter by letter in lower case."""
+    letters = [char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn"]
+    return "".join(char.lower() for char in letters if unicodedata.category(char) not in ("Cc", "Cf"))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(case=built())
+def test_windows_cover_the_context_and_every_token_has_its_characters(case: Any) -> None:
+    name, example, features, whole, stride = case
+    tokenizer = TOKENIZERS[name]
+    covered: list[tuple[int, tuple[int, int]]] = []
+    for number, feature in enumerate(features):
+        window = context_of(feature)
+        shared = stride if number else 0
+        assert covered[len(covered) - shared :] == window[:shared]
+        assert len(window) > shared or not whole["input_ids"]
+        covered += window[shared:]
+    assert covered == list(zip(whole["input_ids"], map(tuple, whole["offset_mapping"]), strict=True))
+
+    alphabet = byte_alphabet()
+    for token_id, (start, end) in covered:
+        assert 0 <= start <= end <= len(example.context)
+        token = tokenizer.convert_ids_to_tokens(token_id)
+        characters = example.context[start:end]
+        if name in BYTE_LEVEL:
+            found = bytes(alphabet[char] for char in token)
+            # A blank before a word is in its token but not in its offsets, and the first word gets one for nothing.
+            assert found in b" " + characters.encode()
+        elif token != "[UNK]":
+            piece = token.removeprefix("##")
+            assert piece in ((bare(characters), characters) if name != "cased" else (characters, normal(characters)))
+    starts = [start for _, (start, _) in covered]
+    assert starts == sorted(starts)
+
+
+def normal(text: str) -> str:
+    """Text as BERT's cased normaliser leaves it: characters without meaning taken out."""
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf"))
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Which byte each character of a byte-level vocabulary stands for (Radford et al. 2019)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(case=built())
+def test_labels_decode_to_the_answer_where_it_is_inside_and_to_nothing_elsewhere(case: Any) -> None:
+    _, example, features, whole, stride = case
+    assume(example.answers)
+    answer = example.answers[0]
+    offsets = whole["offset_mapping"]
+    inside = [
+        token
+        for token, (start, end) in enumerate(offsets)
+        if start < end and start < answer.end_char and end > answer.start_char
+    ]
+    first_token = 0
+    for feature in features:
+        num_tokens = len(feature.context_offsets)
+        has_answer = first_token <= inside[0] and inside[-1] < first_token + num_tokens
+        null = (feature.cls_token, feature.cls_token)
+        label = (feature.start_token, feature.end_token)
+        assert (label != null) == has_answer
+        if has_answer:
+            start_char = feature.context_offsets[feature.start_token - feature.context_start, 0]
+            end_char = feature.context_offsets[feature.end_token - feature.context_start, 1]
+            # Answers were drawn at the edges of tokens, so that labels can give them back exactly; where pieces of one
+            # character overlap, the label takes all of them.
+            assert start_char <= answer.start_char
+            assert end_char >= answer.end_char
+            assert example.context[start_char:end_char].find(answer.text) == answer.start_char - start_char
+            widest = [offsets[token] for token in inside]
+            assert (start_char, end_char) == (min(s for s, _ in widest), max(e for _, e in widest))
+        first_token += num_tokens - stride
+    assert any(feature.start_token != feature.cls_token for feature in features) or len(features) > 1
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4))
+def test_a_store_gives_back_the_text_it_was_made_of(found: list[tuple[str, str, str]], tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{number}{name}", "context": context, "question": question, "answers": []}
+        for number, (name, context, question) in enumerate(found)
+    ]
+    examples, report = validate(read_rows(rows))
+    assume(examples and not report.problems)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = run_config("unused", tmp_path / "stores", train_file=str(path))
+    store = prepare_store(config, "train", tokenizer=TOKENIZERS["uncased"])
+    assert [store.example(index) for index in range(store.num_examples)] == examples
+    assert store.contexts == [example.context for example in examples]
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def three_loops(
+    features: list[Feature], logits: list[Any], context: str, *, n_best: int, longest: int, version_2: bool
+) -> tuple[list[tuple[str, float]], float]:
+    """The n-best list (text, score) of one example, by loops over windows, starts and ends, and its null score."""
+    entries = []
+    null = math.inf
+    for window, (feature, (starts, ends)) in enumerate(zip(features, logits, strict=True)):
+        null = min(null, float(starts[feature.cls_token] + ends[feature.cls_token]))
+        places = range(feature.context_start, feature.context_start + len(feature.context_offsets))
+        for start in places:
+            for end in places:
+                if start <= end < start + longest:
+                    first = feature.context_offsets[start - feature.context_start][0]
+                    last = feature.context_offsets[end - feature.context_start][1]
+                    score = float(np.float32(starts[start]) + np.float32(ends[end]))
+                    entries.append((-score, window, start, end, context[first:last]))
+    entries.sort(key=lambda entry: entry[:4])
+    best = [(text, -score) for score, _, _, _, text in entries[:n_best]]
+    if version_2 or not best:
+        place = sum(score >= null for _, score in best)
+        best = [*best[:place], ("", null), *best[place:]]
+        # The null answer joins the list, and stays when it is too low for it.
+        best = best[:n_best] if ("", null) in best[:n_best] else [*best[:n_best], ("", null)]
+    return best, null
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    case=built(),
+    seed=st.integers(0, 1000),
+    ties=st.booleans(),
+    version_2=st.booleans(),
+    n_best=st.integers(1, 6),
+    longest=st.integers(1, 9),
+)
+def test_answers_are_those_of_three_loops_and_stand_in_the_context(
+    case: Any, seed: int, ties: bool, version_2: bool, n_best: int, longest: int
+) -> None:
+    _, example, features, _, _ = case
+    generator = np.random.default_rng(seed)
+    logits = [generator.normal(size=(2, len(feature.input_ids))).astype(np.float32) * 3 for feature in features]
+    if ties:
+        logits = [np.round(values / 3) for values in logits]
+    tables = []
+    for index, (feature, (starts, ends)) in enumerate(zip(features, logits, strict=True)):
+        top = top_spans(
+            torch.from_numpy(starts)[None],
+            torch.from_numpy(ends)[None],
+            torch.tensor([feature.context_start]),
+            torch.tensor([feature.context_start + len(feature.context_offsets)]),
+            torch.tensor([feature.cls_token]),
+            num_candidates=n_best,
+            max_answer_length=longest,
+        )
+        tables.append(top.to_table([index]))
+    (answer,) = decode(
+        CandidateTable.concatenate(tables).ordered(len(features)),
+        FeatureMap.from_features(features),
+        [example.context],
+        ["q"],
+        n_best_size=n_best,
+        version_2=version_2,
+    )
+    expected, null = three_loops(features, logits, example.context, n_best=n_best, longest=longest, version_2=version_2)
+    assert [(entry.text, entry.score) for entry in answer.nbest] == expected
+
+    scores = [entry.score for entry in answer.nbest if entry.start_char >= 0]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(entry.probability for entry in answer.nbest) == pytest.approx(1)
+    assert answer.prediction in answer.nbest
+    for entry in answer.nbest:
+        if entry.start_char < 0:
+            assert (entry.text, entry.start_char, entry.end_char, entry.score) == ("", -1, -1, null)
+        else:
+            assert entry.text == example.context[entry.start_char : entry.end_char]
+    # A token without width is no text: where no answer is a choice, it is never the one chosen.
+    spans = [entry for entry in answer.nbest if entry.text]
+    if not version_2:
+        assert answer.null_odds is None
+        assert answer.prediction == answer.nbest[0]
+    elif spans:
+        chosen_null = answer.null_odds > 0
+        assert (answer.prediction.text == "") == chosen_null
+        assert chosen_null or answer.prediction == spans[0]
+        assert answer.null_odds == pytest.approx(null - spans[0].score, abs=1e-4)
+    else:
+        assert answer.prediction.text == ""
+
+
+# ----------------------------------------------------------------------------------------------------------- scoring
+
+answer_words = st.sampled_from(["cat", "Cat", "dog", "the", "é", "e\u0301", "👩‍👩‍👧", "שלום", "12"])
+answer_texts = st.one_of(any_texts, st.lists(answer_words, max_size=6).map(" ".join))
+questions = st.lists(
+    st.tuples(st.lists(answer_texts, max_size=3), answer_texts, st.floats(-5, 5)), min_size=1, max_size=6
+).map(lambda found: {f"q{number}": item for number, item in enumerate(found)})
+
+
+@settings(max_examples=150)
+@given(found=questions, limit=st.sampled_from([1.0, 0.0]), with_odds=st.booleans())
+def test_scores_are_the_official_formula_on_any_text(found: dict[str, Any], limit: float, with_odds: bool) -> None:
+    references = {key: golds for key, (golds, _, _) in found.items()}
+    predictions = {key: text for key, (_, text, _) in found.items()}
+    odds = {key: value for key, (_, _, value) in found.items()} if with_odds else None
+    scores = score_v2(references, predictions, null_odds=odds, na_prob_thresh=limit)
+    assert list(scores.items()) == list(plain_v2(references, predictions, odds, limit).items())
+    assert all(0 <= value <= 100 for key, value in scores.items() if key.endswith(("exact", "f1")))
+    for prefix in ("", "HasAns_", "NoAns_", "best_"):
+        if f"{prefix}exact" in scores:
+            assert scores[f"{prefix}exact"] <= scores[f"{prefix}f1"] + 1e-9
+
+    answerable = {key: golds for key, golds in references.items() if golds}
+    if answerable:
+        texts = {key: predictions[key] for key in answerable}
+        plain = score_v1(answerable, texts)
+        exact = [max(plain_exact(gold, texts[key]) for gold in golds) for key, golds in answerable.items()]
+        f1 = [max(plain_f1(gold, texts[key], version_2=False) for gold in golds) for key, golds in answerable.items()]
+        assert plain == {"exact_match": plain_percent(exact), "f1": plain_percent(f1)}
+        assert all(0 <= value <= 100 for value in plain.values())
+        if all(normalize_answer(gold) for golds in answerable.values() for gold in golds):
+            assert plain["exact_match"] <= plain["f1"] + 1e-9
+
+
+@given(found=questions, order=st.randoms(use_true_random=False))
+def test_the_order_of_questions_and_references_does_not_matter(found: dict[str, Any], order: Any) -> None:
+    def scored(keys: list[str], *, shuffled: bool) -> dict[str, float | int]:
+        references = {key: list(found[key][0]) for key in keys}
+        if shuffled:
+            for golds in references.values():
+                order.shuffle(golds)
+        return score_v2(references, {key: found[key][1] for key in reversed(keys)})
+
+    keys = list(found)
+    expected = scored(keys, shuffled=False)
+    order.shuffle(keys)
+    assert scored(keys, shuffled=True) == pytest.approx(expected, abs=1e-9)
+
+
+@given(golds=st.lists(any_texts, min_size=1, max_size=3), text=any_texts, more=any_texts)
+def test_one_more_reference_never_costs_anything(golds: list[str], text: str, more: str) -> None:
+    few, many = score_v1({"q": golds}, {"q": text}), score_v1({"q": [*golds, more]}, {"q": text})
+    assert all(many[key] >= few[key] for key in few)
+    same = score_v1({"q": [*golds, text]}, {"q": text})
+    assert same["exact_match"] == 100.0
+    assert same["f1"] == (100.0 if normalize_answer(text) else 0.0)
+
+
+@given(text=any_texts)
+def test_the_normal_form_is_its_own_normal_form(text: str) -> None:
+    once = normalize_answer(text)
+    assert normalize_answer(once) == once
+    assert once == " ".join(once.split())
+    assert normalize_answer(f"The {text}!") == normalize_answer(f"the {text}")
+
+
+def joined(text: str) -> str:
+    """Text in which two halves of a surrogate pair that meet are one character, as in what JSON's escapes stand for."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(predictions=st.dictionaries(any_texts.map(joined), any_texts.map(joined), max_size=4))
+def test_prediction_files_of_any_text_read_back_the_same(predictions: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps(predictions), encoding="utf-8")
+    assert load_predictions(path) == predictions
