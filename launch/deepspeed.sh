@@ -4,8 +4,8 @@
 #   bash launch/deepspeed.sh --config squad_bert_base --output_dir outputs/run
 #   NNODES=2 RDZV_ENDPOINT=host1:29500 bash launch/deepspeed.sh --config squad_bert_base --output_dir outputs/run
 #
-# DS_CONFIG names what DeepSpeed is told, ds_configs/zero2.json unless set. Arguments go to qa_dist.train; all else is as
-# in launch/torchrun.sh. In a Slurm job: DS_CONFIG=ds_configs/zero2.json sbatch launch/slurm.sh ...
+# DS_CONFIG names what DeepSpeed is told, ds_configs/zero2.json unless set. Arguments go to qa_dist.train; all else is
+# as in launch/torchrun.sh. In a Slurm job: DS_CONFIG=ds_configs/zero2.json sbatch launch/slurm.sh ...
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

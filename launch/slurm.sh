@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on the nodes of a Slurm job: one launcher (torchrun) per node, which starts one process per GPU.
 #
-#   sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 launch/slurm.sh --config squad_bert_base --output_dir outputs/a
+#   sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 launch/slurm.sh --config squad_bert_base --output_dir out
 #
 # Options of sbatch stand before the script; arguments behind it go to qa_dist.train. Paths are those of the folder that
 # sbatch was called in, which the nodes share. Without GPUs a node runs one process that uses all its CPUs.
