@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on the nodes of a Slurm job: one launcher (torchrun) per node, which starts one process per GPU.
 #
-#   sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 launch/slurm.sh --config squad_bert_base --output_dir outputs/a
+#   sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 launch/slurm.sh --config squad_bert_base --output_dir out
 #
 # Options of sbatch stand before the script; arguments behind it go to qa_dist.train. Paths are those of the folder that
 # sbatch was called in, which the nodes share. Without GPUs a node runs one process that uses all its CPUs.
@@ -11,7 +11,7 @@
 # back into the queue, and its next start goes on from there. `scancel` ends it for good.
 #
 # The environment of sbatch reaches every process, HF_HUB_OFFLINE and HF_DATASETS_OFFLINE included. Slurm sets
-# CUDA_VISIBLE_DEVICES. NPROC_PER_NODE, OMP_NUM_THREADS and PYTHON work as described in launch/torchrun.sh, and
+# CUDA_VISIBLE_DEVICES. NPROC_PER_NODE, DS_CONFIG, OMP_NUM_THREADS and PYTHON are described in launch/torchrun.sh; and
 #   LOG_DIR          folder for a log per process; slurm-<job id> beside the job's own output unless set
 #   MAX_REQUEUES     how often the job may put itself back into the queue, 100 unless set
 #

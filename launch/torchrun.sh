@@ -11,6 +11,7 @@
 #   NPROC_PER_NODE   processes on this machine; else one per GPU, or one that uses all cores where there is no GPU
 #   MAX_RESTARTS     how often the processes start again after a failure, from their last checkpoint; 0 unless set
 #   LOG_DIR          folder for a log per process, beside what is shown; no logs unless set
+#   DS_CONFIG        file of ds_configs/, for DeepSpeed's ZeRO; plain data parallelism unless set
 #   OMP_NUM_THREADS  threads of a process; else this machine's cores shared evenly
 #   PYTHON           the interpreter
 # CUDA_VISIBLE_DEVICES, HF_HUB_OFFLINE, NCCL_* and all else reach every process as they are. torchrun reads its other
@@ -56,6 +57,10 @@ else
     export PET_LOCAL_ADDR PET_RDZV_CONF=${PET_RDZV_CONF:-is_host=$is_host,read_timeout=600}
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
   fi
+fi
+if [ -n "${DS_CONFIG:-}" ]; then
+  [ -f "$DS_CONFIG" ] || fail "there is no file DS_CONFIG=$DS_CONFIG; name one of those in $root/ds_configs"
+  export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_CONFIG_FILE=$DS_CONFIG
 fi
 [ -z "${LOG_DIR:-}" ] || options+=(--log-dir "$LOG_DIR" --tee 3)
 

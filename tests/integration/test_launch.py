@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from tests.distributed.launching import ROOT, environment, succeed
+from tests.distributed.launching import ROOT, environment, run, succeed
 from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.integration
@@ -91,3 +91,47 @@ def test_the_local_launcher_starts_two_processes_without_a_gpu(words: list[str],
     command = ["bash", str(ROOT / "launch" / "local.sh"), *words, "--output_dir", str(tmp_path)]
     succeed(command, PYTHON=sys.executable)
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["world_size"] == 2
+
+
+def launched_by(script: str, folder: Path, **changes: str) -> tuple[list[str], dict[str, str]]:
+    """Words and environment of the Python that a script of launch/ starts with two processes of 5 cores."""
+    python = folder / "python"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\necho =====\nexec env\n', encoding="utf-8")
+    python.chmod(0o755)
+    changes = {
+        "PYTHON": str(python),
+        "NPROC_PER_NODE": "2",
+        "SLURM_CPUS_ON_NODE": "5",
+        "OMP_NUM_THREADS": "",
+        **changes,
+    }
+    command = ["bash", str(ROOT / "launch" / script), "--seed", "two words"]
+    words, _, variables = succeed(command, **changes).stdout.partition("=====\n")
+    return words.splitlines(), dict(line.partition("=")[::2] for line in variables.splitlines())
+
+
+def test_the_torchrun_script_shares_the_cores_and_hands_everything_on(tmp_path: Path) -> None:
+    words, variables = launched_by("torchrun.sh", tmp_path, HF_DATASETS_OFFLINE="1", CUDA_VISIBLE_DEVICES="3,5")
+    assert words == [
+        *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "0", "--standalone"),
+        *("-m", "qa_dist.train", "--seed", "two words"),
+    ]
+    assert variables["OMP_NUM_THREADS"] == "2"
+    assert (variables["HF_DATASETS_OFFLINE"], variables["CUDA_VISIBLE_DEVICES"]) == ("1", "3,5")
+    assert variables["PYTHONPATH"].split(":")[0] == str(ROOT)
+    assert "ACCELERATE_USE_DEEPSPEED" not in variables
+    words, variables = launched_by("torchrun.sh", tmp_path, LOG_DIR="logs", MAX_RESTARTS="3", OMP_NUM_THREADS="7")
+    assert words[4:10] == ["--max-restarts", "3", "--standalone", "--log-dir", "logs", "--tee"]
+    assert variables["OMP_NUM_THREADS"] == "7"
+
+
+def test_the_deepspeed_script_is_the_torchrun_script_with_a_strategy(tmp_path: Path) -> None:
+    config = tmp_path / "zero.json"
+    config.write_text("{}", encoding="utf-8")
+    words, variables = launched_by("deepspeed.sh", tmp_path, DS_CONFIG=str(config))
+    assert words == launched_by("torchrun.sh", tmp_path)[0]
+    assert variables["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert variables["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == str(config)
+    done = run(["bash", str(ROOT / "launch" / "deepspeed.sh")], DS_CONFIG="none.json", NPROC_PER_NODE="2")
+    assert done.returncode == 2
+    assert "there is no file DS_CONFIG=none.json" in done.stderr
