@@ -3,6 +3,7 @@
 #   make quickstart   install, and train and score on the embedded sample: no GPU and no model hub needed
 #   make test         install what tests need, and run all of them
 #   make check        linters and types
+#   make audit        look up known vulnerabilities of the pinned packages; needs the advisories of the package index
 #   make docs         regenerate the tables in README.md and docs/, and the tested set
 #   make clean        remove .venv and everything generated
 
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check docs clean
+.PHONY: quickstart test check audit docs clean
 
 quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
@@ -25,6 +26,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# Strict: a package without an answer is a failure, not a pass.
+audit: $(VENV)/bin/python
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.requirements pyproject.toml constraints.txt > qa_dist/data/requirements.json

@@ -5,8 +5,8 @@ import pytest
 
 from qa_dist.config import ModelConfig
 from qa_dist.errors import UserError
-from qa_dist.pretrained import load_tokenizer, resolve_model_path
-from tests.tiny import tiny_tokenizer
+from qa_dist.pretrained import load_tokenizer, resolve_model_path, weights_folder
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.data_fixtures import save_tokenizer
 
 
@@ -97,3 +97,40 @@ def test_code_in_a_model_folder_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}')
     with pytest.raises(UserError, match="brings code of its own, which is never run"):
         load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+def cached(cache: Path, name: str) -> Path:
+    """The folder in which the hub library keeps one commit of a model."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return folder / "snapshots" / ("0" * 40)
+
+
+def test_a_hub_model_in_the_cache_is_used_without_a_network(tmp_path: Path) -> None:
+    from qa_dist.modeling import build_model
+
+    folder = tiny_model("bert", cached(tmp_path, "somebody/tiny"))
+    config = ModelConfig(model_name_or_path="somebody/tiny", cache_dir=str(tmp_path))
+    assert weights_folder("somebody/tiny", config) == str(folder)
+    assert load_tokenizer(config).get_vocab() == tiny_tokenizer().get_vocab()
+    model, _ = build_model(config, seed=1, max_seq_length=64)
+    assert model.model.peft_config["default"].base_model_name_or_path == "somebody/tiny"
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"somebody/tiny has its weights only in pytorch_model\.bin, a pickle"):
+        weights_folder("somebody/tiny", config)
+
+
+def test_a_hub_model_that_is_not_in_the_cache_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the model somebody/tiny cannot be loaded") as caught:
+        weights_folder("somebody/tiny", ModelConfig(cache_dir=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_files_is_refused(tmp_path: Path) -> None:
+    folder = tiny_model("bert", tmp_path)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="knows special tokens only; its files are missing"):
+        load_tokenizer(ModelConfig(model_name_or_path=str(folder)))
