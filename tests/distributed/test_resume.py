@@ -22,9 +22,9 @@ from tests.distributed.forking import Fault, Group, start
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
-NUM_KILLS = int(os.environ.get("QA_DIST_KILLS", "12"))
+NUM_KILLS = int(os.environ.get("QA_DIST_KILLS", "8"))
 NUM_STEPS = 60
 NUM_FEATURES = 90
 BATCH = 8
@@ -105,7 +105,7 @@ def test_killed_at_random_instants(runs: Runs, tmp_path: Path, num_processes: in
     """SIGKILL to a random rank at random instants, again and again until enough kills have struck."""
     whole = runs.whole(num_processes)
     seconds = json.loads((whole / "run.json").read_text())["seconds"]
-    longest = 0.5 + 1.5 * sum(seconds.values())
+    longest = 0.5 + min(5.0, 1.5 * sum(seconds.values()))
     random_ = random.Random(num_processes)
     kills = 0
     for number in itertools.count():

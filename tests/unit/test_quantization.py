@@ -80,7 +80,8 @@ def test_it_trains_and_comes_back(tmp_path: Path, kind: str) -> None:
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
     (tmp_path / "out").mkdir()
-    save_trained(model, tiny_tokenizer(), tmp_path / "out")
+    weights = {name: parameter.detach() for name, parameter in model.trainable()}
+    save_trained(model, weights, tiny_tokenizer(), tmp_path / "out")
     config = ModelConfig(model_name_or_path=str(tmp_path / "base"), quantization=kind)  # type: ignore[arg-type]
     again = load_trained(config, str(tmp_path / "out"), max_seq_length=LENGTH, tokenizer_pads_left=False)
     with torch.no_grad():

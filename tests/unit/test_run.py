@@ -230,7 +230,9 @@ def test_a_strategy_without_what_it_needs_is_refused(
 
 
 def test_evaluation_refuses_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "unused"}', encoding="utf-8")
+    described = {"peft_type": "LORA", "base_model_name_or_path": "unused"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described), encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert evaluate.main(["--adapter", str(tmp_path)]) == 2
     assert "asks for FSDP, which holds models to train" in capsys.readouterr().err
