@@ -60,7 +60,7 @@ def test_a_job_on_two_nodes_that_is_stopped_and_queued_again_gives_what_one_proc
 ) -> None:
     words = [*tiny_run(workplace), "--num_train_epochs", "10"]
     (command,) = [shlex.split(command) for command in COMMANDS if command.startswith("sbatch ")]
-    job = submit(slurm, workplace, *command[1:], *words, "--output_dir", "outputs/job")
+    job = submit(slurm, workplace, *command[1:], *words, "--output_dir", "outputs/job", NPROC_PER_NODE="1")
     wait_until((workplace / "store").exists, workplace, job)
     # As Slurm does by itself two minutes before the time limit (--signal): every process of the job's steps gets it.
     slurm.ask(["scancel", "--signal", "USR1", job])
