@@ -153,6 +153,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # Also when the run has failed: a watchdog left behind would end the process that caught the error.
+        self.ranks.watchdog.stop()
         self._progress.close()
         self._log.close()
         self._checkpoints.wait()
