@@ -240,6 +240,8 @@ def test_evaluation_refuses_a_strategy(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_failed_run_leaves_no_watchdog(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from qa_dist.distributed import Ranks
+
     monkeypatch.setattr(Ranks, "update", lambda *arguments: float("inf"))
     with pytest.raises(SystemExit, match="1"):
         run()
