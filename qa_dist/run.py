@@ -392,6 +392,7 @@ class Run:
                     written += evaluating.write_results(final, self.directory)
             self._write_record(ended_with, memory, final)
             written += [self.directory / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
+            written += [self.directory / name for name in ("best", CHECKPOINTS) if (self.directory / name).exists()]
             self.say(*self._closing_lines(final, written))
         self.ranks.barrier()
         return final
