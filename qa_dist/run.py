@@ -153,6 +153,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # Also when the run has failed: a watchdog left behind would end the process that caught the error.
+        self.ranks.watchdog.stop()
         self._progress.close()
         self._log.close()
         self._checkpoints.wait()
@@ -390,6 +392,7 @@ class Run:
                     written += evaluating.write_results(final, self.directory)
             self._write_record(ended_with, memory, final)
             written += [self.directory / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
+            written += [self.directory / name for name in ("best", CHECKPOINTS) if (self.directory / name).exists()]
             self.say(*self._closing_lines(final, written))
         self.ranks.barrier()
         return final

@@ -78,6 +78,7 @@ class SyntheticStore(FeatureStore):
         begin, end = (number * num_features // num_parts for number in (part, part + 1))
         self.lengths = windows.lengths[begin:end]
         self.num_features = self.num_examples = len(self.lengths)
+        self.fingerprint = f"synthetic:{num_features}:{seed}:{vocab_size}:{max_seq_length}:{doc_stride}:{begin}:{end}"
         self.example_ids = [f"synthetic-{index}" for index in range(begin, end)]
         self.example_index = np.arange(self.num_features, dtype=np.int32)
         self.window = np.zeros(self.num_features, dtype=np.int32)

@@ -65,6 +65,16 @@ class Group:
         assert not hanging, f"ranks {hanging} still ran after {seconds} s:\n{self.text()[-3000:]}"
         return [rank.exitcode for rank in self.ranks]
 
+    def end(self, grace_seconds: float = 10) -> list[int | None]:
+        """Exit codes; what has not ended by itself is killed, as a launcher does when one rank has gone."""
+        until = time.monotonic() + grace_seconds
+        for rank in self.ranks:
+            rank.join(max(0.0, until - time.monotonic()))
+        for rank in self.ranks:
+            rank.kill()
+            rank.join()
+        return [rank.exitcode for rank in self.ranks]
+
     def text(self) -> str:
         """Everything the ranks wrote to their standard streams."""
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""

@@ -1,6 +1,7 @@
 """A run in one process: what it writes, when it stops, what it refuses."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,13 @@ def test_evaluation_refuses_a_strategy(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert evaluate.main(["--adapter", str(tmp_path)]) == 2
     assert "asks for FSDP, which holds models to train" in capsys.readouterr().err
+
+
+def test_a_failed_run_leaves_no_watchdog(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from qa_dist.distributed import Ranks
+
+    monkeypatch.setattr(Ranks, "update", lambda *arguments: float("inf"))
+    with pytest.raises(SystemExit, match="1"):
+        run()
+    assert "the gradient is not finite" in capsys.readouterr().err
+    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
