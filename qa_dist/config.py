@@ -290,7 +290,7 @@ class TrainingConfig:
     resume_from_checkpoint: str = option(
         "no",
         "go on where a checkpoint ends: `auto` takes the newest whole one in --output_dir and starts anew if there is "
-        "none; else the folder of a checkpoint; `no` starts anew",
+        "none (--overwrite_output_dir counts only then); else the folder of a checkpoint; `no` starts anew",
     )
     hang_timeout: float | None = option(
         900.0,
@@ -316,8 +316,11 @@ class TrainingConfig:
         every = self.checkpointing_steps
         if every not in ("epoch", "no") and whole_number(every) < 1:
             yield f"--checkpointing_steps {_shown(every)} is not a number of 1 or more, `epoch` or `no`"
-        if self.resume_from_checkpoint != "no" and self.overwrite_output_dir:
-            yield "--overwrite_output_dir removes what --resume_from_checkpoint goes on from; keep one of them"
+        if self.resume_from_checkpoint not in ("no", "auto") and self.overwrite_output_dir:
+            yield (
+                f"--overwrite_output_dir starts anew and --resume_from_checkpoint {self.resume_from_checkpoint} does "
+                "not; keep one of them"
+            )
         if self.early_stopping_patience is not None and self.eval_steps == "no":
             yield "--early_stopping_patience needs evaluations but --eval_steps is no; set it to epoch or a number"
 
@@ -526,8 +529,6 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
         names += ["dataset_config_name", "train_file", "validation_file"]
     elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
         names += ["dataset_name", "dataset_config_name"]
-    if layer.get("resume_from_checkpoint") not in (None, "no", False):
-        names.append("overwrite_output_dir")
     if layer.get("tuning") == "full":
         names += [
             name for name in defaults(ModelConfig) if name.startswith("lora_") or name in ("use_rslora", "use_dora")

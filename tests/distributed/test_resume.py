@@ -205,6 +205,18 @@ def test_a_signal_ends_in_a_checkpoint_in_every_phase(
     assert_same_run(output, runs.whole(num_processes))
 
 
+def test_a_restart_of_a_command_that_overwrites_goes_on(runs: Runs, tmp_path: Path) -> None:
+    """As `launch/slurm.sh` does it: the first start replaces old results, the next one must not replace its own."""
+    output = tmp_path / "run"
+    shutil.copytree(runs.whole(1), output)
+    anew = ("--overwrite_output_dir", "true")
+    assert runs.start(output, *anew, fault=Fault("step", 7)).wait() == [85]
+    group = runs.resume(output, *anew)
+    assert group.wait() == [0], group.text()
+    assert "resumed after step 7 of 60" in group.text()
+    assert_same_run(output, runs.whole(1))
+
+
 def test_ctrl_c_once_saves_and_twice_ends_now(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "run"
     group = runs.start(output, fault=Fault("step", 7, signal=signal.SIGINT))
