@@ -78,6 +78,7 @@ class SyntheticStore(FeatureStore):
         begin, end = (number * num_features // num_parts for number in (part, part + 1))
         self.lengths = windows.lengths[begin:end]
         self.num_features = self.num_examples = len(self.lengths)
+        self.fingerprint = f"part {part} of {num_parts} of {num_features} synthetic features, seed {seed}"
         self.example_ids = [f"synthetic-{index}" for index in range(begin, end)]
         self.example_index = np.arange(self.num_features, dtype=np.int32)
         self.window = np.zeros(self.num_features, dtype=np.int32)
