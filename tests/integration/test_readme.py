@@ -78,8 +78,9 @@ def test_every_command_runs(workplace: Path) -> None:
     written = {name.rstrip("/") for row in table for name in re.findall(r"`([\w./]+)`", row)}
     written -= {"best", "null_odds.json"}
     assert written <= names
-    one, two = ((workplace / "outputs" / name / "metrics.json").read_bytes() for name in ("mine", "two"))
-    assert one == two
+    # The recipe has dropout, which each rank draws for itself: runs of as many ranks are the same, whatever starts them.
+    two, three = ((workplace / "outputs" / name / "predictions.json").read_bytes() for name in ("two", "three"))
+    assert two == three
 
 
 def test_generated_parts_are_up_to_date() -> None:
