@@ -78,7 +78,7 @@ def test_every_command_runs(workplace: Path) -> None:
     written = {name.rstrip("/") for row in table for name in re.findall(r"`([\w./]+)`", row)}
     written -= {"best", "null_odds.json"}
     assert written <= names
-    # The recipe has dropout, which each rank draws for itself: two runs of two ranks are the same, whatever launched.
+    # Each rank draws its own dropout: two runs of two ranks are the same, whatever launched them.
     two, three = ((workplace / "outputs" / name / "predictions.json").read_bytes() for name in ("two", "three"))
     assert two == three
 
