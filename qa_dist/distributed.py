@@ -184,7 +184,7 @@ class Ranks:
 
     def discard_gradients(self) -> None:
         """Drop this rank's gradients of a step that is given up; only where nothing is shared."""
-        self._held.discard()
+        self._held.module.zero_grad(set_to_none=True)
 
     def exchange_gradients(self) -> None:
         """After the last backward pass of a step: every gradient is the mean over the ranks from here on."""

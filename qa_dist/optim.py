@@ -1,7 +1,7 @@
 """Learning rate as a pure function of the step, and which parameters decay."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -48,11 +48,17 @@ def parameter_groups(
 
 
 def optimizer_tensors(
-    optimizer: "torch.optim.Optimizer", named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]"
+    optimizer: "torch.optim.Optimizer",
+    named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+    *,
+    whole: "Callable[[torch.Tensor], torch.Tensor]" = lambda tensor: tensor,
 ) -> "dict[str, torch.Tensor]":
-    """Copies of the optimiser's state on the CPU, as `kind/parameter`: `exp_avg/...`, `exp_avg_sq/...`, `step/...`."""
+    """Copies of the optimiser's state on the CPU, as `kind/parameter`: `exp_avg/...`, `exp_avg_sq/...`, `step/...`.
+
+    `whole` makes a tensor whole of which this rank holds a share.
+    """
     return {
-        f"{kind}/{name}": value.detach().to("cpu", copy=True).contiguous()
+        f"{kind}/{name}": whole(value).detach().to("cpu", copy=True).contiguous()
         for name, parameter in named_parameters
         for kind, value in optimizer.state.get(parameter, {}).items()
     }

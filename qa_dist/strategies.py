@@ -47,14 +47,12 @@ class Strategy(Protocol):
     """A model and its optimiser, held by all ranks together.
 
     Attributes:
-        name: as in `Request.strategy`.
         module: what a forward pass of training calls.
         is_collective: whether a pass through the model needs all ranks, evaluation included.
         is_shared: whether ranks hold the model or its optimiser in shares: then a step cannot be given up and repeated
             when one rank fails in the middle of it.
     """
 
-    name: str
     module: nn.Module
     is_collective: bool
     is_shared: bool
@@ -64,9 +62,6 @@ class Strategy(Protocol):
 
     def rehearse(self, loss: torch.Tensor) -> None:
         """A backward pass that takes the memory of one and leaves no gradients."""
-
-    def discard(self) -> None:
-        """Drop this rank's gradients, where nothing is shared."""
 
     def exchange(self) -> None:
         """After the last backward pass: make the gradients the mean over the ranks, if they are not yet."""
@@ -93,14 +88,86 @@ class Strategy(Protocol):
         """Put such a state back, whatever strategy it is from; all ranks must do it together."""
 
 
-class DataParallel:
+class _TorchOptimizer:
+    """What strategies share whose optimiser is torch's own, stepped here.
+
+    They differ in how a tensor is held: `_whole` and `_share` go from a rank's share to the whole tensor and back.
+    """
+
+    def __init__(
+        self, model: nn.Module, trained: Trained, make_optimizer: MakeOptimizer, max_grad_norm: float | None
+    ) -> None:
+        self.module: Any = model
+        self.optimizer = make_optimizer(trained.trainable())
+        self._parameters: dict[str, Any] = dict(trained.trainable())
+        # clip_grad_norm_ multiplies by max_norm / (norm + 1e-6), which for an infinite max_norm is clamped to 1.
+        self._limit = math.inf if max_grad_norm is None else max_grad_norm
+
+    @staticmethod
+    def _whole(tensor: Any) -> torch.Tensor:
+        whole: torch.Tensor = tensor
+        return whole
+
+    @staticmethod
+    def _share(parameter: Any, whole: torch.Tensor) -> Any:
+        return whole
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """See `Strategy`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def rehearse(self, loss: torch.Tensor) -> None:
+        """See `Strategy`."""
+        self.backward(loss, last=True)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def has_gradient(self, name: str) -> bool:
+        """See `Strategy`."""
+        gradient = self._parameters[name].grad
+        return gradient is not None and bool(self._whole(gradient).count_nonzero())
+
+    def update(self, learning_rate: float) -> float:
+        """See `Strategy`."""
+        norm = float(self._whole(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit)))
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def weights(self) -> Weights:
+        """See `Strategy`."""
+        return {
+            name: self._whole(parameter.detach()).to("cpu", copy=True) for name, parameter in self._parameters.items()
+        }
+
+    def restore(self, weights: Weights) -> None:
+        """See `Strategy`."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._share(parameter, weights[name]))
+
+    def optimizer_tensors(self) -> Weights:
+        """See `Strategy`."""
+        return optimizer_tensors(self.optimizer, self._parameters.items(), whole=self._whole)
+
+    def load_optimizer_tensors(self, tensors: Weights) -> None:
+        """See `Strategy`."""
+        shares = {}
+        for key, whole in tensors.items():
+            parameter = self._parameters[key.partition("/")[2]]
+            shares[key] = self._share(parameter, whole) if whole.shape == parameter.shape else whole
+        load_optimizer_tensors(self.optimizer, self._parameters.items(), shares)
+
+
+class DataParallel(_TorchOptimizer):
     """Every rank holds the whole model, and gradients are exchanged once per step.
 
     The model is not wrapped in DistributedDataParallel: that would exchange gradients inside the last backward pass,
     where a rank that runs out of memory leaves the others waiting. Here all ranks first agree that the step is whole.
     """
 
-    name = "ddp"
     is_collective = False
     is_shared = False
 
@@ -112,26 +179,12 @@ class DataParallel:
         max_grad_norm: float | None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self.module = model
+        super().__init__(model, trained, make_optimizer, max_grad_norm)
         self._scaler = scaler
-        self.optimizer = make_optimizer(trained.trainable())
-        self._trained = trained
-        self._parameters = dict(trained.trainable())
-        self._limit = _limit(max_grad_norm)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """See `Strategy`."""
-        scaled = loss if self._scaler is None else self._scaler.scale(loss)
-        scaled.backward()  # type: ignore[no-untyped-call]
-
-    def rehearse(self, loss: torch.Tensor) -> None:
-        """See `Strategy`."""
-        self.backward(loss, last=True)
-        self.discard()
-
-    def discard(self) -> None:
-        """See `Strategy`."""
-        self.optimizer.zero_grad(set_to_none=True)
+        super().backward(loss if self._scaler is None else self._scaler.scale(loss), last=last)
 
     def exchange(self) -> None:
         """See `Strategy`."""
@@ -146,47 +199,20 @@ class DataParallel:
             for gradient, piece in zip(bucket, pieces, strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
-    def has_gradient(self, name: str) -> bool:
-        """See `Strategy`."""
-        gradient = self._parameters[name].grad
-        return gradient is not None and bool(gradient.count_nonzero())
-
     def update(self, learning_rate: float) -> float:
         """See `Strategy`."""
-        if self._scaler is not None:
-            self._scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit))
-        if math.isfinite(norm):
-            _step(self.optimizer, learning_rate)
-        if self._scaler is not None:
-            # It lowers the scale if `unscale_` has seen a gradient overflow.
-            self._scaler.update()
-        self.discard()
+        if self._scaler is None:
+            return super().update(learning_rate)
+        self._scaler.unscale_(self.optimizer)
+        norm = super().update(learning_rate)
+        # It lowers the scale if `unscale_` has seen a gradient overflow.
+        self._scaler.update()
         return norm
 
-    def weights(self) -> Weights:
-        """See `Strategy`."""
-        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self._parameters.items()}
 
-    def restore(self, weights: Weights) -> None:
-        """See `Strategy`."""
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(weights[name])
-
-    def optimizer_tensors(self) -> Weights:
-        """See `Strategy`."""
-        return optimizer_tensors(self.optimizer, self._parameters.items())
-
-    def load_optimizer_tensors(self, tensors: Weights) -> None:
-        """See `Strategy`."""
-        load_optimizer_tensors(self.optimizer, self._parameters.items(), tensors)
-
-
-class FullyShard:
+class FullyShard(_TorchOptimizer):
     """FSDP2: every tensor is cut along its first dimension, and gathered layer by layer when it is needed."""
 
-    name = "fsdp2"
     is_collective = True
     is_shared = True
 
@@ -207,12 +233,9 @@ class FullyShard:
         for part in (*trained.blocks(), model):
             fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward)
         self._require_sharded(model)
-        self.module: Any = model
         # Only now: the shards are new parameters.
-        self.optimizer = make_optimizer(trained.trainable())
-        self._parameters: dict[str, Any] = dict(trained.trainable())
+        super().__init__(model, trained, make_optimizer, max_grad_norm)
         self._unmoved = trained.unmoved()
-        self._limit = _limit(max_grad_norm)
 
     @staticmethod
     def _require_sharded(model: nn.Module) -> None:
@@ -227,74 +250,27 @@ class FullyShard:
                 ]
             )
 
+    @staticmethod
+    def _whole(tensor: Any) -> torch.Tensor:
+        # The optimiser's step counts are plain tensors.
+        whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        return whole
+
+    @staticmethod
+    def _share(parameter: Any, whole: torch.Tensor) -> Any:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """See `Strategy`."""
         self.module.set_requires_gradient_sync(last)
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def rehearse(self, loss: torch.Tensor) -> None:
-        """See `Strategy`."""
-        self.backward(loss, last=True)
-        self.discard()
-
-    def discard(self) -> None:
-        """See `Strategy`."""
-        self.optimizer.zero_grad(set_to_none=True)
+        super().backward(loss, last=last)
 
     def exchange(self) -> None:
         """The backward pass has exchanged them; hooks of the whole tensors did not run on the shards."""
         for name in self._unmoved:
             self._parameters[name].grad.zero_()
-
-    def has_gradient(self, name: str) -> bool:
-        """See `Strategy`."""
-        gradient = self._parameters[name].grad
-        return gradient is not None and bool(gradient.full_tensor().count_nonzero())
-
-    def update(self, learning_rate: float) -> float:
-        """See `Strategy`."""
-        found: Any = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit)
-        norm = float(found.full_tensor())
-        if math.isfinite(norm):
-            _step(self.optimizer, learning_rate)
-        self.discard()
-        return norm
-
-    def weights(self) -> Weights:
-        """See `Strategy`."""
-        return {
-            name: parameter.detach().full_tensor().to("cpu", copy=True) for name, parameter in self._parameters.items()
-        }
-
-    def restore(self, weights: Weights) -> None:
-        """See `Strategy`."""
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._shared_as(parameter, weights[name]))
-
-    def optimizer_tensors(self) -> Weights:
-        """See `Strategy`."""
-        found = {}
-        for name, parameter in self._parameters.items():
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
-                whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-                found[f"{kind}/{name}"] = whole.detach().to("cpu", copy=True).contiguous()
-        return found
-
-    def load_optimizer_tensors(self, tensors: Weights) -> None:
-        """See `Strategy`."""
-        shares = {}
-        for key, whole in tensors.items():
-            parameter = self._parameters[key.partition("/")[2]]
-            shares[key] = self._shared_as(parameter, whole) if whole.shape == parameter.shape else whole
-        load_optimizer_tensors(self.optimizer, self._parameters.items(), shares)
-
-    @staticmethod
-    def _shared_as(parameter: Any, whole: torch.Tensor) -> Any:
-        """This rank's share of a whole tensor, cut as a parameter is."""
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 class Zero:
@@ -317,7 +293,6 @@ class Zero:
     ) -> None:
         deepspeed = _import_deepspeed(device)
         self._deepspeed = deepspeed
-        self._trained = trained
         optimizer = make_optimizer(trained.trainable())
         try:
             self.module: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
@@ -326,7 +301,6 @@ class Zero:
             first = " ".join(str(error).split())
             raise ConfigError([f"DeepSpeed refuses its configuration ({first}); mend ds_configs/*.json"]) from error
         self._stage = int(config["zero_optimization"]["stage"])
-        self.name = f"zero{self._stage}"
         self.is_collective = self._stage == 3
         self._parameters: dict[str, Any] = dict(trained.trainable())
         self._require_honoured(config, max_grad_norm)
@@ -372,10 +346,6 @@ class Zero:
             self.module.step()
         if self.module.was_step_applied():
             raise RuntimeError("DeepSpeed applied a gradient that is not finite; use the tested version of DeepSpeed")
-
-    def discard(self) -> None:
-        """Not possible: what other ranks have received is theirs."""
-        raise NotImplementedError("a step under ZeRO cannot be given up")
 
     def exchange(self) -> None:
         """The last backward pass has done it."""
@@ -513,17 +483,6 @@ def make_strategy(
             reshard_after_forward=request.reshard_after_forward,
         )
     return Zero(model, trained, make_optimizer, max_grad_norm, config=request.deepspeed, device=device)
-
-
-def _limit(max_grad_norm: float | None) -> float:
-    # clip_grad_norm_ multiplies by max_norm / (norm + 1e-6), which for an infinite max_norm is clamped to 1.
-    return math.inf if max_grad_norm is None else max_grad_norm
-
-
-def _step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
 
 
 def _is_on_cpu(zero: Mapping[str, Any], section: str) -> bool:
