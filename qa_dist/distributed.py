@@ -89,8 +89,8 @@ class Ranks:
             self._accelerator = Accelerator(
                 # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
                 cpu=True if not torch.cuda.is_available() else None,
-                # Accelerate scales losses itself, and only where the optimiser is its own.
-                mixed_precision="no" if mixed_precision == "fp16" else mixed_precision,
+                # Whatever the launcher says: `autocast` is where the precision is, `read_request` compares the two.
+                mixed_precision="no",
                 log_with=list(trackers) or None,
                 project_dir=str(project_dir) if project_dir else None,
                 kwargs_handlers=[_group_options(timeout_seconds)],
@@ -107,14 +107,6 @@ class Ranks:
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if asked != self.world_size:
             raise ConfigError([f"the launcher started {asked} processes but {self.world_size} joined; use torchrun"])
-        found = self._accelerator.mixed_precision
-        if found != ("no" if self._precision == "fp16" else self._precision):
-            raise ConfigError(
-                [
-                    f"the launcher's mixed_precision ({found}) is not the run's ({self._precision}); set it in one "
-                    "place, with --mixed_precision behind -m qa_dist.train"
-                ]
-            )
 
     def use_tf32(self) -> None:
         """Let CUDA round the inputs of float32 matrix products to TF32.
@@ -150,7 +142,7 @@ class Ranks:
     def prepare(
         self, model: nn.Module, trained: Trained, make_optimizer: MakeOptimizer, *, max_grad_norm: float | None
     ) -> nn.Module:
-        """What a forward pass calls: the model in the run's precision, held as the launcher asks.
+        """What a forward pass calls, inside `autocast`: the model, held as the launcher asks.
 
         Args:
             model: The model.
@@ -230,9 +222,8 @@ class Ranks:
 
     def autocast(self) -> Any:
         """Context in which matrix products run in the run's precision."""
-        if self._scaler is not None:
-            return torch.autocast(self.device.type, torch.float16)
-        return self._accelerator.autocast()
+        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self._precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     @property
     def loss_scale(self) -> float | None:
@@ -243,9 +234,9 @@ class Ranks:
         """Scale and growth of the loss scaling, as plain numbers; None without it."""
         return None if self._scaler is None else dict(self._scaler.state_dict())
 
-    def load_scaler_state(self, state: Mapping[str, float]) -> None:
+    def load_scaler_state(self, state: Mapping[str, float] | None) -> None:
         """Put back what `scaler_state` returned."""
-        if self._scaler is not None:
+        if self._scaler is not None and state is not None:
             self._scaler.load_state_dict(dict(state))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from qa_dist.errors import CheckpointError
+from qa_dist.store import synchronise
 from qa_dist.strategies import Weights
 
 FORMAT = 1
@@ -105,12 +106,12 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
         files[MANIFEST] = json.dumps({"format": FORMAT, "files": entries}, indent=1).encode()
         for name, data in files.items():
             _write(staging / name, data)
-        _flush(staging)
+        synchronise(staging)
         if final.exists() or final.is_symlink():
             # It did not verify, or the run would have gone on from it.
             _remove(final)
         os.replace(staging, final)
-        _flush(directory)
+        synchronise(directory)
     except OSError as error:
         with contextlib.suppress(OSError):
             _remove(staging)
@@ -227,14 +228,20 @@ class CheckpointWriter:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Start writing; waits for the checkpoint before, if that is still being written."""
-        self._join()
+        self.wait()
         # Not a daemon: the interpreter ends after it.
         self._thread = threading.Thread(target=self._work, args=(checkpoint,), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> bool:
         """Wait for the disk; whether the last checkpoint is there."""
-        return self._join()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._notice(f"warning: {failure}")
+        return failure is None
 
     def _work(self, checkpoint: Checkpoint) -> None:
         try:
@@ -244,15 +251,6 @@ class CheckpointWriter:
             self._failure = error
         except OSError as error:
             self._failure = CheckpointError(f"old checkpoints cannot be removed from {self.directory}: {error}")
-
-    def _join(self) -> bool:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            self._notice(f"warning: {failure}")
-        return failure is None
 
 
 def _name(step: int) -> str:
@@ -265,19 +263,8 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(directory: Path) -> None:
-    """Make the names in a folder durable; a rename is only then."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    path.write_bytes(data)
+    synchronise(path)
 
 
 def _remove(path: Path) -> None:

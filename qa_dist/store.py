@@ -442,12 +442,12 @@ def _write_store(
         manifest["manifest_sha256"] = _digest(manifest)
         (staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for name in (_EXAMPLES, _FEATURES, _MANIFEST, "."):
-            _synchronise(staging / name)
+            synchronise(staging / name)
         staging.rename(path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _synchronise(path.parent)
+    synchronise(path.parent)
 
 
 def _example_batch(examples: Sequence[Example]) -> pa.RecordBatch:
@@ -497,8 +497,8 @@ def _file_entry(path: Path) -> dict[str, Any]:
         return {"num_bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
 
 
-def _synchronise(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

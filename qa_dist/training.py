@@ -145,8 +145,7 @@ class Trainer:
         """Go back to where a checkpoint was taken."""
         self.ranks.restore(checkpoint.weights)
         self.ranks.load_optimizer_tensors(checkpoint.optimizer)
-        if checkpoint.progress["gradient_scaler"] is not None:
-            self.ranks.load_scaler_state(checkpoint.progress["gradient_scaler"])
+        self.ranks.load_scaler_state(checkpoint.progress["gradient_scaler"])
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.
             self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.progress["max_tokens_per_device"]))
@@ -275,21 +274,22 @@ def _common_base(model: SpanModel, ranks: Ranks) -> str:
         ConfigError: On every rank alike: a rank starts from other weights than rank 0.
     """
     named = dict(model.named_parameters())
-    everything = weights_fingerprint(named)
-    first = ranks.broadcast(everything)
-    different = [rank for rank, found in enumerate(ranks.broadcast(ranks.gather(everything))) if found != first]
+    # peft keeps the head as it was drawn beside the one that is trained; nothing uses it.
+    kept = {name: weight for name, weight in named.items() if ".original_module." not in name}
+    base = {name: weight for name, weight in kept.items() if not weight.requires_grad} or kept
+    rest = {name: weight for name, weight in named.items() if name not in base}
+    found = ranks.gather((weights_fingerprint(base), weights_fingerprint(rest)))
+    different = [rank for rank, fingerprints in enumerate(found) if fingerprints != found[0]]
+    first, different = ranks.broadcast((found[0][0] if found else "", different))
     if different:
         raise ConfigError(
             [
                 f"rank {different[0]} starts from other weights than rank 0: its machine has another "
-                f"--model_name_or_path under the same name, or other versions; make the files the same on all machines"
+                "--model_name_or_path under the same name, or other versions; make the files the same on all machines"
             ],
             on_all_ranks=True,
         )
-    # peft keeps the head as it was drawn beside the one that is trained; nothing uses it.
-    kept = {name: weight for name, weight in named.items() if ".original_module." not in name}
-    frozen = {name: weight for name, weight in kept.items() if not weight.requires_grad}
-    return weights_fingerprint(frozen or kept)
+    return first
 
 
 def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | None] = lambda: None) -> Evaluation | None:

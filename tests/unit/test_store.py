@@ -332,7 +332,7 @@ def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path
 # ---------------------------------------------------------------------------------------------------------- building
 
 
-@pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "_synchronise"])
+@pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "synchronise"])
 def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_path: Path, moment: str) -> None:
     code = f"store.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nprepare(folder, train_file, store_dir)"
     with running(code, tokenizer_folder, tmp_path) as process:
