@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,8 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from tests.distributed.launching import free_port
 
 PRELOADED = [
     "qa_dist.training",
@@ -106,9 +107,7 @@ def start_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks: list[BaseProcess] = []
     for rank in range(num_processes):
         arguments = (body, str(log), rank, num_processes, port, dict(environment or {}))

@@ -2,9 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ def environment(**changes: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         **changes,
     }
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def torchrun(num_processes: int, module: str, arguments: Sequence[str]) -> list[str]:
@@ -54,6 +63,26 @@ def succeed(
     done = run(command, timeout=timeout, cwd=cwd, **changes)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def together(
+    commands: Sequence[Sequence[str]], changes: Sequence[Mapping[str, str]], *, timeout: float = 240
+) -> list[str]:
+    """Output of commands that run at the same time, each with changes of its environment; all must succeed."""
+    started = [
+        subprocess.Popen(
+            list(command),
+            env=environment(**changed),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command, changed in zip(commands, changes, strict=True)
+    ]
+    outputs = [process.communicate(timeout=timeout)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(outputs)[-4000:]
+    return outputs
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -1,14 +1,12 @@
 """Ranks that are missing, unlike or out of reach end a run at once, with the machine's name."""
 
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from qa_dist.nodes import host_name
-from tests.distributed.launching import ROOT, environment, run, succeed, torchrun
+from tests.distributed.launching import ROOT, free_port, run, succeed, together, torchrun
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = pytest.mark.distributed
@@ -87,12 +85,6 @@ def test_a_rank_that_never_connects_is_given_up(words: list[str], tmp_path: Path
     assert f"rank 0 on {host_name()} cannot exchange data with the other 1 ranks" in stderr, stderr
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_waits_for_one_that_never_starts_says_so(rank: int, words: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qa_dist.train", *words, "--output_dir", str(tmp_path), "--ddp_timeout", "3"]
@@ -133,18 +125,11 @@ def test_the_doctor_measures_the_tasks_of_srun() -> None:
         "SLURM_STEP_TASKS_PER_NODE": "2",
         "MASTER_PORT": str(free_port()),
     }
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "qa_dist.doctor", *MEASURE],
-            env=environment(**task, SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURMD_NODENAME=f"n{rank}"),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [task.communicate(timeout=120)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], outputs
+    command = [sys.executable, "-m", "qa_dist.doctor", *MEASURE]
+    ranks = ("0", "1")
+    outputs = together(
+        [command] * 2,
+        [{**task, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURMD_NODENAME": f"n{rank}"} for rank in ranks],
+    )
     assert " on n0, n1 (ranks 0-1)" in outputs[0]
     assert "GB/s" not in outputs[1], "rank 0 prints"

@@ -1,8 +1,6 @@
 """Every accelerate configuration is read by accelerate, and every one that a CPU can run is run."""
 
 import json
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from tests.distributed.launching import ROOT, environment, run, succeed
+from tests.distributed.launching import ROOT, free_port, run, succeed, together
 from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.integration
@@ -63,25 +61,12 @@ def test_every_configuration_for_one_machine_runs_and_gives_the_same_answers(wor
 @pytest.mark.timeout(600)
 def test_two_machines_rendezvous_and_train(words: list[str], tmp_path: Path) -> None:
     """Two launchers on this machine stand for two machines."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     launcher += [str(ROOT / "accelerate_configs" / "multinode_ddp.yaml"), "--num_processes", "2"]
     launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    nodes = [
-        subprocess.Popen(
-            [*launcher, "--machine_rank", rank, "-m", "qa_dist.train", *words, "--output_dir", str(tmp_path / "out")],
-            env=environment(),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [node.communicate(timeout=240)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-4000:]
+    run = ["-m", "qa_dist.train", *words, "--output_dir", str(tmp_path / "out")]
+    together([[*launcher, "--machine_rank", rank, *run] for rank in ("0", "1")], [{}, {}])
     assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["world_size"] == 2
 
 

@@ -11,7 +11,7 @@ from qa_dist import evaluate, train
 from tests.refusals import contents, finished_run, refusal
 from tests.tiny import tiny_model
 from tests.unit.data_fixtures import MALFORMED
-from tests.unit.trained import copy_of, edit_json, options_of, reset_accelerate, trained_folder, words
+from tests.unit.trained import edit_json, options_of, reset_accelerate, words
 
 Capture = pytest.CaptureFixture[str]
 
@@ -19,16 +19,6 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     return finished_run(tmp_path / "finished")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_folder(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def copy(trained: Path, tmp_path: Path) -> Path:
-    return copy_of(trained, tmp_path)
 
 
 def cut(path: Path, share: float = 0.5) -> None:

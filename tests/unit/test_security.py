@@ -23,7 +23,7 @@ from qa_dist.modeling import build_model, model_configuration
 from tests.refusals import contents, refusal
 from tests.tiny import tiny_model
 from tests.unit.data_fixtures import row, run_config, save_tokenizer, write_rows
-from tests.unit.trained import copy_of, edit_json, options_of, reset_accelerate, trained_folder, words
+from tests.unit.trained import edit_json, options_of, reset_accelerate, words
 
 Capture = pytest.CaptureFixture[str]
 PACKAGE = Path(qa_dist.__file__).parent
@@ -38,16 +38,6 @@ class Trap:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.mark),)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_folder(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def copy(trained: Path, tmp_path: Path) -> Path:
-    return copy_of(trained, tmp_path)
 
 
 @pytest.fixture
