@@ -134,14 +134,19 @@ class Run:
         wanted = config.training.resume_from_checkpoint
         self._resume_from = "auto" if wanted == "no" and was_restarted() else wanted
         self._found: Checkpoint | None = None
+        self._is_going_on = False
         if ranks.is_main:
-            self._found = _find_checkpoint(self._resume_from, directory / CHECKPOINTS, self.say)
-            resumes = self._resume_from != "no"
+            own = directory / CHECKPOINTS
+            self._found = _find_checkpoint(self._resume_from, own, self.say)
+            # A checkpoint of another folder brings none of that folder's results along.
+            self._is_going_on = self._found is not None and (
+                self._resume_from == "auto" or Path(self._resume_from).resolve().parent == own.resolve()
+            )
             _require_usable(
                 directory,
                 overwrite=config.training.overwrite_output_dir,
-                resumes=resumes,
-                found=self._found is not None,
+                resumes=self._resume_from == "auto",
+                found=self._is_going_on,
             )
         self._checkpoints = CheckpointWriter(directory / CHECKPOINTS, config.training.checkpoint_total_limit, self.say)
         self._saved_step: int | None = None
@@ -198,7 +203,7 @@ class Run:
         nobody's results.
         """
         if self.ranks.is_main:
-            if self._saved_step is None:
+            if not self._is_going_on:
                 _clear(self.directory)
             # With what `auto` came to, so that this file alone repeats the run.
             version_2 = data.version_2 or self.config.data.version_2_with_negative
@@ -221,7 +226,7 @@ class Run:
         problems: list[str] = []
         if self.ranks.is_main and self._found is not None:
             problems = differences(self._found.identity, trainer.identity)
-        found, problems = self.ranks.broadcast((self._found, problems))
+        found, problems, self._is_going_on = self.ranks.broadcast((self._found, problems, self._is_going_on))
         if problems:
             raise ConfigError(
                 [
@@ -234,7 +239,8 @@ class Run:
             return 0
         trainer.restore(found)
         progress = found.progress
-        self._last_step = self._saved_step = found.step
+        self._last_step = found.step
+        self._saved_step = found.step if self._is_going_on else None
         self._evaluations_without_best = progress["evaluations_without_best"]
         self.is_evaluation_pending = progress["evaluation_pending"]
         if found.best is not None:

@@ -217,6 +217,23 @@ def test_a_restart_of_a_command_that_overwrites_goes_on(runs: Runs, tmp_path: Pa
     assert_same_run(output, runs.whole(1))
 
 
+def test_a_checkpoint_of_another_folder_does_not_open_one_with_results(runs: Runs, tmp_path: Path) -> None:
+    stopped, taken, fresh = (tmp_path / name for name in ("stopped", "taken", "fresh"))
+    assert runs.start(stopped, fault=Fault("step", 7)).wait() == [85]
+    shutil.copytree(runs.whole(1), taken)
+    before = {path: path.read_bytes() for path in taken.rglob("*") if path.is_file()}
+    checkpoint = str(stopped / "checkpoints" / "step-00000007")
+    group = runs.start(taken, "--resume_from_checkpoint", checkpoint)
+    assert group.wait() == [2]
+    assert f"--output_dir {taken} already holds results" in group.text()
+    assert {path: path.read_bytes() for path in taken.rglob("*") if path.is_file()} == before
+    group = runs.start(fresh, "--resume_from_checkpoint", checkpoint)
+    assert group.wait() == [0], group.text()
+    name = "adapter_model.safetensors"
+    assert (fresh / name).read_bytes() == (runs.whole(1) / name).read_bytes()
+    assert [line["step"] for line in lines(fresh / "metrics.jsonl") if "loss" in line] == list(range(8, NUM_STEPS + 1))
+
+
 def test_ctrl_c_once_saves_and_twice_ends_now(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "run"
     group = runs.start(output, fault=Fault("step", 7, signal=signal.SIGINT))
