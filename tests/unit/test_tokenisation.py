@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,15 @@ def columns_of(num_workers: int, examples: list[Example], **options: Any) -> Fea
     return build_columns(examples, tokenizer, SPEC, num_workers=num_workers, **options)[0]
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    """Make sure that a test ends the processes that it starts; others of this process belong to earlier tests."""
+    before = psutil.Process().children()
+    yield
+    assert [process for process in psutil.Process().children() if process not in before] == []
+
+
+@pytest.mark.usefixtures("small_chunks", "no_process_left")
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_any_number_of_workers_gives_the_same_columns(num_workers: int) -> None:
     examples = tiny_examples() * 3
@@ -42,7 +51,6 @@ def test_any_number_of_workers_gives_the_same_columns(num_workers: int) -> None:
         np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
         assert getattr(alone, name).dtype == getattr(shared, name).dtype
     assert alone.example_index[-1] == len(examples) - 1
-    assert psutil.Process().children() == []
 
 
 def test_few_examples_need_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,12 +86,11 @@ def test_modules_in_the_current_folder_do_not_reach_workers(tmp_path: Path, monk
     assert len(columns_of(2, tiny_examples()).lengths) > 0
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_chunks", "no_process_left")
 def test_a_failure_in_a_worker_comes_back_with_its_traceback() -> None:
     broken = Example("a", None, "context")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=r"a tokenising process failed:\n.*Traceback(?s:.*)AttributeError"):
         columns_of(2, [*tiny_examples(), broken])
-    assert psutil.Process().children() == []
 
 
 def test_a_killed_worker_is_named_as_such() -> None:
