@@ -4,6 +4,7 @@ That makes it possible to kill a run a hundred times. What a rank does is what `
 is put into it from outside, by wrapping one of its functions.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from tests.distributed.launching import free_port
 PRELOADED = [
     "qa_dist.training",
     "qa_dist.train",
+    "qa_dist.evaluate",
     "transformers.models.bert.modeling_bert",
     "peft",
     "datasets",
@@ -94,6 +96,13 @@ def start(
     return start_ranks(body, log, num_processes=num_processes, environment=environment)
 
 
+def run_main(module: str, words: Sequence[str], log: Path, *, num_processes: int = 1) -> None:
+    """Run `python -m module words` on that many ranks; all must succeed."""
+    body = partial(call_main, module, list(words))
+    group = start_ranks(body, log, num_processes=num_processes)
+    assert group.wait(240) == [0] * num_processes, group.text()[-6000:]
+
+
 def start_ranks(
     body: Callable[[int], int], log: Path, *, num_processes: int = 1, environment: Mapping[str, str] | None = None
 ) -> Group:
@@ -140,6 +149,12 @@ def _live(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def call_main(module: str, words: list[str], rank: int) -> int:
+    """Run an entry point on this rank."""
+    code: int = importlib.import_module(module).main(words)
+    return code
 
 
 def run_rank(words: list[str], fault: Fault | None, rank: int) -> int:

@@ -1,47 +1,100 @@
 """Every combination that the rules allow trains, is saved and evaluated on two ranks; every other one is refused."""
 
+import importlib
 import json
+import os
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
 from qa_dist.compatibility import Combination, combinations
-from tests.distributed.forking import start
+from tests.distributed.forking import Group, start, start_ranks
+from tests.distributed.launching import free_port
 from tests.distributed.test_strategies import launched
 from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.distributed
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*tiny_run(tmp_path_factory.mktemp("compatibility")), "--disable_tqdm"]
-
-
 def label(combination: Combination) -> str:
     return "-".join([combination.strategy, *(str(value) for value in combination.options.values())])
 
 
-@pytest.mark.parametrize("combination", list(combinations()), ids=label)
-def test_a_combination_trains_or_is_refused(combination: Combination, words: list[str], tmp_path: Path) -> None:
+ALLOWED = [combination for combination in combinations() if combination.problem is None]
+REFUSED = [combination for combination in combinations() if combination.problem is not None]
+
+
+def needed(combination: Combination) -> None:
     if combination.strategy.startswith("zero"):
         pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
     if combination.options["quantization"] != "no":
         pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
-    output = tmp_path / "out"
-    options = [word for name, value in combination.options.items() for word in (f"--{name}", str(value).lower())]
-    environment = {} if combination.strategy == "ddp" else launched(combination.strategy)
-    # What is refused is refused by every rank; one is enough to see it.
-    num_processes = 2 if combination.problem is None else 1
-    arguments = [*words, *options, "--output_dir", str(output)]
-    group = start(arguments, tmp_path / "log", num_processes=num_processes, environment=environment)
-    codes = group.wait()
-    if combination.problem is not None:
-        assert codes == [2]
-        assert combination.problem in group.text()
-        assert not (output / "run.json").exists()
-        return
-    assert codes == [0, 0], group.text()[-4000:]
+
+
+def environment(strategy: str) -> dict[str, str]:
+    return {} if strategy == "ddp" else launched(strategy)
+
+
+class Runs:
+    """The runs of all combinations; those of one strategy are done by one pair of ranks, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.words = [*tiny_run(folder), "--disable_tqdm"]
+        self.of_strategy = cache(self._of_strategy)
+
+    def arguments(self, combination: Combination) -> list[str]:
+        options = [word for name, value in combination.options.items() for word in (f"--{name}", str(value).lower())]
+        return [*self.words, *options, "--output_dir", str(self.folder / label(combination))]
+
+    def _of_strategy(self, strategy: str) -> tuple[list[int | None], Group]:
+        """Exit codes and output of the ranks."""
+        chosen = [self.arguments(combination) for combination in ALLOWED if combination.strategy == strategy]
+        body = partial(run_all, [(words, free_port()) for words in chosen])
+        group = start_ranks(body, self.folder / f"{strategy}.log", num_processes=2, environment=environment(strategy))
+        return group.wait(400), group
+
+
+def run_all(runs: Sequence[tuple[list[str], int]], rank: int) -> int:
+    """Train with each list of words, meeting the other rank at a port of its own; the first exit code that is not 0."""
+    from qa_dist.train import main
+
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        importlib.import_module("deepspeed")
+    for words, port in runs:
+        # In a fork: what is imported is shared, and what libraries keep of a process group ends with it.
+        child = os.fork()
+        if not child:
+            os.environ["MASTER_PORT"] = str(port)
+            os._exit(main(words))
+        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            return code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("compatibility"))
+
+
+@pytest.mark.parametrize("combination", ALLOWED, ids=label)
+def test_an_allowed_combination_trains(combination: Combination, runs: Runs) -> None:
+    needed(combination)
+    codes, group = runs.of_strategy(combination.strategy)
+    output = runs.folder / label(combination)
+    assert (output / "run.json").exists(), f"{codes}\n{group.text()[-4000:]}"
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert (record["strategy"], record["world_size"], record["num_steps"]) == (combination.strategy, 2, 2)
     assert {"adapter_model.safetensors", "predictions.json"} <= {path.name for path in output.iterdir()}
+    assert codes == [0, 0]
+
+
+@pytest.mark.parametrize("combination", REFUSED, ids=label)
+def test_another_combination_is_refused(combination: Combination, runs: Runs, tmp_path: Path) -> None:
+    # What is refused is refused by every rank; one is enough to see it.
+    group = start(runs.arguments(combination), tmp_path / "log", environment=environment(combination.strategy))
+    assert group.wait() == [2]
+    assert str(combination.problem) in group.text()
+    assert not (runs.folder / label(combination)).exists()

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distributed.launching import lines, succeed, torchrun
+from tests.distributed.forking import run_main
+from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = pytest.mark.distributed
@@ -55,9 +56,9 @@ def arguments(inputs: dict[str, str], output: Path, **options: object) -> list[s
 def runs(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     outputs = {}
     for world_size in WORLD_SIZES:
-        outputs[world_size] = tmp_path_factory.mktemp("runs") / str(world_size)
-        words = arguments(inputs, outputs[world_size], max_tokens_per_device=BUDGETS[world_size])
-        succeed(torchrun(world_size, "qa_dist.train", words))
+        output = outputs[world_size] = tmp_path_factory.mktemp("runs") / str(world_size)
+        words = arguments(inputs, output, max_tokens_per_device=BUDGETS[world_size])
+        run_main("qa_dist.train", words, output.with_suffix(".log"), num_processes=world_size)
     return outputs
 
 
@@ -99,7 +100,7 @@ def evaluations(
             words = ["--adapter", str(runs[1]), "--store_dir", inputs["store"], "--results_dir", str(results)]
             # A small budget makes many batches, and few enough that one of five ranks may have none.
             words += ["--gather", gather, "--eval_tokens_per_device", "640"]
-            succeed(torchrun(world_size, "qa_dist.evaluate", words))
+            run_main("qa_dist.evaluate", words, results.with_suffix(".log"), num_processes=world_size)
     return found
 
 
@@ -124,6 +125,6 @@ def test_gathered_logits_cover_every_token(evaluations: dict[tuple[int, str], Pa
 
 def test_evaluate_repeats_the_metrics_of_the_run(inputs: dict[str, str], runs: dict[int, Path], tmp_path: Path) -> None:
     words = ["--adapter", str(runs[2]), "--store_dir", inputs["store"], "--results_dir", str(tmp_path)]
-    succeed(torchrun(1, "qa_dist.evaluate", words))
+    run_main("qa_dist.evaluate", words, tmp_path / "log")
     for name in ("metrics.json", "predictions.json"):
         assert (tmp_path / name).read_bytes() == (runs[2] / name).read_bytes()

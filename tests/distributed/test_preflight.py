@@ -1,11 +1,15 @@
 """Ranks that are missing, unlike or out of reach end a run at once, with the machine's name."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from qa_dist import distributed, preflight
 from qa_dist.nodes import host_name
+from tests.distributed.forking import start_ranks
 from tests.distributed.launching import ROOT, free_port, run, succeed, together, torchrun
 from tests.tiny import tiny_model, tiny_squad
 
@@ -21,68 +25,74 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*words, "--max_train_steps", "1"]
 
 
-def unlike(folder: Path, body: str, words: list[str]) -> tuple[int, str]:
-    """Exit code and error output of a run of two whose rank 1 executes `body` first."""
-    text = f"import os, sys\nif os.environ['RANK'] == '1':\n{body}\nfrom qa_dist.train import main\nsys.exit(main())\n"
-    (folder / "unlike_train.py").write_text(text, encoding="utf-8")
-    command = torchrun(2, "unlike_train", [*words, "--output_dir", str(folder / "out")])
-    done = run(command, PYTHONPATH=f"{folder}:{ROOT}")
+def train_unlike(change: Callable[[list[str]], None], words: list[str], rank: int) -> int:
+    """Train; rank 1 calls itself node7 and goes through a change first."""
+    from qa_dist.train import main
+
+    if rank == 1:
+        for module in (preflight, distributed):
+            module.host_name = lambda: "node7"
+        change(words)
+    return main(words)
+
+
+def refused(change: Callable[[list[str]], None], words: list[str], folder: Path) -> str:
+    """What two ranks say of which one has been changed, and which both end as after a user's mistake."""
+    body = partial(train_unlike, change, [*words, "--output_dir", str(folder / "out")])
+    group = start_ranks(body, folder / "log", num_processes=2)
+    assert group.wait() == [2, 2], group.text()
     assert not (folder / "out" / "metrics.jsonl").exists(), "not a step is made"
-    return done.returncode, done.stderr
+    assert "Traceback" not in group.text()
+    return group.text()
+
+
+def another_version(words: list[str]) -> None:
+    versions = preflight.versions
+    preflight.versions = lambda: {**versions(), "transformers": "4.0.0"}
 
 
 def test_another_version_is_told_with_the_name_of_the_machine(words: list[str], tmp_path: Path) -> None:
-    body = """
-    import qa_dist.preflight as preflight
-    versions = preflight.versions
-    preflight.versions = lambda: {**versions(), "transformers": "4.0.0"}
-    preflight.host_name = lambda: "node7"
-"""
-    code, stderr = unlike(tmp_path, body, words)
-    assert code != 0
-    assert "exitcode  : 2" in stderr
-    assert stderr.count("transformers is 4.0.0 on node7 (rank 1) but ") == 1, stderr
-    assert f"on rank 0 ({host_name()}); install the same version" in stderr
-    assert "Traceback" not in stderr.partition("exitcode")[0]
+    text = refused(another_version, words, tmp_path)
+    assert text.count("transformers is 4.0.0 on node7 (rank 1) but ") == 1, text
+    assert f"on rank 0 ({host_name()}); install the same version" in text
+
+
+def other_data(train_file: Path, words: list[str]) -> None:
+    words[words.index("--train_file") + 1] = str(train_file)
+    words[words.index("--store_dir") + 1] = str(train_file.with_name("store"))
 
 
 def test_other_data_are_told_with_the_name_of_the_machine(words: list[str], tmp_path: Path) -> None:
     other = tiny_squad(tmp_path / "other.json", 12, seed=5, longest=40)
-    body = f"""
-    sys.argv[sys.argv.index("--train_file") + 1] = {str(other)!r}
-    sys.argv[sys.argv.index("--store_dir") + 1] = {str(tmp_path / "store")!r}
-    import qa_dist.preflight as preflight
-    preflight.host_name = lambda: "node7"
-"""
-    code, stderr = unlike(tmp_path, body, words)
-    assert code != 0
-    assert "exitcode  : 2" in stderr
-    assert stderr.count("the content of the train data is ") == 1, stderr
-    assert "on node7 (rank 1) but" in stderr
+    text = refused(partial(other_data, other), words, tmp_path)
+    assert text.count("the content of the train data is ") == 1, text
+    assert "on node7 (rank 1) but" in text
+
+
+def another_device(words: list[str]) -> None:
+    distributed._facts = lambda: {"the kind of device": "a GPU"}
 
 
 def test_a_machine_of_another_kind_is_told_before_there_is_a_group(words: list[str], tmp_path: Path) -> None:
-    body = """
-    import qa_dist.distributed as distributed
-    distributed._facts = lambda: {"the kind of device": "a GPU"}
-    distributed.host_name = lambda: "node7"
-"""
-    code, stderr = unlike(tmp_path, body, words)
-    assert code != 0
-    assert "exitcode  : 2" in stderr
-    assert stderr.count("the kind of device is a GPU on node7 (rank 1) but the CPU on rank 0") == 1, stderr
+    text = refused(another_device, words, tmp_path)
+    assert text.count("the kind of device is a GPU on node7 (rank 1) but the CPU on rank 0") == 1, text
 
 
 def test_a_rank_that_never_connects_is_given_up(words: list[str], tmp_path: Path) -> None:
-    body = """
-    import time
-    import qa_dist.distributed as distributed
+    text = """
+import os, sys, time
+import qa_dist.distributed as distributed
+from qa_dist.train import main
+if os.environ["RANK"] == "1":
     distributed.Accelerator = lambda **_: time.sleep(600)
+sys.exit(main())
 """
-    code, stderr = unlike(tmp_path, body, [*words, "--ddp_timeout", "6"])
-    assert code != 0
-    assert "exitcode  : 2" in stderr
-    assert f"rank 0 on {host_name()} cannot exchange data with the other 1 ranks" in stderr, stderr
+    (tmp_path / "stuck_train.py").write_text(text, encoding="utf-8")
+    command = torchrun(2, "stuck_train", [*words, "--output_dir", str(tmp_path / "out"), "--ddp_timeout", "6"])
+    done = run(command, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode != 0
+    assert "exitcode  : 2" in done.stderr
+    assert f"rank 0 on {host_name()} cannot exchange data with the other 1 ranks" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("rank", [0, 1])
