@@ -6,8 +6,9 @@ Without further options it repeats the evaluation that the training run ended wi
 import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,12 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.modeling import check_vocabulary, load_trained
         from qa_dist.pretrained import load_tokenizer
         from qa_dist.store import prepare_store
-        from qa_dist.tracking import evaluation_bar
+        from qa_dist.tracking import evaluation_bar, make_writable
 
-    with failures_named():
+    with _ended_in_order(), failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
+        if directory is not None and ranks.is_main:
+            make_writable(directory, "--results_dir")
         with ranks.local_main_first():
             tokenizer = load_tokenizer(config.model)
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
@@ -73,8 +76,6 @@ def _evaluate(argv: Sequence[str]) -> int:
             device=ranks.device,
         ).to(ranks.device)
         check_vocabulary(model, store)
-        if directory is not None and ranks.is_main:
-            _make(directory)
         version_2 = config.data.version_2_with_negative
         with evaluation_bar(shown=ranks.is_main) as advance:
             found = evaluate(
@@ -119,13 +120,14 @@ def base_options(adapter: str | None) -> dict[str, Any]:
     return {"model_name_or_path": base} if base else {}
 
 
-def _make(directory: Path) -> None:
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which launchers end the other ranks of one that failed, remove what is half written."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            [f"--results_dir {directory} cannot be used: {error.strerror}; choose another folder"]
-        ) from error
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import datetime
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ from qa_dist.tracking import (
     evaluation_bar,
     git_commit,
     hardware,
+    make_writable,
     versions,
     write_json,
 )
@@ -437,7 +437,9 @@ class Run:
         if self.config.training.keep == "best" and self._best is not None:
             _, step, weights, found = self._best
             self.ranks.restore(weights)
-            return step, found
+            # The file of logits is that of the latest evaluation, and must be of the weights that are kept.
+            is_latest = self._latest is not None and self._latest[0] == step
+            return step, found if is_latest or self.config.evaluation.gather == "candidates" else None
         if self._latest is not None and self._latest[0] == self._last_step:
             return self._latest
         return self._last_step, None
@@ -499,20 +501,16 @@ def _require_usable(directory: Path, *, overwrite: bool, resumes: bool, found: b
     Raises:
         ConfigError: It holds results and may not be overwritten, or it cannot be written to.
     """
-    with _usable(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        present = [name for name in (*FILES, CHECKPOINTS) if (directory / name).exists()]
-        unfinished = resumes and not any((directory / name).exists() for name in FINAL_FILES)
-        if present and not (overwrite or found or unfinished):
-            raise ConfigError(
-                [
-                    f"--output_dir {directory} already holds results ({', '.join(present[:3])}); choose another "
-                    "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
-                ]
-            )
-        probe = directory / ".writable"
-        probe.write_text(str(time.time()), encoding="utf-8")
-        probe.unlink()
+    make_writable(directory, "--output_dir")
+    present = [name for name in (*FILES, CHECKPOINTS) if (directory / name).exists()]
+    unfinished = resumes and not any((directory / name).exists() for name in FINAL_FILES)
+    if present and not (overwrite or found or unfinished):
+        raise ConfigError(
+            [
+                f"--output_dir {directory} already holds results ({', '.join(present[:3])}); choose another "
+                "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
+            ]
+        )
 
 
 def _clear(directory: Path) -> None:
@@ -521,19 +519,12 @@ def _clear(directory: Path) -> None:
     Raises:
         ConfigError: They cannot be removed.
     """
-    with _usable(directory):
+    try:
         for name in FILES:
             (directory / name).unlink(missing_ok=True)
         for name in ("best", CHECKPOINTS):
             if (directory / name).exists():
                 shutil.rmtree(directory / name)
-
-
-@contextmanager
-def _usable(directory: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one sentence."""
-    try:
-        yield
     except OSError as error:
         raise ConfigError(
             [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]

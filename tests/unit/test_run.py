@@ -101,6 +101,32 @@ def test_the_best_weights_are_kept_and_early_stopping_stops(
     assert weights[0] == weights[1]
 
 
+def test_the_logits_are_those_of_the_weights_that_are_kept(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    import numpy as np
+    from accelerate.state import AcceleratorState
+
+    from qa_dist import evaluation
+
+    whole, scores = evaluation.evaluate, iter([30.0, 20.0, 10.0, 30.0])
+
+    def scored(*arguments: Any, **options: Any) -> evaluation.Evaluation:
+        found = whole(*arguments, **options)
+        return dataclasses.replace(found, metrics={**found.metrics, "f1": next(scores)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", scored)
+        assert run(num_train_epochs=3, learning_rate=0.01, gather="logits") == 0
+    out = tmp_path / "out"
+    assert json.loads((out / "run.json").read_text())["weights_of_step"] == 3
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert evaluate.main(["--adapter", str(out), "--results_dir", str(tmp_path / "again")]) == 0
+    assert np.array_equal(np.load(out / "logits.npy"), np.load(tmp_path / "again" / "logits.npy"))
+
+
 def test_keep_last_ends_with_the_last_weights(run: Callable[..., int], tmp_path: Path) -> None:
     assert run(num_train_epochs=2, keep="last", eval_steps="no") == 0
     record = json.loads((tmp_path / "out" / "run.json").read_text())
