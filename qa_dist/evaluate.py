@@ -18,6 +18,9 @@ from qa_dist.entry import run
 
 PROG = "qa_dist.evaluate"
 
+_ADAPTER = "adapter_config.json"
+_MODEL = "config.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
@@ -101,19 +104,19 @@ def adapter_problems(adapter: str | None) -> Iterable[str]:
         return
     if not os.path.isdir(adapter):
         yield f"--adapter {adapter} is not a folder; give the --output_dir of a training run"
-    elif not any(os.path.isfile(os.path.join(adapter, name)) for name in ("adapter_config.json", "config.json")):
+    elif not any(os.path.isfile(os.path.join(adapter, name)) for name in (_ADAPTER, _MODEL)):
         yield f"--adapter {adapter} holds no adapter and no model; give the --output_dir of a finished training run"
 
 
 def base_options(adapter: str | None) -> dict[str, Any]:
-    """Options of the run that wrote the folder; of a foreign adapter, at least its base model."""
+    """Options of the run that wrote the folder; of a foreign adapter its base model, of a plain model itself."""
     if adapter is None:
         return {}
-    config, foreign = os.path.join(adapter, "config.yaml"), os.path.join(adapter, "adapter_config.json")
+    config, foreign, plain = (os.path.join(adapter, name) for name in ("config.yaml", _ADAPTER, _MODEL))
     if os.path.isfile(config):
         return read_recipe(config)
     if not os.path.isfile(foreign):
-        return {}
+        return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
     from qa_dist.pretrained import check_adapter
 
     base = check_adapter(adapter).get("base_model_name_or_path")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_dist import evaluate, evaluation, tracking
+from qa_dist import evaluate, evaluation, merge, tracking
 from tests.refusals import contents, refusal
-from tests.unit.trained import reset_accelerate
+from tests.unit.trained import options_of, reset_accelerate
 
 Capture = pytest.CaptureFixture[str]
 
@@ -103,3 +103,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         tracking.write_json(path, {"text": "x" * 100_000 + "\udc80"})
     assert contents(tmp_path) == {"metrics.json": b'{\n  "f1": 1.0\n}\n'}
+
+
+def test_a_plain_model_is_evaluated_with_its_own_tokenizer(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["--adapter", str(trained / "adapter"), "--merged_dir", str(tmp_path / "merged")]
+    assert merge.main(words) == 0
+    names = ("validation_file", "store_dir", "max_seq_length", "doc_stride")
+    plain = [word for name in names for word in (f"--{name}", options_of(trained)[name])]
+    for folder, more in ((trained / "adapter", []), (tmp_path / "merged", plain)):
+        reset_accelerate()
+        words = ["--adapter", str(folder), "--results_dir", str(tmp_path / folder.name), *more]
+        assert evaluate.main(words) == 0
+    for name in ("metrics.json", "predictions.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
