@@ -5,7 +5,9 @@ Rank 0 writes; the other ranks follow the same calls and take part where a call 
 
 import dataclasses
 import datetime
+import fcntl
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -135,6 +137,7 @@ class Run:
         self._resume_from = "auto" if wanted == "no" and was_restarted() else wanted
         self._found: Checkpoint | None = None
         self._is_going_on = False
+        self._hold: int | None = None
         if ranks.is_main:
             own = directory / CHECKPOINTS
             self._found = _find_checkpoint(self._resume_from, own, self.say)
@@ -148,6 +151,7 @@ class Run:
                 resumes=self._resume_from == "auto",
                 found=self._is_going_on,
             )
+            self._hold = _hold(directory)
         self._checkpoints = CheckpointWriter(directory / CHECKPOINTS, config.training.checkpoint_total_limit, self.say)
         self._saved_step: int | None = None
         self._log = MetricsLog(directory / "metrics.jsonl" if ranks.is_main else None)
@@ -163,6 +167,8 @@ class Run:
         self._progress.close()
         self._log.close()
         self._checkpoints.wait()
+        if self._hold is not None:
+            os.close(self._hold)
         if error is None or isinstance(error, Stopped):
             self.ranks.close()
 
@@ -511,6 +517,28 @@ def _require_usable(directory: Path, *, overwrite: bool, resumes: bool, found: b
                 "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
             ]
         )
+
+
+def _hold(directory: Path) -> int:
+    """A descriptor of the output folder that keeps other runs of this machine out of it until it is closed.
+
+    Like the process that has it: nothing is left behind, however that ends. Other machines do not see it.
+
+    Raises:
+        ConfigError: Another run has the folder.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            [f"another run is writing to --output_dir {directory}; wait until it has ended, or choose another folder"]
+        ) from error
+    except OSError:
+        # A file system without locks.
+        pass
+    return descriptor
 
 
 def _clear(directory: Path) -> None:

@@ -188,6 +188,34 @@ def test_results_are_not_overwritten_unless_told(run: Callable[..., int], tmp_pa
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() != before
 
 
+def test_two_runs_do_not_share_a_folder(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from qa_dist import training
+
+    build, codes = training.build_model, []
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        # The first run has written nothing yet; the second is refused before it gets here.
+        if not codes:
+            codes.append(0)
+            for more in ({}, {"overwrite_output_dir": "true"}, {"resume_from_checkpoint": "auto"}):
+                codes.append(run(**more))
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(training, "build_model", meanwhile)
+    assert run() == 0
+    assert codes == [0, 2, 2, 2]
+    assert capsys.readouterr().err.count("another run is writing to --output_dir") == 3
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_examples"] == 12
+    # It is free when the run has ended, well or not.
+    monkeypatch.setattr(training, "build_model", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(overwrite_output_dir="true")
+    monkeypatch.setattr(training, "build_model", build)
+    assert run(overwrite_output_dir="true") == 0
+
+
 def test_trackers_get_the_figures(run: Callable[..., int], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the tracking extra is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
