@@ -6,8 +6,9 @@ Without further options it repeats the evaluation that the training run ended wi
 import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from qa_dist.config import ConfigError, option, parse, peek, read_recipe
 from qa_dist.entry import run
 
 PROG = "qa_dist.evaluate"
+
+_ADAPTER = "adapter_config.json"
+_MODEL = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +62,12 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.modeling import check_vocabulary, load_trained
         from qa_dist.pretrained import load_tokenizer
         from qa_dist.store import prepare_store
-        from qa_dist.tracking import evaluation_bar
+        from qa_dist.tracking import evaluation_bar, make_writable
 
-    with failures_named():
+    with _ended_in_order(), failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
+        if directory is not None and ranks.is_main:
+            make_writable(directory, "--results_dir")
         with ranks.local_main_first():
             tokenizer = load_tokenizer(config.model)
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
@@ -73,8 +79,6 @@ def _evaluate(argv: Sequence[str]) -> int:
             device=ranks.device,
         ).to(ranks.device)
         check_vocabulary(model, store)
-        if directory is not None and ranks.is_main:
-            _make(directory)
         version_2 = config.data.version_2_with_negative
         with evaluation_bar(shown=ranks.is_main) as advance:
             found = evaluate(
@@ -100,32 +104,33 @@ def adapter_problems(adapter: str | None) -> Iterable[str]:
         return
     if not os.path.isdir(adapter):
         yield f"--adapter {adapter} is not a folder; give the --output_dir of a training run"
-    elif not any(os.path.isfile(os.path.join(adapter, name)) for name in ("adapter_config.json", "config.json")):
+    elif not any(os.path.isfile(os.path.join(adapter, name)) for name in (_ADAPTER, _MODEL)):
         yield f"--adapter {adapter} holds no adapter and no model; give the --output_dir of a finished training run"
 
 
 def base_options(adapter: str | None) -> dict[str, Any]:
-    """Options of the run that wrote the folder; of a foreign adapter, at least its base model."""
+    """Options of the run that wrote the folder; of a foreign adapter its base model, of a plain model itself."""
     if adapter is None:
         return {}
-    config, foreign = os.path.join(adapter, "config.yaml"), os.path.join(adapter, "adapter_config.json")
+    config, foreign, plain = (os.path.join(adapter, name) for name in ("config.yaml", _ADAPTER, _MODEL))
     if os.path.isfile(config):
         return read_recipe(config)
     if not os.path.isfile(foreign):
-        return {}
+        return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
     from qa_dist.pretrained import check_adapter
 
     base = check_adapter(adapter).get("base_model_name_or_path")
     return {"model_name_or_path": base} if base else {}
 
 
-def _make(directory: Path) -> None:
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which launchers end the other ranks of one that failed, remove what is half written."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            [f"--results_dir {directory} cannot be used: {error.strerror}; choose another folder"]
-        ) from error
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the same neighbours at every world size, so the results are the same, byte for b
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from qa_dist.distributed import Ranks
 from qa_dist.modeling import FeatureBatch, SpanModel, span_loss
 from qa_dist.scoring import score_v1, score_v2
 from qa_dist.store import FeatureStore
-from qa_dist.tracking import write_json
+from qa_dist.tracking import replacing, write_json
 
 Metrics = dict[str, float | int]
 Computed = tuple[FeatureBatch, torch.Tensor, torch.Tensor]
@@ -64,7 +65,8 @@ def evaluate(
         config: How logits become answers.
         version_2: Whether the null answer is a choice.
         logits_path: With `config.gather` "logits": where rank 0 keeps them, float32 [tokens of the store, 2] in the
-            order of the features, start logits in column 0.
+            order of the features, start logits in column 0. A file that is there is replaced when the answers are
+            scored, and not before.
         advance: Called after each batch with the number of features that this rank has computed and has to compute.
 
     Raises:
@@ -74,31 +76,33 @@ def evaluate(
     mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
     computed = _counted(_forward(model, store, ranks, mine, losses), sum(map(len, mine)), advance)
-    if config.gather == "logits":
-        if logits_path is None:
-            raise ValueError("gathering logits needs a path to keep them at")
-        tables = _through_logits(computed, store, ranks, config, batches, len(mine), logits_path)
-    else:
-        tables = [_candidates(*found, config) for found in computed if found is not None]
-        own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
-        ranks.stop_if_asked()
-        tables = ranks.gather(own)
-    # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
-    loss = float(ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy().mean())
+    if config.gather == "logits" and logits_path is None:
+        raise ValueError("gathering logits needs a path to keep them at")
     answers = None
     metrics: Metrics = {}
-    if ranks.is_main:
-        table = CandidateTable.concatenate(tables).ordered(store.num_features)
-        answers = decode(
-            table,
-            store.feature_map(),
-            store.contexts,
-            store.example_ids,
-            n_best_size=config.n_best_size,
-            version_2=version_2,
-            null_score_diff_threshold=config.null_score_diff_threshold,
-        )
-        metrics = score(store, answers, version_2=version_2)
+    with ExitStack() as stack:
+        if config.gather == "logits":
+            path = stack.enter_context(replacing(logits_path)) if logits_path and ranks.is_main else None
+            tables = _through_logits(computed, store, ranks, config, batches, len(mine), path)
+        else:
+            tables = [_candidates(*found, config) for found in computed if found is not None]
+            own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
+            ranks.stop_if_asked()
+            tables = ranks.gather(own)
+        # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
+        loss = float(ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy().mean())
+        if ranks.is_main:
+            table = CandidateTable.concatenate(tables).ordered(store.num_features)
+            answers = decode(
+                table,
+                store.feature_map(),
+                store.contexts,
+                store.example_ids,
+                n_best_size=config.n_best_size,
+                version_2=version_2,
+                null_score_diff_threshold=config.null_score_diff_threshold,
+            )
+            metrics = score(store, answers, version_2=version_2)
     return Evaluation(ranks.broadcast(metrics), loss, answers)
 
 
@@ -238,12 +242,12 @@ def _through_logits(
     config: EvaluationConfig,
     batches: Sequence[Indices],
     rounds: int,
-    path: Path,
+    path: Path | None,
 ) -> list[CandidateTable]:
     """Collect all logits in a file at rank 0, batch by batch; then find the candidates there, in the same batches."""
     first_token = np.concatenate([[0], np.cumsum(store.lengths, dtype=np.int64)])
     logits = None
-    if ranks.is_main:
+    if path is not None:
         logits = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first_token[-1]), 2))
     for _ in range(rounds):
         found = next(computed, None)

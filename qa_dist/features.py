@@ -8,7 +8,12 @@ Each context is tokenised once, however many questions it has, and windows are c
 encode both texts of a pair on their own before they truncate and join them, so this gives the very features that
 encoding each pair with `truncation="only_second"`, `stride` and `return_overflowing_tokens` gives, in a third of the
 time on SQuAD. The tests compare the two. One offset differs: byte-level tokenizers leave the blank before a word out of
-its offsets, but put it in for the first token of every further window; here it is out everywhere.
+its offsets, but put it in for the first token of every further window; here it is out everywhere. And the blank that
+they put before a text that begins without one is placed before the first character, and not behind it.
+
+Text that spells a special token ("</s>" in a paragraph about HTML) is text, as with `split_special_tokens`: only the
+template says where a text begins and ends. RoBERTa would not even count the position of a `<pad>`. Masks, and tokens
+that somebody added for use in text, stay whole; so does what a SentencePiece vocabulary itself has as a word.
 
 Neither torch nor transformers is imported, so that a process that tokenises starts in a fraction of a second.
 
@@ -31,6 +36,8 @@ from qa_dist.records import Answer, Example, Feature
 
 Int32 = npt.NDArray[np.int32]
 Int8 = npt.NDArray[np.int8]
+
+_NOT_IN_TEXT = ("bos_token", "cls_token", "eos_token", "pad_token", "sep_token", "unk_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,7 @@ class TokenizerSpec:
 
     Attributes:
         backend: JSON of the `tokenizers.Tokenizer`, without the truncation and padding it may have been saved with.
+            Added tokens are `special` in it if text that spells them is text.
         padding_side: "left" puts the context before the question.
         cls_token_id: the token that stands for "no answer".
         bos_token_id: stands for it where there is no CLS.
@@ -116,8 +124,12 @@ class TokenizerSpec:
             raise ConfigError([f"{problem}; pass another --tokenizer_name"]) from error
         backend.no_truncation()
         backend.no_padding()
+        description = json.loads(backend.to_str())
+        not_in_text = {str(tokenizer.special_tokens_map.get(kind)) for kind in _NOT_IN_TEXT}
+        for token in description["added_tokens"]:
+            token["special"] = token["content"] in not_in_text
         return cls(
-            backend=backend.to_str(),
+            backend=json.dumps(description, ensure_ascii=False),
             padding_side=tokenizer.padding_side,
             cls_token_id=tokenizer.cls_token_id,
             bos_token_id=tokenizer.bos_token_id,
@@ -248,6 +260,8 @@ class FeatureBuilder:
             ConfigError: They contradict each other.
         """
         self._backend = tokenizers.Tokenizer.from_str(tokenizer.backend)
+        # Its JSON does not keep this. It concerns what is encoded, not the tokens that the template adds.
+        self._backend.encode_special_tokens = True
         num_special_tokens = self._backend.num_special_tokens_to_add(True)
         self.max_question_length = spec.longest_question(num_special_tokens)
         self._max_text_length = spec.max_seq_length - num_special_tokens
@@ -271,8 +285,7 @@ class FeatureBuilder:
         for example_index, example in enumerate(examples, first_index):
             if example.context not in contexts:
                 encoding = self._backend.encode(example.context, add_special_tokens=False)
-                offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-                contexts[example.context] = np.array(encoding.ids, np.int32), offsets
+                contexts[example.context] = np.array(encoding.ids, np.int32), _ordered(encoding.offsets)
             # Some annotators' questions begin with many blanks, which tokenizers that keep blanks would pay for.
             encoding = self._backend.encode(example.question.lstrip(), add_special_tokens=False)
             question_ids = np.array(encoding.ids[: self.max_question_length], np.int32)
@@ -358,9 +371,20 @@ def answer_tokens(context_offsets: Int32, answer: Answer) -> tuple[int, int] | N
         The tokens, or None if the answer consists of characters that the tokenizer drops.
     """
     starts, ends = context_offsets[:, 0], context_offsets[:, 1]
-    first = int(np.searchsorted(ends, answer.start_char, "right"))
-    last = int(np.searchsorted(starts, answer.end_char, "left")) - 1
-    return (first, last) if first <= last else None
+    # A token without characters, such as a blank of a byte-level tokenizer, lies inside an answer but is no end of it.
+    shared = np.flatnonzero((starts < answer.end_char) & (ends > answer.start_char) & (starts < ends))
+    return (int(shared[0]), int(shared[-1])) if len(shared) else None
+
+
+def _ordered(offsets: list[tuple[int, int]]) -> Int32:
+    """Offsets int32 [C, 2] in which a token without characters stands no further than the next token begins.
+
+    Where a byte-level tokenizer puts a blank before a text, as it does behind every added token, it takes that blank's
+    width off the offsets of the text's first character.
+    """
+    starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
+    ordered = np.minimum.accumulate(starts[::-1])[::-1]
+    return np.stack((ordered, np.where(starts == ends, ordered, ends)), 1)
 
 
 def _template_of(backend: tokenizers.Tokenizer, has_token_types: bool) -> _Template:

@@ -5,10 +5,11 @@ Rank 0 writes; the other ranks follow the same calls and take part where a call 
 
 import dataclasses
 import datetime
+import fcntl
 import math
+import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from qa_dist.tracking import (
     evaluation_bar,
     git_commit,
     hardware,
+    make_writable,
     versions,
     write_json,
 )
@@ -135,6 +137,7 @@ class Run:
         self._resume_from = "auto" if wanted == "no" and was_restarted() else wanted
         self._found: Checkpoint | None = None
         self._is_going_on = False
+        self._hold: int | None = None
         if ranks.is_main:
             own = directory / CHECKPOINTS
             self._found = _find_checkpoint(self._resume_from, own, self.say)
@@ -148,6 +151,7 @@ class Run:
                 resumes=self._resume_from == "auto",
                 found=self._is_going_on,
             )
+            self._hold = _hold(directory)
         self._checkpoints = CheckpointWriter(directory / CHECKPOINTS, config.training.checkpoint_total_limit, self.say)
         self._saved_step: int | None = None
         self._log = MetricsLog(directory / "metrics.jsonl" if ranks.is_main else None)
@@ -163,6 +167,8 @@ class Run:
         self._progress.close()
         self._log.close()
         self._checkpoints.wait()
+        if self._hold is not None:
+            os.close(self._hold)
         if error is None or isinstance(error, Stopped):
             self.ranks.close()
 
@@ -437,7 +443,9 @@ class Run:
         if self.config.training.keep == "best" and self._best is not None:
             _, step, weights, found = self._best
             self.ranks.restore(weights)
-            return step, found
+            # The file of logits is that of the latest evaluation, and must be of the weights that are kept.
+            is_latest = self._latest is not None and self._latest[0] == step
+            return step, found if is_latest or self.config.evaluation.gather == "candidates" else None
         if self._latest is not None and self._latest[0] == self._last_step:
             return self._latest
         return self._last_step, None
@@ -499,20 +507,38 @@ def _require_usable(directory: Path, *, overwrite: bool, resumes: bool, found: b
     Raises:
         ConfigError: It holds results and may not be overwritten, or it cannot be written to.
     """
-    with _usable(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        present = [name for name in (*FILES, CHECKPOINTS) if (directory / name).exists()]
-        unfinished = resumes and not any((directory / name).exists() for name in FINAL_FILES)
-        if present and not (overwrite or found or unfinished):
-            raise ConfigError(
-                [
-                    f"--output_dir {directory} already holds results ({', '.join(present[:3])}); choose another "
-                    "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
-                ]
-            )
-        probe = directory / ".writable"
-        probe.write_text(str(time.time()), encoding="utf-8")
-        probe.unlink()
+    make_writable(directory, "--output_dir")
+    present = [name for name in (*FILES, CHECKPOINTS) if (directory / name).exists()]
+    unfinished = resumes and not any((directory / name).exists() for name in FINAL_FILES)
+    if present and not (overwrite or found or unfinished):
+        raise ConfigError(
+            [
+                f"--output_dir {directory} already holds results ({', '.join(present[:3])}); choose another "
+                "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
+            ]
+        )
+
+
+def _hold(directory: Path) -> int:
+    """A descriptor of the output folder that keeps other runs of this machine out of it until it is closed.
+
+    Like the process that has it: nothing is left behind, however that ends. Other machines do not see it.
+
+    Raises:
+        ConfigError: Another run has the folder.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            [f"another run is writing to --output_dir {directory}; wait until it has ended, or choose another folder"]
+        ) from error
+    except OSError:
+        # A file system without locks.
+        pass
+    return descriptor
 
 
 def _clear(directory: Path) -> None:
@@ -521,19 +547,12 @@ def _clear(directory: Path) -> None:
     Raises:
         ConfigError: They cannot be removed.
     """
-    with _usable(directory):
+    try:
         for name in FILES:
             (directory / name).unlink(missing_ok=True)
         for name in ("best", CHECKPOINTS):
             if (directory / name).exists():
                 shutil.rmtree(directory / name)
-
-
-@contextmanager
-def _usable(directory: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one sentence."""
-    try:
-        yield
     except OSError as error:
         raise ConfigError(
             [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]

@@ -47,7 +47,7 @@ Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes with the layout of the files and with whatever in this program decides what a feature is."""
 
 _MANIFEST = "manifest.json"

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from qa_dist.errors import ConfigError
+
 PACKAGES = (
     "qa-dist",
     "torch",
@@ -76,9 +78,8 @@ class MetricsLog:
         if not self._path or not self._path.exists():
             return
         kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
-        staged = self._path.with_name(f".{self._path.name}")
-        staged.write_bytes(b"".join(kept))
-        os.replace(staged, self._path)
+        with replacing(self._path) as staged:
+            staged.write_bytes(b"".join(kept))
         self._mode = "a"
 
     def write(self, values: Mapping[str, float | None]) -> None:
@@ -161,9 +162,45 @@ def evaluation_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+def make_writable(directory: Path, option: str) -> None:
+    """Create a folder for results if need be, and make sure that files can be written there.
+
+    Args:
+        directory: The folder.
+        option: What names it, for the message.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError([f"{option} {directory} cannot be used: {error.strerror}; choose another folder"]) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes the place of `path`, by one rename, if the block ends well.
+
+    If it does not, `path` is as it was and nothing stays beside it.
+    """
+    staged = path.with_name(f".{path.name}")
+    # What a killed process left.
+    staged.unlink(missing_ok=True)
+    try:
+        yield staged
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON that is the same, byte for byte, for the same value."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as staged:
+        staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str | None]:

@@ -1,12 +1,17 @@
 """When one rank fails, all end at once, and the log says which one it was."""
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.distributed import forking
 from tests.distributed.launching import run, torchrun
+from tests.refusals import contents
 from tests.tiny import tiny_model, tiny_squad
+from tests.unit.trained import trained_folder
 
 pytestmark = pytest.mark.distributed
 
@@ -96,3 +101,31 @@ def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path)
     assert done.returncode != 0
     assert done.stderr.count("missing.json") == 1, done.stderr
     assert "exitcode  : 2" in done.stderr
+
+
+def evaluate_with_a_broken_rank(words: list[str], rank: int) -> int:
+    """Rank 1 fails in its second batch, when rank 0 has received the first."""
+    from qa_dist import evaluate, evaluation
+
+    real, calls = evaluation.span_loss, iter(range(1, 1000))
+
+    def failing(*arguments: Any) -> Any:
+        if rank == 1 and next(calls) == 2:
+            raise RuntimeError("the memory of this node has gone")
+        return real(*arguments)
+
+    evaluation.span_loss = failing
+    return evaluate.main(words)
+
+
+def test_a_rank_that_fails_in_an_evaluation_leaves_the_earlier_logits(tmp_path: Path) -> None:
+    trained = trained_folder(tmp_path / "trained")
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "logits.npy").write_bytes(b"earlier")
+    words = ["--adapter", str(trained / "adapter"), "--results_dir", str(results)]
+    words += ["--gather", "logits", "--eval_tokens_per_device", "64"]
+    group = forking.start_ranks(partial(evaluate_with_a_broken_rank, words), tmp_path / "log", num_processes=2)
+    assert group.wait() == [1, 1]
+    assert "[rank 1] failed: RuntimeError: the memory of this node has gone" in group.text()
+    assert contents(results) == {"logits.npy": b"earlier"}

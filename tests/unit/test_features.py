@@ -48,6 +48,7 @@ def reference(tokenizer: Any, example: Example, max_seq_length: int, doc_stride:
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         padding=False,
+        split_special_tokens=True,
     )
     windows = []
     for i, ids in enumerate(encoded["input_ids"]):
@@ -303,6 +304,10 @@ def test_a_label_takes_all_pieces_of_a_character_and_no_empty_token() -> None:
     assert answer_tokens(pieces, Answer("🦉", 2)) == (2, 4)
     assert answer_tokens(pieces, Answer("a 🦉", 0)) == (0, 4)
     assert answer_tokens(np.empty((0, 2), np.int32), Answer("ab", 0)) is None
+    # The blank that a byte-level tokenizer puts before a text ends where that text's first character ends.
+    behind = np.array([[0, 3], [4, 4], [3, 4], [4, 5], [5, 5], [6, 7]], np.int32)
+    assert answer_tokens(behind, Answer("ab", 3)) == (2, 3)
+    assert answer_tokens(behind, Answer("ab ", 3)) == (2, 3)
 
 
 def test_an_answer_in_the_last_token_of_a_window_is_labelled_with_that_token() -> None:
@@ -330,6 +335,50 @@ def test_no_answer_is_the_cls_token_else_bos_else_the_first(name: str, expected:
         else:
             assert feature.cls_token == 0
             assert feature.input_ids[0] == tokenizer.convert_tokens_to_ids(expected)
+
+
+# ----------------------------------------------------------------------------------------------------- special tokens
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+
+
+@every_tokenizer
+def test_text_that_spells_a_special_token_is_text(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    specials = sorted({getattr(tokenizer, kind) for kind in NAMED} - {None})
+    assert specials
+    context = "".join(f"{special}ab {special} cd" for special in specials)
+    spelt = {tokenizer.convert_tokens_to_ids(special) for special in specials}
+    for word in ("ab", "cd", specials[-1]):
+        start = context.rindex(word)
+        examples = [Example("q", " ".join(specials), context, (Answer(word, start),))]
+        ((feature,), stats) = build(tokenizer, examples, 384, 10)
+        assert stats.num_unlabelled_examples == 0
+        first = feature.context_offsets[feature.start_token - feature.context_start, 0]
+        last = feature.context_offsets[feature.end_token - feature.context_start, 1]
+        assert (first, last) == (start, start + len(word))
+        # What the template adds, and nothing else.
+        ids = [token for token in feature.input_ids.tolist() if token in spelt]
+        assert len(ids) == tokenizer.num_special_tokens_to_add(pair=True)
+
+
+def test_own_tokens_and_masks_stay_whole_and_an_answer_behind_one_has_its_first_letter() -> None:
+    tokenizer = byte_tokenizer("roberta")
+    tokenizer.add_tokens(["<row>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<cell>"], "mask_token": "<mask>"})
+    for own in ("<row>", "<cell>", "<mask>"):
+        context = f"ab{own}Paris cd"
+        example = Example("q", "x", context, (Answer("Paris", context.index("P")),))
+        ((feature,), _) = build(tokenizer, [example], 60, 10)
+        assert feature.input_ids.tolist().count(tokenizer.convert_tokens_to_ids(own)) == 1
+        label = feature.start_token - feature.context_start
+        first, last = feature.context_offsets[label, 0], feature.context_offsets[label + 4, 1]
+        assert context[first:last] == "Paris"
+        # A prediction that takes the blank before it, too.
+        assert feature.context_offsets[label - 1].tolist() == [first, first]
+        assert feature.end_token == feature.start_token + 4
+    # The tokenizer itself is left as it was.
+    assert tokenizer("<s>", add_special_tokens=False)["input_ids"] == [tokenizer.bos_token_id]
 
 
 # -------------------------------------------------------------------------------------------------------- tokenizers

@@ -101,6 +101,32 @@ def test_the_best_weights_are_kept_and_early_stopping_stops(
     assert weights[0] == weights[1]
 
 
+def test_the_logits_are_those_of_the_weights_that_are_kept(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    import numpy as np
+    from accelerate.state import AcceleratorState
+
+    from qa_dist import evaluation
+
+    whole, scores = evaluation.evaluate, iter([30.0, 20.0, 10.0, 30.0])
+
+    def scored(*arguments: Any, **options: Any) -> evaluation.Evaluation:
+        found = whole(*arguments, **options)
+        return dataclasses.replace(found, metrics={**found.metrics, "f1": next(scores)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", scored)
+        assert run(num_train_epochs=3, learning_rate=0.01, gather="logits") == 0
+    out = tmp_path / "out"
+    assert json.loads((out / "run.json").read_text())["weights_of_step"] == 3
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert evaluate.main(["--adapter", str(out), "--results_dir", str(tmp_path / "again")]) == 0
+    assert np.array_equal(np.load(out / "logits.npy"), np.load(tmp_path / "again" / "logits.npy"))
+
+
 def test_keep_last_ends_with_the_last_weights(run: Callable[..., int], tmp_path: Path) -> None:
     assert run(num_train_epochs=2, keep="last", eval_steps="no") == 0
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -160,6 +186,34 @@ def test_results_are_not_overwritten_unless_told(run: Callable[..., int], tmp_pa
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
     assert run(learning_rate=0.01, overwrite_output_dir="true") == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_two_runs_do_not_share_a_folder(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from qa_dist import training
+
+    build, codes = training.build_model, []
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        # The first run has written nothing yet; the second is refused before it gets here.
+        if not codes:
+            codes.append(0)
+            for more in ({}, {"overwrite_output_dir": "true"}, {"resume_from_checkpoint": "auto"}):
+                codes.append(run(**more))
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(training, "build_model", meanwhile)
+    assert run() == 0
+    assert codes == [0, 2, 2, 2]
+    assert capsys.readouterr().err.count("another run is writing to --output_dir") == 3
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_examples"] == 12
+    # It is free when the run has ended, well or not.
+    monkeypatch.setattr(training, "build_model", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(overwrite_output_dir="true")
+    monkeypatch.setattr(training, "build_model", build)
+    assert run(overwrite_output_dir="true") == 0
 
 
 def test_trackers_get_the_figures(run: Callable[..., int], tmp_path: Path) -> None:

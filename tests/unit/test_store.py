@@ -49,6 +49,7 @@ def prepare(tokenizer_folder, train_file, store_dir, **options):
         is_fast=True, name_or_path="tiny", padding_side="right", cls_token_id=2, bos_token_id=None,
         backend_tokenizer=tokenizers.Tokenizer.from_file(tokenizer_folder + "/tokenizer.json"),
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        special_tokens_map={f"{name.lower()}_token": f"[{name}]" for name in ("UNK", "PAD", "CLS", "SEP", "MASK")},
     )
     data = DataConfig(max_seq_length=96, doc_stride=24, train_file=train_file, store_dir=store_dir)
     return store.prepare_store(RunConfig(data=data), "train", tokenizer=tokenizer, **options)

@@ -1,0 +1,118 @@
+"""What an evaluation keeps: the results of an earlier one until its own are scored, and nothing by halves."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qa_dist import evaluate, evaluation, merge, tracking
+from tests.refusals import contents, refusal
+from tests.unit.trained import options_of, reset_accelerate
+
+Capture = pytest.CaptureFixture[str]
+
+
+def arguments(trained: Path, results: Path) -> list[str]:
+    """An evaluation of several batches that gathers logits."""
+    words = ["--adapter", str(trained / "adapter"), "--results_dir", str(results)]
+    return [*words, "--gather", "logits", "--eval_tokens_per_device", "64"]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with the logits of an earlier evaluation, and what another left that was killed."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "logits.npy").write_bytes(b"earlier")
+    (folder / ".logits.npy").write_bytes(b"cut short")
+    reset_accelerate()
+    return folder
+
+
+def strike(monkeypatch: pytest.MonkeyPatch, name: str, count: int, fault: Any) -> None:
+    """Let the call number `count` of a function of the evaluation do `fault` first."""
+    real, calls = getattr(evaluation, name), iter(range(1, 1000))
+
+    def struck(*words: Any, **options: Any) -> Any:
+        if next(calls) == count:
+            fault()
+        return real(*words, **options)
+
+    monkeypatch.setattr(evaluation, name, struck)
+
+
+def fail() -> None:
+    raise RuntimeError("no more")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("fault", [fail, interrupt])
+@pytest.mark.parametrize(("name", "count"), [("span_loss", 1), ("span_loss", 3), ("_candidates", 2), ("score", 1)])
+def test_a_failed_evaluation_leaves_the_earlier_logits(
+    trained: Path, results: Path, name: str, count: int, fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strike(monkeypatch, name, count, fault)
+    if fault is interrupt:
+        assert evaluate.main(arguments(trained, results)) == 130
+    else:
+        with pytest.raises(RuntimeError, match="no more"):
+            evaluate.main(arguments(trained, results))
+    assert contents(results) == {"logits.npy": b"earlier"}
+
+
+def test_sigterm_leaves_the_earlier_logits(trained: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    strike(monkeypatch, "span_loss", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(arguments(trained, results))
+    assert ended.value.code == 143
+    assert contents(results) == {"logits.npy": b"earlier"}
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_finished_evaluation_replaces_them(trained: Path, results: Path, capsys: Capture) -> None:
+    assert evaluate.main(arguments(trained, results)) == 0
+    logits = np.load(results / "logits.npy")
+    assert logits.shape[1] == 2
+    assert np.isfinite(logits).all()
+    assert sorted(contents(results)) == ["logits.npy", "metrics.json", "nbest.json", "predictions.json"]
+    assert json.loads(capsys.readouterr().out) == json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    trained: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    strike(monkeypatch, "span_loss", 1, fail)
+    # On /proc nobody can write, not even root; below a file there is no folder.
+    for folder in ("/proc", str(results / "logits.npy"), str(results / "logits.npy" / "below")):
+        reset_accelerate()
+        message = refusal(evaluate.main, arguments(trained, Path(folder)), capsys)
+        assert message.startswith(f"--results_dir {folder} cannot be used: ")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    tracking.write_json(path, {"f1": 1.0})
+    with pytest.raises(UnicodeEncodeError):
+        tracking.write_json(path, {"text": "x" * 100_000 + "\udc80"})
+    assert contents(tmp_path) == {"metrics.json": b'{\n  "f1": 1.0\n}\n'}
+
+
+def test_a_plain_model_is_evaluated_with_its_own_tokenizer(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["--adapter", str(trained / "adapter"), "--merged_dir", str(tmp_path / "merged")]
+    assert merge.main(words) == 0
+    names = ("validation_file", "store_dir", "max_seq_length", "doc_stride")
+    plain = [word for name in names for word in (f"--{name}", options_of(trained)[name])]
+    for folder, more in ((trained / "adapter", []), (tmp_path / "merged", plain)):
+        reset_accelerate()
+        words = ["--adapter", str(folder), "--results_dir", str(tmp_path / folder.name), *more]
+        assert evaluate.main(words) == 0
+    for name in ("metrics.json", "predictions.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
