@@ -4,9 +4,11 @@ Evaluation batches are fixed by the data and the token budget, and ranks take wh
 the same neighbours at every world size, so the results are the same, byte for byte.
 """
 
+import collections
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ from qa_dist.tracking import replacing, write_json
 Metrics = dict[str, float | int]
 Computed = tuple[FeatureBatch, torch.Tensor, torch.Tensor]
 """A batch with its start and end logits, float32 [T]."""
+
+_DECODED_TOGETHER = 256
+"""Features whose candidates are found in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +80,18 @@ def evaluate(
     batches = evaluation_batches(store.lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
-    computed = _counted(_forward(model, store, ranks, mine, losses), sum(map(len, mine)), advance)
     if config.gather == "logits" and logits_path is None:
         raise ValueError("gathering logits needs a path to keep them at")
     answers = None
     metrics: Metrics = {}
     with ExitStack() as stack:
+        forward = stack.enter_context(closing(_forward(model, store, ranks, mine, losses)))
+        computed = _counted(forward, sum(map(len, mine)), advance)
         if config.gather == "logits":
             path = stack.enter_context(replacing(logits_path)) if logits_path and ranks.is_main else None
             tables = _through_logits(computed, store, ranks, config, batches, len(mine), path)
         else:
-            tables = [_candidates(*found, config) for found in computed if found is not None]
+            tables = list(_candidates(computed, config))
             own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
             ranks.stop_if_asked()
             tables = ranks.gather(own)
@@ -172,20 +178,17 @@ def _forward(
     ranks: Ranks,
     batches: Sequence[Indices],
     losses: npt.NDArray[np.float64],
-) -> Iterator[Computed | None]:
+) -> Generator[Computed | None, None, None]:
     """Each batch with its logits, None for an empty one; the losses of its features are noted on the way.
 
     It ends early when this rank is asked to stop or, where ranks compute together, when any of them is.
     """
     model.eval()
     shortest = store.lengths.argmin(0, keepdims=True)
-    for indices in batches:
-        if _is_to_stop(ranks):
-            return
-        ranks.watchdog.beat("evaluation")
+
+    def compute(indices: Indices) -> Computed | None:
         if not len(indices) and not ranks.is_collective:
-            yield None
-            continue
+            return None
         # A rank with nothing left computes one feature for nothing, so that the others get its share of the model.
         batch = FeatureBatch.of(store, indices if len(indices) else shortest, ranks.device)
         # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
@@ -193,10 +196,46 @@ def _forward(
             start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
             losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double().cpu().numpy()
         if not len(indices):
-            yield None
-            continue
+            return None
         losses[indices] = losses_B
-        yield batch, start_T, end_T
+        return batch, start_T, end_T
+
+    def wanted() -> Iterator[Indices]:
+        for indices in batches:
+            if _is_to_stop(ranks):
+                return
+            ranks.watchdog.beat("evaluation")
+            yield indices
+
+    alone = ranks.device.type != "cpu" or ranks.is_collective or not model.is_thread_safe
+    yield from map(compute, wanted()) if alone else _side_by_side(compute, wanted())
+
+
+def _side_by_side(
+    compute: Callable[[Indices], Computed | None], batches: Iterator[Indices]
+) -> Iterator[Computed | None]:
+    """`map` with as many batches at once as torch has CPU threads, each on one of them.
+
+    Threads that share a batch wait for each other in every operation, and much of an encoder's work is too small to
+    share. It also makes a batch's rounding the same with any number of threads.
+    """
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        yield from map(compute, batches)
+        return
+    pending: collections.deque[Future[Computed | None]] = collections.deque()
+    # What is done with the results goes on beside the batches that follow.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(num_threads, "evaluation", torch.set_num_threads, (1,)) as threads:
+            for indices in batches:
+                pending.append(threads.submit(compute, indices))
+                if len(pending) > num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _is_to_stop(ranks: Ranks) -> bool:
@@ -205,22 +244,38 @@ def _is_to_stop(ranks: Ranks) -> bool:
     return bool(ranks.sum(torch.tensor(float(ranks.is_asked_to_stop), device=ranks.device)))
 
 
-def _candidates(
-    batch: FeatureBatch, start_T: torch.Tensor, end_T: torch.Tensor, config: EvaluationConfig
-) -> CandidateTable:
-    lengths_B = torch.tensor(batch.lengths, device=start_T.device)
+def _candidates(computed: Iterator[Computed | None], config: EvaluationConfig) -> Iterator[CandidateTable]:
+    """Candidates of all features, found for many at a time: tensors of a few features cost more in calls than in work.
+
+    What is found for a feature does not depend on the others.
+    """
+    waiting: list[Computed] = []
+    for found in computed:
+        if found is not None:
+            waiting.append(found)
+        if sum(len(batch.indices) for batch, _, _ in waiting) >= _DECODED_TOGETHER:
+            yield _best_spans(waiting, config)
+            waiting = []
+    if waiting:
+        yield _best_spans(waiting, config)
+
+
+def _best_spans(computed: Sequence[Computed], config: EvaluationConfig) -> CandidateTable:
+    batches, starts, ends = zip(*computed, strict=True)
+    start_T, end_T = torch.cat(starts), torch.cat(ends)
+    lengths_B = torch.tensor([length for batch in batches for length in batch.lengths], device=start_T.device)
     spans = top_spans(
         pad_rows(start_T, lengths_B),
         pad_rows(end_T, lengths_B),
-        batch.context_start_B,
-        batch.context_end_B,
-        batch.cls_token_B,
+        torch.cat([batch.context_start_B for batch in batches]),
+        torch.cat([batch.context_end_B for batch in batches]),
+        torch.cat([batch.cls_token_B for batch in batches]),
         num_candidates=config.n_best_size,
         max_answer_length=config.max_answer_length,
         mode=config.decoding,
         lengths_B=lengths_B,
     )
-    return spans.to_table(batch.indices)
+    return spans.to_table(np.concatenate([batch.indices for batch in batches]))
 
 
 def _counted(
@@ -266,10 +321,12 @@ def _through_logits(
     if logits is None:
         return []
     logits.flush()
-    tables = [CandidateTable.empty(config.n_best_size)]
-    for indices in batches:
-        batch = FeatureBatch.of(store, indices, torch.device("cpu"))
-        rows = np.concatenate([logits[first_token[index] : first_token[index + 1]] for index in indices])
-        start_T, end_T = torch.from_numpy(rows).unbind(1)
-        tables.append(_candidates(batch, start_T, end_T, config))
-    return tables
+
+    def kept() -> Iterator[Computed]:
+        for indices in batches:
+            batch = FeatureBatch.of(store, indices, torch.device("cpu"))
+            rows = np.concatenate([logits[first_token[index] : first_token[index + 1]] for index in indices])
+            start_T, end_T = torch.from_numpy(rows).unbind(1)
+            yield batch, start_T, end_T
+
+    return [CandidateTable.empty(config.n_best_size), *_candidates(kept(), config)]

@@ -101,6 +101,7 @@ class SpanModel(nn.Module):
         self._padded_length = max_seq_length if padding == "max_length" else None
         self._max_seq_length = max_seq_length
         self._pads_left = tokenizer_pads_left
+        self._is_compiled = False
 
     def forward(
         self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
@@ -161,6 +162,15 @@ class SpanModel(nn.Module):
         Shapes are symbolic and the boundaries of the features are data, so that a new batch does not compile again.
         """
         self._call = torch.compile(transformers_model(self.model).forward, dynamic=True, backend=backend)
+        self._is_compiled = True
+
+    @property
+    def is_thread_safe(self) -> bool:
+        """Whether several threads may call the model at once, in evaluation.
+
+        Quantised layers of bitsandbytes keep what they computed last, and what is compiled may have to be again.
+        """
+        return not (self._is_compiled or getattr(transformers_model(self.model), "is_quantized", False))
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Name and tensor of every trainable parameter, in the model's order."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from qa_dist import evaluation as evaluating
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
-from qa_dist.config import RunConfig
+from qa_dist.config import DataConfig, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.evaluation import evaluate_loss, score
-from qa_dist.modeling import build_model, transformers_model
+from qa_dist.modeling import SpanModel, build_model, transformers_model
 from qa_dist.pretrained import load_tokenizer
-from qa_dist.store import prepare_store
+from qa_dist.store import FeatureStore, prepare_store
 from qa_dist.training import Trainer
 
 PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")
@@ -155,24 +155,26 @@ def evaluate(config: RunConfig) -> Result:
     tokenizer = load_tokenizer(config.model)
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
-        begin = time.perf_counter()
         data = dataclasses.replace(config.data, store_dir=directory)
+        # Imports, which the Hugging Face side has behind it too.
+        some = DataConfig(dataset_name="synthetic:16", store_dir=directory)
+        prepare_store(dataclasses.replace(config, data=some), "validation", tokenizer=tokenizer)
+        begin = time.perf_counter()
         store = prepare_store(dataclasses.replace(config, data=data), "validation", tokenizer=tokenizer)
         seconds["tokenise"] = time.perf_counter() - begin
         model, _ = build_model(config.model, seed=config.training.seed, max_seq_length=config.data.max_seq_length)
         model.to(ranks.device)
         evaluate_loss(model, store, ranks, config.evaluation, np.arange(min(16, store.num_features)))
-        timed = _ForwardTimer(model, ranks.device)
-        begin = time.perf_counter()
-        found = evaluating.evaluate(model, store, ranks, config.evaluation, version_2=False)
-        whole = time.perf_counter() - begin
+        remembering = _Remembering(model)
+        whole, found = _evaluation(remembering, store, ranks, config)
+        # Once more, now without a forward pass. What is left is batches, losses, candidates, answers and scores.
+        rest, found = _evaluation(remembering, store, ranks, config)
         assert found.answers is not None
         begin = time.perf_counter()
         score(store, found.answers, version_2=False)
         seconds["score"] = time.perf_counter() - begin
-        seconds["forward"] = timed.seconds
-        # What is left of the whole: batches, candidates, answers.
-        seconds["decode"] = whole - seconds["forward"] - seconds["score"]
+        seconds["decode"] = rest - seconds["score"]
+        seconds["forward"] = whole - rest
         num_examples, num_features = store.num_examples, store.num_features
     memory = ranks.peak_memory_bytes()
     ranks.close()
@@ -187,23 +189,34 @@ def evaluate(config: RunConfig) -> Result:
     }
 
 
-class _ForwardTimer:
-    """Seconds that a model spends in its forward passes, from here on."""
+def _evaluation(
+    model: "_Remembering", store: FeatureStore, ranks: Ranks, config: RunConfig
+) -> tuple[float, evaluating.Evaluation]:
+    """Seconds of an evaluation, and what it found."""
+    synchronize(ranks.device)
+    begin = time.perf_counter()
+    found = evaluating.evaluate(cast(SpanModel, model), store, ranks, config.evaluation, version_2=False)
+    return time.perf_counter() - begin, found
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.seconds = 0.0
-        self._begin = 0.0
-        self._device = device
-        model.register_forward_pre_hook(self._start)
-        model.register_forward_hook(self._stop)
 
-    def _start(self, *_: Any) -> None:
-        synchronize(self._device)
-        self._begin = time.perf_counter()
+class _Remembering(nn.Module):
+    """A model that computes a batch once, and has its logits from then on."""
 
-    def _stop(self, *_: Any) -> None:
-        synchronize(self._device)
-        self.seconds += time.perf_counter() - self._begin
+    def __init__(self, model: SpanModel) -> None:
+        super().__init__()
+        self._model = model
+        self._known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.padded_length = model.padded_length
+        self.is_thread_safe = model.is_thread_safe
+
+    def forward(
+        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As of the model."""
+        key = input_ids_T.cpu().numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = self._model(input_ids_T, token_type_ids_T, lengths)
+        return self._known[key]
 
 
 def _profile(work: Work, trainer: Trainer, ranks: WatchedRanks, first: int) -> dict[str, float]:

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qa_dist import evaluate, evaluation, merge, tracking
 from tests.refusals import contents, refusal
@@ -54,7 +57,7 @@ def interrupt() -> None:
 
 
 @pytest.mark.parametrize("fault", [fail, interrupt])
-@pytest.mark.parametrize(("name", "count"), [("span_loss", 1), ("span_loss", 3), ("_candidates", 2), ("score", 1)])
+@pytest.mark.parametrize(("name", "count"), [("span_loss", 1), ("span_loss", 3), ("_best_spans", 1), ("score", 1)])
 def test_a_failed_evaluation_leaves_the_earlier_logits(
     trained: Path, results: Path, name: str, count: int, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +67,48 @@ def test_a_failed_evaluation_leaves_the_earlier_logits(
     else:
         with pytest.raises(RuntimeError, match="no more"):
             evaluate.main(arguments(trained, results))
+    assert contents(results) == {"logits.npy": b"earlier"}
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch uses, for this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_any_number_of_threads_gives_the_same_bytes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]
+) -> None:
+    real, used = evaluation.span_loss, set()
+
+    def noting(*words: Any) -> torch.Tensor:
+        used.add(threading.current_thread().name.partition("_")[0])
+        return real(*words)
+
+    monkeypatch.setattr(evaluation, "span_loss", noting)
+    found = {}
+    for number, expected in ((1, "MainThread"), (3, "evaluation")):
+        used.clear()
+        threads(number)
+        reset_accelerate()
+        assert evaluate.main(arguments(trained, tmp_path / str(number))) == 0
+        assert used == {expected}
+        assert torch.get_num_threads() == number
+        found[number] = contents(tmp_path / str(number))
+    assert {"logits.npy", "nbest.json"} <= found[1].keys()
+    assert found[1] == found[3]
+
+
+def test_a_failure_in_a_thread_is_raised_and_gives_the_threads_back(
+    trained: Path, results: Path, monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]
+) -> None:
+    threads(2)
+    strike(monkeypatch, "span_loss", 3, fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        evaluate.main(arguments(trained, results))
+    assert torch.get_num_threads() == 2
     assert contents(results) == {"logits.npy": b"earlier"}
 
 
