@@ -111,9 +111,11 @@ class Trainer:
             self._halve_budget(step, features)
         self._require_finite(step, features, losses)
         self.ranks.exchange_gradients()
-        self.gradients.observe(step, self.ranks.has_gradient)
+        self.gradients.observe(self.ranks.has_gradient)
         norm = self.ranks.update(self.learning_rate(step))
-        if not math.isfinite(norm):
+        if math.isfinite(norm):
+            self.gradients.updated()
+        else:
             self._require_room_below(step, features)
         return StepResult(
             loss=float(losses.mean()),
