@@ -77,6 +77,29 @@ def compatibility_table() -> str:
                 }
                 cells.append(_cell(problems, notes))
             lines.append(f"| {NAMES[strategy]} | {precision} | " + " | ".join(cells) + " |")
+    return _with_notes(lines, notes)
+
+
+def refusal_table() -> str:
+    """Options that a strategy may refuse, whatever else is chosen, as Markdown: a row per option and value."""
+    rows: dict[str, dict[str, Any]] = {
+        f"`--optim {kind}`": {"optim": kind} for kind in _choices(TrainingConfig, "optim")
+    }
+    rows["`--cpu_offload`"] = {"cpu_offload": True}
+    strategies = typing.get_args(Strategy)
+    lines = [
+        "| option | " + " | ".join(NAMES[strategy] for strategy in strategies) + " |",
+        "|---|" + "---|" * len(strategies),
+    ]
+    notes: list[str] = []
+    for name, options in rows.items():
+        config = RunConfig(training=TrainingConfig(**options))
+        cells = [_cell(set(recipe_problems(Request(strategy=each), config)) or {None}, notes) for each in strategies]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return _with_notes(lines, notes)
+
+
+def _with_notes(lines: list[str], notes: list[str]) -> str:
     return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1)), ""])
 
 

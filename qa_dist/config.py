@@ -247,6 +247,12 @@ class TrainingConfig:
     warmup_ratio: float = option(
         0.1, "share of all steps over which the learning rate rises from 0", minimum=0, below=1, fixed=True
     )
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = option(
+        "adamw",
+        "AdamW with moments in float32, or through bitsandbytes in 8 bits (of tensors with 4,096 elements or more), "
+        "which paged_ moves to the host's memory while the GPU's is full",
+        fixed=True,
+    )
     weight_decay: float = option(0.01, "decoupled weight decay; biases and norms are left out", minimum=0, fixed=True)
     adam_beta1: float = option(0.9, "first AdamW coefficient", minimum=0, below=1, fixed=True)
     adam_beta2: float = option(0.999, "second AdamW coefficient", minimum=0, below=1, fixed=True)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qa_dist.compatibility import compatibility_table
+from qa_dist.compatibility import compatibility_table, refusal_table
 from qa_dist.config import GROUPS, option_table
 from qa_dist.doctor import DoctorConfig
 from qa_dist.entry import run
@@ -21,6 +21,7 @@ def parts() -> dict[str, str]:
     return {
         "options": option_table({**GROUPS, "evaluate only": EvaluateConfig, "doctor only": DoctorConfig}),
         "compatibility": compatibility_table(),
+        "refusals": refusal_table(),
     }
 
 

@@ -40,10 +40,11 @@ import torch, bitsandbytes
 device = "cuda" if torch.cuda.is_available() else "cpu"
 layer = bitsandbytes.nn.Linear8bitLt(64, 64, has_fp16_weights=False).to(device)
 assert layer.weight.dtype == torch.int8, layer.weight.dtype
-values = torch.ones(4, 64, device=device, requires_grad=True)
+values = torch.nn.Parameter(torch.ones(64, 64, device=device))
 layer(values).sum().backward()
-assert values.grad.isfinite().all()
-print("an 8-bit layer computes on", device)
+bitsandbytes.optim.AdamW8bit([values]).step()
+assert values.isfinite().all() and (values != 1).any()
+print("an 8-bit layer and an 8-bit optimiser compute on", device)
 """
 TRY_DEEPSPEED = """
 import deepspeed

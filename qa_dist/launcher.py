@@ -177,6 +177,11 @@ def recipe_problems(request: Request, config: RunConfig) -> Iterable[str]:
             f"--torch_compile does not work with {request.strategy}, which gathers weights between the operations; "
             "drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
         )
+    if training.optim != "adamw" and request.strategy != "ddp":
+        yield (
+            f"--optim {training.optim} does not work with {request.strategy}, which cuts the tensors apart whose "
+            "moments bitsandbytes would quantise; drop it, or use accelerate_configs/ddp.yaml"
+        )
     if training.cpu_offload and request.strategy in ("ddp", "fsdp2"):
         yield (
             f"--cpu_offload does not work with {request.strategy}; drop it, or use accelerate_configs/zero2.yaml or "

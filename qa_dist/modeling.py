@@ -652,10 +652,10 @@ def logit_biases(model: SpanModel) -> dict[str, nn.Parameter]:
 
 
 class GradientCheck:
-    """Makes sure that every adapter and head tensor has had a non-zero gradient by the second step.
+    """Makes sure that every adapter and head tensor has had a non-zero gradient by the second update.
 
-    In the first step LoRA's A matrices have none, because B starts at zero (Hu et al. 2022, section 4.1). The biases of
-    the logits never have one, see `logit_biases`.
+    Before the first update LoRA's A matrices have none, because B starts at zero (Hu et al. 2022, section 4.1). The
+    biases of the logits never have one, see `logit_biases`.
     """
 
     def __init__(self, model: SpanModel) -> None:
@@ -663,19 +663,26 @@ class GradientCheck:
         self._pending = [
             name for name, _ in model.trainable() if ("lora_" in name or name in heads) and name not in never
         ]
+        self._without = self._pending
+        self._num_updates = 0
 
-    def observe(self, step: int, has_gradient: Callable[[str], bool]) -> None:
-        """Look at the gradients of optimiser step `step` (from 0), before the optimiser clears them.
+    def observe(self, has_gradient: Callable[[str], bool]) -> None:
+        """Look at the gradients of a step, before the optimiser clears them.
 
         Args:
-            step: The optimiser step.
             has_gradient: Whether the gradient of a parameter, by name, is there and not zero.
+        """
+        self._without = [name for name in self._pending if not has_gradient(name)]
+
+    def updated(self) -> None:
+        """The step that was observed has updated the weights, which one that overflows in float16 does not.
 
         Raises:
-            TrainingError: The second step is over and a tensor never had a gradient; the message names it.
+            TrainingError: It was the second one and a tensor never had a gradient; the message names it.
         """
-        self._pending = [name for name in self._pending if not has_gradient(name)]
-        if step >= 1 and self._pending:
+        self._pending = self._without
+        self._num_updates += 1
+        if self._num_updates >= 2 and self._pending:
             raise TrainingError(
                 f"no gradient has reached {', '.join(self._pending[:5])} in two steps: "
                 f"{len(self._pending)} tensors would never be trained"

@@ -1,11 +1,25 @@
-"""Learning rate as a pure function of the step, and which parameters decay."""
+"""Learning rate as a pure function of the step, which parameters decay, and AdamW with its state in two forms.
+
+torch's AdamW keeps two float32 moments for every number that it trains. bitsandbytes' (Dettmers et al. 2022) keeps them
+in 8 bits, with a float32 scale for every 256 of them; moments of small tensors stay in float32.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from qa_dist.errors import ConfigError
+from qa_dist.requirements import require_bitsandbytes
+
 if TYPE_CHECKING:
     import torch
+
+Kind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+
+_LEAST_8BIT = 4096
+_BLOCK = 256
+_TABLES = ("qmap1", "qmap2")
+"""What bitsandbytes' 8 bits stand for: the same for every tensor of every run, so that no checkpoint holds it."""
 
 
 def learning_rate(
@@ -47,20 +61,67 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+def require_optimizer(kind: Kind, device_type: str) -> None:
+    """Make sure that AdamW of this kind runs on a type of device.
+
+    Raises:
+        ConfigError: bitsandbytes is missing, or has no paged memory there: it would go on without a word.
+    """
+    if kind == "adamw":
+        return
+    require_bitsandbytes(f"--optim {kind}")
+    if kind == "paged_adamw_8bit" and device_type != "cuda":
+        raise ConfigError(
+            [f"--optim {kind} is for GPUs, whose memory it pages, and this run is on the CPU; use --optim adamw_8bit"]
+        )
+
+
+def make_adamw(
+    kind: Kind,
+    groups: "list[dict[str, Any]]",
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> "torch.optim.Optimizer":
+    """AdamW of that kind over the parameter groups; see `require_optimizer`."""
+    if kind == "adamw":
+        import torch
+
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon)
+    import bitsandbytes
+
+    adamw = bitsandbytes.optim.AdamW8bit if kind == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
+    made: torch.optim.Optimizer = adamw(groups, lr=learning_rate, betas=betas, eps=epsilon, min_8bit_size=_LEAST_8BIT)
+    return made
+
+
+def moment_bytes(kind: Kind, num_elements: int) -> int:
+    """Memory of both moments of a tensor, in bytes."""
+    if kind == "adamw" or num_elements < _LEAST_8BIT:
+        return 2 * 4 * num_elements
+    return 2 * (num_elements + 4 * math.ceil(num_elements / _BLOCK))
+
+
 def optimizer_tensors(
     optimizer: "torch.optim.Optimizer",
     named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
     *,
     whole: "Callable[[torch.Tensor], torch.Tensor]" = lambda tensor: tensor,
 ) -> "dict[str, torch.Tensor]":
-    """Copies of the optimiser's state on the CPU, as `kind/parameter`: `exp_avg/...`, `exp_avg_sq/...`, `step/...`.
+    """Copies of the optimiser's state on the CPU, as `kind/parameter`.
 
-    `whole` makes a tensor whole of which this rank holds a share.
+    The kinds are torch's `exp_avg`, `exp_avg_sq` and `step`, or bitsandbytes' `state1`, `state2`, `step`, and `absmax1`
+    and `absmax2` where the former two are uint8. `whole` makes a tensor whole of which this rank holds a share.
     """
+    import torch
+
     return {
-        f"{kind}/{name}": whole(value).detach().to("cpu", copy=True).contiguous()
+        # bitsandbytes counts its steps in a plain integer.
+        f"{kind}/{name}": whole(torch.as_tensor(value)).detach().to("cpu", copy=True).contiguous()
         for name, parameter in named_parameters
         for kind, value in optimizer.state.get(parameter, {}).items()
+        if kind not in _TABLES
     }
 
 
@@ -73,11 +134,37 @@ def load_optimizer_tensors(
     state: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
-        # The optimiser counts its steps in the tensor that it is given.
-        state.setdefault(name, {})[kind] = value.clone()
+        state.setdefault(name, {})[kind] = value
     names = {id(parameter): name for name, parameter in named_parameters}
+    if hasattr(optimizer, "init_state"):
+        _fill_in_place(optimizer, {number: state.get(name, {}) for number, name in names.items()})
+        return
     saved = optimizer.state_dict()
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places = enumerate(names[id(parameter)] for parameter in ordered)
-    saved["state"] = {place: state[name] for place, name in places if name in state}
+    # The optimiser counts its steps in the tensor that it is given.
+    saved["state"] = {
+        place: {kind: value.clone() for kind, value in state[name].items()} for place, name in places if name in state
+    }
     optimizer.load_state_dict(saved)
+
+
+def _fill_in_place(optimizer: Any, state: "Mapping[int, Mapping[str, torch.Tensor]]") -> None:
+    """Put a state into bitsandbytes' own tensors, by `id` of the parameter.
+
+    Its `load_state_dict` would put tensors of its own in their place, and those are not paged.
+    """
+    for place, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            wanted = state[id(parameter)]
+            if not wanted:
+                optimizer.state.pop(parameter, None)
+                continue
+            held = optimizer.state[parameter]
+            if not held:
+                optimizer.init_state(group, parameter, place, index)
+            for kind, value in wanted.items():
+                if kind == "step":
+                    held[kind] = int(value)
+                else:
+                    held[kind].copy_(value)

@@ -3,7 +3,6 @@
 The head, the adapters, embeddings and norms stay in float32.
 """
 
-import importlib.util
 import logging
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from qa_dist.errors import ConfigError
+from qa_dist.requirements import require_bitsandbytes
 
 Quantization = Literal["no", "8bit", "4bit"]
 
@@ -28,8 +28,7 @@ def quantization_options(kind: Quantization, heads: tuple[str, ...], device: tor
     """
     if kind == "no":
         return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError([f"--quantization {kind} needs bitsandbytes; install it with: pip install 'qa-dist[quant]'"])
+    require_bitsandbytes(f"--quantization {kind}")
     from transformers import BitsAndBytesConfig
 
     if kind == "8bit":

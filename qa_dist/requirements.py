@@ -4,12 +4,15 @@
 by `make docs` and held equal to them by a test.
 """
 
+import importlib.util
 import json
 import re
 import sys
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+
+from qa_dist.errors import ConfigError
 
 _EXTRAS = ("quant", "deepspeed")
 # Not named in pyproject.toml, but what a token is, and what a hub id means, depends on them.
@@ -37,6 +40,16 @@ def requirements() -> list[Requirement]:
     """Every package that this version of qa_dist uses."""
     text = (resources.files("qa_dist") / "data" / "requirements.json").read_text(encoding="utf-8")
     return [Requirement(**entry) for entry in json.loads(text)]
+
+
+def require_bitsandbytes(option: str) -> None:
+    """Make sure of the package behind an option, as the user wrote it.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError([f"{option} needs bitsandbytes; install it with: pip install 'qa-dist[quant]'"])
 
 
 def generated(pyproject: str, constraints: str) -> str:

@@ -23,7 +23,7 @@ from qa_dist.errors import LocalTrainingError, TrainingError
 from qa_dist.evaluation import Evaluation
 from qa_dist.launcher import read_request
 from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
-from qa_dist.optim import learning_rate, parameter_groups
+from qa_dist.optim import learning_rate, make_adamw, moment_bytes, parameter_groups, require_optimizer
 from qa_dist.preflight import preflight
 from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
@@ -69,7 +69,7 @@ class Trainer:
         self._longest = longest
         # These three before the ranks share the tensors out.
         self.gradients = GradientCheck(model)
-        self.num_trainable = sum(parameter.numel() for _, parameter in model.trainable())
+        self._moment_bytes = sum(moment_bytes(training.optim, weight.numel()) for _, weight in model.trainable())
         self.identity = {
             **config.fixed(),
             "training data": store.fingerprint,
@@ -83,11 +83,12 @@ class Trainer:
 
     def _make_optimizer(self, parameters: NamedParameters) -> torch.optim.Optimizer:
         training = self.config.training
-        return torch.optim.AdamW(
+        return make_adamw(
+            training.optim,
             parameter_groups(parameters, training.weight_decay),
-            lr=training.learning_rate,
+            learning_rate=training.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
+            epsilon=training.adam_epsilon,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -111,9 +112,11 @@ class Trainer:
             self._halve_budget(step, features)
         self._require_finite(step, features, losses)
         self.ranks.exchange_gradients()
-        self.gradients.observe(step, self.ranks.has_gradient)
+        self.gradients.observe(self.ranks.has_gradient)
         norm = self.ranks.update(self.learning_rate(step))
-        if not math.isfinite(norm):
+        if math.isfinite(norm):
+            self.gradients.updated()
+        else:
             self._require_room_below(step, features)
         return StepResult(
             loss=float(losses.mean()),
@@ -166,8 +169,9 @@ class Trainer:
             return longest * len(features)
 
         most = longest * min(len(self.features), self.config.training.global_batch_size)
-        moments = 2 * 4 * self.num_trainable
-        found = measured_budget(run_pass, longest=longest, most=most, device=self.ranks.device, reserved_bytes=moments)
+        found = measured_budget(
+            run_pass, longest=longest, most=most, device=self.ranks.device, reserved_bytes=self._moment_bytes
+        )
         return self.ranks.minimum(found)
 
     def _global_batch(self, step: int) -> Indices:
@@ -312,6 +316,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
     )
     if training.tf32:
         ranks.use_tf32()
+    require_optimizer(training.optim, ranks.device.type)
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)

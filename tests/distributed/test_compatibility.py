@@ -4,14 +4,17 @@ import importlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from qa_dist.compatibility import Combination, combinations
 from tests.distributed.forking import Group, start, start_ranks
-from tests.distributed.launching import free_port
+from tests.distributed.launching import free_port, lines
 from tests.distributed.test_strategies import launched
 from tests.tiny import tiny_run
 
@@ -89,6 +92,25 @@ def test_an_allowed_combination_trains(combination: Combination, runs: Runs) -> 
     assert (record["strategy"], record["world_size"], record["num_steps"]) == (combination.strategy, 2, 2)
     assert {"adapter_model.safetensors", "predictions.json"} <= {path.name for path in output.iterdir()}
     assert codes == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "saving", [combination for combination in ALLOWED if combination.options["gradient_checkpointing"]], ids=label
+)
+def test_activations_that_are_computed_twice_change_nothing(saving: Combination, runs: Runs) -> None:
+    needed(saving)
+    runs.of_strategy(saving.strategy)
+    plain = replace(saving, options={**saving.options, "gradient_checkpointing": False})
+    ours, theirs = (runs.folder / label(combination) for combination in (saving, plain))
+    found, expected = (
+        [line[name] for line in lines(folder / "metrics.jsonl") if "loss" in line for name in ("loss", "grad_norm")]
+        for folder in (ours, theirs)
+    )
+    assert len(found) == 4
+    assert found == pytest.approx(expected, rel=1e-6)
+    adapters = [load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs)]
+    for name, tensor in adapters[1].items():
+        np.testing.assert_allclose(adapters[0][name], tensor, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("combination", REFUSED, ids=label)

@@ -6,6 +6,7 @@ kills strike.
 
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.distributed.forking import Fault, Group, start
@@ -25,9 +27,11 @@ from tests.tiny import tiny_model, tiny_squad
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
 NUM_KILLS = int(os.environ.get("QA_DIST_KILLS", "8"))
+EPOCHS = 5
 NUM_STEPS = 60
 NUM_FEATURES = 90
 BATCH = 8
+assert EPOCHS * math.ceil(NUM_FEATURES / BATCH) == NUM_STEPS
 RESULTS = ("adapter_model.safetensors", "metrics.json", "predictions.json", "nbest.json", "metrics.jsonl")
 
 
@@ -44,7 +48,7 @@ class Runs:
             "max_seq_length": 64,
             "doc_stride": 16,
             "max_tokens_per_device": 128,
-            "num_train_epochs": 5,
+            "num_train_epochs": EPOCHS,
             "global_batch_size": BATCH,
             "learning_rate": 1e-3,
             "model_dropout": 0.1,
@@ -85,15 +89,15 @@ def features_of_steps(output: Path) -> dict[int, list[int]]:
     return found
 
 
-def assert_same_run(output: Path, whole: Path) -> None:
+def assert_same_run(output: Path, whole: Path, epochs: int = EPOCHS) -> None:
     """Bit for bit what the uninterrupted run left, and every feature once per epoch."""
     for name in RESULTS:
         assert (output / name).read_bytes() == (whole / name).read_bytes(), name
     steps = features_of_steps(output)
     assert steps == features_of_steps(whole)
     per_epoch = -(-NUM_FEATURES // BATCH)
-    assert len(steps) == 5 * per_epoch == NUM_STEPS
-    for epoch in range(5):
+    assert len(steps) == epochs * per_epoch
+    for epoch in range(epochs):
         seen = Counter(
             itertools.chain.from_iterable(steps[step] for step in range(epoch * per_epoch, (epoch + 1) * per_epoch))
         )
@@ -301,16 +305,27 @@ def test_a_rank_that_hangs_ends_the_run_and_says_where(runs: Runs, tmp_path: Pat
     assert_same_run(output, runs.whole(2))
 
 
+SHORT = ("--num_train_epochs", "2", "--model_dropout", "0", "--lora_dropout", "0")
+
+
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_a_quantised_run_goes_on_and_is_the_same_on_two_ranks(runs: Runs, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
-    options = ("--quantization", kind, "--model_dropout", "0", "--lora_dropout", "0", "--gradient_checkpointing")
+    options = ("--quantization", kind, "--gradient_checkpointing", *SHORT)
+    if kind == "8bit":
+        # Adapters of 4,096 numbers: bitsandbytes keeps the moments of smaller tensors in 32 bits.
+        options += ("--optim", "adamw_8bit", "--lora_r", "128")
     whole, output, two = (tmp_path / name for name in ("whole", "run", "two"))
     assert runs.start(whole, *options).wait() == [0]
-    assert runs.start(output, *options, fault=Fault("step", 33)).wait() == [85]
+    moments = load_file(whole / "checkpoints" / "step-00000024" / "optimizer.safetensors")
+    first = "state1" if kind == "8bit" else "exp_avg"
+    assert {value.dtype for key, value in moments.items() if key.startswith(first) and "lora_" in key} == {
+        torch.uint8 if kind == "8bit" else torch.float32
+    }
+    assert runs.start(output, *options, fault=Fault("step", 13)).wait() == [85]
     group = runs.resume(output, *options)
     assert group.wait() == [0], group.text()[-3000:]
-    assert_same_run(output, whole)
+    assert_same_run(output, whole, epochs=2)
     group = runs.start(two, *options, num_processes=2)
     assert group.wait() == [0, 0], group.text()[-3000:]
     losses = [[line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line] for folder in (whole, two)]
@@ -318,16 +333,14 @@ def test_a_quantised_run_goes_on_and_is_the_same_on_two_ranks(runs: Runs, tmp_pa
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
-def test_a_float16_run_goes_on_from_its_loss_scale_and_counts_what_it_skipped(runs: Runs, tmp_path: Path) -> None:
-    options = ("--mixed_precision", "fp16", "--model_dropout", "0", "--lora_dropout", "0", "--max_grad_norm", "none")
+def test_a_float16_run_goes_on_from_its_loss_scale(runs: Runs, tmp_path: Path) -> None:
+    options = ("--mixed_precision", "fp16", "--max_grad_norm", "none", *SHORT)
     whole, output, two, plain = (tmp_path / name for name in ("whole", "run", "two", "plain"))
     group = runs.start(whole, *options)
     assert group.wait() == [0], group.text()[-3000:]
-    skipped = [line["step"] for line in lines(whole / "metrics.jsonl") if line.get("grad_norm", 0) is None]
-    assert json.loads((whole / "run.json").read_text()).get("skipped_steps", 0) == len(skipped)
     assert runs.start(output, *options, fault=Fault("step", 3)).wait() == [85]
     assert runs.resume(output, *options).wait() == [0]
-    assert_same_run(output, whole)
+    assert_same_run(output, whole, epochs=2)
     assert runs.start(two, *options, num_processes=2).wait() == [0, 0]
     assert runs.start(plain, *options[2:]).wait() == [0]
     losses = {

@@ -24,6 +24,8 @@ def test_a_whole_examination() -> None:
     assert checks["hub"]["status"] == "warning", "tests are offline"
     for name in ("bitsandbytes", "deepspeed"):
         assert checks[name]["status"] == ("ok" if find_spec(name) else "warning"), checks[name]
+    if find_spec("bitsandbytes"):
+        assert "an 8-bit layer and an 8-bit optimiser compute on" in checks["bitsandbytes"]["found"]
     assert checks["gloo"]["status"] == "ok"
     assert whole["all_reduce"]["world_size"] == 2
     rates = whole["all_reduce"]["rates"]

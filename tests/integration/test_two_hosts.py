@@ -1,4 +1,7 @@
-"""launch/torchrun.sh on two hosts: network namespaces with a cable between them, which have only files in common."""
+"""launch/torchrun.sh and launch/deepspeed.sh on two hosts.
+
+The hosts are network namespaces with a cable between them, which have only files in common.
+"""
 
 import json
 import os
@@ -9,13 +12,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.distributed.launching import ROOT, environment, run, succeed
 from tests.integration.test_readme import COMMANDS
 from tests.tiny import tiny_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.distributed]
+
+(COMMAND,) = [shlex.split(command) for command in COMMANDS if command.startswith("NNODES=2 ")]
 
 # A host waits for the cable, takes an address, and runs the rest of its words.
 HOST = """
@@ -47,21 +54,9 @@ def start_host(address: str, command: list[str], cwd: Path, **changes: str) -> "
     return host
 
 
-@pytest.mark.timeout(400)
-def test_two_hosts_meet_and_train(tmp_path: Path) -> None:
-    if shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("no unshare or ip: install Debian's util-linux and iproute2")
-    if subprocess.run(["unshare", "--net", "true"], check=False).returncode:
-        pytest.skip("network namespaces cannot be made here; that takes root")
-    for name in ("launch", "qa_dist"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    words = tiny_run(tmp_path)
-    (command,) = [shlex.split(command) for command in COMMANDS if command.startswith("NNODES=2 ")]
-    split = command.index("bash")
-    variables = dict(word.replace("host1", "10.0.0.1").split("=") for word in command[:split])
-    variables["LOG_DIR"] = str(tmp_path / "logs")
-    launcher = [*command[split:], *words, "--output_dir", "outputs/hosts"]
-    hosts = [start_host(f"10.0.0.{number}", launcher, tmp_path, **variables) for number in (1, 2)]
+def on_two_hosts(command: list[str], cwd: Path, **variables: str) -> None:
+    """Run a command on two hosts that see each other; both must succeed."""
+    hosts = [start_host(f"10.0.0.{number}", command, cwd, **variables) for number in (1, 2)]
     try:
         ends = [word for host in hosts for word in ("eth0", "netns", str(host.pid))]
         subprocess.run(["ip", "link", "add", *ends[:3], "type", "veth", "peer", "name", *ends[3:]], check=True)
@@ -70,13 +65,47 @@ def test_two_hosts_meet_and_train(tmp_path: Path) -> None:
         for host in hosts:
             host.kill()
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(outputs)[-6000:]
-    assert json.loads((tmp_path / "outputs" / "hosts" / "run.json").read_text(encoding="utf-8"))["world_size"] == 2
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder like a checkout, with the results of one process in outputs/alone, and the options of a small run."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("no unshare or ip: install Debian's util-linux and iproute2")
+    if subprocess.run(["unshare", "--net", "true"], check=False).returncode:
+        pytest.skip("network namespaces cannot be made here; that takes root")
+    folder = tmp_path_factory.mktemp("hosts")
+    for name in ("launch", "qa_dist", "ds_configs"):
+        (folder / name).symlink_to(ROOT / name)
+    words = tiny_run(folder)
+    recipe = COMMAND[COMMAND.index("--config") :][:2]
+    succeed([sys.executable, "-m", "qa_dist.train", *recipe, *words, "--output_dir", "outputs/alone"], cwd=folder)
+    return folder, words
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("script", "strategy"), [("torchrun.sh", "ddp"), ("deepspeed.sh", "zero2")])
+def test_two_hosts_meet_and_train(
+    script: str, strategy: str, workplace: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    if strategy != "ddp":
+        pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    folder, words = workplace
+    alone, output = folder / "outputs" / "alone", folder / "outputs" / strategy
+    split = COMMAND.index("bash")
+    variables = dict(word.replace("host1", "10.0.0.1").split("=") for word in COMMAND[:split])
+    variables["LOG_DIR"] = str(tmp_path / "logs")
+    command = [word.replace("torchrun.sh", script) for word in COMMAND[split:]]
+    on_two_hosts([*command, *words, "--output_dir", str(output)], folder, **variables)
+    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert (record["strategy"], record["world_size"]) == (strategy, 2)
     assert len(list((tmp_path / "logs").glob("*/attempt_0/0/stderr.log"))) == 2
-    recipe = command[command.index("--config") : command.index("--config") + 2]
-    succeed([sys.executable, "-m", "qa_dist.train", *recipe, *words, "--output_dir", "outputs/alone"], cwd=tmp_path)
     for name in ("metrics.json", "predictions.json"):
-        written = (tmp_path / "outputs" / "hosts" / name).read_bytes()
-        assert written == (tmp_path / "outputs" / "alone" / name).read_bytes()
+        assert (output / name).read_bytes() == (alone / name).read_bytes()
+    found, expected = (load_file(place / "adapter_model.safetensors") for place in (output, alone))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name], tensor, atol=1e-4, err_msg=name)
 
 
 def test_several_machines_need_an_address_that_others_can_reach() -> None:

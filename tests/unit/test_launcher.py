@@ -212,6 +212,12 @@ def test_options_that_a_strategy_cannot_honour_are_refused() -> None:
     )
     assert "--quantization 8bit does not work with fsdp2" in problems(FSDP, quantization="8bit")
     assert read_request(deepspeed(ROOT / "ds_configs/zero2.json"), training("4bit")).strategy == "zero2"
+    for optim in ("adamw_8bit", "paged_adamw_8bit"):
+        assert f"--optim {optim} does not work with fsdp2" in problems(FSDP, optim=optim)
+        for strategy in ("zero1", "zero2", "zero3"):
+            found = problems(deepspeed(ROOT / f"ds_configs/{strategy}.json"), optim=optim)
+            assert f"--optim {optim} does not work with {strategy}, which cuts the tensors apart" in found
+        assert read_request({}, training(optim=optim)).strategy == "ddp"
     assert "--cpu_offload does not work with ddp" in problems({}, cpu_offload=True)
     assert "--cpu_offload does not work with fsdp2" in problems(FSDP, cpu_offload=True)
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from qa_dist.strategies import DataParallel
+from qa_dist.optim import make_adamw, parameter_groups
+from qa_dist.strategies import DataParallel, NamedParameters
 
 
 class Line(nn.Module):
-    """One weight, in a form that a strategy takes."""
+    """One tensor of weights, in a form that a strategy takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_weights: int = 1) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor([3.0]))
+        self.weight = nn.Parameter(torch.full((num_weights,), 3.0))
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         return list(self.named_parameters())
@@ -45,6 +46,31 @@ def test_the_step_does_not_depend_on_the_scale(scale: float) -> None:
         found.append(model.weight.detach().clone())
     assert torch.equal(*found)
     assert float(found[0]) == pytest.approx(3.0 - 0.1 * 0.5)
+
+
+def test_moments_in_8_bits_do_not_see_what_overflowed() -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model = Line(4096)
+
+    def make(named: NamedParameters) -> torch.optim.Optimizer:
+        groups = parameter_groups(named, 0.0)
+        return make_adamw("adamw_8bit", groups, learning_rate=1.0, betas=(0.9, 0.99), epsilon=1e-8)
+
+    held = DataParallel(model, model, make, None, scaler)
+    for factor in (2.0, math.inf):
+        before = {key: tensor.clone() for key, tensor in held.optimizer_tensors().items()}
+        weight = model.weight.detach().clone()
+        held.backward((model.weight * factor).sum(), last=True)
+        norm = held.update(0.1)
+        assert (norm == pytest.approx(2.0 * 64)) == math.isfinite(norm) == (factor == 2.0)
+    found = held.optimizer_tensors()
+    assert found["state1/weight"].dtype == torch.uint8
+    assert found.keys() == before.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in before.items())
+    assert torch.equal(model.weight, weight)
+    assert float(weight[0]) == pytest.approx(3.0 - 0.1, abs=1e-3)
+    assert scaler.get_scale() == 512.0
 
 
 def test_an_overflow_is_skipped_and_halves_the_scale() -> None:

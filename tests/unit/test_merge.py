@@ -1,11 +1,13 @@
 """A merged model is a plain transformers model with the adapter's logits, or it is not written."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering
 
 from qa_dist import merge
@@ -13,6 +15,7 @@ from qa_dist.checkpoint import save_trained
 from qa_dist.config import ModelConfig
 from qa_dist.modeling import build_model, load_trained
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
+from tests.unit.trained import trained_folder
 
 LENGTH = 64
 
@@ -56,12 +59,37 @@ def test_a_plain_model_gives_the_adapters_logits(
     assert {name: saved[name] for name in saved if "dropout" in name} == {
         name: original[name] for name in original if "dropout" in name
     }
-    adapter = load_trained(config, str(tmp_path / "adapter"), max_seq_length=LENGTH, tokenizer_pads_left=False)
+    assert difference(tmp_path / "merged", config, tmp_path / "adapter") <= 1e-4
+
+
+def difference(merged: Path, config: ModelConfig, adapter: Path) -> float:
+    """Largest difference of a logit between a plain model and an adapter on its base, as a share of the largest."""
     ids = torch.randint(5, 50, (20,), generator=torch.Generator().manual_seed(5))
-    expected = torch.stack(adapter(ids, torch.zeros_like(ids), (20,)))
-    output = plain(input_ids=ids[None], attention_mask=torch.ones(1, 20, dtype=torch.long))
+    with torch.no_grad():
+        model = load_trained(config, str(adapter), max_seq_length=LENGTH, tokenizer_pads_left=False)
+        expected = torch.stack(model(ids, torch.zeros_like(ids), (20,)))
+        plain = AutoModelForQuestionAnswering.from_pretrained(merged).eval()
+        output = plain(input_ids=ids[None], attention_mask=torch.ones(1, 20, dtype=torch.long))
     found = torch.stack((output.start_logits[0], output.end_logits[0]))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_run_over_a_quantised_base_is_merged_into_the_base_as_it_was_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: Any
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    folder = trained_folder(tmp_path, quantization=kind, lora_target_modules="all-linear", learning_rate="1e-2")
+    adapter, merged = folder / "adapter", folder / "merged"
+    capsys.readouterr()
+    # Everything but the folders is in the run's config.yaml.
+    assert merge.main(["--adapter", str(adapter), "--merged_dir", str(merged)]) == 0
+    assert json.loads(capsys.readouterr().out)["largest_difference"] <= merge.TOLERANCE
+    assert "quantization_config" not in json.loads((merged / "config.json").read_text())
+    assert {tensor.dtype for tensor in load_file(merged / "model.safetensors").values()} == {torch.float32}
+    config = ModelConfig(model_name_or_path=str(folder / "model"), lora_target_modules=("all-linear",))
+    assert difference(merged, config, adapter) <= 1e-4
+    assert difference(merged, dataclasses.replace(config, quantization=kind), adapter) > 1e-3
 
 
 def test_a_merge_that_changes_the_logits_is_not_kept(

@@ -1,11 +1,24 @@
-"""Learning rates against the Hugging Face schedules, and what decays."""
+"""Learning rates against the Hugging Face schedules, what decays, and moments in 8 bits against those in 32."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from qa_dist.optim import learning_rate, parameter_groups
+from qa_dist.errors import ConfigError
+from qa_dist.optim import (
+    Kind,
+    learning_rate,
+    load_optimizer_tensors,
+    make_adamw,
+    moment_bytes,
+    optimizer_tensors,
+    parameter_groups,
+    require_optimizer,
+)
+from qa_dist.strategies import DataParallel
 
 
 def rates(shape: str, num_steps: int, warmup_ratio: float) -> list[float]:
@@ -53,3 +66,120 @@ def test_biases_norms_and_frozen_parameters_do_not_decay() -> None:
     assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(3, 2)], [(3,), (3,), (3,)]]
     only_vectors = parameter_groups(nn.LayerNorm(3).named_parameters(), 0.1)
     assert [group["weight_decay"] for group in only_vectors] == [0.0]
+
+
+class Net(nn.Module):
+    """A matrix of 96 x 64, whose moments go into 8 bits, and smaller tensors, whose moments do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(96, 64), nn.Linear(64, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.second(self.first(inputs).tanh())
+        return found
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.named_parameters())
+
+    def blocks(self) -> list[nn.Module]:
+        return []
+
+    def unmoved(self) -> list[str]:
+        return []
+
+
+def held(kind: Kind, weight_decay: float = 0.1) -> tuple[Net, DataParallel]:
+    if kind != "adamw":
+        pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    net = Net()
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        groups = parameter_groups(parameters, weight_decay)
+        return make_adamw(kind, groups, learning_rate=1.0, betas=(0.9, 0.99), epsilon=1e-8)
+
+    return net, DataParallel(net, net, make, 0.5)
+
+
+def take_step(net: Net, strategy: DataParallel, number: int, rate: float) -> tuple[float, float]:
+    """Loss and gradient norm of a step."""
+    generator = torch.Generator().manual_seed(number)
+    inputs = torch.randn(32, 96, generator=generator)
+    loss = (net(inputs) - inputs[:, :2].sign()).square().mean()
+    strategy.backward(loss, last=True)
+    strategy.exchange()
+    return float(loss.detach()), strategy.update(rate)
+
+
+def test_moments_in_8_bits_train_as_those_in_32_do() -> None:
+    (net, strategy), (other, plain) = held("adamw_8bit"), held("adamw")
+    start = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    steps = []
+    for number in range(30):
+        rate = 2e-2 * (number + 1) / 30
+        steps.append((take_step(net, strategy, number, rate), take_step(other, plain, number, rate)))
+    # In the first step there is nothing to round yet; what follows stays within a part of the way.
+    assert steps[0][0] == steps[0][1]
+    assert steps[-1][0][0] < 0.7 * steps[0][0][0]
+    assert max(norm for (_, norm), _ in steps) > 0.5, "nothing was clipped"
+    for name, weight in other.named_parameters():
+        way = (weight - start[name]).norm()
+        distance = (dict(net.named_parameters())[name] - weight).norm()
+        assert 0 < distance < 0.1 * way, name
+
+
+def test_learning_rate_and_decay_reach_the_8_bit_update() -> None:
+    net, strategy = held("adamw_8bit")
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    for rate in (0.5, 0.25):
+        strategy.backward(sum((weight * 0).sum() for weight in net.parameters()), last=True)  # type: ignore[arg-type]
+        strategy.update(rate)
+    for name, weight in net.named_parameters():
+        factor = (1 - 0.5 * 0.1) * (1 - 0.25 * 0.1) if weight.ndim == 2 else 1.0
+        torch.testing.assert_close(weight.detach(), before[name] * factor, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_the_memory_of_the_moments_is_known_beforehand(kind: Kind) -> None:
+    net, strategy = held(kind)
+    take_step(net, strategy, 0, 0.1)
+    for name, weight in net.named_parameters():
+        tensors = optimizer_tensors(strategy.optimizer, [(name, weight)])
+        found = sum(value.nbytes for key, value in tensors.items() if not key.startswith("step/"))
+        assert found == moment_bytes(kind, weight.numel()), name
+    assert moment_bytes(kind, 4097) == (8 * 4097 if kind == "adamw" else 2 * (4097 + 4 * 17))
+    assert moment_bytes(kind, 4095) == 8 * 4095
+
+
+def test_moments_are_put_back_into_the_memory_that_bitsandbytes_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is paged stays so."""
+    net, strategy = held("adamw_8bit")
+    take_step(net, strategy, 0, 0.1)
+    tensors = strategy.optimizer_tensors()
+    again, fresh = held("adamw_8bit")
+    optimizer: Any = fresh.optimizer
+    taken, take = [], optimizer.get_state_buffer
+
+    def buffer(*arguments: Any, **options: Any) -> torch.Tensor:
+        taken.append(take(*arguments, **options))
+        found: torch.Tensor = taken[-1]
+        return found
+
+    monkeypatch.setattr(optimizer, "get_state_buffer", buffer)
+    load_optimizer_tensors(optimizer, again.named_parameters(), tensors)
+    kept = [state[kind] for state in optimizer.state.values() for kind in ("state1", "state2")]
+    assert len(kept) == len(taken) == 8
+    assert all(one is other for one, other in zip(kept, taken, strict=True))
+    assert any(bool(moment.any()) for moment in kept)
+
+
+def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"is for GPUs, .* use --optim adamw_8bit"):
+        require_optimizer("paged_adamw_8bit", "cpu")
+    require_optimizer("paged_adamw_8bit", "cuda")
+    require_optimizer("adamw_8bit", "cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"--optim adamw_8bit needs bitsandbytes; .* 'qa-dist\[quant\]'"):
+        require_optimizer("adamw_8bit", "cpu")
+    require_optimizer("adamw", "cpu")

@@ -1,6 +1,7 @@
 """Eight and four bits: what is quantised, what is not, and that it trains and comes back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from qa_dist.checkpoint import save_trained
 from qa_dist.config import ConfigError, ModelConfig, parse
 from qa_dist.modeling import SpanModel, build_model, count_parameters, head_names, load_trained, span_loss
-from qa_dist.quantization import require_quantized
+from qa_dist.quantization import quantization_options, require_quantized
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
@@ -123,6 +124,15 @@ def test_gradient_checkpointing_has_the_same_gradients(tmp_path: Path, kind: str
         assert (gradient is None) == (other is None), name
         if gradient is not None and other is not None:
             torch.testing.assert_close(gradient, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_base_is_loaded_onto_the_ranks_own_device(kind: Any) -> None:
+    device = torch.device("cuda", 3)
+    options = quantization_options(kind, ("qa_outputs",), device)
+    assert options["device_map"] == {"": device}
+    assert options["quantization_config"].llm_int8_skip_modules == ["qa_outputs"]
+    assert quantization_options("no", (), device) == {}
 
 
 def test_what_is_not_quantised_is_noticed() -> None:

@@ -3,13 +3,18 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from qa_dist import evaluate, train
 from qa_dist.config import read_recipe
+from qa_dist.distributed import Ranks
+from qa_dist.errors import ConfigError
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
@@ -39,6 +44,68 @@ def run(inputs: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., int]]:
 
     yield start
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tf32": "true"}, "--tf32 is for CUDA devices and this one is cpu; drop it"),
+        ({"optim": "paged_adamw_8bit"}, "--optim paged_adamw_8bit is for GPUs"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_this_device_cannot_do_is_refused_at_once(
+    run: Callable[..., int], tmp_path: Path, capsys: Any, options: dict[str, str], sentence: str
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    assert run(**options, train_file="none.json") == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_a_library_left_out_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: Any = SimpleNamespace(world_size=1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    Ranks._refuse_dropped(alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="the launcher started 2 processes but 1 joined; use torchrun"):
+        Ranks._refuse_dropped(alone)
+
+
+def test_tf32_is_switched_on_where_it_can_be() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        Ranks.use_tf32(SimpleNamespace(device=torch.device("cuda")))  # type: ignore[arg-type]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_steps_that_overflow_in_float16_are_skipped_and_counted(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every skipped step halves the scale, until gradients fit into float16.
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**20))
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = {
+        "mixed_precision": "fp16",
+        "num_train_epochs": 3,
+        "checkpointing_steps": 2,
+        "checkpoint_total_limit": 9,
+    }
+    assert run(**options, output_dir=whole) == 0
+    norms = [line["grad_norm"] for line in lines(whole / "metrics.jsonl") if "loss" in line and "grad_norm" in line]
+    skipped = norms.count(None)
+    assert norms[:2] == [None, None], "an adapter's A has no gradient yet in the third step"
+    assert norms[skipped:].count(None) == 0 < len(norms[skipped:])
+    assert json.loads((whole / "run.json").read_text())["skipped_steps"] == skipped
+    # The count, the scale and the moments that the skipped steps did not touch go on.
+    assert run(**options, output_dir=resumed, resume_from_checkpoint=whole / "checkpoints" / "step-00000002") == 0
+    assert json.loads((resumed / "run.json").read_text())["skipped_steps"] == skipped
+    name = "adapter_model.safetensors"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_everything_is_written(run: Callable[..., int], tmp_path: Path) -> None:
@@ -266,8 +333,6 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_features(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from qa_dist.distributed import Ranks
-
     monkeypatch.setattr(Ranks, "update", lambda *arguments: float("inf"))
     with pytest.raises(SystemExit, match="1"):
         run()
@@ -294,7 +359,6 @@ def test_evaluation_refuses_a_strategy(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_failed_run_leaves_no_watchdog(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from qa_dist.distributed import Ranks
 
     monkeypatch.setattr(Ranks, "update", lambda *arguments: float("inf"))
     with pytest.raises(SystemExit, match="1"):

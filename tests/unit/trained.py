@@ -9,14 +9,13 @@ from qa_dist import train
 from tests.tiny import tiny_model, tiny_squad
 
 
-def trained_folder(folder: Path) -> Path:
-    """`folder` with model/, train.json, adapter/ and stores/ in it."""
+def trained_folder(folder: Path, **options: str) -> Path:
+    """`folder` with model/, train.json, adapter/ and stores/ in it; `options` are the run's, on top of its own."""
     tiny_model("bert", folder / "model")
     tiny_squad(folder / "train.json", 12, seed=1, longest=30)
     reset_accelerate()
-    assert (
-        train.main(words({**options_of(folder), "output_dir": str(folder / "adapter"), "num_train_epochs": "1"})) == 0
-    )
+    own = {**options_of(folder), "output_dir": str(folder / "adapter"), "num_train_epochs": "1"}
+    assert train.main(words({**own, **options})) == 0
     return folder
 
 
