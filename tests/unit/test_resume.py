@@ -247,6 +247,19 @@ def test_a_full_disk_is_one_warning_and_harms_nothing(
     assert same(found, checkpoint(15))
 
 
+def test_whatever_fails_beside_the_training_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    writer = CheckpointWriter(tmp_path, 2, told.append)
+
+    def exhausted(*arguments: object) -> bytes:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(resume, "save", exhausted)
+    writer.save(checkpoint(5))
+    assert not writer.wait(), "a run that stops must know"
+    assert told == ["warning: the checkpoint of step 5 cannot be written: MemoryError: no more"]
+
+
 def test_the_limit_keeps_the_newest(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     writer = CheckpointWriter(folder, 3, pytest.fail)
