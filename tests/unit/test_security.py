@@ -232,7 +232,7 @@ def test_a_pickle_in_a_checkpoint_is_refused(trap: Any, tmp_path: Path, name: st
 def test_pickles_beside_the_files_of_a_checkpoint_are_not_looked_at(trap: Any, tmp_path: Path) -> None:
     path = write_checkpoint(CHECKPOINT, tmp_path)
     names = "optimizer.pt optimizer.bin scheduler.pt random_states_0.pkl pytorch_model.bin trained.pt .metadata"
-    trap(*(path / name for name in names.split()), tmp_path / "latest.pkl", format="torch")
+    trap(*(path / name for name in names.split()), tmp_path / "latest.pkl")
     found = newest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert torch.equal(found.weights["bias"], CHECKPOINT.weights["bias"])
