@@ -44,7 +44,7 @@ class Runs:
             "store_dir": folder / "store",
             "max_seq_length": 64,
             "doc_stride": 16,
-            "max_tokens_per_device": 128,
+            "max_tokens_per_device": 192,
             "num_train_epochs": 5,
             "global_batch_size": BATCH,
             "learning_rate": 1e-3,
@@ -53,7 +53,7 @@ class Runs:
             "eval_steps": 20,
         }
         self.words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        self._whole: dict[int, Path] = {}
+        self._whole: dict[tuple[int | str, ...], Path] = {}
 
     def start(self, output: Path, *more: str, num_processes: int = 1, fault: Fault | None = None) -> Group:
         words = [*self.words, "--disable_tqdm", "--output_dir", str(output), *more]
@@ -63,14 +63,15 @@ class Runs:
         auto = ("--resume_from_checkpoint", "auto", *more)
         return self.start(output, *auto, num_processes=num_processes, fault=fault)
 
-    def whole(self, num_processes: int) -> Path:
+    def whole(self, num_processes: int, *more: str) -> Path:
         """Folder of the uninterrupted run."""
-        if num_processes not in self._whole:
-            output = self.folder / f"whole-{num_processes}"
-            group = self.start(output, num_processes=num_processes)
+        key = (num_processes, *more)
+        if key not in self._whole:
+            output = self.folder / f"whole-{len(self._whole)}"
+            group = self.start(output, *more, num_processes=num_processes)
             assert group.wait() == [0] * num_processes, group.text()[-4000:]
-            self._whole[num_processes] = output
-        return self._whole[num_processes]
+            self._whole[key] = output
+        return self._whole[key]
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +162,12 @@ def test_killed_in_every_sub_step_of_a_save(runs: Runs, tmp_path: Path, num_proc
 def test_any_number_of_ranks_and_any_token_budget_goes_on(runs: Runs, tmp_path: Path, saved_by: int) -> None:
     # Ranks draw different dropout; without any, the steps of every world size are the same.
     exact = ("--model_dropout", "0", "--lora_dropout", "0")
-    whole = tmp_path / "whole"
-    assert runs.start(whole, *exact).wait() == [0]
+    whole = runs.whole(1, *exact)
     expected = [line for line in lines(whole / "metrics.jsonl") if "loss" in line]
     seed = tmp_path / "seed"
     fault = Fault("step", 23, signal=signal.SIGUSR1)
     assert runs.start(seed, *exact, num_processes=saved_by, fault=fault).wait() == [85] * saved_by
-    for resumed_by, budget in ((1, "128"), (2, "64"), (3, "256")):
+    for resumed_by, budget in ((1, "192"), (2, "64"), (3, "256")):
         output = tmp_path / f"run-{resumed_by}"
         shutil.copytree(seed, output)
         shutil.copy(seed.with_suffix(".features.jsonl"), output.with_suffix(".features.jsonl"))
