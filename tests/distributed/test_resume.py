@@ -24,7 +24,7 @@ from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
-NUM_KILLS = int(os.environ.get("QA_DIST_KILLS", "8"))
+NUM_KILLS = int(os.environ.get("QA_DIST_KILLS", "6"))
 IS_THOROUGH = NUM_KILLS >= 100
 NUM_STEPS = 60
 NUM_FEATURES = 90
@@ -139,8 +139,8 @@ def test_killed_in_every_sub_step_of_a_save(runs: Runs, tmp_path: Path, num_proc
     group = runs.start(seed, num_processes=num_processes, fault=Fault("step", 13, signal=signal.SIGKILL))
     assert group.wait() == [-signal.SIGKILL] * num_processes
     assert sorted(os.listdir(seed / "checkpoints")) == ["step-00000005", "step-00000010"]
-    # On two ranks it is still the first that saves: every fourth of the changes will do.
-    for call in itertools.count(1, 1 if num_processes == 1 or IS_THOROUGH else 4):
+    # On two ranks it is still the first that saves: some of the changes will do.
+    for call in itertools.count(1, 1 if num_processes == 1 or IS_THOROUGH else 6):
         output = tmp_path / f"run-{call}"
         shutil.copytree(seed, output)
         shutil.copy(seed.with_suffix(".features.jsonl"), output.with_suffix(".features.jsonl"))
@@ -151,7 +151,7 @@ def test_killed_in_every_sub_step_of_a_save(runs: Runs, tmp_path: Path, num_proc
         if "step-00000020" in names:
             break
         assert codes[0] == -signal.SIGKILL
-        if call % 4 == 1 or IS_THOROUGH:
+        if call % 6 == 1 or IS_THOROUGH:
             # All of them are proven resumable above and in the unit tests; some go on to the end.
             assert runs.resume(output, num_processes=num_processes).wait() == [0] * num_processes
             assert_same_run(output, whole)
