@@ -1,7 +1,7 @@
 """A run that is stopped or killed, at any instant, ends as if it had never been.
 
 The runs are real ones, of a tiny model, forked from a server (see `forking`). `QA_DIST_KILLS` sets how often the random
-kills strike; from 100 on, every run that is killed inside a save is followed to its end.
+kills strike, and `QA_DIST_SEED` when. `QA_DIST_THOROUGH=1` follows every run that is killed inside a save to its end.
 """
 
 import itertools
@@ -25,7 +25,8 @@ from tests.tiny import tiny_model, tiny_squad
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
 NUM_KILLS = int(os.environ.get("QA_DIST_KILLS", "6"))
-IS_THOROUGH = NUM_KILLS >= 100
+SEED = int(os.environ.get("QA_DIST_SEED", "0"))
+IS_THOROUGH = os.environ.get("QA_DIST_THOROUGH") == "1"
 NUM_STEPS = 60
 NUM_FEATURES = 90
 BATCH = 8
@@ -108,7 +109,7 @@ def test_killed_at_random_instants(runs: Runs, tmp_path: Path, num_processes: in
     whole = runs.whole(num_processes)
     seconds = json.loads((whole / "run.json").read_text())["seconds"]
     longest = 0.5 + min(5.0, 1.5 * sum(seconds.values()))
-    random_ = random.Random(num_processes)
+    random_ = random.Random(1000 * SEED + num_processes)
     kills = 0
     for number in itertools.count():
         output = tmp_path / f"run-{number}"
