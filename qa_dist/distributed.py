@@ -29,6 +29,7 @@ from torch import nn
 from qa_dist.entry import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
 from qa_dist.errors import ConfigError, LocalTrainingError, TrainingError, UserError
 from qa_dist.launcher import USE_VARIABLES, Request, asks_for
+from qa_dist.masking import masked
 from qa_dist.nodes import Member, Store, call_the_roll, host_name
 from qa_dist.stopping import Stopped
 from qa_dist.strategies import MakeOptimizer, Strategy, Trained, Weights, make_strategy
@@ -533,7 +534,8 @@ def failures_named() -> Iterator[None]:
             _leave(world_size)
         import traceback
 
-        sys.stderr.write(f"[rank {rank}] failed: {type(error).__name__}: {text}\n{traceback.format_exc()}")
+        text = f"[rank {rank}] failed: {type(error).__name__}: {text}\n{traceback.format_exc()}"
+        sys.stderr.write(masked(text))
         _leave(world_size)
 
 

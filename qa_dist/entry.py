@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +15,7 @@ from qa_dist.masking import masked
 from qa_dist.nodes import host_name
 from qa_dist.stopping import Stopped
 
+EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -65,6 +67,14 @@ def run(program: str, work: Callable[[], int]) -> int:
         # What is still buffered would fail again when the interpreter shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        shown = masked(text)
+        if shown == text:
+            raise
+        # A library's message quotes a token or a password, and logs are kept and shared.
+        sys.stderr.write(shown)
+        return EXIT_FAILURE
     return code
 
 

@@ -251,6 +251,12 @@ class CheckpointWriter:
             self._failure = error
         except OSError as error:
             self._failure = CheckpointError(f"old checkpoints cannot be removed from {self.directory}: {error}")
+        except Exception as error:
+            # Memory may have run out, say. Nobody sees an exception of this thread, and the run would go on, or even
+            # stop, in the belief that the checkpoint is there.
+            self._failure = CheckpointError(
+                f"the checkpoint of step {checkpoint.step} cannot be written: {type(error).__name__}: {error}"
+            )
 
 
 def _name(step: int) -> str:

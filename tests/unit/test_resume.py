@@ -138,6 +138,25 @@ def test_damage_is_named_and_the_checkpoint_before_is_taken(
     assert not (tmp_path / "bomb-went-off").exists()
 
 
+def test_a_disk_that_cannot_read_a_file_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (5, 10):
+        write_checkpoint(checkpoint(step), tmp_path)
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.match("step-00000010/optimizer.safetensors"):
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    told: list[str] = []
+    found = newest_checkpoint(tmp_path, told.append)
+    assert found is not None
+    assert found.step == 5
+    assert len(told) == 1
+    assert "optimizer.safetensors cannot be read: Input/output error" in told[0]
+
+
 def test_a_linked_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(checkpoint(5), tmp_path / "elsewhere")
     link = tmp_path / "step-00000005"
@@ -246,6 +265,19 @@ def test_a_full_disk_is_one_warning_and_harms_nothing(
     found = newest_checkpoint(folder, pytest.fail)
     assert found is not None
     assert same(found, checkpoint(15))
+
+
+def test_whatever_fails_beside_the_training_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    writer = CheckpointWriter(tmp_path, 2, told.append)
+
+    def exhausted(*arguments: object) -> bytes:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(resume, "save", exhausted)
+    writer.save(checkpoint(5))
+    assert not writer.wait(), "a run that stops must know"
+    assert told == ["warning: the checkpoint of step 5 cannot be written: MemoryError: no more"]
 
 
 def test_the_limit_keeps_the_newest(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Pickles planted here leave a mark when something unpickles them, and so does Pyt
 """
 
 import ast
+import hashlib
 import json
 import os
 import pickle
@@ -18,8 +19,10 @@ import torch
 import qa_dist
 from qa_dist import entry, evaluate, prepare, train
 from qa_dist.config import ModelConfig
-from qa_dist.errors import UserError
+from qa_dist.distributed import failures_named
+from qa_dist.errors import CheckpointError, UserError
 from qa_dist.modeling import build_model, model_configuration
+from qa_dist.resume import BEST, REQUIRED, Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from tests.refusals import contents, refusal
 from tests.tiny import tiny_model
 from tests.unit.data_fixtures import row, run_config, save_tokenizer, write_rows
@@ -27,6 +30,8 @@ from tests.unit.trained import edit_json, options_of, reset_accelerate, words
 
 Capture = pytest.CaptureFixture[str]
 PACKAGE = Path(qa_dist.__file__).parent
+TENSORS = {"bias": torch.ones(3)}
+CHECKPOINT = Checkpoint(step=5, weights=TENSORS, optimizer={}, best=TENSORS, identity={}, progress={})
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
 
 
@@ -189,7 +194,7 @@ def test_pickles_beside_an_adapter_are_not_looked_at(copy: Path, trained: Path, 
     assert capsys.readouterr().out == expected
 
 
-# ---------------------------------------------------------------------------------------------------- stores and data
+# --------------------------------------------------------------------------------------- stores, data and checkpoints
 
 
 def test_pickles_in_a_store_are_not_looked_at(trap: Any, tmp_path: Path) -> None:
@@ -206,6 +211,31 @@ def test_pickles_in_a_store_are_not_looked_at(trap: Any, tmp_path: Path) -> None
         with pytest.raises(StoreError, match="is damaged"):
             FeatureStore(path, verify=False)
         (path / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("format", ["pickle", "torch"])
+@pytest.mark.parametrize("name", sorted((*REQUIRED, BEST)))
+def test_a_pickle_in_a_checkpoint_is_refused(trap: Any, tmp_path: Path, name: str, format: str) -> None:
+    path = write_checkpoint(CHECKPOINT, tmp_path)
+    trap(path / name, format=format)
+    data = (path / name).read_bytes()
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        read_checkpoint(path)
+    # And where whoever planted it has put the manifest right.
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_json(path / "manifest.json", **manifest)
+    with pytest.raises(CheckpointError, match=r"is not (a safetensors file|JSON); it is damaged"):
+        read_checkpoint(path)
+
+
+def test_pickles_beside_the_files_of_a_checkpoint_are_not_looked_at(trap: Any, tmp_path: Path) -> None:
+    path = write_checkpoint(CHECKPOINT, tmp_path)
+    names = "optimizer.pt optimizer.bin scheduler.pt random_states_0.pkl pytorch_model.bin trained.pt .metadata"
+    trap(*(path / name for name in names.split()), tmp_path / "latest.pkl")
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert torch.equal(found.weights["bias"], CHECKPOINT.weights["bias"])
 
 
 def test_an_extension_type_in_parquet_is_not_unpickled(trap: Any, tmp_path: Path, capsys: Capture) -> None:
@@ -343,6 +373,30 @@ def test_tokens_are_in_nothing_that_a_run_writes_or_says(
         assert secret not in said.out + said.err + caplog.text
     record = json.loads(written["run.json"])
     assert record["command"] == ["program", "--token", "***", "--key=***", "https://***@host/x"]
+
+
+def test_a_traceback_that_quotes_a_token_is_masked(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def work() -> int:
+        raise OSError(f"403 for https://me:secret-word@hub/x ({TOKEN})")
+
+    def failing_rank() -> int:
+        with failures_named():
+            return work()
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    assert entry.run("program", work) == 1
+    one = capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit):
+        entry.run("program", failing_rank)
+    for said in (one, capsys.readouterr().err):
+        assert "OSError: 403 for https://***@hub/x (***)" in said
+        assert "Traceback" in said
+        assert TOKEN not in said
+        assert "secret-word" not in said
 
 
 def test_an_error_of_a_library_that_quotes_a_token_is_masked(capsys: Capture) -> None:
