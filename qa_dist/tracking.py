@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -76,9 +76,7 @@ class MetricsLog:
         if not self._path or not self._path.exists():
             return
         kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
-        staged = self._path.with_name(f".{self._path.name}")
-        staged.write_bytes(b"".join(kept))
-        os.replace(staged, self._path)
+        _write_whole(self._path, b"".join(kept))
         self._mode = "a"
 
     def write(self, values: Mapping[str, float | None]) -> None:
@@ -92,7 +90,9 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         if self._file:
-            self._file.close()
+            # A line that the disk has refused would be tried again.
+            with suppress(OSError):
+                self._file.close()
 
 
 def _step_of(line: bytes) -> float:
@@ -162,8 +162,20 @@ def evaluation_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON that is the same, byte for byte, for the same value."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `value`, whole or not at all, as readable JSON that is the same, byte for byte, for the same value."""
+    _write_whole(path, f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode())
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Put `data` in the place of a file; where that fails, the file is as it was."""
+    staged = path.with_name(f".{path.name}")
+    try:
+        staged.write_bytes(data)
+        os.replace(staged, path)
+    except OSError:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+        raise
 
 
 def versions() -> dict[str, str | None]:
