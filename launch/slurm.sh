@@ -82,10 +82,10 @@ if [ "$status" -ne 0 ] && [ -s "$QA_DIST_EXIT_FILE" ]; then
   [ "$noted" -eq 0 ] || status=$noted
 fi
 if [ "$status" -eq 85 ]; then
-  # A job that was cancelled, or whose time is over, is no longer running.
+  # A job that was cancelled, or whose time is over, is no longer running; nor is one that is in the queue already.
   state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
   if [ "$state" != RUNNING ]; then
-    echo "the job is $state, cancelled or out of time; submit it with --resume_from_checkpoint auto to go on"
+    echo "the job is $state; unless it starts again by itself, submit it with --resume_from_checkpoint auto to go on"
   elif [ "$restarts" -ge "${MAX_REQUEUES:-100}" ]; then
     echo "the job has started $((restarts + 1)) times, as often as MAX_REQUEUES allows, and is not queued again"
   elif scontrol requeue "$SLURM_JOB_ID"; then

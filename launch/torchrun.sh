@@ -5,11 +5,14 @@
 #   NNODES=2 RDZV_ENDPOINT=host1:29500 bash launch/torchrun.sh --config squad_bert_base --output_dir outputs/run
 #
 # Arguments go to qa_dist.train, in the environment are:
-#   NNODES           number of machines, 1 unless set
+#   NNODES           number of machines, 1 unless set; 1:4 starts with any number from one to four and goes on, from the
+#                    last checkpoint, whenever one joins or is lost, as long as that of RDZV_ENDPOINT stays; the output
+#                    folder must be one that all machines share
 #   RDZV_ENDPOINT    name or address of one of them and a free port there, the same on all; needed with several machines
 #   RDZV_ID          name of the run, the same on all; two runs at one endpoint need two names
 #   NPROC_PER_NODE   processes on this machine; else one per GPU, or one that uses all cores where there is no GPU
-#   MAX_RESTARTS     how often the processes start again after a failure, from their last checkpoint; 0 unless set
+#   MAX_RESTARTS     how often the processes start again after a failure, from their last checkpoint; 0 unless set. Where
+#                    NNODES is a range, a lost machine counts as a failure of the others, and it is 10 unless set
 #   LOG_DIR          folder for a log per process, beside what is shown; no logs unless set
 #   DS_CONFIG        file of ds_configs/, for DeepSpeed's ZeRO; plain data parallelism unless set
 #   OMP_NUM_THREADS  threads of a process; else this machine's cores shared evenly
@@ -34,7 +37,13 @@ if [ -z "$processes" ]; then
   processes=$((gpus > 0 ? gpus : 1))
 fi
 
-options=(--nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}")
+restarts=0
+if [[ ${NNODES:-1} = *:* ]]; then
+  restarts=10
+  # A store of its own for each start: torchrun does not notice when the one that machines share is on one that is lost.
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+fi
+options=(--nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-$restarts}")
 if [ "${NNODES:-1}" = 1 ]; then
   options+=(--standalone)
 else

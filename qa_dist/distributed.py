@@ -30,7 +30,7 @@ from qa_dist.entry import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
 from qa_dist.errors import ConfigError, LocalTrainingError, TrainingError, UserError
 from qa_dist.launcher import USE_VARIABLES, Request, asks_for
 from qa_dist.masking import masked
-from qa_dist.nodes import Member, Store, call_the_roll, host_name
+from qa_dist.nodes import Member, call_the_roll, host_name
 from qa_dist.stopping import Stopped
 from qa_dist.strategies import MakeOptimizer, Strategy, Trained, Weights, make_strategy
 from qa_dist.watchdog import Watchdog
@@ -331,9 +331,14 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def was_restarted() -> bool:
-    """Whether an elastic launcher (`torchrun --max-restarts`) starts the ranks again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def launcher_name() -> str | None:
+    """What tells the torchrun above this process from every other, however often it starts its ranks; None without one.
+
+    It counts how often they failed, but not how often they started again because a machine came or went. For as long as
+    it lives it keeps a folder with a random name, though, in which it tells each rank a place for an error.
+    """
+    folder, _, _ = os.environ.get("TORCHELASTIC_ERROR_FILE", "").rpartition("/attempt_")
+    return folder or None
 
 
 def _group_options(timeout_seconds: int) -> InitProcessGroupKwargs:
@@ -355,9 +360,8 @@ def _meeting(timeout_seconds: int) -> Iterator[None]:
         yield
         return
     host = host_name()
-    # The name keeps the store alive: on rank 0 it may be the server that the process group goes on with.
     store = _store(rank, min(timeout_seconds, _START_SECONDS))
-    call_the_roll(
+    call = call_the_roll(
         store,
         Member(rank, host, _facts()),
         world_size,
@@ -386,6 +390,12 @@ def _meeting(timeout_seconds: int) -> Iterator[None]:
     watchdog.daemon = True
     watchdog.start()
     try:
+        # Under a name of its own: the launcher's store keeps the addresses that an earlier group left there.
+        own = dist.PrefixStore(call, store)  # type: ignore[attr-defined]
+        timeout = timedelta(seconds=timeout_seconds)
+        own.set_timeout(timeout)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
         yield
     except RuntimeError as error:
         text = str(error)
@@ -438,7 +448,7 @@ def try_backend(name: Literal["gloo", "nccl"]) -> str:
     return f"{nccl_version()} starts on {device}" if name == "nccl" else "starts"
 
 
-def _store(rank: int, seconds: int) -> Store:
+def _store(rank: int, seconds: int) -> Any:
     """The store that ranks meet at before there is a group: the launcher's, else one that rank 0 starts.
 
     Raises:
@@ -449,13 +459,13 @@ def _store(rank: int, seconds: int) -> Store:
     if not serves:
         _await_port(address, port, rank, seconds)
     try:
-        # multi_tenant: the process group will open the same port again in this process, and shares the server.
         store = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             is_master=serves,
             timeout=timedelta(seconds=seconds),
             wait_for_workers=False,
+            # A later group of this process may meet at the same port.
             multi_tenant=True,
         )
     except dist.DistError as error:
@@ -465,8 +475,7 @@ def _store(rank: int, seconds: int) -> Store:
                 "take another port with the launcher's --master_port or --main_process_port"
             ]
         ) from error
-    named: Store = dist.PrefixStore("qa_dist", store)  # type: ignore[attr-defined]
-    return named
+    return dist.PrefixStore("qa_dist", store)  # type: ignore[attr-defined]
 
 
 def _await_port(address: str, port: int, rank: int, seconds: int) -> None:

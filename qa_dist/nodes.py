@@ -7,9 +7,10 @@ import itertools
 import json
 import os
 import re
+import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,16 +137,15 @@ class Store(Protocol):
     def check(self, keys: list[str], /) -> bool:
         """Whether all of these are there."""
 
-    def delete_key(self, key: str, /) -> bool:
-        """Forget a key; whether it was there."""
-
 
 def call_the_roll(
     store: Store, own: Member, world_size: int, *, seconds: float, notice: Callable[[str], object]
-) -> None:
+) -> str:
     """Come back when every rank has started, and all say the same of themselves.
 
-    This goes before the first collective operation, which would wait for whoever is missing without a name.
+    This goes before the first collective operation, which would wait for whoever is missing without a name. A launcher
+    that starts its ranks again keeps the store, so each call has a name that was never used before, and one that has
+    its verdict is over.
 
     Args:
         store: Where ranks leave messages for each other.
@@ -154,57 +154,75 @@ def call_the_roll(
         seconds: How long rank 0 waits for them.
         notice: Told by rank 0, once, who is awaited, if that takes long.
 
+    Returns:
+        The name of the call: the same on all ranks, and another one each time.
+
     Raises:
         ConfigError: On every rank that came, alike: ranks are missing, or differ in a fact.
     """
-    store.set(f"rank/{own.rank}", json.dumps({"host": own.host, "facts": dict(own.facts)}))
-    if own.rank == 0:
-        problems = _await_ranks(store, world_size, seconds, notice)
-        store.set("verdict", json.dumps(problems))
-        if problems:
-            # The store may live in this process: let the others read the verdict before it goes. Or it may outlive it,
-            # in the launcher, and the next attempt starts afresh.
-            time.sleep(3 * _POLL_SECONDS)
-            for key in ("verdict", *(f"rank/{rank}" for rank in range(world_size))):
-                store.delete_key(key)
-    else:
+    answer = json.dumps({"host": own.host, "facts": dict(own.facts)})
+    if own.rank:
         # Rank 0 counts its own seconds, and may have started later.
-        deadline = time.monotonic() + 2 * seconds
-        while not store.check(["verdict"]):
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    [f"rank 0 has not called the others within {2 * seconds:.0f} seconds; look at its log"]
-                )
-            time.sleep(_POLL_SECONDS)
-        problems = json.loads(store.get("verdict"))
+        call, problems = _answer(store, own.rank, answer, 2 * seconds)
+    else:
+        call = secrets.token_hex(8)
+        store.set(f"{call}/rank/0", answer)
+        store.set("call", call)
+        problems = _await_ranks(store, call, world_size, seconds, notice)
+        store.set(f"{call}/verdict", json.dumps(problems))
+        if problems:
+            # The store may live in this process: let the others read the verdict before it goes.
+            time.sleep(3 * _POLL_SECONDS)
     if problems:
         raise ConfigError(problems, on_all_ranks=True)
+    return call
 
 
-def _await_ranks(store: Store, world_size: int, seconds: float, notice: Callable[[str], object]) -> list[str]:
+def _answer(store: Store, rank: int, answer: str, seconds: float) -> tuple[str, list[str]]:
+    """Answer rank 0's call; its name, and what is wrong with the ranks."""
+    call = ""
+    for _ in _polls(seconds):
+        newest = store.get("call").decode() if store.check(["call"]) else ""
+        if newest != call and not store.check([f"{newest}/verdict"]):
+            call = newest
+            store.set(f"{call}/rank/{rank}", answer)
+        if call and store.check([f"{call}/verdict"]):
+            return call, json.loads(store.get(f"{call}/verdict"))
+    raise ConfigError([f"rank 0 has not called the others within {seconds:.0f} seconds; look at its log"])
+
+
+def _await_ranks(
+    store: Store, call: str, world_size: int, seconds: float, notice: Callable[[str], object]
+) -> list[str]:
     """What is wrong with the ranks, once all have come or the time is up."""
-    keys = [f"rank/{rank}" for rank in range(world_size)]
-    started = time.monotonic()
+    keys = [f"{call}/rank/{rank}" for rank in range(world_size)]
     noticed = False
-    pause = 0.01
-    while not store.check(keys):
-        waited = time.monotonic() - started
-        if waited >= seconds:
+    for waited in _polls(seconds):
+        if store.check(keys):
             return [
-                f"after {waited:.0f} seconds {_absent(_present(store, keys), world_size)}; start the same command on "
-                "every machine, look at the logs of those that are missing, and check that the number of machines and "
-                "processes is right"
+                f"{difference.name} is {shown(difference.found)} on {difference.where} but "
+                f"{shown(difference.expected)} on {difference.first}; make these machines alike, or leave those out "
+                "(`qa-dist doctor` shows what one has)"
+                for difference in differences(_present(store, keys))
             ]
         if waited >= _NOTICE_SECONDS and not noticed:
             noticed = True
             notice(f"waiting up to {seconds:.0f} seconds: {_absent(_present(store, keys), world_size)}")
+    return [
+        f"after {seconds:.0f} seconds {_absent(_present(store, keys), world_size)}; start the same command on every "
+        "machine, look at the logs of those that are missing, and check that the number of machines and processes is "
+        "right"
+    ]
+
+
+def _polls(seconds: float) -> Iterator[float]:
+    """Seconds waited so far, at intervals that grow from short ones, as long as that is less than `seconds`."""
+    started = time.monotonic()
+    pause = 0.01
+    while (waited := time.monotonic() - started) < seconds:
+        yield waited
         time.sleep(pause)
         pause = min(2 * pause, _POLL_SECONDS)
-    return [
-        f"{difference.name} is {shown(difference.found)} on {difference.where} but {shown(difference.expected)} on "
-        f"{difference.first}; make these machines alike, or leave those out (`qa-dist doctor` shows what one has)"
-        for difference in differences(_present(store, keys))
-    ]
 
 
 def shown(value: Any) -> str:

@@ -17,11 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from safetensors import SafetensorError
+
 from qa_dist import evaluation as evaluating
 from qa_dist.checkpoint import save_trained
 from qa_dist.config import ConfigError, RunConfig, write_config
-from qa_dist.distributed import Ranks, was_restarted
-from qa_dist.errors import CheckpointError, DataError
+from qa_dist.distributed import Ranks, launcher_name
+from qa_dist.errors import CheckpointError, DataError, LocalTrainingError
 from qa_dist.evaluation import Evaluation
 from qa_dist.masking import masked
 from qa_dist.modeling import ParameterReport, SpanModel
@@ -71,6 +73,9 @@ FINAL_FILES = ("run.json", "adapter_model.safetensors", "model.safetensors")
 
 CHECKPOINTS = "checkpoints"
 """The folder of checkpoints inside a run's folder."""
+
+LAUNCHERS = ".launchers"
+"""The file in a run's folder that names the launchers of its ranks; only those go on with it unasked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +137,22 @@ class Run:
         self._latest: tuple[int, Evaluation] | None = None
         self._evaluations_without_best = 0
         self.is_evaluation_pending = config.training.eval_on_start
-        # A group that the launcher starts again after a failure goes on by itself.
-        wanted = config.training.resume_from_checkpoint
-        self._resume_from = "auto" if wanted == "no" and was_restarted() else wanted
+        self._launchers = {name for name in ranks.gather(launcher_name()) if name is not None}
         self._found: Checkpoint | None = None
-        self._is_going_on = False
+        self._resumes = self._is_going_on = False
         self._hold: int | None = None
         if ranks.is_main:
-            own = directory / CHECKPOINTS
-            self._found = _find_checkpoint(self._resume_from, own, self.say)
-            # A checkpoint of another folder brings none of that folder's results along.
-            self._is_going_on = self._found is not None and (
-                self._resume_from == "auto" or Path(self._resume_from).resolve().parent == own.resolve()
+            wanted = config.training.resume_from_checkpoint
+            # Ranks that their launcher starts again, after a failure or with other machines, go on by themselves.
+            again = not self._launchers.isdisjoint(_launchers_of(directory))
+            self._resumes = again or wanted == "auto"
+            self._found, self._is_going_on = _find_checkpoint(
+                wanted, directory / CHECKPOINTS, self.say, newest=self._resumes
             )
             _require_usable(
                 directory,
                 overwrite=config.training.overwrite_output_dir,
-                resumes=self._resume_from == "auto",
+                resumes=self._resumes,
                 found=self._is_going_on,
             )
             self._hold = _hold(directory)
@@ -217,7 +221,10 @@ class Run:
             # Where this process came in is no part of what the run is.
             training = dataclasses.replace(self.config.training, resume_from_checkpoint="no")
             resolved = dataclasses.replace(self.config, data=data_config, training=training)
-            write_config(resolved, self.directory / "config.yaml")
+            with _usable(self.directory):
+                write_config(resolved, self.directory / "config.yaml")
+                if self._launchers:
+                    (self.directory / LAUNCHERS).write_text("\n".join(sorted(self._launchers)), encoding="utf-8")
         if self.config.training.report_to:
             self.ranks.start_trackers("qa_dist", self.config.flat())
 
@@ -227,8 +234,6 @@ class Run:
         Raises:
             ConfigError: The checkpoint is of a run that differs from this one in what its steps compute; on all ranks.
         """
-        if self._resume_from == "no":
-            return 0
         problems: list[str] = []
         if self.ranks.is_main and self._found is not None:
             problems = differences(self._found.identity, trainer.identity)
@@ -241,7 +246,8 @@ class Run:
                 ]
             )
         if found is None:
-            self.say(f"no checkpoint in {self.directory}: the run starts anew")
+            if self._resumes:
+                self.say(f"no checkpoint in {self.directory}: the run starts anew")
             return 0
         trainer.restore(found)
         progress = found.progress
@@ -335,7 +341,8 @@ class Run:
         }
         if not math.isfinite(done.grad_norm):
             self._record["skipped_steps"] = self._record.get("skipped_steps", 0) + 1
-        self._log.write(values)
+        with self._writing():
+            self._log.write(values)
         if self.config.training.report_to and (step + 1) % self.config.training.logging_steps == 0:
             self.ranks.track(
                 {f"train/{name}": value for name, value in values.items() if name != "step" and value is not None},
@@ -371,7 +378,8 @@ class Run:
         self._latest = (step, found)
         values = {"eval_loss": found.loss, **{f"eval_{name}": value for name, value in found.metrics.items()}}
         epoch = round(step / self._steps_per_epoch, 4) if step else 0.0
-        self._log.write({"step": step, "epoch": epoch, **values})
+        with self._writing():
+            self._log.write({"step": step, "epoch": epoch, **values})
         if self.config.training.report_to:
             self.ranks.track({f"eval/{name.removeprefix('eval_')}": value for name, value in values.items()}, step)
         self.say(_summary(f"step {step}" if step else "before training", found))
@@ -398,11 +406,12 @@ class Run:
         memory = self.ranks.peak_memory_bytes()
         weights = self.ranks.weights()
         if self.ranks.is_main:
-            with self.clock.phase("write"):
+            with self.clock.phase("write"), self._writing():
                 written = save_trained(model, weights, data.tokenizer, self.directory)
                 if final is not None:
                     written += evaluating.write_results(final, self.directory)
-            self._write_record(ended_with, memory, final)
+            with self._writing():
+                self._write_record(ended_with, memory, final)
             written += [self.directory / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
             written += [self.directory / name for name in ("best", CHECKPOINTS) if (self.directory / name).exists()]
             self.say(*self._closing_lines(final, written))
@@ -434,9 +443,10 @@ class Run:
         self._best = (value, step, weights, found)
         if self.ranks.is_main and self.config.training.keep == "best":
             best = self.directory / "best"
-            best.mkdir(exist_ok=True)
-            save_trained(model, weights, data.tokenizer, best)
-            write_json(best / "metrics.json", {"step": step, "loss": found.loss, **found.metrics})
+            with self._writing():
+                best.mkdir(exist_ok=True)
+                save_trained(model, weights, data.tokenizer, best)
+                write_json(best / "metrics.json", {"step": step, "loss": found.loss, **found.metrics})
 
     def _final_weights(self) -> tuple[int, Evaluation | None]:
         """Put the weights that the run ends with in place; their step, and their evaluation if there is one."""
@@ -449,6 +459,22 @@ class Run:
         if self._latest is not None and self._latest[0] == self._last_step:
             return self._latest
         return self._last_step, None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what the file system refuses inside the block into one sentence.
+
+        Raises:
+            LocalTrainingError: A result cannot be written.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise LocalTrainingError(
+                f"what belongs to step {self._last_step} cannot be written to {self.directory}: {reason}; free some "
+                "space or make the folder writable, and go on with --resume_from_checkpoint auto"
+            ) from error
 
     def _write_record(self, ended_with: int, memory: list[int], final: Evaluation | None) -> None:
         self._record = {
@@ -487,15 +513,34 @@ def _summary(when: str, found: Evaluation) -> str:
     return f"{when}: validation loss {found.loss:.4f}{scores}"
 
 
-def _find_checkpoint(wanted: str, own: Path, notice: Callable[[str], object]) -> Checkpoint | None:
-    """The checkpoint that `--resume_from_checkpoint` means; `own` is the run's folder of checkpoints.
+def _find_checkpoint(
+    wanted: str, own: Path, notice: Callable[[str], object], *, newest: bool
+) -> tuple[Checkpoint | None, bool]:
+    """The checkpoint that the run goes on from, and whether it is one of its own.
+
+    Args:
+        wanted: What `--resume_from_checkpoint` says.
+        own: The run's folder of checkpoints.
+        notice: Hears which were passed over.
+        newest: Whether to look for the newest in that folder first.
 
     Raises:
         CheckpointError: It cannot be used.
     """
-    if wanted == "no":
-        return None
-    return newest_checkpoint(own, notice) if wanted == "auto" else read_checkpoint(Path(wanted))
+    if newest and (found := newest_checkpoint(own, notice)):
+        return found, True
+    if wanted in ("no", "auto"):
+        return None, False
+    # A checkpoint of another folder brings none of that folder's results along.
+    return read_checkpoint(Path(wanted)), Path(wanted).resolve().parent == own.resolve()
+
+
+def _launchers_of(directory: Path) -> list[str]:
+    """Launchers of the ranks that last took the folder over; none if they had none, or the folder cannot be used."""
+    try:
+        return (directory / LAUNCHERS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def _require_usable(directory: Path, *, overwrite: bool, resumes: bool, found: bool) -> None:
@@ -547,12 +592,19 @@ def _clear(directory: Path) -> None:
     Raises:
         ConfigError: They cannot be removed.
     """
-    try:
-        for name in FILES:
+    with _usable(directory):
+        for name in (*FILES, LAUNCHERS):
             (directory / name).unlink(missing_ok=True)
         for name in ("best", CHECKPOINTS):
             if (directory / name).exists():
                 shutil.rmtree(directory / name)
+
+
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]

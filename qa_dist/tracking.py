@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -93,7 +93,9 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         if self._file:
-            self._file.close()
+            # A line that the disk has refused would be tried again.
+            with suppress(OSError):
+                self._file.close()
 
 
 def _step_of(line: bytes) -> float:

@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,56 @@ def torchrun(num_processes: int, module: str, arguments: Sequence[str]) -> list[
         return [sys.executable, "-m", module, *arguments]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     return [sys.executable, *launcher, "-m", module, *arguments]
+
+
+def stand_in(folder: Path, text: str) -> dict[str, str]:
+    """Variables with which the scripts of launch/ run a module of this text in the place of qa_dist.train."""
+    (folder / "stand_in.py").write_text(text, encoding="utf-8")
+    python = folder / "python"
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} "${{@/#qa_dist.train/stand_in}}"\n', encoding="utf-8")
+    python.chmod(0o755)
+    return {"PYTHON": str(python), "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder)))}
+
+
+# A training that each rank holds before some steps, until somebody opens them or asks it to stop.
+_HELD = """
+import pathlib, sys, time
+from qa_dist.stopping import StopSignals
+from qa_dist.train import main
+folder, enter = pathlib.Path(__file__).parent, StopSignals.__enter__
+def entered(self):
+    found = enter(self)
+    # Only now: these imports take seconds, in which no signal must be lost.
+    from qa_dist.training import Trainer
+    real = Trainer.step
+    def step(self, number):
+        if number in HELD:
+            (folder / f"held-{number}-{self.ranks.rank}").touch()
+            while not (folder / f"open-{number}").exists() and not self.ranks.is_asked_to_stop:
+                time.sleep(0.05)
+        return real(self, number)
+    Trainer.step = step
+    return found
+StopSignals.__enter__ = entered
+sys.exit(main())
+"""
+
+
+def held(folder: Path, *steps: int) -> dict[str, str]:
+    """Variables with which the scripts of launch/ run a training that is held before these steps, counted from 0.
+
+    A rank makes the file `held-<step>-<rank>` in the folder, and goes on when there is `open-<step>`, or when it is
+    asked to stop.
+    """
+    return stand_in(folder, _HELD.replace("HELD", repr(steps)))
+
+
+def await_held(folder: Path, step: int, ranks: Sequence[int], told: Callable[[], str], seconds: float = 240) -> None:
+    """Come back when all these ranks are held before a step; `told` gives what the run says, should they not come."""
+    end = time.monotonic() + seconds
+    while not all((folder / f"held-{step}-{rank}").exists() for rank in ranks):
+        assert time.monotonic() < end, told()
+        time.sleep(0.1)
 
 
 def run(

@@ -9,18 +9,23 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
-from tests.distributed.forking import Fault, Group, start
+from qa_dist.resume import newest_checkpoint
+from tests.distributed.disks import Trouble, end, run_rank_in, small_disk
+from tests.distributed.forking import Fault, Group, start, start_ranks
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
@@ -63,6 +68,10 @@ class Runs:
     def start(self, output: Path, *more: str, num_processes: int = 1, fault: Fault | None = None) -> Group:
         words = [*self.words, "--disable_tqdm", "--output_dir", str(output), *more]
         return start(words, output.with_suffix(".log"), num_processes=num_processes, fault=fault)
+
+    def start_in(self, trouble: Trouble, *, fault: Fault | None = None) -> Group:
+        words = [*self.words, "--disable_tqdm", "--output_dir", str(trouble.disk)]
+        return start_ranks(partial(run_rank_in, trouble, words, fault), trouble.disk.with_suffix(".log"))
 
     def resume(self, output: Path, *more: str, num_processes: int = 1, fault: Fault | None = None) -> Group:
         auto = ("--resume_from_checkpoint", "auto", *more)
@@ -215,6 +224,27 @@ def test_a_signal_ends_in_a_checkpoint_in_every_phase(
     assert_same_run(output, runs.whole(num_processes))
 
 
+def test_ranks_that_torchrun_starts_again_go_on(runs: Runs, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    # What torchrun keeps over the starts of its ranks: the store they meet in, and the folder for their errors.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    kept = {
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_ERROR_FILE": str(
+            tmp_path / "torchelastic_a1b2c3" / "none_d4e5f6" / "attempt_0" / "0" / "error.json"
+        ),
+    }
+    faults = [Fault("step", 8, rank=1, signal=signal.SIGKILL), Fault("step", 9, rank=0, signal=signal.SIGKILL), None]
+    for fault in faults:
+        words = [*runs.words, "--disable_tqdm", "--output_dir", str(output)]
+        group = start(words, output.with_suffix(".log"), num_processes=2, fault=fault, environment=kept)
+        codes = group.end(grace_seconds=60)
+        assert (codes == [0, 0]) == (fault is None), group.text()
+    assert re.findall(r"resumed after step (\d+)", group.text()) == ["5", "10"]
+    assert_same_run(output, runs.whole(2))
+
+
 def test_a_restart_of_a_command_that_overwrites_goes_on(runs: Runs, tmp_path: Path) -> None:
     """As `launch/slurm.sh` does it: the first start replaces old results, the next one must not replace its own."""
     output = tmp_path / "run"
@@ -296,6 +326,59 @@ def test_damaged_checkpoints_are_passed_over_and_said(runs: Runs, tmp_path: Path
     assert_same_run(output, runs.whole(1))
     weights = load_file(output / "adapter_model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+REASONS = {"full": "No space left on device", "read-only": "Read-only file system"}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_disk_that_takes_no_checkpoint_for_a_while_is_a_warning(runs: Runs, tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "run"
+    with small_disk(output):
+        group = runs.start_in(Trouble(output, kind, begin=11, end=18))
+        assert group.wait() == [0], group.text()
+        found = [line for line in group.text().splitlines() if "cannot be written" in line]
+        assert len(found) == 1, group.text()
+        assert found[0].startswith("warning: the checkpoint of step 15 cannot be written")
+        assert REASONS[kind] in found[0]
+        assert_same_run(output, runs.whole(1))
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_disk_that_takes_no_results_ends_the_run_which_goes_on_later(runs: Runs, tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "run"
+    with small_disk(output):
+        trouble = Trouble(output, kind, begin=11, end=None)
+        group = runs.start_in(trouble)
+        assert group.wait() == [1], group.text()
+        said = [line for line in group.text().splitlines() if "cannot be written" in line]
+        assert said[-1].startswith("[rank 0 of 1] the run stops: what belongs to step 20 cannot be written"), (
+            group.text()
+        )
+        assert REASONS[kind] in said[-1]
+        assert "Traceback" not in group.text()
+        end(trouble)
+        # What is there is whole: the checkpoints from before, no other, and no result.
+        found = newest_checkpoint(output / "checkpoints", pytest.fail)
+        assert found is not None
+        assert found.step == 10
+        assert sorted(os.listdir(output / "checkpoints")) == ["step-00000005", "step-00000010"]
+        assert not [name for name in os.listdir(output) if name in RESULTS[:-1]]
+        assert runs.resume(output).wait() == [0]
+        assert_same_run(output, runs.whole(1))
+
+
+def test_a_run_that_is_stopped_and_cannot_write_its_checkpoint_says_so(runs: Runs, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with small_disk(output):
+        trouble = Trouble(output, "full", begin=11, end=None)
+        group = runs.start_in(trouble, fault=Fault("step", 14))
+        assert group.wait() == [2], "not 85, or it would be started again at once"
+        assert "error: the run stopped after step 14 and its last checkpoint could not be written" in group.text()
+        assert "Traceback" not in group.text()
+        end(trouble)
+        assert runs.resume(output).wait() == [0]
+        assert_same_run(output, runs.whole(1))
 
 
 def test_a_rank_that_hangs_ends_the_run_and_says_where(runs: Runs, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from tests.distributed.launching import ROOT, environment
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "setpriv", "unshare", "nsenter", "ip")
 NODES = ("n1", "n2")
 
-# The job credentials' life bounds from below how soon a job may be requeued.
+# The job credentials' life bounds from below how soon a job may be requeued. A node is down after twelve seconds
+# without a word from its slurmd.
 SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=head
@@ -38,6 +39,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1,sched_interval=2
 KillWait=10
+SlurmdTimeout=12
 ReturnToService=2
 GresTypes=gpu
 NodeName=n1 CPUs=2 Gres=gpu:1 Port=16818 State=UNKNOWN
@@ -66,7 +68,8 @@ export SLURM_CONF=$PWD/slurm.conf
 slurmctld -D >slurmctld.log 2>&1 &
 slurmd -D -N n1 >n1.log 2>&1 &
 slurmd -D -N n2 >n2.log 2>&1 &
-wait
+# Also those that are started later.
+while true; do sleep 3600; done
 """
 
 
@@ -93,6 +96,14 @@ class Cluster:
         done = self.run(command, cwd, **changes)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout.strip()
+
+    def kill_slurmd(self, node: str) -> None:
+        """End the daemon of a node as a crash does; what it started goes on."""
+        self.ask(["sh", "-c", f"kill -KILL $(cat slurmd.{node}.pid)"], self.folder)
+
+    def start_slurmd(self, node: str) -> None:
+        """Start the daemon of a node again."""
+        self.ask(["sh", "-c", f"slurmd -D -N {node} >{node}.again.log 2>&1 &"], self.folder)
 
     def job(self, number: str) -> dict[str, str]:
         """What Slurm knows of a job, by its own names: JobState, ExitCode, Restarts ..."""

@@ -108,6 +108,15 @@ def test_the_torchrun_script_shares_the_cores_and_hands_everything_on(tmp_path: 
     words, variables = launched_by("torchrun.sh", tmp_path, LOG_DIR="logs", MAX_RESTARTS="3", OMP_NUM_THREADS="7")
     assert words[4:10] == ["--max-restarts", "3", "--standalone", "--log-dir", "logs", "--tee"]
     assert variables["OMP_NUM_THREADS"] == "7"
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in variables
+
+
+def test_a_range_of_machines_may_restart_and_meets_in_a_new_store_each_time(tmp_path: Path) -> None:
+    meeting = {"NNODES": "1:4", "RDZV_ENDPOINT": "10.0.0.1:29500", "PET_LOCAL_ADDR": "10.0.0.1"}
+    words, variables = launched_by("torchrun.sh", tmp_path, **meeting)
+    assert words[4:8] == ["--max-restarts", "10", "--nnodes", "1:4"]
+    assert variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert launched_by("torchrun.sh", tmp_path, **meeting, MAX_RESTARTS="3")[0][4:6] == ["--max-restarts", "3"]
 
 
 def test_the_deepspeed_script_is_the_torchrun_script_with_a_strategy(tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
 """launch/slurm.sh on a real Slurm with two nodes, both on this machine."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.distributed.launching import ROOT, succeed
+from tests.distributed.launching import ROOT, await_held, held, stand_in, succeed
 from tests.integration.slurm_cluster import NODES, Cluster, cluster, missing_programs
 from tests.integration.test_readme import COMMANDS
 from tests.tiny import tiny_run
@@ -55,30 +54,77 @@ def wait_until(condition: Callable[[], bool], workplace: Path, job: str, seconds
         time.sleep(0.3)
 
 
-def test_a_job_on_two_nodes_that_is_stopped_and_queued_again_gives_what_one_process_gives(
-    slurm: Cluster, workplace: Path
+class Jobs:
+    """Jobs of the command that the README shows, on two nodes, and the run of one process that they must equal."""
+
+    def __init__(self, slurm: Cluster, workplace: Path) -> None:
+        self._slurm = slurm
+        self._workplace = workplace
+        words = [*tiny_run(workplace), "--num_train_epochs", "10"]
+        (command,) = [shlex.split(command) for command in COMMANDS if command.startswith("sbatch ")]
+        self._command = [*command, *words]
+        recipe = command[command.index("--config") : command.index("--config") + 2]
+        alone = [sys.executable, "-m", "qa_dist.train", *recipe, *words, "--output_dir", "outputs/alone"]
+        succeed(alone, cwd=workplace)
+
+    def submit(self, folder: Path, options: Sequence[str] = (), *, held_before: Sequence[int]) -> str:
+        """Number of a job that writes to outputs/<folder's name>, and that its ranks hold before these steps."""
+        words = [*options, *self._command[1:], "--output_dir", f"outputs/{folder.name}"]
+        variables = held(folder, *held_before)
+        return submit(self._slurm, self._workplace, *words, NPROC_PER_NODE="1", **variables)
+
+    def await_held(self, job: str, folder: Path, step: int) -> None:
+        """Come back when both ranks are held before a step."""
+        await_held(folder, step, range(2), lambda: output(self._workplace, job))
+
+    def assert_ends_as_alone(self, job: str, folder: Path) -> list[int]:
+        """The steps that a job went on from until it ended with the result of the uninterrupted run."""
+        ended = self._slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        shown = output(self._workplace, job)
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), shown
+        outputs = self._workplace / "outputs"
+        record = json.loads((outputs / folder.name / "run.json").read_text(encoding="utf-8"))
+        resumed_at_steps: list[int] = record["resumed_at_steps"]
+        assert record["world_size"] == 2
+        # A start that was stopped before its first step has left no trace there.
+        assert 1 <= len(resumed_at_steps) <= int(ended["Restarts"]), shown
+        for name in ("metrics.json", "predictions.json"):
+            assert (outputs / folder.name / name).read_bytes() == (outputs / "alone" / name).read_bytes()
+        return resumed_at_steps
+
+
+@pytest.fixture(scope="module")
+def jobs(slurm: Cluster, workplace: Path) -> Jobs:
+    return Jobs(slurm, workplace)
+
+
+def test_a_job_on_two_nodes_that_comes_near_its_time_limit_gives_what_one_process_gives(
+    jobs: Jobs, workplace: Path, tmp_path: Path
 ) -> None:
-    words = [*tiny_run(workplace), "--num_train_epochs", "10"]
-    (command,) = [shlex.split(command) for command in COMMANDS if command.startswith("sbatch ")]
-    job = submit(slurm, workplace, *command[1:], *words, "--output_dir", "outputs/job", NPROC_PER_NODE="1")
-    wait_until((workplace / "store").exists, workplace, job)
-    # As Slurm does by itself two minutes before the time limit (--signal): every process of the job's steps gets it.
-    slurm.ask(["scancel", "--signal", "USR1", job])
-    ended = slurm.wait_for(job, "COMPLETED", "FAILED")
+    # Slurm sends the signal 30 to 60 seconds after the start: it looks every half minute, and sends it rather early.
+    job = jobs.submit(tmp_path, ["--time", "3"], held_before=[12])
+    assert 13 in jobs.assert_ends_as_alone(job, tmp_path)
     shown = output(workplace, job)
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), shown
-    assert "[rank 0] stopped by SIGUSR1 after step" in shown
-    assert "[rank 0] resumed after step" in shown
-    recipe = command[command.index("--config") : command.index("--config") + 2]
-    alone = [sys.executable, "-m", "qa_dist.train", *recipe, *words, "--output_dir", "outputs/alone"]
-    succeed(alone, cwd=workplace)
-    outputs = workplace / "outputs"
-    assert json.loads((outputs / "job" / "run.json").read_text(encoding="utf-8"))["world_size"] == 2
-    for name in ("metrics.json", "predictions.json"):
-        assert (outputs / "job" / name).read_bytes() == (outputs / "alone" / name).read_bytes()
+    assert "[rank 0] stopped by SIGUSR1 after step 13" in shown
+    assert "a checkpoint is written; the job is in the queue again" in shown
     for node in NODES:
         starts = (workplace / f"slurm-{job}" / node).glob("*/attempt_0/0/stderr.log")
-        assert len({path.parts[-4] for path in starts}) == 2, "a log per process of each start"
+        assert len({path.parts[-4] for path in starts}) >= 2, "a log per process of each start"
+
+
+def test_a_job_that_is_queued_again_by_hand_and_then_loses_a_node_goes_on(
+    jobs: Jobs, slurm: Cluster, workplace: Path, tmp_path: Path
+) -> None:
+    job = jobs.submit(tmp_path, held_before=[12, 16])
+    jobs.await_held(job, tmp_path, 12)
+    slurm.ask(["scontrol", "requeue", job])
+    jobs.await_held(job, tmp_path, 16)
+    slurm.kill_slurmd("n2")
+    slurm.wait_for(job, "PENDING", seconds=240)
+    (tmp_path / "open-16").touch()
+    slurm.start_slurmd("n2")
+    assert jobs.assert_ends_as_alone(job, tmp_path) == [13, 16]
+    assert "stopped by SIGTERM after step 13" in output(workplace, job)
 
 
 def test_the_job_ends_with_the_exit_code_of_the_run(slurm: Cluster, workplace: Path) -> None:
@@ -118,16 +164,11 @@ sys.exit(note_exit(85))
 def test_a_cancelled_run_has_time_for_its_checkpoint_and_is_not_queued_again(
     slurm: Cluster, workplace: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "stand_in.py").write_text(STAND_IN, encoding="utf-8")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/bash\nexec {sys.executable} "${{@/#qa_dist.train/stand_in}}"\n', encoding="utf-8")
-    python.chmod(0o755)
-    paths = os.pathsep.join((str(ROOT), str(tmp_path)))
     words = ["--nodes", "2", "launch/slurm.sh", "--output_dir", "outputs/stopped"]
-    job = submit(slurm, workplace, *words, PYTHON=str(python), PYTHONPATH=paths, NPROC_PER_NODE="1")
+    job = submit(slurm, workplace, *words, NPROC_PER_NODE="1", **stand_in(tmp_path, STAND_IN))
     wait_until(lambda: all((tmp_path / f"started-{rank}").exists() for rank in range(2)), workplace, job)
     slurm.ask(["scancel", job])
-    wait_until(lambda: "cancelled or out of time" in output(workplace, job), workplace, job)
+    wait_until(lambda: "unless it starts again by itself" in output(workplace, job), workplace, job)
     assert [set((tmp_path / f"saved-{rank}").read_text().split()) for rank in range(2)] == [{"SIGTERM"}] * 2
     ended = slurm.wait_for(job, "CANCELLED", seconds=10)
     assert ended["Restarts"] == "0"

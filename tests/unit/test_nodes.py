@@ -34,9 +34,6 @@ class DictStore:
     def check(self, keys: list[str]) -> bool:
         return all(key in self.values for key in keys)
 
-    def delete_key(self, key: str) -> bool:
-        return self.values.pop(key, None) is not None
-
 
 class Clock:
     """Time that passes only while somebody sleeps; what happens at which second is in `events`."""
@@ -68,7 +65,12 @@ def member(rank: int, host: str = "node0", **facts: object) -> Member:
 
 
 def arrive(store: DictStore, rank: int, host: str, **facts: object) -> None:
-    store.set(f"rank/{rank}", json.dumps({"host": host, "facts": facts}))
+    """Answer the newest call."""
+    store.set(f"{store.get('call').decode()}/rank/{rank}", json.dumps({"host": host, "facts": facts}))
+
+
+def roll(store: DictStore, own: Member, world_size: int, seconds: float = 60) -> str:
+    return call_the_roll(store, own, world_size, seconds=seconds, notice=lambda text: None)
 
 
 def test_places_name_machines_once_and_ranks_as_ranges() -> None:
@@ -150,47 +152,75 @@ def test_tasks_of_srun_become_ranks() -> None:
 def test_the_roll_call_passes_when_all_are_there(clock: Clock) -> None:
     store, said = DictStore(), []
     clock.events = [(40.0, lambda: arrive(store, 1, "b", torch="2.13"))]
-    call_the_roll(store, member(0, "a", torch="2.13"), 2, seconds=600, notice=said.append)
+    call = call_the_roll(store, member(0, "a", torch="2.13"), 2, seconds=600, notice=said.append)
     assert said == ["waiting up to 600 seconds: rank 1 of 2 has not started; started: a (rank 0)"], (
         "told once, and only because it took long"
     )
-    call_the_roll(store, member(1, "b", torch="2.13"), 2, seconds=600, notice=said.append)
-    assert len(said) == 1
+    assert call == store.get("call").decode()
+
+
+def test_the_others_answer_each_call_and_leave_those_that_are_over(clock: Clock) -> None:
+    store, own = DictStore(), member(1, "b")
+    store.set("call", "over")
+    store.set("over/verdict", json.dumps(["node7 is missing"]))
+    clock.events = [
+        (3.0, lambda: store.set("call", "cut short")),
+        (6.0, lambda: store.set("call", "new")),
+        (9.0, lambda: store.set("new/verdict", "[]")),
+    ]
+    assert roll(store, own, 3) == "new"
+    assert not store.check(["over/rank/1"])
+    assert store.check(["cut short/rank/1", "new/rank/1"])
+
+
+def test_ranks_that_start_again_do_not_find_those_before_them(clock: Clock) -> None:
+    store = DictStore()
+    clock.events = [(1.0, lambda: arrive(store, 1, "b"))]
+    first = roll(store, member(0, "a"), 2)
+    clock.events = [(clock.now + 20.0, lambda: arrive(store, 1, "c"))]
+    assert roll(store, member(0, "a"), 2) != first
+    assert clock.now > 20
+    with pytest.raises(ConfigError, match="rank 1 of 2 has not started"):
+        roll(store, member(0, "a"), 2)
 
 
 def test_missing_ranks_are_named_on_all_that_came(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DictStore()
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-3]")
-    arrive(store, 1, "n1.cluster")
-    arrive(store, 2, "n2.cluster")
-    arrive(store, 3, "n2.cluster")
     verdicts = []
-    clock.events = [(600.0, lambda: verdicts.append(json.loads(store.get("verdict"))))]
+    clock.events = [
+        (1.0, lambda: arrive(store, 1, "n1.cluster")),
+        (1.0, lambda: arrive(store, 2, "n2.cluster")),
+        (1.0, lambda: arrive(store, 3, "n2.cluster")),
+        (601.0, lambda: verdicts.append(json.loads(store.get(f"{store.get('call').decode()}/verdict")))),
+    ]
     with pytest.raises(ConfigError) as raised:
-        call_the_roll(store, member(0, "n1.cluster"), 6, seconds=599.5, notice=lambda text: None)
+        roll(store, member(0, "n1.cluster"), 6, seconds=600)
     text = str(raised.value)
     assert "after 600 seconds ranks 4-5 of 6 have not started (no process of n3 has)" in text
     assert "started: n1.cluster, n2.cluster (ranks 0-3)" in text
     assert "start the same command on every machine" in text
     assert verdicts == [[text]], "the others must have had the time to read it"
-    assert store.values == {}, "another attempt starts afresh"
 
 
 def test_the_others_raise_what_rank_0_found(clock: Clock) -> None:
     store = DictStore()
-    clock.events = [(3.0, lambda: store.set("verdict", json.dumps(["node7 is missing"])))]
+    store.set("call", "new")
+    clock.events = [(3.0, lambda: store.set("new/verdict", json.dumps(["node7 is missing"])))]
     with pytest.raises(ConfigError, match="node7 is missing"):
-        call_the_roll(store, member(1, "b"), 3, seconds=60, notice=lambda text: None)
+        roll(store, member(1, "b"), 3)
 
 
 def test_a_silent_rank_0_is_an_error_too(clock: Clock) -> None:
     with pytest.raises(ConfigError, match="rank 0 has not called the others within 120 seconds"):
-        call_the_roll(DictStore(), member(1, "b"), 3, seconds=60, notice=lambda text: None)
+        roll(DictStore(), member(1, "b"), 3)
 
 
 def test_ranks_that_cannot_run_together_are_named(clock: Clock) -> None:
     store = DictStore()
-    arrive(store, 1, "b", device="a GPU")
-    arrive(store, 2, "c", device="the CPU")
+    clock.events = [
+        (1.0, lambda: arrive(store, 1, "b", device="a GPU")),
+        (1.0, lambda: arrive(store, 2, "c", device="the CPU")),
+    ]
     with pytest.raises(ConfigError, match=r"device is the CPU on c \(rank 2\) but a GPU on rank 0 \(a\); make"):
-        call_the_roll(store, member(0, "a", device="a GPU"), 3, seconds=60, notice=lambda text: None)
+        roll(store, member(0, "a", device="a GPU"), 3)

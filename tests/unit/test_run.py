@@ -1,5 +1,6 @@
 """A run in one process: what it writes, when it stops, what it refuses."""
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -281,6 +282,68 @@ def test_two_runs_do_not_share_a_folder(
         run(overwrite_output_dir="true")
     monkeypatch.setattr(training, "build_model", build)
     assert run(overwrite_output_dir="true") == 0
+
+
+@pytest.fixture
+def launched_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the next runs be started by the torchrun of this name."""
+
+    def launched(name: str) -> None:
+        # What a torchrun sets that has restarted nothing after a failure, as when a machine joins.
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/tmp/torchelastic_a1b2c3/{name}/attempt_0/0/error.json")
+
+    return launched
+
+
+def fail_after(num_steps: int, run: Callable[..., int], **options: Any) -> None:
+    """Let a run fail after so many steps."""
+    from qa_dist.distributed import Ranks
+
+    update, steps = Ranks.update, itertools.count()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Ranks, "update", lambda *given: update(*given) if next(steps) < num_steps else float("inf"))
+        with pytest.raises(SystemExit, match="1"):
+            run(**options)
+
+
+def test_ranks_that_their_launcher_starts_again_go_on_unasked_and_no_others(
+    run: Callable[..., int], launched_by: Callable[[str], None], tmp_path: Path, capsys: Any
+) -> None:
+    options = {"checkpointing_steps": 1, "num_train_epochs": 2}
+    launched_by("one")
+    fail_after(2, run, **options)
+    launched_by("another")
+    assert run(**options) == 2
+    assert "already holds results" in capsys.readouterr().err
+    launched_by("one")
+    assert run(**options) == 0
+    assert "resumed after step 2 of" in capsys.readouterr().err
+    steps = [line["step"] for line in lines(tmp_path / "out" / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_launcher_goes_on_only_where_its_ranks_took_the_folder_over(
+    run: Callable[..., int], launched_by: Callable[[str], None], tmp_path: Path, capsys: Any
+) -> None:
+    assert run(checkpointing_steps=1) == 0
+    launched_by("one")
+    anew = {"checkpointing_steps": 1, "overwrite_output_dir": "true"}
+    assert run(**anew, model_name_or_path="./nowhere") == 2
+    assert run(**anew) == 0
+    assert "resumed" not in capsys.readouterr().err, "what is overwritten is no part of this run"
+
+
+def test_a_run_that_came_from_another_folder_goes_on_from_its_own_checkpoints(
+    run: Callable[..., int], launched_by: Callable[[str], None], tmp_path: Path, capsys: Any
+) -> None:
+    options = {"checkpointing_steps": 1, "num_train_epochs": 2}
+    fail_after(1, run, **options)
+    launched_by("one")
+    options |= {"resume_from_checkpoint": tmp_path / "out" / "checkpoints" / "step-00000001"}
+    fail_after(1, run, **options, output_dir=tmp_path / "second")
+    assert run(**options, output_dir=tmp_path / "second") == 0
+    assert "resumed after step 2 of" in capsys.readouterr().err
 
 
 def test_trackers_get_the_figures(run: Callable[..., int], tmp_path: Path) -> None:
