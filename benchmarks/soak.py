@@ -217,6 +217,18 @@ def within_lives(lives: Sequence[Life]) -> dict[str, Any]:
     return found
 
 
+def courses(lives: Sequence[Life]) -> list[dict[str, Any]]:
+    """Steps of each such life, and the resident set of each rank in its four quarters: a leak follows the steps."""
+    found = []
+    for life in lives:
+        series = [values[WARM_UP_SAMPLES:] for values in life.samples["rss_bytes"]]
+        if min(map(len, series)) >= LEAST_SAMPLES:
+            quarter = len(series[0]) // 4
+            cut = [[values[i * quarter : (i + 1) * quarter] for i in range(4)] for values in series]
+            found.append({"steps": life.steps, "rss_bytes": [[statistics.median(part) for part in one] for one in cut]})
+    return found
+
+
 def across_lives(lives: Sequence[Life]) -> dict[str, Any]:
     """Each kind's change from the first to the last quarter of the lives, each at the end of its warm-up."""
     grown_up = [life for life in lives if life.num_samples >= WARM_UP_SAMPLES]
@@ -282,6 +294,7 @@ def main() -> int:
         "temporary_files_left": left,
         "within_lives": within_lives(lives),
         "across_lives": across_lives(lives),
+        "courses": courses(lives),
         "hardware": hardware(),
         "versions": versions(),
         "git_commit": git_commit(),

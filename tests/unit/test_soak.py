@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("psutil", reason="the dev extra is not installed")
 
-from benchmarks.soak import ALLOWED_GROWTH, WORLD_SIZE, Life, across_lives, within_lives
+from benchmarks.soak import ALLOWED_GROWTH, WORLD_SIZE, Life, across_lives, courses, within_lives
 
 MIB = 1 << 20
 STEADY: dict[str, Callable[[int, int], int]] = {
@@ -61,3 +61,9 @@ def test_growth_from_life_to_life_is_seen() -> None:
 def test_too_little_is_not_flat() -> None:
     assert all(figures["grows"] is None for figures in within_lives(lives(num_samples=30)).values())
     assert all(figures["grows"] is None for figures in across_lives(lives(num_lives=2)).values())
+
+
+def test_the_course_of_a_leak_is_shown() -> None:
+    (found,) = courses(lives(num_lives=1, num_samples=100, rss_bytes=lambda life, sample: sample * MIB))
+    assert found["rss_bytes"] == [[pytest.approx((29.5 + 20 * part) * MIB) for part in range(4)]] * WORLD_SIZE
+    assert courses(lives(num_samples=30)) == []
