@@ -6,7 +6,7 @@ the same neighbours at every world size, so the results are the same, byte for b
 
 import collections
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -85,29 +85,20 @@ def evaluate(
     answers = None
     metrics: Metrics = {}
     with ExitStack() as stack:
-        forward = stack.enter_context(closing(_forward(model, store, ranks, mine, losses)))
-        computed = _counted(forward, sum(map(len, mine)), advance)
+        passes = stack.enter_context(closing(forward(model, store, ranks, mine, losses)))
+        computed = _counted(passes, sum(map(len, mine)), advance)
         if config.gather == "logits":
             path = stack.enter_context(replacing(logits_path)) if logits_path and ranks.is_main else None
             tables = _through_logits(computed, store, ranks, config, batches, len(mine), path)
         else:
-            tables = list(_candidates(computed, config))
+            tables = list(candidates(computed, config))
             own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
             ranks.stop_if_asked()
             tables = ranks.gather(own)
         # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
         loss = float(ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy().mean())
         if ranks.is_main:
-            table = CandidateTable.concatenate(tables).ordered(store.num_features)
-            answers = decode(
-                table,
-                store.feature_map(),
-                store.contexts,
-                store.example_ids,
-                n_best_size=config.n_best_size,
-                version_2=version_2,
-                null_score_diff_threshold=config.null_score_diff_threshold,
-            )
+            answers = answer(tables, store, config, version_2=version_2)
             metrics = score(store, answers, version_2=version_2)
     return Evaluation(ranks.broadcast(metrics), loss, answers)
 
@@ -120,11 +111,42 @@ def evaluate_loss(
     batches = evaluation_batches(lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
-    for _ in _forward(model, store, ranks, [features[batch] for batch in mine], losses):
+    for _ in forward(model, store, ranks, [features[batch] for batch in mine], losses):
         pass
     ranks.stop_if_asked()
     summed = ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy()
     return Evaluation({}, float(summed[features].mean()), None)
+
+
+def candidates(computed: Iterable[Computed | None], config: EvaluationConfig) -> Iterator[CandidateTable]:
+    """Candidates of all features, found for many at a time: tensors of a few features cost more in calls than in work.
+
+    What is found for a feature does not depend on the others.
+    """
+    waiting: list[Computed] = []
+    for found in computed:
+        if found is not None:
+            waiting.append(found)
+        if sum(len(batch.indices) for batch, _, _ in waiting) >= _DECODED_TOGETHER:
+            yield _best_spans(waiting, config)
+            waiting = []
+    if waiting:
+        yield _best_spans(waiting, config)
+
+
+def answer(
+    tables: Sequence[CandidateTable], store: FeatureStore, config: EvaluationConfig, *, version_2: bool
+) -> Answers:
+    """One answer to each example of a store, from the candidates of all its features."""
+    return decode(
+        CandidateTable.concatenate(tables).ordered(store.num_features),
+        store.feature_map(),
+        store.contexts,
+        store.example_ids,
+        n_best_size=config.n_best_size,
+        version_2=version_2,
+        null_score_diff_threshold=config.null_score_diff_threshold,
+    )
 
 
 def score(store: FeatureStore, answers: Answers, *, version_2: bool) -> Metrics:
@@ -172,7 +194,7 @@ def _budget(config: EvaluationConfig, ranks: Ranks) -> int:
     return config.eval_tokens_per_device or EVALUATION_TOKENS[ranks.device.type]
 
 
-def _forward(
+def forward(
     model: SpanModel,
     store: FeatureStore,
     ranks: Ranks,
@@ -244,22 +266,6 @@ def _is_to_stop(ranks: Ranks) -> bool:
     return bool(ranks.sum(torch.tensor(float(ranks.is_asked_to_stop), device=ranks.device)))
 
 
-def _candidates(computed: Iterator[Computed | None], config: EvaluationConfig) -> Iterator[CandidateTable]:
-    """Candidates of all features, found for many at a time: tensors of a few features cost more in calls than in work.
-
-    What is found for a feature does not depend on the others.
-    """
-    waiting: list[Computed] = []
-    for found in computed:
-        if found is not None:
-            waiting.append(found)
-        if sum(len(batch.indices) for batch, _, _ in waiting) >= _DECODED_TOGETHER:
-            yield _best_spans(waiting, config)
-            waiting = []
-    if waiting:
-        yield _best_spans(waiting, config)
-
-
 def _best_spans(computed: Sequence[Computed], config: EvaluationConfig) -> CandidateTable:
     batches, starts, ends = zip(*computed, strict=True)
     start_T, end_T = torch.cat(starts), torch.cat(ends)
@@ -329,4 +335,4 @@ def _through_logits(
             start_T, end_T = torch.from_numpy(rows).unbind(1)
             yield batch, start_T, end_T
 
-    return [CandidateTable.empty(config.n_best_size), *_candidates(kept(), config)]
+    return [CandidateTable.empty(config.n_best_size), *candidates(kept(), config)]

@@ -5,9 +5,8 @@ loops and scoring text by text, with features padded to --max_seq_length as publ
 padding. The clock of qa_dist includes reading and validating the file and writing its feature store, which the other
 side gets for nothing. Both have computed a batch before the clock starts.
 
-`decode` of qa_dist is everything in an evaluation that is neither the model's forward pass nor scoring, the validation
-loss included. On a CPU it goes on beside the forward pass, so it is timed in a second evaluation, whose model remembers
-the logits of the first.
+`decode` is what lies between logits and answers. qa_dist does it beside the forward pass, so it is timed once more on
+its own; `forward` of qa_dist is the rest of the evaluation, the validation loss and the making of batches included.
 """
 
 from collections.abc import Callable, Sequence

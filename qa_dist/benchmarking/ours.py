@@ -22,15 +22,17 @@ import torch
 from torch import nn
 
 from qa_dist import evaluation as evaluating
+from qa_dist.batching import evaluation_batches
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
+from qa_dist.budget import EVALUATION_TOKENS
 from qa_dist.config import DataConfig, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.evaluation import evaluate_loss, score
 from qa_dist.modeling import SpanModel, build_model, transformers_model
 from qa_dist.pretrained import load_tokenizer
-from qa_dist.store import FeatureStore, prepare_store
+from qa_dist.store import prepare_store
 from qa_dist.training import Trainer
 
 PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")
@@ -165,16 +167,23 @@ def evaluate(config: RunConfig) -> Result:
         model, _ = build_model(config.model, seed=config.training.seed, max_seq_length=config.data.max_seq_length)
         model.to(ranks.device)
         evaluate_loss(model, store, ranks, config.evaluation, np.arange(min(16, store.num_features)))
-        remembering = _Remembering(model)
-        whole, found = _evaluation(remembering, store, ranks, config)
-        # Once more, now without a forward pass. What is left is batches, losses, candidates, answers and scores.
-        rest, found = _evaluation(remembering, store, ranks, config)
-        assert found.answers is not None
+        remembering = cast(SpanModel, _Remembering(model))
+        synchronize(ranks.device)
         begin = time.perf_counter()
-        score(store, found.answers, version_2=False)
+        found = evaluating.evaluate(remembering, store, ranks, config.evaluation, version_2=False)
+        whole = time.perf_counter() - begin
+        # Again from the logits on: in the evaluation this went on beside the forward pass.
+        batches = evaluation_batches(store.lengths, EVALUATION_TOKENS[ranks.device.type], model.padded_length)
+        computed = list(evaluating.forward(remembering, store, ranks, batches, np.zeros(store.num_features)))
+        synchronize(ranks.device)
+        begin = time.perf_counter()
+        tables = list(evaluating.candidates(computed, config.evaluation))
+        answers = evaluating.answer(tables, store, config.evaluation, version_2=False)
+        seconds["decode"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        score(store, answers, version_2=False)
         seconds["score"] = time.perf_counter() - begin
-        seconds["decode"] = rest - seconds["score"]
-        seconds["forward"] = whole - rest
+        seconds["forward"] = whole - seconds["decode"] - seconds["score"]
         num_examples, num_features = store.num_examples, store.num_features
     memory = ranks.peak_memory_bytes()
     ranks.close()
@@ -187,16 +196,6 @@ def evaluate(config: RunConfig) -> Result:
         "exact_match": found.metrics["exact_match"],
         "f1": found.metrics["f1"],
     }
-
-
-def _evaluation(
-    model: "_Remembering", store: FeatureStore, ranks: Ranks, config: RunConfig
-) -> tuple[float, evaluating.Evaluation]:
-    """Seconds of an evaluation, and what it found."""
-    synchronize(ranks.device)
-    begin = time.perf_counter()
-    found = evaluating.evaluate(cast(SpanModel, model), store, ranks, config.evaluation, version_2=False)
-    return time.perf_counter() - begin, found
 
 
 class _Remembering(nn.Module):

@@ -279,8 +279,8 @@ _TEXTS: dict[str, tuple[str, tuple[Callable[[Section], list[str]], ...]]] = {
     "evaluation": (
         "From questions to exact match and F1. *Hugging Face* is `Dataset.map`, `Trainer.predict` on features padded to"
         " 384, decoding by nested loops written from the description of the published script, and scores text by text."
-        " qa_dist's `tokenise` includes reading and validating the file and writing its store, `decode` all but forward"
-        " pass and scoring, timed in a second evaluation that has the logits of the first.",
+        " `decode` is from logits to answers. qa_dist's `tokenise` includes reading and validating the file and writing"
+        " its store, its `forward` the validation loss.",
         (_evaluation_table,),
     ),
 }

@@ -215,7 +215,7 @@ def _install(fault: Fault) -> None:
         "load": (training, "build_model"),
         "step": (training.Trainer, "step"),
         "data": (training.FeatureBatch, "of"),
-        "evaluate": (evaluation, "_forward"),
+        "evaluate": (evaluation, "forward"),
         "save": (resume, "write_checkpoint"),
         "finish": (run, "save_trained"),
     }
