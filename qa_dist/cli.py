@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "score a trained model",
     "score": "score a predictions file as the official SQuAD scripts do",
     "merge": "fold an adapter into its base model",
+    "estimate": "the memory that a run will take, by part, and the token budget that fits",
     "doctor": "look at this machine: devices, versions, communication, disks, limits",
     "bench": "measure speed and memory, beside transformers' Trainer",
 }

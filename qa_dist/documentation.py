@@ -10,6 +10,7 @@ from qa_dist.config import GROUPS, option_table
 from qa_dist.doctor import DoctorConfig
 from qa_dist.entry import run
 from qa_dist.errors import UserError
+from qa_dist.estimate import EstimateConfig
 from qa_dist.evaluate import EvaluateConfig
 
 PROG = "qa_dist.documentation"
@@ -19,7 +20,14 @@ _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end of genera
 def parts() -> dict[str, str]:
     """Every generated part by name, as Markdown."""
     return {
-        "options": option_table({**GROUPS, "evaluate only": EvaluateConfig, "doctor only": DoctorConfig}),
+        "options": option_table(
+            {
+                **GROUPS,
+                "evaluate only": EvaluateConfig,
+                "estimate only": EstimateConfig,
+                "doctor only": DoctorConfig,
+            }
+        ),
         "compatibility": compatibility_table(),
         "refusals": refusal_table(),
     }

@@ -28,7 +28,7 @@ from qa_dist.config import MODEL_TYPES_UNPADDED, ModelConfig
 from qa_dist.dropout import use_cheap_dropout
 from qa_dist.errors import CheckpointError, ConfigError, TrainingError, UserError
 from qa_dist.pretrained import check_adapter, loading_error, resolve_model_path, weights_folder
-from qa_dist.quantization import num_elements, quantization_options, require_quantized
+from qa_dist.quantization import num_elements, outline_quantized, quantization_options, require_quantized
 from qa_dist.store import FeatureStore
 
 Padding = Literal["unpadded", "sorted", "max_length"]
@@ -117,8 +117,8 @@ class SpanModel(nn.Module):
             output = self._compute_row(input_ids_T, token_type_ids_T, lengths)
             start_T, end_T = output.start_logits[0], output.end_logits[0]
         else:
-            real_BL, output = self._compute_padded(input_ids_T, token_type_ids_T, lengths)
-            start_T, end_T = output.start_logits[real_BL], output.end_logits[real_BL]
+            real, output = self._compute_padded(input_ids_T, token_type_ids_T, lengths)
+            start_T, end_T = output.start_logits[real], output.end_logits[real]
         return start_T.float(), end_T.float()
 
     def _compute_row(self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]) -> Any:
@@ -135,21 +135,27 @@ class SpanModel(nn.Module):
 
     def _compute_padded(
         self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
-    ) -> tuple[torch.Tensor, Any]:
-        lengths_B = torch.tensor(lengths, device=input_ids_T.device)
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
+        """Row and column of every real token, both int64 [T], and the model's output."""
         width = self._padded_length or max(lengths)
-        places = torch.arange(width, device=input_ids_T.device)
+        lengths_B = torch.tensor(lengths, device=input_ids_T.device)
+        features = torch.arange(len(lengths), device=input_ids_T.device)
+        rows_T = torch.repeat_interleave(features, lengths_B, output_size=len(input_ids_T))
+        columns_T = position_ids(cumulative_lengths(lengths, input_ids_T.device), len(input_ids_T))
         if self._pads_left:
-            places = width - 1 - places
-        real_BL = places[None] < lengths_B[:, None]
-        input_ids_BL = torch.full(real_BL.shape, self._pad_token_id, device=input_ids_T.device)
-        input_ids_BL[real_BL] = input_ids_T
-        inputs = {"input_ids": input_ids_BL, "attention_mask": real_BL.long()}
+            columns_T = columns_T + (width - lengths_B)[rows_T]
+        # Places as numbers: with a mask in their stead the device would have to say how many there are.
+        real = rows_T, columns_T
+        attention_mask_BL = torch.zeros(len(lengths), width, dtype=torch.long, device=input_ids_T.device)
+        attention_mask_BL[real] = 1
+        input_ids_BL = torch.full_like(attention_mask_BL, self._pad_token_id)
+        input_ids_BL[real] = input_ids_T
+        inputs = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL}
         if self._takes_token_types:
             token_type_ids_BL = torch.zeros_like(input_ids_BL)
-            token_type_ids_BL[real_BL] = token_type_ids_T
+            token_type_ids_BL[real] = token_type_ids_T
             inputs["token_type_ids"] = token_type_ids_BL
-        return real_BL, self._call(**inputs)
+        return real, self._call(**inputs)
 
     @property
     def padded_length(self) -> int | None:
@@ -343,6 +349,67 @@ def build_model(
     torch.manual_seed(seed)
     base, fresh, padding, notes = _load_base(config, config.model_name_or_path, max_seq_length, device)
     before = count_parameters(base)
+    span_model = _finished(
+        base,
+        fresh,
+        config,
+        padding=padding,
+        max_seq_length=max_seq_length,
+        gradient_checkpointing=gradient_checkpointing,
+        tokenizer_pads_left=tokenizer_pads_left,
+        notes=notes,
+    )
+    if torch_compile:
+        # It fuses the masks of its own dropout into what surrounds them.
+        span_model.compile_encoder()
+    elif not torch.cuda.is_available():
+        use_cheap_dropout(span_model)
+    return span_model, parameter_report(span_model, before)
+
+
+def build_outline(
+    config: ModelConfig, *, max_seq_length: int, gradient_checkpointing: bool = False, device: torch.device = CPU
+) -> SpanModel:
+    """The model that `build_model` would build for `device`, all shapes and no numbers: its tensors are on "meta".
+
+    Only the configuration of a checkpoint is read.
+
+    Raises:
+        UserError: There is no such model, or an option does not fit it.
+    """
+    name = config.model_name_or_path
+    with torch.device("meta"):
+        with _loading(name), _quiet():
+            model_config, padding, notes = _configured(config, name, max_seq_length)
+            base = _from_configuration(model_config, padding)
+            outline_quantized(base, config.quantization, head_names(base))
+        span_model = _finished(
+            base,
+            (),
+            config,
+            padding=padding,
+            max_seq_length=max_seq_length,
+            gradient_checkpointing=gradient_checkpointing,
+            tokenizer_pads_left=False,
+            notes=notes,
+        )
+    if device.type == "cpu":
+        use_cheap_dropout(span_model)
+    return span_model
+
+
+def _finished(
+    base: Any,
+    fresh: Sequence[str],
+    config: ModelConfig,
+    *,
+    padding: Padding,
+    max_seq_length: int,
+    gradient_checkpointing: bool,
+    tokenizer_pads_left: bool,
+    notes: Sequence[str],
+) -> SpanModel:
+    """A transformers model with its adapters and all else that training adds; `fresh` names its new parameters."""
     model = _add_adapters(base, config) if config.tuning == "lora" else base
     span_model = SpanModel(
         model,
@@ -360,12 +427,7 @@ def build_model(
     _check_trainable(span_model, fresh)
     for bias in logit_biases(span_model).values():
         bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
-    if torch_compile:
-        # It fuses the masks of its own dropout into what surrounds them.
-        span_model.compile_encoder()
-    elif not torch.cuda.is_available():
-        use_cheap_dropout(span_model)
-    return span_model, parameter_report(span_model, before)
+    return span_model
 
 
 def load_trained(
@@ -499,37 +561,35 @@ def _load_base(
     """A transformers model, the names of its newly initialised parameters, its padding, and notes for the user."""
     from transformers import AutoModelForQuestionAnswering
 
+    with _loading(name), _quiet():
+        model_config, padding, notes = _configured(config, name, max_seq_length)
+        if config.model_config is not None:
+            model = _from_configuration(model_config, padding)
+            notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
+            # As of a checkpoint without a head; that the rest is random was asked for.
+            heads = head_names(model)
+            fresh = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
+            return model, sorted(fresh), padding, notes
+        heads = () if config.quantization == "no" else _heads_of(model_config)
+        model, info = AutoModelForQuestionAnswering.from_pretrained(
+            weights_folder(name, config),
+            config=model_config,
+            dtype=torch.float32,
+            attn_implementation=_attention(padding),
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **quantization_options(config.quantization, heads, device),
+        )
+        require_quantized(model, config.quantization, heads)
+    return model, sorted(info["missing_keys"]), padding, notes
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Make one sentence of whatever a library raises about a model."""
     try:
-        with _quiet():
-            model_config = model_configuration(dataclasses.replace(config, model_name_or_path=name))
-            padding, notes = _choose_padding(config, model_config)
-            _check_length(model_config, max_seq_length)
-            _set_dropout(model_config, config.model_dropout, unpadded=padding == "unpadded", notes=notes)
-            model_config.num_labels = 2
-            if padding == "unpadded":
-                register()
-            attention = UNPADDED if padding == "unpadded" else None
-            if config.model_config is not None:
-                model = AutoModelForQuestionAnswering.from_config(
-                    model_config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
-                )
-                notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
-                # As of a checkpoint without a head; that the rest is random was asked for.
-                heads = head_names(model)
-                fresh = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
-                return model, sorted(fresh), padding, notes
-            heads = () if config.quantization == "no" else _heads_of(model_config)
-            model, info = AutoModelForQuestionAnswering.from_pretrained(
-                weights_folder(name, config),
-                config=model_config,
-                dtype=torch.float32,
-                attn_implementation=attention,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **quantization_options(config.quantization, heads, device),
-            )
-            require_quantized(model, config.quantization, heads)
+        yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
@@ -538,7 +598,31 @@ def _load_base(
             f"--model_name_or_path {name} cannot be loaded as a question-answering encoder ({first}); give a local "
             "folder of a transformers model, package:NAME/FOLDER, or a hub id that is reachable or cached"
         ) from error
-    return model, sorted(info["missing_keys"]), padding, notes
+
+
+def _configured(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any, Padding, list[str]]:
+    """The configuration of a transformers model as training sets it, its padding, and notes for the user."""
+    model_config = model_configuration(dataclasses.replace(config, model_name_or_path=name))
+    padding, notes = _choose_padding(config, model_config)
+    _check_length(model_config, max_seq_length)
+    _set_dropout(model_config, config.model_dropout, unpadded=padding == "unpadded", notes=notes)
+    model_config.num_labels = 2
+    if padding == "unpadded":
+        register()
+    return model_config, padding, notes
+
+
+def _attention(padding: Padding) -> str | None:
+    return UNPADDED if padding == "unpadded" else None
+
+
+def _from_configuration(model_config: Any, padding: Padding) -> Any:
+    """The transformers model that a configuration describes, with new weights."""
+    from transformers import AutoModelForQuestionAnswering
+
+    return AutoModelForQuestionAnswering.from_config(
+        model_config, dtype=torch.float32, attn_implementation=_attention(padding), trust_remote_code=False
+    )
 
 
 def _heads_of(model_config: Any) -> tuple[str, ...]:

@@ -14,6 +14,9 @@ from qa_dist.requirements import require_bitsandbytes
 
 Quantization = Literal["no", "8bit", "4bit"]
 
+_NF4_BLOCK = 64
+"""Weights that share a scale in 4 bits: the default of bitsandbytes, and of its paper."""
+
 
 def quantization_options(kind: Quantization, heads: tuple[str, ...], device: torch.device) -> dict[str, Any]:
     """Arguments of transformers' `from_pretrained` that load linear layers quantised, onto the rank's own device.
@@ -29,6 +32,10 @@ def quantization_options(kind: Quantization, heads: tuple[str, ...], device: tor
     if kind == "no":
         return {}
     require_bitsandbytes(f"--quantization {kind}")
+    return {"quantization_config": _settings(kind, heads), "device_map": {"": device}}
+
+
+def _settings(kind: Quantization, heads: tuple[str, ...]) -> Any:
     from transformers import BitsAndBytesConfig
 
     if kind == "8bit":
@@ -36,15 +43,46 @@ def quantization_options(kind: Quantization, heads: tuple[str, ...], device: tor
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         # A threshold would make columns with outliers, found over all tokens of a batch, an exception: a feature's
         # logits would then depend on its neighbours, and a step on the number of ranks.
-        settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(heads))
-    else:
-        settings = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.float32,
-            llm_int8_skip_modules=list(heads),
-        )
-    return {"quantization_config": settings, "device_map": {"": device}}
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(heads))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=list(heads),
+    )
+
+
+def outline_quantized(model: Any, kind: Quantization, heads: tuple[str, ...]) -> None:
+    """Give a model on the meta device the layers, the shapes and the scales that quantised loading gives.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if kind == "no":
+        return
+    require_bitsandbytes(f"--quantization {kind}")
+    from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    replace_with_bnb_linear(model, list(heads), _settings(kind, heads))
+    for layer in model.modules():
+        if isinstance(layer, Linear8bitLt):
+            # A scale per row.
+            weight = torch.empty(layer.weight.shape, dtype=torch.int8, device="meta")
+            scales = torch.empty(layer.out_features, device="meta")
+            layer.weight = Int8Params(weight, requires_grad=False, CB=weight, SCB=scales)
+        elif isinstance(layer, Linear4bit):
+            # Two numbers to a byte, and a scale per block of 64.
+            shape = layer.weight.shape
+            absmax = torch.empty(-(-shape.numel() // _NF4_BLOCK), device="meta")
+            code = torch.empty(16, device="meta")
+            state = QuantState(absmax, shape, code, blocksize=_NF4_BLOCK, quant_type="nf4", dtype=torch.float32)
+            packed = torch.empty((shape.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
+            layer.weight = Params4bit(packed, requires_grad=False, quant_state=state, bnb_quantized=True)
+            layer.quant_state = state
+    # By these peft knows which kind of adapter goes around them.
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = kind == "8bit", kind == "4bit"
 
 
 def require_quantized(model: nn.Module, kind: Quantization, heads: tuple[str, ...]) -> None:

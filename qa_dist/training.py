@@ -213,6 +213,8 @@ class Trainer:
                 self.ranks.backward(losses_B.sum() * weight, last=number == len(share))
                 if len(micro_batch):
                     losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
+                # They hold the graph, in which layers of bitsandbytes keep their inputs even after the backward pass.
+                del start_T, end_T, losses_B
         except torch.OutOfMemoryError as error:
             if self.ranks.is_shared:
                 raise LocalTrainingError(

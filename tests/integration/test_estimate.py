@@ -1,0 +1,47 @@
+"""Estimates beside the peaks of runs, in processes of their own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qa_dist import estimate
+from tests.distributed.launching import succeed, torchrun
+from tests.tiny import tiny_squad, tiny_tokenizer
+
+pytestmark = pytest.mark.integration
+
+TOKENS = 16 * 160
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration whose passes take more than the process does, and seconds."""
+    from transformers import BertConfig
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1024}
+    BertConfig(vocab_size=len(tokenizer), max_position_embeddings=160, **sizes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("more", [["--lora_target_modules", "all-linear"], ["--tuning", "full"]], ids=["lora", "full"])
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    options = ["--model_config", str(model), "--model_name_or_path", str(model), *more, "--padding", "max_length"]
+    options += ["--max_seq_length", "160", "--doc_stride", "16", "--max_tokens_per_device", str(TOKENS)]
+    options += ["--checkpointing_steps", "no"]
+    data = ["--train_file", str(tiny_squad(tmp_path / "train.json", 64, seed=1, longest=100))]
+    data += ["--store_dir", str(tmp_path / "store"), "--output_dir", str(tmp_path / "out"), "--disable_tqdm"]
+    steps = ["--global_batch_size", "32", "--max_train_steps", "2", "--eval_steps", "no"]
+    # Otherwise glibc's heap keeps holes, and the resident set tells more about it than about tensors.
+    succeed(torchrun(1, "qa_dist.train", [*options, *data, *steps]), MALLOC_MMAP_THRESHOLD_="131072")
+    (measured,) = json.loads((tmp_path / "out" / "run.json").read_text())["peak_memory_bytes_per_rank"]
+    assert estimate.main([*options, "--strategy", "ddp", "--device", "cpu", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["estimates"]
+    process = found["device_parts"]["process"]
+    assert found["device_bytes"] > 2 * process, "the passes are what is looked at"
+    assert found["device_bytes"] == pytest.approx(measured, rel=0.15)

@@ -1,0 +1,164 @@
+"""`qa-dist estimate`: what it prints, what it refuses, and that its sizes are those of a model that is built."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from qa_dist import estimate
+from qa_dist.config import ModelConfig
+from qa_dist.estimate import num_bytes, sizes_of
+from qa_dist.modeling import SpanModel, build_model, build_outline, head_parameters
+from qa_dist.optim import moment_bytes
+from tests.tiny import MODEL_TYPES, tiny_model
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GiB", 24 * 2**30),
+        ("80GB", 80 * 10**9),
+        ("1.5 MiB", 3 * 2**19),
+        ("123", 123),
+        ("7kB", 7000),
+        *((text, None) for text in ("", "GiB", "24G", "24gib", "-1GB", "1e9", "0", "0GiB", "12 GiB per rank")),
+    ],
+)
+def test_sizes_of_memory(text: str, size: int | None) -> None:
+    assert num_bytes(text) == size
+
+
+def stored(model: SpanModel) -> dict[str, int]:
+    return {name: tensor.numel() * tensor.element_size() for name, tensor in model.model.named_parameters()}
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_sizes_are_those_of_the_model_that_trains(
+    tmp_path: Path, model_type: str, tuning: Literal["lora", "full"]
+) -> None:
+    config = ModelConfig(model_name_or_path=str(tiny_model(model_type, tmp_path)), tuning=tuning)
+    real, _ = build_model(config, seed=0, max_seq_length=64)
+    outline = build_outline(config, max_seq_length=64)
+    assert all(tensor.device.type == "meta" for tensor in outline.parameters())
+    assert stored(outline) == stored(real)
+    sizes = sizes_of(outline)
+    assert sizes == sizes_of(real)
+    assert sizes.total_bytes == sum(stored(real).values())
+    weights = dict(real.trainable())
+    assert sizes.trained_bytes == sum(weight.nbytes for weight in weights.values())
+    heads = set(head_parameters(real))
+    new = [weight for name, weight in weights.items() if "lora_" in name or name in heads]
+    assert sizes.new == sum(weight.numel() for weight in new)
+    assert (sizes.new == sum(sizes.trained)) == (tuning == "lora")
+    blocks = [sum(weight.nbytes for weight in block.parameters()) for block in real.blocks()]
+    assert sizes.largest_block == max(blocks)
+    assert sizes.outside == sizes.total_bytes - sum(blocks)
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_quantised_weights_come_with_their_scales(tmp_path: Path, kind: Literal["8bit", "4bit"]) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    config = ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)), quantization=kind)
+    real, _ = build_model(config, seed=0, max_seq_length=64)
+    outline = build_outline(config, max_seq_length=64)
+    assert stored(outline) == stored(real)
+    assert sizes_of(outline) == sizes_of(real)
+    assert sizes_of(real).total_bytes > sum(stored(real).values())
+
+
+def test_the_optimisers_state_is_what_is_said(tmp_path: Path) -> None:
+    model, _ = build_model(ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path))), seed=0, max_seq_length=64)
+    weights = [weight for _, weight in model.trainable()]
+    optimizer = torch.optim.AdamW(weights)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    held = sum(state[kind].nbytes for state in optimizer.state.values() for kind in ("exp_avg", "exp_avg_sq"))
+    assert held == sum(moment_bytes("adamw", elements) for elements in sizes_of(model).trained)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_model("bert", tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "process_bytes", lambda modules: 300 * 2**20)
+
+
+def estimated(capsys: pytest.CaptureFixture[str], model: str, *words: str) -> dict[str, Any]:
+    common = ["--model_name_or_path", model, "--max_seq_length", "64", "--doc_stride", "16", "--json"]
+    assert estimate.main([*common, *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_every_strategy_that_goes_with_the_options(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    found = estimated(capsys, model, "--num_processes", "2", "--device", "cpu", "--device_memory", "1GiB")
+    by_name = {each["strategy"]: each for each in found["estimates"]}
+    assert list(by_name) == ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+    assert found["refused"] == {}
+    for each in by_name.values():
+        assert each["max_tokens_per_device"] == 1024
+        assert each["device_bytes"] == sum(each["device_parts"].values())
+        assert each["device_parts"]["process"] == 300 * 2**20
+        assert each["largest_max_tokens_per_device"] > 10_000
+    whole, cut = by_name["ddp"]["device_parts"], by_name["zero3"]["device_parts"]
+    assert cut["base weights"] == -(-whole["base weights"] // 2)
+
+
+def test_the_largest_budget_is_estimated_to_fill_the_device(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    words = ["--strategy", "ddp", "--device", "cpu", "--device_memory", "1GiB", "--checkpointing_steps", "no"]
+    (first,) = estimated(capsys, model, *words)["estimates"]
+    tokens = str(first["largest_max_tokens_per_device"])
+    (full,) = estimated(capsys, model, *words, "--max_tokens_per_device", tokens)["estimates"]
+    assert full["device_bytes"] == pytest.approx(0.9 * 2**30, rel=1e-4)
+
+
+def test_without_cuda_a_gpu_is_estimated_and_the_reader_told(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    found = estimated(capsys, model, "--device", "cuda", "--device_memory", "8GiB", "--quantization", "no")
+    assert all("process" not in each["device_parts"] for each in found["estimates"])
+    assert all(each["max_tokens_per_device"] == each["largest_max_tokens_per_device"] for each in found["estimates"])
+    if not torch.cuda.is_available():
+        assert any("torch finds no CUDA here" in note for note in found["notes"])
+
+
+def test_what_does_not_go_together_is_left_out_with_its_reason(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    found = estimated(capsys, model, "--device", "cpu", "--mixed_precision", "fp16")
+    assert [each["strategy"] for each in found["estimates"]] == ["ddp"]
+    assert list(found["refused"]) == ["zero1", "zero2", "zero3", "fsdp2"]
+    assert found["refused"]["zero3"].startswith("--mixed_precision fp16 does not work with zero3")
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    words = ["--model_name_or_path", model, "--max_seq_length", "64", "--doc_stride", "16"]
+    assert estimate.main([*words, "--device", "cuda", "--device_memory", "8GiB", "--cpu_offload"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["MiB", "of", "each", "rank", "zero1", "zero2", "zero3"]
+    rows = [line.partition("  ")[0] for line in lines]
+    for part in ("base weights", "gradients", "sharing", "together", "in the host's memory", "optimiser"):
+        assert part in rows
+    assert rows.index("together") < rows.index("in the host's memory") < rows.index("optimiser")
+    assert any("--cpu_offload does not work with ddp" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device_memory", "24G"], "--device_memory 24G is no size; write it as 24GiB"),
+        (["--strategy", "zero2", "--mixed_precision", "fp16"], "--mixed_precision fp16 does not work with zero2"),
+        (["--cpu_offload", "--strategy", "ddp"], "--cpu_offload does not work with ddp"),
+        (["--torch_compile"], "--torch_compile keeps other tensors"),
+        (["--tuning", "full", "--quantization", "8bit"], "freezes what --tuning full trains"),
+        (["--num_processes", "0"], "--num_processes 0 is out of range"),
+        (["--max_tokens_per_device", "40"], "--max_tokens_per_device 40 is less than one feature"),
+    ],
+)
+def test_mistakes_are_sentences(capsys: pytest.CaptureFixture[str], model: str, words: list[str], said: str) -> None:
+    common = ["--model_name_or_path", model, "--max_seq_length", "64", "--doc_stride", "16"]
+    assert estimate.main([*common, *words]) == 2
+    assert said in capsys.readouterr().err

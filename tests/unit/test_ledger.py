@@ -1,0 +1,146 @@
+"""The ledger counts what a real pass allocates, without allocating it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from qa_dist.attention import cumulative_lengths
+from qa_dist.config import ModelConfig
+from qa_dist.ledger import MADE, Ledger, run_pass, trace_passes
+from qa_dist.memory import Traced
+from qa_dist.modeling import SpanModel, build_model, build_outline
+from tests.tiny import MODEL_TYPES, tiny_model
+
+LENGTH = 64
+SIZES = (3, 6)
+CPU = torch.device("cpu")
+Precision = Literal["no", "bf16", "fp16"]
+
+
+def test_storages_are_counted_while_they_live() -> None:
+    with FakeTensorMode(), Ledger() as ledger:
+        first = torch.empty(1000)
+        ledger.part = "activations"
+        second = first + 1
+        assert second.view(10, 100)[3:].shape == (7, 100), "views share a storage"
+        third = second.double()
+        assert ledger.live == {"weights": 4000, "activations": 12000}
+        del second
+        assert ledger.live == {"weights": 4000, "activations": 8000}
+        assert ledger.peak == {"weights": 4000, "activations": 12000}
+        ledger.rename("activations", "gradients")
+        ledger.reset_peak()
+        assert ledger.peak == {"weights": 4000, "gradients": 8000}
+        del third
+        assert ledger.live["gradients"] == 0
+
+
+def test_autograd_keeps_what_the_backward_pass_needs() -> None:
+    with FakeTensorMode(), Ledger() as ledger:
+        weight = torch.empty(8, 8, requires_grad=True)
+        rows = torch.empty(100, 8)
+        ledger.part = "activations"
+        # The product keeps its input, exp its output, and the sum nothing.
+        loss = (rows @ weight.t()).exp().sum()
+        assert ledger.live["activations"] == 100 * 8 * 4 + 4
+        ledger.part = "workspace"
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert ledger.live == {"weights": 4 * (64 + 800), "activations": 4, "workspace": 4 * 64}
+
+
+def test_boundaries_can_be_read() -> None:
+    with FakeTensorMode(), Ledger():
+        cumulative = cumulative_lengths((3, 1, 5), CPU)
+        assert cumulative.tolist() == [0, 3, 4, 9]
+        assert int(cumulative.diff().max()) == 5
+        cumulative.copy_(torch.empty(4))
+        with pytest.raises(DataDependentOutputException):
+            cumulative.tolist()
+
+
+def lengths(size: int) -> tuple[int, ...]:
+    """Of a batch with one token to pad: without any, transformers makes no mask, which shapes alone cannot tell."""
+    return (*(LENGTH,) * (size - 1), LENGTH - 1)
+
+
+def real_passes(model: SpanModel, precision: Precision) -> list[Traced]:
+    """What `trace_passes` says, of a model that computes."""
+    model.train()
+    found = []
+    with Ledger() as ledger:
+        for tensor in (*model.parameters(), *model.buffers()):
+            ledger.count(tensor)
+        run_pass(model, lengths(SIZES[0]), CPU, precision, ledger)
+        ledger.rename("workspace", "gradients")
+        for size in SIZES:
+            ledger.reset_peak()
+            run_pass(model, lengths(size), CPU, precision, ledger)
+            found.append(Traced(size * LENGTH, {part: ledger.peak.get(part, 0) for part in MADE}))
+    return found
+
+
+def both(
+    config: ModelConfig, *, precision: Precision = "no", checkpointing: bool = False
+) -> tuple[list[Traced], list[Traced]]:
+    options: dict[str, Any] = {"max_seq_length": LENGTH, "gradient_checkpointing": checkpointing}
+    traced = trace_passes(build_outline(config, **options), SIZES, length=LENGTH, device=CPU, precision=precision)
+    return traced, real_passes(build_model(config, seed=1, **options)[0], precision)
+
+
+def peaks(passes: list[Traced]) -> list[int]:
+    return [sum(traced.made.values()) for traced in passes]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tuning"), [("bert", "full"), *((model_type, "lora") for model_type in MODEL_TYPES)]
+)
+def test_a_pass_without_numbers_takes_what_a_real_one_does(
+    tmp_path: Path, model_type: str, tuning: Literal["lora", "full"]
+) -> None:
+    config = ModelConfig(model_name_or_path=str(tiny_model(model_type, tmp_path)), tuning=tuning, model_dropout=0.1)
+    traced, real = both(config)
+    assert peaks(traced) == pytest.approx(peaks(real), rel=0.01)
+    assert min(peaks(traced)) > 100_000
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({"padding": "max_length"}, {}),
+        ({"padding": "sorted"}, {}),
+        ({}, {"checkpointing": True}),
+        ({}, {"precision": "bf16"}),
+        ({"lora_target_modules": ("all-linear",), "use_dora": True}, {"precision": "fp16"}),
+    ],
+    ids=str,
+)
+def test_so_it_does_with_other_options(tmp_path: Path, options: dict[str, Any], more: dict[str, Any]) -> None:
+    traced, real = both(ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)), **options), **more)
+    assert peaks(traced) == pytest.approx(peaks(real), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_so_it_does_over_quantised_weights(tmp_path: Path, kind: Literal["8bit", "4bit"]) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    traced, real = both(ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)), quantization=kind))
+    assert peaks(traced) == pytest.approx(peaks(real), rel=0.01)
+
+
+def traced(folder: Path, sizes: tuple[int, ...], *, checkpointing: bool = False, **options: Any) -> list[Traced]:
+    config = ModelConfig(model_name_or_path=str(tiny_model("bert", folder)), **options)
+    model = build_outline(config, max_seq_length=LENGTH, gradient_checkpointing=checkpointing)
+    return trace_passes(model, sizes, length=LENGTH, device=CPU, precision="no")
+
+
+def test_memory_is_linear_in_tokens(tmp_path: Path) -> None:
+    low, middle, high = peaks(traced(tmp_path, (10, 20, 40)))
+    assert high - middle == pytest.approx(2 * (middle - low), rel=1e-3)
+
+
+def test_checkpointing_saves_activations(tmp_path: Path) -> None:
+    (plain,) = peaks(traced(tmp_path / "plain", (10,)))
+    (checkpointed,) = peaks(traced(tmp_path / "checkpointed", (10,), checkpointing=True))
+    assert checkpointed < 0.8 * plain

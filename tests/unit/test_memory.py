@@ -1,0 +1,162 @@
+"""What a rank holds, against hand-made figures and against a model that was built."""
+
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from qa_dist.memory import (
+    EXCHANGE_BUCKET,
+    REDUCE_BUCKET,
+    Held,
+    Setup,
+    Sizes,
+    Traced,
+    at_peak,
+    in_pass,
+    in_update,
+    largest_budget,
+    made_by,
+)
+from qa_dist.optim import moment_bytes
+
+MADE = {"activations": 5000, "logits": 10, "workspace": 500}
+SIZES = Sizes(frozen=(4000, 2000), trained=(300, 100), new=400, largest_block=2500, outside=1100)
+"""6000 bytes frozen and 1600 trained, all of them adapters and head."""
+
+
+def setup(strategy: Any, num_processes: int = 4, device: Literal["cpu", "cuda"] = "cuda", **more: Any) -> Setup:
+    return Setup(strategy=strategy, num_processes=num_processes, device=device, **more)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "base", "adapters", "gradients", "optimiser", "sharing"),
+    [
+        ("ddp", 6000, 1600, 1600, 3200, 0),
+        ("zero1", 6000, 1600, 1600, 800 + 400, REDUCE_BUCKET),
+        ("zero2", 6000, 1600, 400, 800 + 400, REDUCE_BUCKET),
+        ("zero3", 1500, 400, 400, 800 + 400, REDUCE_BUCKET + 2 * 7600),
+        ("fsdp2", 1500, 400, 1600, 800, 1100 + 2 * 2500),
+    ],
+)
+def test_what_four_ranks_hold(
+    strategy: str, base: int, adapters: int, gradients: int, optimiser: int, sharing: int
+) -> None:
+    held = in_pass(SIZES, setup(strategy), MADE)
+    assert held.host == {}
+    assert held.device == {
+        "base weights": base,
+        "adapters and head": adapters,
+        "gradients": gradients,
+        "optimiser": optimiser,
+        "sharing": sharing,
+        **MADE,
+    }
+    assert held.device_bytes == base + adapters + gradients + optimiser + sharing + 5510
+
+
+def test_offload_moves_parts_to_the_host() -> None:
+    assert in_pass(SIZES, setup("zero1", cpu_offload=True), MADE).host == {"optimiser": 1200}
+    assert in_pass(SIZES, setup("zero2", cpu_offload=True), MADE).host == {"optimiser": 1200, "gradients": 400}
+    held = in_pass(SIZES, setup("zero3", cpu_offload=True), MADE)
+    assert held.host == {"optimiser": 1200, "gradients": 400, "base weights": 1500, "adapters and head": 400}
+    assert held.device == {"sharing": REDUCE_BUCKET + 2 * 7600, **MADE}
+
+
+def test_on_a_cpu_there_is_one_memory() -> None:
+    plain = in_pass(SIZES, setup("zero2", device="cpu"), MADE)
+    moved = in_pass(SIZES, setup("zero2", device="cpu", cpu_offload=True), MADE)
+    assert plain == moved
+    assert plain.device["sharing"] == 1600
+    assert in_pass(SIZES, setup("zero1", device="cpu"), MADE).device["sharing"] == 0
+    kept = in_pass(SIZES, setup("ddp", device="cpu", keeps_checkpoints=True), MADE)
+    assert kept.device["checkpoint copies"] == 1600 + 3200
+    assert in_pass(SIZES, setup("ddp", keeps_checkpoints=True), MADE).host == {"checkpoint copies": 4800}
+
+
+def test_zero3_gathers_no_more_than_it_is_told() -> None:
+    large = Sizes(frozen=(6 * 10**9,), trained=(), new=0, largest_block=10**8, outside=0)
+    sharing = in_pass(large, setup("zero3"), MADE).device["sharing"]
+    assert sharing == 2 * 10**9 + 2 * 10**8 + REDUCE_BUCKET
+
+
+def test_the_update_has_no_activations_but_needs_room() -> None:
+    assert in_update(SIZES, setup("ddp", 1, "cpu")).device["workspace"] == 2 * 1200
+    assert in_update(SIZES, setup("ddp", 1, "cuda")).device["workspace"] == 1600
+    assert "activations" not in in_update(SIZES, setup("ddp")).device
+    assert in_update(SIZES, setup("zero3")).device["sharing"] == REDUCE_BUCKET
+    assert in_update(SIZES, setup("zero3")).device["workspace"] == 1600
+    assert in_update(SIZES, setup("zero2")).device["workspace"] == 800
+    assert in_update(SIZES, setup("zero2", 4, "cpu")).device["workspace"] == 3 * 400
+    assert in_update(SIZES, setup("fsdp2")).device["gradients"] == 400
+    assert in_update(SIZES, setup("fsdp2")).device["sharing"] == 0
+    many = Sizes(frozen=(), trained=(1 << 24, 1 << 24), new=0, largest_block=0, outside=0)
+    assert in_update(many, setup("ddp", 2, "cuda")).device["workspace"] == 2 * EXCHANGE_BUCKET
+    assert in_update(many, setup("ddp", 2, "cpu")).device["workspace"] == 2 * EXCHANGE_BUCKET
+    small = {"activations": 10}
+    assert at_peak(SIZES, setup("ddp", 1), small) == in_update(SIZES, setup("ddp", 1))
+    assert at_peak(SIZES, setup("ddp", 1), MADE) == in_pass(SIZES, setup("ddp", 1), MADE)
+
+
+def test_between_traced_passes_lies_a_straight_line() -> None:
+    passes = [Traced(100, {"activations": 1000}), Traced(200, {"activations": 1500, "workspace": 100})]
+    passes.append(Traced(400, {"activations": 4500, "workspace": 100}))
+    assert made_by(passes, 100) == {"activations": 1000, "workspace": 0}
+    assert made_by(passes, 150) == {"activations": 1250, "workspace": 50}
+    assert made_by(passes, 300)["activations"] == 3000
+    assert made_by(passes, 600)["activations"] == 7500
+
+
+@pytest.mark.parametrize("tokens", [150, 300, 1000])
+def test_the_largest_budget_fills_the_device(tokens: int) -> None:
+    passes = [Traced(100, {"activations": 1000}), Traced(200, {"activations": 3000})]
+    passes.append(Traced(400, {"activations": 11000}))
+    where = setup("ddp", 1)
+    needed = in_pass(SIZES, where, made_by(passes, tokens)).device_bytes
+    assert largest_budget(SIZES, where, passes, needed) == tokens
+    assert largest_budget(SIZES, where, passes, needed - 21) == tokens - 1 - (tokens <= 200)
+
+
+def test_no_room_for_the_update_is_no_budget() -> None:
+    passes = [Traced(100, {"activations": 1}), Traced(200, {"activations": 2})]
+    where = setup("ddp", 1)
+    needed = in_update(SIZES, where).device_bytes
+    assert largest_budget(SIZES, where, passes, needed - 1) == 0
+    assert largest_budget(SIZES, where, passes, needed) > 0
+
+
+def test_adamw_holds_and_takes_what_is_said() -> None:
+    from qa_dist.ledger import Ledger
+
+    weights = [torch.nn.Parameter(torch.zeros(300, 7)), torch.nn.Parameter(torch.zeros(50))]
+    optimizer = torch.optim.AdamW(weights)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        with Ledger() as ledger:
+            for tensor in (*weights, *(weight.grad for weight in weights)):
+                assert tensor is not None
+                ledger.count(tensor)
+            for state in optimizer.state.values():
+                for tensor in state.values():
+                    ledger.count(tensor)
+            before = sum(ledger.live.values())
+            ledger.reset_peak()
+            optimizer.step()
+    moments = [tensor for state in optimizer.state.values() for name, tensor in state.items() if name != "step"]
+    assert sum(tensor.nbytes for tensor in moments) == moment_bytes("adamw", 2100) + moment_bytes("adamw", 50)
+    sizes = Sizes(frozen=(), trained=(2100, 50), new=0, largest_block=0, outside=0)
+    taken = sum(ledger.peak.values()) - before
+    assert taken == pytest.approx(in_update(sizes, setup("ddp", 1, "cpu")).device["workspace"], abs=64)
+
+
+def test_a_moment_is_added_up() -> None:
+    assert Held({"gradients": 3, "logits": 4}, {"optimiser": 5}).device_bytes == 7
+
+
+def test_moments_in_8_bits_take_a_quarter_and_a_step_nothing() -> None:
+    sizes = Sizes(frozen=(), trained=(8192, 100), new=0, largest_block=0, outside=0)
+    plain, eight = (in_update(sizes, setup("ddp", 1, optim=kind)) for kind in ("adamw", "adamw_8bit"))
+    assert plain.device["optimiser"] == 2 * 4 * (8192 + 100)
+    assert eight.device["optimiser"] == 2 * (8192 + 4 * 8192 // 256) + 2 * 4 * 100
+    assert (plain.device["workspace"], eight.device["workspace"]) == (4 * (8192 + 100), 0)
