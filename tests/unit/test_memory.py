@@ -1,5 +1,8 @@
 """What a rank holds, against hand-made figures and against a model that was built."""
 
+import importlib.util
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -152,3 +155,20 @@ def test_adamw_holds_and_takes_what_is_said() -> None:
 
 def test_a_moment_is_added_up() -> None:
     assert Held({"gradients": 3, "logits": 4}, {"optimiser": 5}).device_bytes == 7
+
+
+def test_the_page_of_measurements_is_up_to_date_and_within_15_percent() -> None:
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("memory_benchmark", root / "benchmarks" / "memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "docs" / "memory").glob("*.json"))]
+    assert benchmark.page(files) == (root / "docs" / "memory.md").read_text(encoding="utf-8"), "run: make docs"
+    (compared,) = (whole["compared"] for whole in files)
+    usual = {name: found for name, found in compared.items() if name != benchmark.DEFAULT_HEAP}
+    assert len(usual) >= 6
+    for name, found in usual.items():
+        assert found["options"] == list(benchmark.TO_COMPARE[name][-1])
+        assert found["estimated_bytes"] == pytest.approx(found["measured_bytes"], rel=0.15), name
