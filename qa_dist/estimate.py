@@ -2,7 +2,7 @@
 
 Takes a recipe and the options of training, and prints for every strategy what a rank holds, by part, and the largest
 --max_tokens_per_device that a device has room for. No weights are read and nothing is computed: the model's operations
-run on tensors that have shapes only.
+run on tensors that have shapes only. docs/memory.md compares estimates with measured peaks.
 """
 
 import json
@@ -162,7 +162,7 @@ def estimate(
 
     has_cuda = torch.cuda.is_available()
     kind: Literal["cpu", "cuda"] = own.device if own.device != "auto" else "cuda" if has_cuda else "cpu"
-    processes = _start_processes(strategies, config.model.quantization) if kind == "cpu" else {}
+    processes = _start_processes(strategies, config) if kind == "cpu" else {}
     length = config.data.max_seq_length
     model = build_outline(
         config.model,
@@ -201,7 +201,7 @@ def estimate(
             keeps_checkpoints=config.training.checkpointing_steps != "no",
             optim=config.training.optim,
         )
-        process = processes[_imports(strategy, config.model.quantization)].result() if processes else 0
+        process = processes[_imports(strategy, config)].result() if processes else 0
         budget = None
         if memory is not None:
             budget = largest_budget(sizes, setup, passes, int(memory * (1 - MARGIN)) - process)
@@ -276,15 +276,16 @@ else:
 """
 
 
-def _imports(strategy: Strategy, quantization: str) -> tuple[str, ...]:
+def _imports(strategy: Strategy, config: RunConfig) -> tuple[str, ...]:
     """What a run imports beside what every run does."""
+    needs_bitsandbytes = config.model.quantization != "no" or config.training.optim != "adamw"
     deepspeed = ("deepspeed",) if strategy.startswith("zero") else ()
-    return (*deepspeed, *(("bitsandbytes",) if quantization != "no" else ()))
+    return (*deepspeed, *(("bitsandbytes",) if needs_bitsandbytes else ()))
 
 
-def _start_processes(strategies: Iterable[Strategy], quantization: str) -> "dict[tuple[str, ...], Future[int]]":
+def _start_processes(strategies: Iterable[Strategy], config: RunConfig) -> "dict[tuple[str, ...], Future[int]]":
     """`process_bytes` of what each strategy imports, measured while other work goes on."""
-    wanted = {_imports(strategy, quantization) for strategy in strategies}
+    wanted = {_imports(strategy, config) for strategy in strategies}
     pool = ThreadPoolExecutor()
     found = {modules: pool.submit(process_bytes, modules) for modules in wanted}
     pool.shutdown(wait=False)
