@@ -36,6 +36,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.requirements pyproject.toml constraints.txt > qa_dist/data/requirements.json
 	$(BIN)/python -m qa_dist.documentation README.md docs/compatibility.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
+	$(BIN)/python benchmarks/memory.py report docs/memory/*.json --output docs/memory.md
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

