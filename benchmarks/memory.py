@@ -1,12 +1,12 @@
 """Estimated beside measured peaks of memory, and the page that shows them.
 
     python benchmarks/memory.py measure docs/memory/cpu.json [NAME ...]
-    python benchmarks/memory.py estimate docs/memory/cpu.json
+    python benchmarks/memory.py estimate docs/memory/cpu.json [NAME ...]
     python benchmarks/memory.py report docs/memory/*.json --output docs/memory.md
 
 `measure` runs the training command for each combination (or those named), optimiser steps of two micro-batches, and
 notes the peak that run.json gives and the tokens of the largest micro-batch. It takes some 6 GiB and ten minutes on two
-cores; what the file holds already is kept. `estimate` puts beside all of them what `qa-dist estimate` says now.
+cores; what the file holds already is kept. `estimate` puts beside them what `qa-dist estimate` says now.
 """
 
 import argparse
@@ -73,7 +73,9 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("file", type=Path)
     measuring.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TO_COMPARE])
-    commands.add_parser("estimate").add_argument("file", type=Path)
+    estimating = commands.add_parser("estimate")
+    estimating.add_argument("file", type=Path)
+    estimating.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TO_COMPARE, "table"])
     reporting = commands.add_parser("report")
     reporting.add_argument("files", nargs="+", type=Path)
     reporting.add_argument("--output", type=Path, required=True)
@@ -102,15 +104,19 @@ def measure(whole: dict[str, Any], options: argparse.Namespace, folder: Path) ->
 
 
 def estimate(whole: dict[str, Any], options: argparse.Namespace, folder: Path) -> Iterator[None]:
-    """Add the estimates of all that was measured, and the table of a GPU."""
-    for name, found in whole["compared"].items():
+    """Add the estimates of what was measured, or of some of it, and the table of a GPU."""
+    wanted = options.names or [*whole["compared"], "table"]
+    for name in wanted:
+        if name == "table":
+            continue
+        found = whole["compared"][name]
         strategy, ranks, _, _, words = TO_COMPARE[name]
         tokens = ("--max_tokens_per_device", str(found["num_tokens"]), "--checkpointing_steps", "no")
         (said,) = estimates([*words, *named(words, folder), *tokens], strategy, ranks, "cpu")
         found |= {"estimated_bytes": said["device_bytes"], "parts": said["device_parts"]}
         print(name, found["measured_bytes"], found["estimated_bytes"])
         yield
-    for name, words in TO_TABULATE:
+    for name, words in TO_TABULATE if "table" in wanted else ():
         # With float16 there is data parallelism alone.
         for precision in ("no", "bf16", "fp16") if "--cpu_offload" not in words else ("no", "bf16"):
             more = ("--mixed_precision", precision, "--max_tokens_per_device", str(TABLE_TOKENS))
@@ -217,8 +223,14 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
                 f"| {name} | {found['strategy']}, {found['num_processes']} | {found['num_tokens']:,} | "
                 f"{_mib(measured)} | {_mib(estimated)} | {off:+.1%} | {bare:+.1%} |"
             )
+        missing = [*(name for name in TO_COMPARE if name not in whole["compared"]), "everything on CUDA"]
         lines += ["", "The estimates by part:", "", *_parts_table(whole["compared"]), ""]
-        lines += ["On CUDA: not yet measured.", "", *_device_table(whole["table"]), ""]
+        lines += [
+            f"Not yet measured: {'; '.join(missing)}.",
+            "",
+            *_device_table(whole["table"]),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -227,8 +239,9 @@ _METHOD = (
     "micro-batches without evaluations and checkpoints between; *measured* is the greatest resident set of any rank,",
     "as in run.json, *tokens* those of the largest micro-batch, which the estimate is for. Sizes are in MiB. *Process*",
     "is the resident set of a process that has imported what training imports and trained a model of a few kilobytes;",
-    "the last column leaves it out on both sides. `lora` adapts all linear layers; `full` trains everything. Unless",
-    "said, float32 and no padding.",
+    "the last column leaves it out on both sides. *Checkpoint file* is float32 weights that have been quantised and",
+    "stay mapped, which the system can take back. `lora` adapts all linear layers; `full` trains everything.",
+    "Unless said, float32 and no padding.",
     "",
     "glibc's heap keeps what was freed, in holes that tensors of the same size do not fit into (its `memalign` looks",
     "for more than the size). All runs but one therefore have `MALLOC_MMAP_THRESHOLD_=1048576` in their environment: a",

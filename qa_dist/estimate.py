@@ -217,6 +217,7 @@ def estimate(
 def sizes_of(model: "SpanModel") -> Sizes:
     """Sizes of a model's tensors, on whatever device they are."""
     from qa_dist.modeling import head_parameters
+    from qa_dist.quantization import num_elements
 
     heads = set(head_parameters(model))
     tensors = dict(model.model.named_parameters())
@@ -230,6 +231,7 @@ def sizes_of(model: "SpanModel") -> Sizes:
         new=new,
         largest_block=max(blocks, default=0),
         outside=total - sum(blocks),
+        quantised=sum(num_elements(tensor) for tensor in tensors.values() if not tensor.is_floating_point()),
     )
 
 

@@ -25,6 +25,7 @@ PARTS = (
     "logits",
     "workspace",
     "checkpoint copies",
+    "checkpoint file",
     "process",
 )
 """Where memory goes; `sharing` is what a strategy needs to share: gathered layers and its buffers."""
@@ -62,6 +63,7 @@ class Sizes:
         new: elements of adapters and head, which are among the trained.
         largest_block: bytes of the encoder's largest layer.
         outside: bytes of what is in none of the layers.
+        quantised: elements that the checkpoint has in float32 and the model in 8 or 4 bits.
     """
 
     frozen: tuple[int, ...]
@@ -69,6 +71,7 @@ class Sizes:
     new: int
     largest_block: int
     outside: int
+    quantised: int = 0
 
     @property
     def trained_bytes(self) -> int:
@@ -213,6 +216,9 @@ def _held(sizes: Sizes, setup: Setup) -> Held:
     if setup.keeps_checkpoints:
         host["checkpoint copies"] = trained + moments
     if setup.device == "cpu":
+        if sizes.quantised:
+            # What is not quantised lies in the mapped file still, and so stay the pages that have been read.
+            device["checkpoint file"] = sizes.quantised * FLOAT
         # One memory for both.
         device, host = {part: device.get(part, 0) + host.get(part, 0) for part in {**device, **host}}, {}
     return Held(device, host)

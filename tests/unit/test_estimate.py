@@ -1,5 +1,6 @@
 """`qa-dist estimate`: what it prints, what it refuses, and that its sizes are those of a model that is built."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,11 @@ def test_quantised_weights_come_with_their_scales(tmp_path: Path, kind: Literal[
     assert stored(outline) == stored(real)
     assert sizes_of(outline) == sizes_of(real)
     assert sizes_of(real).total_bytes > sum(stored(real).values())
+    plain, _ = build_model(dataclasses.replace(config, quantization="no"), seed=0, max_seq_length=64)
+    floats = {name for name, tensor in real.model.named_parameters() if tensor.is_floating_point()}
+    quantised = [tensor.numel() for name, tensor in plain.model.named_parameters() if name not in floats]
+    assert sizes_of(outline).quantised == sum(quantised) > 0
+    assert sizes_of(plain).quantised == 0
 
 
 def test_the_optimisers_state_is_what_is_said(tmp_path: Path) -> None:

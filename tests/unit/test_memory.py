@@ -72,6 +72,9 @@ def test_on_a_cpu_there_is_one_memory() -> None:
     assert plain == moved
     assert plain.device["sharing"] == 1600
     assert in_pass(SIZES, setup("zero1", device="cpu"), MADE).device["sharing"] == 0
+    quantised = Sizes(frozen=(10,), trained=(), new=0, largest_block=0, outside=0, quantised=7)
+    assert in_pass(quantised, setup("ddp", device="cpu"), MADE).device["checkpoint file"] == 28
+    assert "checkpoint file" not in in_pass(quantised, setup("ddp"), MADE).device
     kept = in_pass(SIZES, setup("ddp", device="cpu", keeps_checkpoints=True), MADE)
     assert kept.device["checkpoint copies"] == 1600 + 3200
     assert in_pass(SIZES, setup("ddp", keeps_checkpoints=True), MADE).host == {"checkpoint copies": 4800}
