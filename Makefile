@@ -17,10 +17,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
 
-# Two at a time: most tests compute on one core. Tests of a file stay together, they share what is costly to make; files
-# go in their order, so that the long ones are not the last.
+# Two at a time: most tests compute on one core. Tests of a file stay together, they share what is costly to make.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
