@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from qa_dist.errors import UserError
+from qa_dist.common.errors import UserError
 
 UNPADDED = "qa_dist_unpadded"
 """Name of the attention implementation, for transformers' `attn_implementation`."""

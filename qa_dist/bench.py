@@ -19,9 +19,9 @@ from pathlib import Path
 
 from qa_dist.benchmarking import charts, report
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
+from qa_dist.common.command import Parser, run
+from qa_dist.common.errors import UserError
 from qa_dist.config import parse
-from qa_dist.entry import Parser, run
-from qa_dist.errors import UserError
 
 PROG = "qa_dist.bench"
 COMMANDS = (*report.SECTIONS, "all", "report")

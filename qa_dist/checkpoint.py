@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qa_dist.errors import CheckpointError
+from qa_dist.common.errors import CheckpointError
 from qa_dist.modeling import SpanModel
 from qa_dist.strategies import Weights
 

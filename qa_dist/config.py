@@ -20,9 +20,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from qa_dist.errors import ConfigError, UserError
-from qa_dist.masking import masked
-from qa_dist.parsers import ParseError, read_yaml
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.parsers import ParseError, read_yaml
+from qa_dist.common.secrets import masked
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qa_dist.errors import ScoringError
+from qa_dist.common.errors import ScoringError
 from qa_dist.records import Candidate, Feature, Prediction
 
 Int32 = npt.NDArray[np.int32]

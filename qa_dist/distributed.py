@@ -26,12 +26,12 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType
 from torch import nn
 
-from qa_dist.entry import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
-from qa_dist.errors import ConfigError, LocalTrainingError, TrainingError, UserError
+from qa_dist.common.command import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
+from qa_dist.common.errors import ConfigError, LocalTrainingError, TrainingError, UserError
+from qa_dist.common.secrets import masked
+from qa_dist.common.signals import Stopped
 from qa_dist.launcher import USE_VARIABLES, Request, asks_for
-from qa_dist.masking import masked
 from qa_dist.nodes import Member, call_the_roll, host_name
-from qa_dist.stopping import Stopped
 from qa_dist.strategies import MakeOptimizer, Strategy, Trained, Weights, make_strategy
 from qa_dist.watchdog import Watchdog
 

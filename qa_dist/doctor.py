@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist import health
+from qa_dist.common.command import run
 from qa_dist.config import DataConfig, option, parse
-from qa_dist.entry import run
 from qa_dist.health import Check
 from qa_dist.nodes import Member, host_name, places, slurm_environment
 from qa_dist.requirements import requirements

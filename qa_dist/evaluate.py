@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qa_dist.common.command import run
 from qa_dist.config import ConfigError, option, parse, peek, read_recipe
-from qa_dist.entry import run
 
 PROG = "qa_dist.evaluate"
 

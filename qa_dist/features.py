@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 from qa_dist.records import Answer, Example, Feature
 
 Int32 = npt.NDArray[np.int32]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qa_dist.common.errors import ConfigError
+from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.config import RunConfig, TrainingConfig
-from qa_dist.errors import ConfigError
-from qa_dist.parsers import ParseError, read_json
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 

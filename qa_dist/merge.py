@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qa_dist.common.command import run
+from qa_dist.common.errors import CheckpointError
 from qa_dist.config import ModelConfig, RunConfig, option, parse, peek
-from qa_dist.entry import run
-from qa_dist.errors import CheckpointError
 from qa_dist.evaluate import adapter_problems, base_options
 
 if TYPE_CHECKING:

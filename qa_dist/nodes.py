@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 
 _MOST_NAMES = 8
 _POLL_SECONDS = 0.5

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from qa_dist import entry
+from qa_dist.common import command
 from qa_dist.config import RunConfig, parse
 
 PROGRAM = "qa_dist.prepare"
@@ -19,7 +19,7 @@ PROGRAM = "qa_dist.prepare"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return entry.run(PROGRAM, lambda: _prepare(sys.argv[1:] if argv is None else argv))
+    return command.run(PROGRAM, lambda: _prepare(sys.argv[1:] if argv is None else argv))
 
 
 def _prepare(argv: Sequence[str]) -> int:

@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.common.parsers import ParseError, read_json, type_name
 from qa_dist.config import ModelConfig
-from qa_dist.errors import CheckpointError, UserError
-from qa_dist.parsers import ParseError, read_json, type_name
 
 _PACKAGE_PREFIX = "package:"
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")

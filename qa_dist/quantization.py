@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 from qa_dist.requirements import require_bitsandbytes
 
 Quantization = Literal["no", "8bit", "4bit"]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 
 _EXTRAS = ("quant", "deepspeed")
 # Not named in pyproject.toml, but what a token is, and what a hub id means, depends on them.

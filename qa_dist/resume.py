@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from qa_dist.errors import CheckpointError
+from qa_dist.common.errors import CheckpointError
 from qa_dist.store import synchronise
 from qa_dist.strategies import Weights
 

@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 
 from qa_dist import evaluation as evaluating
 from qa_dist.checkpoint import save_trained
+from qa_dist.common.errors import CheckpointError, DataError, LocalTrainingError
+from qa_dist.common.secrets import masked
+from qa_dist.common.signals import Stopped
 from qa_dist.config import ConfigError, RunConfig, write_config
 from qa_dist.distributed import Ranks, launcher_name
-from qa_dist.errors import CheckpointError, DataError, LocalTrainingError
 from qa_dist.evaluation import Evaluation
-from qa_dist.masking import masked
 from qa_dist.modeling import ParameterReport, SpanModel
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.resume import (
@@ -38,7 +39,6 @@ from qa_dist.resume import (
     read_checkpoint,
 )
 from qa_dist.squad import available_splits, subset
-from qa_dist.stopping import Stopped
 from qa_dist.store import FeatureStore, prepare_store
 from qa_dist.strategies import Weights
 from qa_dist.tracking import (

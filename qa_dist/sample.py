@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from qa_dist.errors import UserError
+from qa_dist.common.errors import UserError
 from qa_dist.records import Answer, Example
 
 Split = Literal["train", "validation"]

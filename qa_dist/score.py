@@ -10,8 +10,8 @@ import json
 import math
 import sys
 
-from qa_dist import entry
-from qa_dist.errors import ScoringError
+from qa_dist.common import command
+from qa_dist.common.errors import ScoringError
 from qa_dist.scoring import (
     Scores,
     load_null_odds,
@@ -27,7 +27,7 @@ PROGRAM = "qa_dist.score"
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this entry point."""
-    parser = entry.Parser(
+    parser = command.Parser(
         prog=PROGRAM,
         description="Score predictions as the official SQuAD v1.1 or v2.0 script does; the references decide which. "
         "All files may be gzipped.",
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return entry.run(PROGRAM, lambda: _print_scores(argv))
+    return command.run(PROGRAM, lambda: _print_scores(argv))
 
 
 def _print_scores(argv: list[str] | None) -> int:

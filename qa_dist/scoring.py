@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qa_dist.errors import DataError, ScoringError
-from qa_dist.parsers import ParseError, read_json, type_name
+from qa_dist.common.errors import DataError, ScoringError
+from qa_dist.common.parsers import ParseError, read_json, type_name
 
 T = TypeVar("T")
 Scores = dict[str, float | int]

@@ -25,9 +25,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.common.errors import DataError
+from qa_dist.common.parsers import ParseError, read_json, type_name
 from qa_dist.config import DataConfig
-from qa_dist.errors import DataError
-from qa_dist.parsers import ParseError, read_json, type_name
 from qa_dist.records import Answer, Example
 
 Split = Literal["train", "validation"]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 from qa_dist.launcher import Request
 from qa_dist.optim import load_optimizer_tensors, optimizer_tensors
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 
 PACKAGES = (
     "qa-dist",

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
+from qa_dist.common.command import note_exit, run
+from qa_dist.common.signals import StopSignals
 from qa_dist.config import parse
-from qa_dist.entry import note_exit, run
-from qa_dist.stopping import StopSignals
 
 PROG = "qa_dist.train"
 

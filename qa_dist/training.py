@@ -17,9 +17,9 @@ import torch
 
 from qa_dist.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.budget import CPU_TOKENS, measured_budget
+from qa_dist.common.errors import LocalTrainingError, TrainingError
 from qa_dist.config import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
-from qa_dist.errors import LocalTrainingError, TrainingError
 from qa_dist.evaluation import Evaluation
 from qa_dist.launcher import read_request
 from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss

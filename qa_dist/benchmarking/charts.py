@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.benchmarking.report import machine_name
-from qa_dist.errors import UserError
+from qa_dist.common.errors import UserError
 
 _COLOUR, _SECOND, _THIRD = "#2f6f8f", "#c8553d", "#8a8f98"
 _INCHES_PER_BAR = 0.32

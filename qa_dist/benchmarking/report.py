@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.benchmarking.trainer import TUTORIAL
-from qa_dist.errors import UserError
-from qa_dist.parsers import read_json
+from qa_dist.common.errors import UserError
+from qa_dist.common.parsers import read_json
 from qa_dist.tracking import git_commit, hardware, versions, write_json
 
 FORMAT = 1

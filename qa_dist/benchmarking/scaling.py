@@ -17,7 +17,7 @@ from typing import Any
 from qa_dist.benchmarking.balance import simulate
 from qa_dist.benchmarking.settings import NO_DROPOUT, Settings
 from qa_dist.benchmarking.work import Result, Work, alternate, medians, spread
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 
 ALONE = "1 process"
 

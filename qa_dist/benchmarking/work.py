@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from qa_dist.errors import UserError
+from qa_dist.common.errors import UserError
 
 Result = dict[str, Any]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from qa_dist.benchmarking.work import Result, Work
+from qa_dist.common.command import run
 from qa_dist.config import RunConfig, parse
 from qa_dist.distributed import failures_named
-from qa_dist.entry import run
 
 PROG = "qa_dist.benchmarking.worker"
 

@@ -54,7 +54,7 @@ def stand_in(folder: Path, text: str) -> dict[str, str]:
 # A training that each rank holds before some steps, until somebody opens them or asks it to stop.
 _HELD = """
 import pathlib, sys, time
-from qa_dist.stopping import StopSignals
+from qa_dist.common.signals import StopSignals
 from qa_dist.train import main
 folder, enter = pathlib.Path(__file__).parent, StopSignals.__enter__
 def entered(self):

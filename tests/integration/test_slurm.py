@@ -147,7 +147,7 @@ def test_gpus_that_torch_does_not_see_are_not_replaced_by_the_cpu(slurm: Cluster
 # What launchers see of a training run that takes a while to write its checkpoint.
 STAND_IN = """
 import os, pathlib, signal, sys, time
-from qa_dist.entry import note_exit
+from qa_dist.common.command import note_exit
 received = []
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qa_dist.bandwidth import bus_bandwidth, measure
-from qa_dist.errors import UserError
+from qa_dist.common.errors import UserError
 
 
 class Alone:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qa_dist.common.errors import ConfigError
 from qa_dist.config import (
     GROUPS,
     RunConfig,
@@ -20,7 +21,6 @@ from qa_dist.config import (
     recipe_path,
     write_config,
 )
-from qa_dist.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "qa_dist" / "recipes").glob("*.yaml"))
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 from qa_dist.features import (
     FeatureBuilder,
     FeatureColumns,

@@ -9,15 +9,15 @@ PACKAGE = Path(__file__).parents[2] / "qa_dist"
 
 ORDER = (
     # contracts
-    "errors",
+    "common/errors",
     "records",
-    "parsers",
-    "masking",
+    "common/parsers",
+    "common/secrets",
     "config",
-    "stopping",
+    "common/signals",
     "watchdog",
     "nodes",
-    "entry",
+    "common/command",
     "requirements",
     # pure
     "sample",
@@ -66,7 +66,7 @@ ORDER = (
     "cli",
 )
 PURE = (
-    *("errors", "records", "parsers", "masking", "config"),
+    *("common/errors", "records", "common/parsers", "common/secrets", "config"),
     *("sample", "squad", "features", "batching", "decoding", "scoring", "launcher"),
 )
 OTHERS = ("accelerate", "deepspeed")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from qa_dist import nodes
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 from qa_dist.nodes import (
     Member,
     call_the_roll,

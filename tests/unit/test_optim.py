@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from qa_dist.errors import ConfigError
+from qa_dist.common.errors import ConfigError
 from qa_dist.optim import (
     Kind,
     learning_rate,

@@ -19,8 +19,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from qa_dist.common.errors import DataError
 from qa_dist.decoding import CandidateTable, FeatureMap, decode, top_spans
-from qa_dist.errors import DataError
 from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.records import Answer, Example, Feature
 from qa_dist.scoring import load_predictions, normalize_answer, score_v1, score_v2

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 
 from qa_dist import resume
-from qa_dist.errors import CheckpointError
+from qa_dist.common.errors import CheckpointError
 from qa_dist.optim import Kind, load_optimizer_tensors, make_adamw, optimizer_tensors, parameter_groups
 from qa_dist.resume import (
     Checkpoint,

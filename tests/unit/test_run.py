@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from qa_dist import evaluate, train
+from qa_dist.common.errors import ConfigError
 from qa_dist.config import read_recipe
 from qa_dist.distributed import Ranks
-from qa_dist.errors import ConfigError
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qa_dist import sample
-from qa_dist.errors import UserError
+from qa_dist.common.errors import UserError
 from qa_dist.records import Example
 
 SPLITS: tuple[sample.Split, ...] = ("train", "validation")

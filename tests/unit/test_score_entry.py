@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qa_dist import entry
-from qa_dist.errors import ConfigError, ScoringError
+from qa_dist.common import command
+from qa_dist.common.errors import ConfigError, ScoringError
 from qa_dist.score import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,7 @@ def test_help_loads_no_heavy_library():
     assert time.perf_counter() - start < 5
 
 
-# entry.run
+# command.run
 
 
 def fails_with(error):
@@ -141,19 +141,19 @@ def fails_with(error):
 
 
 def test_exit_codes_and_messages(capsys):
-    assert entry.run("program", lambda: 7) == 7
-    assert entry.run("program", fails_with(ScoringError("This went wrong."))) == 2
+    assert command.run("program", lambda: 7) == 7
+    assert command.run("program", fails_with(ScoringError("This went wrong."))) == 2
     assert capsys.readouterr().err == "program: error: This went wrong.\n"
-    assert entry.run("program", fails_with(ConfigError(["one", "two"]))) == 2
+    assert command.run("program", fails_with(ConfigError(["one", "two"]))) == 2
     assert capsys.readouterr().err == "program: error: 2 problems in the configuration:\n  - one\n  - two\n"
-    assert entry.run("program", fails_with(KeyboardInterrupt())) == 130
+    assert command.run("program", fails_with(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "program: interrupted\n"
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        entry.run("program", fails_with(RuntimeError("a fault of the program")))
+        command.run("program", fails_with(RuntimeError("a fault of the program")))
 
 
 def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(capsys, monkeypatch):
-    monkeypatch.setattr(entry, "SECONDS_FOR_RANK_0", 0.0)
+    monkeypatch.setattr(command, "SECONDS_FOR_RANK_0", 0.0)
     monkeypatch.setenv("SLURMD_NODENAME", "node7")
     own, shared = ScoringError("Not here."), ConfigError(["Everywhere."], on_all_ranks=True)
     said = {}
@@ -161,7 +161,7 @@ def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(c
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         for error in (own, shared):
-            assert entry.run("program", fails_with(error)) == 2
+            assert command.run("program", fails_with(error)) == 2
         said[rank] = capsys.readouterr().err.splitlines()
     first, shared_line = "program: error: Not here.", "program: error: Everywhere."
     assert said["0"] == [first, shared_line]
@@ -171,40 +171,40 @@ def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(c
 
 def test_a_reader_that_goes_away_leaves_no_traceback():
     script = (
-        "import sys; from qa_dist import entry\n"
+        "import sys; from qa_dist.common import command\n"
         "def work():\n"
         "    for _ in range(100_000): sys.stdout.write('line\\n')\n"
         "    return 0\n"
-        "sys.exit(entry.run('program', work))"
+        "sys.exit(command.run('program', work))"
     )
     command = f'{sys.executable} -c "$0" | head -n 1; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command, script], cwd=ROOT, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")
 
 
-# entry.note_exit
+# command.note_exit
 
 
 def test_rank_0_notes_the_exit_code(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("QA_DIST_EXIT_FILE", raising=False)
-    assert entry.note_exit(85) == 85
+    assert command.note_exit(85) == 85
     file = tmp_path / "exit_code"
     monkeypatch.setenv("QA_DIST_EXIT_FILE", str(file))
     monkeypatch.setenv("RANK", "1")
-    assert entry.note_exit(1) == 1
+    assert command.note_exit(1) == 1
     assert not file.exists()
     monkeypatch.setenv("RANK", "0")
-    assert entry.note_exit(85) == 85
+    assert command.note_exit(85) == 85
     assert file.read_text() == "85\n"
     monkeypatch.setenv("QA_DIST_EXIT_FILE", str(file / "nowhere"))
-    assert entry.note_exit(2) == 2
+    assert command.note_exit(2) == 2
     assert "the exit code 2 was not noted" in capsys.readouterr().err
 
 
 def test_training_notes_its_exit_code_wherever_it_ends(tmp_path, monkeypatch, capsys):
     from qa_dist import train
+    from qa_dist.common.errors import TrainingError
     from qa_dist.distributed import failures_named
-    from qa_dist.errors import TrainingError
 
     file = tmp_path / "exit_code"
     monkeypatch.setenv("QA_DIST_EXIT_FILE", str(file))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qa_dist.errors import DataError, ScoringError
+from qa_dist.common.errors import DataError, ScoringError
 from qa_dist.scoring import (
     load_null_odds,
     load_predictions,

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import qa_dist
-from qa_dist import entry, evaluate, prepare, train
+from qa_dist import evaluate, prepare, train
+from qa_dist.common import command
+from qa_dist.common.errors import CheckpointError, UserError
 from qa_dist.config import ModelConfig
 from qa_dist.distributed import failures_named
-from qa_dist.errors import CheckpointError, UserError
 from qa_dist.modeling import build_model, model_configuration
 from qa_dist.resume import BEST, REQUIRED, Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from tests.refusals import contents, refusal
@@ -198,7 +199,7 @@ def test_pickles_beside_an_adapter_are_not_looked_at(copy: Path, trained: Path, 
 
 
 def test_pickles_in_a_store_are_not_looked_at(trap: Any, tmp_path: Path) -> None:
-    from qa_dist.errors import StoreError
+    from qa_dist.common.errors import StoreError
     from qa_dist.store import FeatureStore, prepare_store
 
     config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores")
@@ -386,12 +387,12 @@ def test_a_traceback_that_quotes_a_token_is_masked(monkeypatch: pytest.MonkeyPat
     def end(code: int) -> None:
         raise SystemExit(code)
 
-    assert entry.run("program", work) == 1
+    assert command.run("program", work) == 1
     one = capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(SystemExit):
-        entry.run("program", failing_rank)
+        command.run("program", failing_rank)
     for said in (one, capsys.readouterr().err):
         assert "OSError: 403 for https://***@hub/x (***)" in said
         assert "Traceback" in said
@@ -403,5 +404,5 @@ def test_an_error_of_a_library_that_quotes_a_token_is_masked(capsys: Capture) ->
     def work() -> int:
         raise UserError(f"cannot reach https://me:{TOKEN}@hub/x?token=abc ({TOKEN})")
 
-    assert entry.run("program", work) == 2
+    assert command.run("program", work) == 2
     assert capsys.readouterr().err == "program: error: cannot reach https://***@hub/x?*** (***)\n"

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from qa_dist.common.errors import DataError
 from qa_dist.config import DataConfig
-from qa_dist.errors import DataError
 from qa_dist.records import Answer, Example
 from qa_dist.squad import (
     PROBLEMS,

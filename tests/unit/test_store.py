@@ -19,8 +19,8 @@ import pytest
 
 from qa_dist import store as store_module
 from qa_dist import tokenisation
+from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config import DataConfig, RunConfig
-from qa_dist.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.store import FeatureStore, prepare_store, store_root

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from qa_dist.errors import ScoringError
+from qa_dist.common.errors import ScoringError
 from qa_dist.scoring import Scores, score_v1, score_v2
 
 _DESCRIPTION = """

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qa_dist.parsers import ParseError, read_json, read_yaml, type_name
+from qa_dist.common.parsers import ParseError, read_json, read_yaml, type_name
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from qa_dist.errors import UserError
-from qa_dist.masking import masked
+from qa_dist.common.errors import UserError
+from qa_dist.common.secrets import masked
+from qa_dist.common.signals import Stopped
 from qa_dist.nodes import host_name
-from qa_dist.stopping import Stopped
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qa_dist.masking import masked
+from qa_dist.common.secrets import masked
 
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
 
