@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qa_dist.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from qa_dist.config.options import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.distributed import Ranks
 from qa_dist.modeling import build_model
 from qa_dist.pretrained import load_tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qa_dist.config import ModelConfig, RunConfig, TrainingConfig
+from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
 from qa_dist.launcher import Request, Strategy, recipe_problems
 
 NAMES = {

@@ -22,7 +22,7 @@ from typing import Any
 
 from qa_dist import health
 from qa_dist.common.command import run
-from qa_dist.config import DataConfig, option, parse
+from qa_dist.config.options import DataConfig, option, parse
 from qa_dist.health import Check
 from qa_dist.nodes import Member, host_name, places, slurm_environment
 from qa_dist.requirements import requirements

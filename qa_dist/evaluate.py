@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.command import run
-from qa_dist.config import ConfigError, option, parse, peek, read_recipe
+from qa_dist.config.options import ConfigError, option, parse, peek, read_recipe
 
 PROG = "qa_dist.evaluate"
 

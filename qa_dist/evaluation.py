@@ -19,7 +19,7 @@ import torch
 
 from qa_dist.batching import Indices, evaluation_batches, share_batches
 from qa_dist.budget import EVALUATION_TOKENS
-from qa_dist.config import EvaluationConfig
+from qa_dist.config.options import EvaluationConfig
 from qa_dist.decoding import Answers, CandidateTable, decode, pad_rows, top_spans
 from qa_dist.distributed import Ranks
 from qa_dist.modeling import FeatureBatch, SpanModel, span_loss

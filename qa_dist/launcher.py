@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import ParseError, read_json
-from qa_dist.config import RunConfig, TrainingConfig
+from qa_dist.config.options import RunConfig, TrainingConfig
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 

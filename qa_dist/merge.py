@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qa_dist.common.command import run
 from qa_dist.common.errors import CheckpointError
-from qa_dist.config import ModelConfig, RunConfig, option, parse, peek
+from qa_dist.config.options import ModelConfig, RunConfig, option, parse, peek
 from qa_dist.evaluate import adapter_problems, base_options
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist import __version__
-from qa_dist.config import ConfigError, RunConfig
+from qa_dist.config.options import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.nodes import Difference, Member, differences, host_name, places, shown
 from qa_dist.store import FeatureStore

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qa_dist.common import command
-from qa_dist.config import RunConfig, parse
+from qa_dist.config.options import RunConfig, parse
 
 PROGRAM = "qa_dist.prepare"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from qa_dist.common.errors import CheckpointError, UserError
 from qa_dist.common.parsers import ParseError, read_json, type_name
-from qa_dist.config import ModelConfig
+from qa_dist.config.options import ModelConfig
 
 _PACKAGE_PREFIX = "package:"
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")

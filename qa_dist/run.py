@@ -24,7 +24,7 @@ from qa_dist.checkpoint import save_trained
 from qa_dist.common.errors import CheckpointError, DataError, LocalTrainingError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
-from qa_dist.config import ConfigError, RunConfig, write_config
+from qa_dist.config.options import ConfigError, RunConfig, write_config
 from qa_dist.distributed import Ranks, launcher_name
 from qa_dist.evaluation import Evaluation
 from qa_dist.modeling import ParameterReport, SpanModel

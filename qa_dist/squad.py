@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json, type_name
-from qa_dist.config import DataConfig
+from qa_dist.config.options import DataConfig
 from qa_dist.records import Answer, Example
 
 Split = Literal["train", "validation"]

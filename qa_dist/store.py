@@ -32,7 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qa_dist.common.errors import StoreError
-from qa_dist.config import DataConfig, RunConfig
+from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.features import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.records import Answer, Example, Feature

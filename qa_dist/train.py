@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from qa_dist.common.command import note_exit, run
 from qa_dist.common.signals import StopSignals
-from qa_dist.config import parse
+from qa_dist.config.options import parse
 
 PROG = "qa_dist.train"
 

@@ -18,7 +18,7 @@ import torch
 from qa_dist.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.budget import CPU_TOKENS, measured_budget
 from qa_dist.common.errors import LocalTrainingError, TrainingError
-from qa_dist.config import ConfigError, RunConfig
+from qa_dist.config.options import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.evaluation import Evaluation
 from qa_dist.launcher import read_request

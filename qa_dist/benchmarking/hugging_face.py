@@ -18,7 +18,7 @@ from qa_dist.benchmarking.loops import nested_loop_answers, nested_loop_scores
 from qa_dist.benchmarking.measuring import peak_memory_bytes, rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.common.errors import DataError
-from qa_dist.config import RunConfig
+from qa_dist.config.options import RunConfig
 from qa_dist.modeling import model_configuration, target_modules
 from qa_dist.pretrained import load_tokenizer, weights_folder
 from qa_dist.records import Example

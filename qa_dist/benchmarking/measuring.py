@@ -8,7 +8,7 @@ import torch
 
 from qa_dist.benchmarking.features import SyntheticStore
 from qa_dist.benchmarking.work import Result, Work
-from qa_dist.config import RunConfig
+from qa_dist.config.options import RunConfig
 
 
 def synthetic_store(work: Work, config: RunConfig, vocab_size: int) -> SyntheticStore:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qa_dist.config import (
+from qa_dist.config.options import (
     DataConfig,
     ModelConfig,
     RunConfig,

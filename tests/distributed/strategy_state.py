@@ -5,7 +5,7 @@ import os
 import numpy as np
 import torch
 
-from qa_dist.config import parse
+from qa_dist.config.options import parse
 from qa_dist.distributed import Ranks, failures_named
 from qa_dist.launcher import read_request
 from qa_dist.modeling import FeatureBatch, build_model, span_loss

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qa_dist import estimate
-from qa_dist.config import ModelConfig
+from qa_dist.config.options import ModelConfig
 from qa_dist.estimate import num_bytes, sizes_of
 from qa_dist.modeling import SpanModel, build_model, build_outline, head_parameters
 from qa_dist.optim import moment_bytes

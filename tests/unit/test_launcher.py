@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.config import ModelConfig, RunConfig, TrainingConfig
+from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
 from qa_dist.launcher import Request, asks_for, read_request
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ ORDER = (
     "records",
     "common/parsers",
     "common/secrets",
-    "config",
+    "config/options",
     "common/signals",
     "watchdog",
     "nodes",
@@ -66,7 +66,7 @@ ORDER = (
     "cli",
 )
 PURE = (
-    *("common/errors", "records", "common/parsers", "common/secrets", "config"),
+    *("common/errors", "records", "common/parsers", "common/secrets", "config/options"),
     *("sample", "squad", "features", "batching", "decoding", "scoring", "launcher"),
 )
 OTHERS = ("accelerate", "deepspeed")

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qa_dist.attention import cumulative_lengths
-from qa_dist.config import ModelConfig
+from qa_dist.config.options import ModelConfig
 from qa_dist.ledger import MADE, Ledger, run_pass, trace_passes
 from qa_dist.memory import Traced
 from qa_dist.modeling import SpanModel, build_model, build_outline

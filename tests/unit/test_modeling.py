@@ -9,7 +9,7 @@ import torch
 
 from qa_dist.checkpoint import save_trained
 from qa_dist.common.errors import ConfigError, TrainingError, UserError
-from qa_dist.config import MODEL_TYPES_UNPADDED, ModelConfig
+from qa_dist.config.options import MODEL_TYPES_UNPADDED, ModelConfig
 from qa_dist.modeling import (
     GradientCheck,
     SpanModel,

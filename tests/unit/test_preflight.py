@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qa_dist import preflight
-from qa_dist.config import ConfigError, RunConfig
+from qa_dist.config.options import ConfigError, RunConfig
 from qa_dist.launcher import Request
 from qa_dist.nodes import Member
 

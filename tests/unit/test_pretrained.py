@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from qa_dist.common.errors import UserError
-from qa_dist.config import ModelConfig
+from qa_dist.config.options import ModelConfig
 from qa_dist.pretrained import load_tokenizer, resolve_model_path, weights_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.data_fixtures import save_tokenizer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qa_dist.checkpoint import save_trained
-from qa_dist.config import ConfigError, ModelConfig, parse
+from qa_dist.config.options import ConfigError, ModelConfig, parse
 from qa_dist.modeling import SpanModel, build_model, count_parameters, head_names, load_trained, span_loss
 from qa_dist.quantization import quantization_options, require_quantized
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer

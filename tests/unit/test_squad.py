@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from qa_dist.common.errors import DataError
-from qa_dist.config import DataConfig
+from qa_dist.config.options import DataConfig
 from qa_dist.records import Answer, Example
 from qa_dist.squad import (
     PROBLEMS,

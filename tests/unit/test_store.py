@@ -20,7 +20,7 @@ import pytest
 from qa_dist import store as store_module
 from qa_dist import tokenisation
 from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
-from qa_dist.config import DataConfig, RunConfig
+from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.store import FeatureStore, prepare_store, store_root
@@ -42,7 +42,7 @@ PREAMBLE = """
 import os, signal, sys, types, logging
 import tokenizers
 from qa_dist import store
-from qa_dist.config import DataConfig, RunConfig
+from qa_dist.config.options import DataConfig, RunConfig
 
 def prepare(tokenizer_folder, train_file, store_dir, **options):
     tokenizer = types.SimpleNamespace(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.config import (
+from qa_dist.config.options import (
     GROUPS,
     RunConfig,
     defaults,
@@ -22,7 +22,7 @@ from qa_dist.config import (
     write_config,
 )
 
-RECIPES = sorted((Path(__file__).parents[2] / "qa_dist" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[3] / "qa_dist" / "recipes").glob("*.yaml"))
 
 
 def read(*words: str) -> RunConfig:
