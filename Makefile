@@ -33,7 +33,7 @@ audit: $(VENV)/bin/python
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m qa_dist.requirements pyproject.toml constraints.txt > qa_dist/data/requirements.json
+	$(BIN)/python -m qa_dist.machine.requirements pyproject.toml constraints.txt > qa_dist/machine/requirements.json
 	$(BIN)/python -m qa_dist.documentation README.md docs/compatibility.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 	$(BIN)/python benchmarks/memory.py report docs/memory/*.json --output docs/memory.md

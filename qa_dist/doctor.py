@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qa_dist import health
 from qa_dist.common.command import run
 from qa_dist.config.options import DataConfig, option, parse
-from qa_dist.health import Check
+from qa_dist.machine import checks
+from qa_dist.machine.checks import Check
+from qa_dist.machine.requirements import requirements
 from qa_dist.nodes import Member, host_name, places, slurm_environment
-from qa_dist.requirements import requirements
 
 PROG = "qa_dist.doctor"
 FORMULA = "GB/s are bus bandwidth, bytes * 2 (n - 1) / n / seconds with n processes, as in NCCL tests (PERFORMANCE.md)"
@@ -78,56 +78,56 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
     from qa_dist.store import store_root
 
     required = requirements()
-    installed = health.find_packages(required)
-    gpus = health.find_devices()
-    cores = health.find_cores()
+    installed = checks.find_packages(required)
+    gpus = checks.find_devices()
+    cores = checks.find_cores()
     backends = ("gloo", "nccl") if gpus else ("gloo",)
     # These wait for the network, or for processes of their own.
     with ThreadPoolExecutor() as pool:
         talking = [
-            pool.submit(health.backend, name, partial(health.try_python, health.TRY_BACKEND.format(name=name)))
+            pool.submit(checks.backend, name, partial(checks.try_python, checks.TRY_BACKEND.format(name=name)))
             for name in backends
         ]
         bitsandbytes = pool.submit(
-            health.optional,
+            checks.optional,
             "bitsandbytes",
             "8-bit and 4-bit models and 8-bit optimisers",
             "quant",
             installed["bitsandbytes"],
-            partial(health.try_python, health.TRY_BITSANDBYTES),
+            partial(checks.try_python, checks.TRY_BITSANDBYTES),
         )
         deepspeed = pool.submit(
-            health.optional,
+            checks.optional,
             "deepspeed",
             "ZeRO",
             "deepspeed",
             installed["deepspeed"],
-            partial(health.try_python, health.TRY_DEEPSPEED),
+            partial(checks.try_python, checks.TRY_DEEPSPEED),
         )
-        hub = pool.submit(health.hub, constants.ENDPOINT, os.environ, health.reach)
+        hub = pool.submit(checks.hub, constants.ENDPOINT, os.environ, checks.reach)
     return [
-        health.python(),
-        *health.packages(required, installed),
-        *health.devices(
+        checks.python(),
+        *checks.packages(required, installed),
+        *checks.devices(
             gpus,
             cuda=torch.version.cuda,
-            driver=health.find_driver(),
+            driver=checks.find_driver(),
             visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
             num_cores=cores,
         ),
-        health.threads(cores, os.environ.get("OMP_NUM_THREADS")),
+        checks.threads(cores, os.environ.get("OMP_NUM_THREADS")),
         *(future.result() for future in talking),
-        health.address(host_name({}), health.host_address),
-        *health.interfaces(health.find_interfaces(), os.environ),
+        checks.address(host_name({}), checks.host_address),
+        *checks.interfaces(checks.find_interfaces(), os.environ),
         bitsandbytes.result(),
         deepspeed.result(),
-        health.find_disk("output", Path(output_dir), "choose another --output_dir"),
-        health.find_disk("feature store", store_root(DataConfig(store_dir=store_dir)), "choose another --store_dir"),
-        health.find_disk("temporary files", health.temporary(), "set TMPDIR to another folder"),
-        health.find_disk("hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to another folder"),
-        health.shared_memory(health.find_shared_memory()),
-        health.open_files(health.find_limit("NOFILE")),
-        health.locked_memory(health.find_limit("MEMLOCK"), infiniband=health.has_infiniband()),
+        checks.find_disk("output", Path(output_dir), "choose another --output_dir"),
+        checks.find_disk("feature store", store_root(DataConfig(store_dir=store_dir)), "choose another --store_dir"),
+        checks.find_disk("temporary files", checks.temporary(), "set TMPDIR to another folder"),
+        checks.find_disk("hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to another folder"),
+        checks.shared_memory(checks.find_shared_memory()),
+        checks.open_files(checks.find_limit("NOFILE")),
+        checks.locked_memory(checks.find_limit("MEMLOCK"), infiniband=checks.has_infiniband()),
         hub.result(),
     ]
 
@@ -152,7 +152,7 @@ def launched(num_processes: int, code: int, output: str, errors: str) -> tuple[l
         measured: dict[str, Any] = json.loads(output)["all_reduce"]
         return rate_checks(measured), measured
     said = [line for line in errors.splitlines() if "error:" in line or "failed:" in line]
-    reason = said[0].strip() if said else health.last_line(errors) or f"exit code {code}"
+    reason = said[0].strip() if said else checks.last_line(errors) or f"exit code {code}"
     mend = (
         "with NCCL_DEBUG=INFO (GPUs) or TORCH_CPP_LOG_LEVEL=INFO it says more: torchrun --standalone --nproc_per_node "
         f"{num_processes} -m {PROG} --launch"
@@ -164,7 +164,7 @@ def rate_checks(measured: dict[str, Any]) -> list[Check]:
     """A line per size."""
     return [
         Check(
-            f"all-reduce {rate['num_bytes'] // health.MIB} MiB",
+            f"all-reduce {rate['num_bytes'] // checks.MIB} MiB",
             "ok",
             f"{rate['bus_bytes_per_second'] / 1e9:.2f} GB/s, {rate['seconds'] * 1e3:.2f} ms; "
             f"{measured['world_size']} processes ({measured['device']}) on {measured['places']}",

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from qa_dist.common.command import run
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import ConfigError, RunConfig, option, parse
-from qa_dist.health import last_line
 from qa_dist.launcher import Request, Strategy, recipe_problems
+from qa_dist.machine.checks import last_line
 from qa_dist.memory import PARTS, Held, Setup, Sizes, at_peak, largest_budget, made_by
 
 if TYPE_CHECKING:

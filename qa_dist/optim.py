@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.requirements import require_bitsandbytes
+from qa_dist.machine.requirements import require_bitsandbytes
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.requirements import require_bitsandbytes
+from qa_dist.machine.requirements import require_bitsandbytes
 
 Quantization = Literal["no", "8bit", "4bit"]
 

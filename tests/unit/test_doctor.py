@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qa_dist import doctor
-from qa_dist.health import Check
+from qa_dist.machine.checks import Check
 
 OK = Check("python", "ok", "3.11.7")
 WARNING = Check("hub", "warning", "offline", "use local files")

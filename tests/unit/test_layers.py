@@ -18,7 +18,7 @@ ORDER = (
     "watchdog",
     "nodes",
     "common/command",
-    "requirements",
+    "machine/requirements",
     # pure
     "sample",
     "squad",
@@ -45,7 +45,7 @@ ORDER = (
     "checkpoint",
     "resume",
     "tracking",
-    "health",
+    "machine/checks",
     "bandwidth",
     # loops
     "evaluation",

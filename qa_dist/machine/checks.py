@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from qa_dist.requirements import Requirement
+from qa_dist.machine.requirements import Requirement
 
 GIB = 1 << 30
 MIB = 1 << 20

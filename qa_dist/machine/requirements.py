@@ -38,7 +38,7 @@ class Requirement:
 
 def requirements() -> list[Requirement]:
     """Every package that this version of qa_dist uses."""
-    text = (resources.files("qa_dist") / "data" / "requirements.json").read_text(encoding="utf-8")
+    text = (resources.files("qa_dist") / "machine" / "requirements.json").read_text(encoding="utf-8")
     return [Requirement(**entry) for entry in json.loads(text)]
 
 

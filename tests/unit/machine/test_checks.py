@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qa_dist import health
-from qa_dist.health import GIB, MIB, Check, Device
-from qa_dist.requirements import Requirement
+from qa_dist.machine import checks
+from qa_dist.machine.checks import GIB, MIB, Check, Device
+from qa_dist.machine.requirements import Requirement
 
 TORCH = Requirement("torch", "2.10", "2.13.0", None)
 QUANT = Requirement("bitsandbytes", "0.48", "0.50.2", "quant")
@@ -33,54 +33,54 @@ def fails(error: Exception) -> Callable[..., str]:
 def test_what_is_not_ok_says_what_to_do() -> None:
     """The checks that take plain values, each in its bad form."""
     bad = [
-        health.python((3, 10, 0)),
-        *health.packages([TORCH], {"torch": "2.9"}),
-        *health.devices([], cuda=None, driver="570", visible=None, num_cores=2),
-        health.threads(2, "64"),
-        health.backend("gloo", fails(RuntimeError("no"))),
-        health.address("node7", lambda host: "127.0.1.1"),
-        *health.interfaces(["lo"], {"GLOO_SOCKET_IFNAME": "eth0"}),
-        health.shared_memory(64 * MIB),
-        health.open_files(256),
-        health.locked_memory(64 * 1024, infiniband=True),
-        health.hub("https://hub", {"HF_HUB_OFFLINE": "1"}, lambda url: None),
+        checks.python((3, 10, 0)),
+        *checks.packages([TORCH], {"torch": "2.9"}),
+        *checks.devices([], cuda=None, driver="570", visible=None, num_cores=2),
+        checks.threads(2, "64"),
+        checks.backend("gloo", fails(RuntimeError("no"))),
+        checks.address("node7", lambda host: "127.0.1.1"),
+        *checks.interfaces(["lo"], {"GLOO_SOCKET_IFNAME": "eth0"}),
+        checks.shared_memory(64 * MIB),
+        checks.open_files(256),
+        checks.locked_memory(64 * 1024, infiniband=True),
+        checks.hub("https://hub", {"HF_HUB_OFFLINE": "1"}, lambda url: None),
     ]
     assert len(bad) == 11
     assert all(check.status != "ok" and check.remedy for check in bad)
 
 
 def test_python() -> None:
-    assert health.python((3, 11, 0)).status == "ok"
-    assert health.python((3, 10, 14)) == Check("python", "failure", "3.10.14", "install Python 3.11 or newer")
-    assert health.python().status == "ok"
+    assert checks.python((3, 11, 0)).status == "ok"
+    assert checks.python((3, 10, 14)) == Check("python", "failure", "3.10.14", "install Python 3.11 or newer")
+    assert checks.python().status == "ok"
 
 
 def test_packages_as_tested_share_a_line() -> None:
-    (check,) = health.packages([TORCH, QUANT], {"torch": "2.13.0+cu126", "bitsandbytes": None})
+    (check,) = checks.packages([TORCH, QUANT], {"torch": "2.13.0+cu126", "bitsandbytes": None})
     assert check == Check("packages", "ok", "as tested: torch 2.13.0+cu126")
 
 
 def test_packages_that_are_not_as_tested() -> None:
     installed = {"torch": "2.9.1", "tokenizers": "0.24", "bitsandbytes": "0.50.10"}
-    old, other, newer = health.packages([TORCH, INDIRECT, QUANT], installed)
+    old, other, newer = checks.packages([TORCH, INDIRECT, QUANT], installed)
     mend = "pip install -c constraints.txt 'qa-dist'"
     assert old == Check("torch", "failure", "2.9.1 is older than 2.10", mend), "2.9 is less than 2.10"
     assert other == Check("tokenizers", "warning", "0.24, tested with 0.23.3", mend)
     assert newer.status == "warning"
     assert "qa-dist[quant]" in newer.remedy
-    (missing,) = health.packages([TORCH], {"torch": None})
+    (missing,) = checks.packages([TORCH], {"torch": None})
     assert (missing.status, missing.found) == ("failure", "not installed")
 
 
 def test_installed_packages_are_found() -> None:
-    found = health.find_packages([TORCH, Requirement("no-such-package", None, None, None)])
+    found = checks.find_packages([TORCH, Requirement("no-such-package", None, None, None)])
     assert found["torch"]
     assert found["no-such-package"] is None
 
 
 def test_an_optional_package() -> None:
     def check(version: str | None, attempt: Callable[[], str]) -> Check:
-        return health.optional("deepspeed", "ZeRO", "deepspeed", version, attempt)
+        return checks.optional("deepspeed", "ZeRO", "deepspeed", version, attempt)
 
     assert check("0.19", lambda: "works") == Check("deepspeed", "ok", "0.19, works")
     missing = check(None, lambda: "works")
@@ -92,18 +92,18 @@ def test_an_optional_package() -> None:
 
 
 def test_trying_python() -> None:
-    assert health.try_python("print('noise'); print('cpu')") == "cpu"
+    assert checks.try_python("print('noise'); print('cpu')") == "cpu"
     with pytest.raises(RuntimeError, match=r"^ImportError: no libaio$"):
-        health.try_python("raise ImportError('no libaio')")
+        checks.try_python("raise ImportError('no libaio')")
     with pytest.raises(RuntimeError, match="exit code -9"):
-        health.try_python("import os; os.kill(os.getpid(), 9)")
+        checks.try_python("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(RuntimeError, match="no answer within 0 seconds"):
-        health.try_python("import time; time.sleep(60)", seconds=0.2)
+        checks.try_python("import time; time.sleep(60)", seconds=0.2)
 
 
 def devices(found: list[Device], **changes: object) -> list[Check]:
     facts = {"cuda": "13.0", "driver": "580.65", "visible": None, "num_cores": 8, **changes}
-    return health.devices(found, **facts)  # type: ignore[arg-type]
+    return checks.devices(found, **facts)  # type: ignore[arg-type]
 
 
 def test_gpus() -> None:
@@ -139,36 +139,36 @@ def test_gpus_that_torch_does_not_see(changes: dict[str, object], status: str, r
 
 
 def test_threads() -> None:
-    assert health.threads(8, None).status == "ok"
-    assert health.threads(8, "8").status == "ok"
+    assert checks.threads(8, None).status == "ok"
+    assert checks.threads(8, "8").status == "ok"
     for bad in ("9", "0", "many", ""):
-        assert health.threads(8, bad).status == "warning"
-    assert health.find_cores() >= 1
+        assert checks.threads(8, bad).status == "warning"
+    assert checks.find_cores() >= 1
 
 
 def test_backends() -> None:
-    assert health.backend("gloo", lambda: "starts") == Check("gloo", "ok", "starts")
-    gloo = health.backend("gloo", fails(RuntimeError("no address")))
+    assert checks.backend("gloo", lambda: "starts") == Check("gloo", "ok", "starts")
+    gloo = checks.backend("gloo", fails(RuntimeError("no address")))
     assert (gloo.status, gloo.found) == ("failure", "cannot be used: no address")
     assert "GLOO_SOCKET_IFNAME" in gloo.remedy
-    assert "NCCL_DEBUG" in health.backend("nccl", fails(RuntimeError("unhandled"))).remedy
+    assert "NCCL_DEBUG" in checks.backend("nccl", fails(RuntimeError("unhandled"))).remedy
 
 
 def test_gloo_starts_here() -> None:
-    code = health.TRY_BACKEND.format(name="gloo")
-    assert health.backend("gloo", lambda: health.try_python(code)) == Check("gloo", "ok", "starts")
+    code = checks.TRY_BACKEND.format(name="gloo")
+    assert checks.backend("gloo", lambda: checks.try_python(code)) == Check("gloo", "ok", "starts")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has NCCL")
 def test_nccl_does_not_start_without_a_gpu() -> None:
-    code = health.TRY_BACKEND.format(name="nccl")
-    assert health.backend("nccl", lambda: health.try_python(code)).status == "failure"
+    code = checks.TRY_BACKEND.format(name="nccl")
+    assert checks.backend("nccl", lambda: checks.try_python(code)).status == "failure"
 
 
 def test_address() -> None:
-    assert health.address("node7", lambda host: "10.0.0.7") == Check("address", "ok", "node7 is 10.0.0.7")
-    assert health.address("node7", lambda host: "127.0.1.1").status == "warning"
-    unknown = health.address("node7", fails(OSError("Name or service not known")))
+    assert checks.address("node7", lambda host: "10.0.0.7") == Check("address", "ok", "node7 is 10.0.0.7")
+    assert checks.address("node7", lambda host: "127.0.1.1").status == "warning"
+    unknown = checks.address("node7", fails(OSError("Name or service not known")))
     assert unknown.status == "warning"
     assert "/etc/hosts" in unknown.remedy
 
@@ -187,9 +187,9 @@ def test_address() -> None:
     ],
 )
 def test_interfaces(variable: str, asked: str, status: str) -> None:
-    assert statuses(health.interfaces(["lo", "eth0"], {variable: asked})) == {variable: status}
-    assert health.interfaces(["lo", "eth0"], {}) == []
-    assert health.find_interfaces()
+    assert statuses(checks.interfaces(["lo", "eth0"], {variable: asked})) == {variable: status}
+    assert checks.interfaces(["lo", "eth0"], {}) == []
+    assert checks.find_interfaces()
 
 
 @pytest.mark.parametrize(
@@ -197,64 +197,64 @@ def test_interfaces(variable: str, asked: str, status: str) -> None:
     [(6 * GIB, True, "ok"), (4 * GIB, True, "warning"), (MIB, True, "failure"), (6 * GIB, False, "failure")],
 )
 def test_disks(free_bytes: int, writable: bool, status: str) -> None:
-    check = health.disk("output", Path("/out"), free_bytes=free_bytes, writable=writable, remedy="choose another")
+    check = checks.disk("output", Path("/out"), free_bytes=free_bytes, writable=writable, remedy="choose another")
     assert check.status == status
     assert ("choose another" in check.remedy) == (status != "ok")
 
 
 def test_a_folder_that_is_not_there_is_judged_by_the_one_it_would_be_in(tmp_path: Path) -> None:
-    check = health.find_disk("output", tmp_path / "a" / "b", "choose another")
+    check = checks.find_disk("output", tmp_path / "a" / "b", "choose another")
     assert check.status in ("ok", "warning")
     assert str(tmp_path / "a" / "b") in check.found
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    assert health.find_disk("output", tmp_path / "file" / "b", "choose another").status == "failure"
+    assert checks.find_disk("output", tmp_path / "file" / "b", "choose another").status == "failure"
 
 
 def test_shared_memory(tmp_path: Path) -> None:
-    assert health.shared_memory(8 * GIB).status == "ok"
-    small = health.shared_memory(64 * MIB)
+    assert checks.shared_memory(8 * GIB).status == "ok"
+    small = checks.shared_memory(64 * MIB)
     assert (small.status, small.found) == ("warning", "/dev/shm has 64 MiB")
     assert "--shm-size" in small.remedy
-    assert health.shared_memory(None).status == "warning"
-    assert health.find_shared_memory(tmp_path / "missing") is None
-    assert health.find_shared_memory(tmp_path)
+    assert checks.shared_memory(None).status == "warning"
+    assert checks.find_shared_memory(tmp_path / "missing") is None
+    assert checks.find_shared_memory(tmp_path)
 
 
 def test_limits(tmp_path: Path) -> None:
-    assert health.open_files(None).status == "ok"
-    assert health.open_files(65536).status == "ok"
-    assert "ulimit -n" in health.open_files(256).remedy
-    assert health.locked_memory(64 * 1024, infiniband=False).status == "ok"
-    assert health.locked_memory(None, infiniband=True).status == "ok"
-    assert "ulimit -l" in health.locked_memory(64 * 1024, infiniband=True).remedy
-    limit = health.find_limit("NOFILE")
+    assert checks.open_files(None).status == "ok"
+    assert checks.open_files(65536).status == "ok"
+    assert "ulimit -n" in checks.open_files(256).remedy
+    assert checks.locked_memory(64 * 1024, infiniband=False).status == "ok"
+    assert checks.locked_memory(None, infiniband=True).status == "ok"
+    assert "ulimit -l" in checks.locked_memory(64 * 1024, infiniband=True).remedy
+    limit = checks.find_limit("NOFILE")
     assert limit is None or limit > 0
-    assert not health.has_infiniband(tmp_path)
+    assert not checks.has_infiniband(tmp_path)
     (tmp_path / "mlx5_0").mkdir()
-    assert health.has_infiniband(tmp_path)
+    assert checks.has_infiniband(tmp_path)
 
 
 def test_hub() -> None:
     asked: list[str] = []
-    assert health.hub("https://hub", {}, asked.append).status == "ok"
+    assert checks.hub("https://hub", {}, asked.append).status == "ok"
     assert asked == ["https://hub"]
-    silent = health.hub("https://hub", {}, fails(urllib.error.URLError("Name or service not known")))
+    silent = checks.hub("https://hub", {}, fails(urllib.error.URLError("Name or service not known")))
     assert silent.status == "warning", "being offline is no failure"
     assert "Name or service not known" in silent.found
     assert "local files" in silent.remedy
 
 
-@pytest.mark.parametrize("flag", health.OFFLINE_FLAGS)
+@pytest.mark.parametrize("flag", checks.OFFLINE_FLAGS)
 def test_offline_flags_are_respected(flag: str) -> None:
     def asked(url: str) -> None:
         raise AssertionError("nobody may ask")
 
-    check = health.hub("https://hub", {flag: "1"}, asked)
+    check = checks.hub("https://hub", {flag: "1"}, asked)
     assert check.status == "warning"
     assert f"unset {flag}" in check.remedy
     with pytest.raises(AssertionError):
-        health.hub("https://hub", {flag: "0"}, asked)
+        checks.hub("https://hub", {flag: "0"}, asked)
 
 
 @pytest.fixture
@@ -280,12 +280,12 @@ def server() -> Iterator[str]:
 def test_reaching(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    health.reach(f"{server}/200")
-    health.reach(f"{server}/403")
+    checks.reach(f"{server}/200")
+    checks.reach(f"{server}/403")
     with pytest.raises(OSError, match="status 503"):
-        health.reach(f"{server}/503")
+        checks.reach(f"{server}/503")
     with pytest.raises(OSError, match="refused"):
-        health.reach("http://127.0.0.1:9/200")
+        checks.reach("http://127.0.0.1:9/200")
 
 
 def test_a_name_server_that_is_silent_does_not_hold_the_doctor_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,15 +295,15 @@ def test_a_name_server_that_is_silent_does_not_hold_the_doctor_up(monkeypatch: p
         never.wait()
         raise OSError("too late")
 
-    monkeypatch.setattr(health.urllib.request, "urlopen", wait)
+    monkeypatch.setattr(checks.urllib.request, "urlopen", wait)
     before = set(threading.enumerate())
     with pytest.raises(TimeoutError, match="no answer within"):
-        health.reach("http://hub", seconds=0.05)
+        checks.reach("http://hub", seconds=0.05)
     never.set()
     for thread in set(threading.enumerate()) - before:
         thread.join()
 
 
 def test_the_last_line_that_says_something() -> None:
-    assert health.last_line("one\n two \n\n") == "two"
-    assert health.last_line("") == ""
+    assert checks.last_line("one\n two \n\n") == "two"
+    assert checks.last_line("") == ""

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from qa_dist.requirements import Requirement, generated, requirements
+from qa_dist.machine.requirements import Requirement, generated, requirements
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_copy_in_the_package_is_that_of_the_project() -> None:
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt")]
-    copy = (ROOT / "qa_dist" / "data" / "requirements.json").read_text(encoding="utf-8")
+    copy = (ROOT / "qa_dist" / "machine" / "requirements.json").read_text(encoding="utf-8")
     assert copy == generated(*texts), "run: make docs"
 
 

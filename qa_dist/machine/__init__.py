@@ -1,0 +1,1 @@
+"""This machine: packages against the tested set, devices, disks, limits."""
