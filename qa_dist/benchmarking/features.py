@@ -27,8 +27,8 @@ class Windows:
 def squad_windows(num_features: int, *, seed: int, max_seq_length: int = 384, doc_stride: int = 128) -> Windows:
     """The lengths of `num_features` features with the distribution of SQuAD v1.1 train.
 
-    Context and question lengths are drawn as `qa_dist.sample` draws them, and contexts are cut into windows that share
-    `doc_stride` tokens, as `qa_dist.features` cuts them.
+    Context and question lengths are drawn as `qa_dist.sample` draws them, and contexts are cut into windows
+    that share `doc_stride` tokens, as `qa_dist.features` cuts them.
     """
     lengths: list[int] = []
     question_lengths: list[int] = []
