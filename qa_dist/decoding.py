@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qa_dist.common.errors import ScoringError
-from qa_dist.records import Candidate, Feature, Prediction
+from qa_dist.data.records import Candidate, Feature, Prediction
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]

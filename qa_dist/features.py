@@ -32,7 +32,7 @@ import numpy.typing as npt
 import tokenizers
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.records import Answer, Example, Feature
+from qa_dist.data.records import Answer, Example, Feature
 
 Int32 = npt.NDArray[np.int32]
 Int8 = npt.NDArray[np.int8]

@@ -34,7 +34,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: Data, tokenizer or lengths cannot be used, or the stores cannot be written.
     """
-    from qa_dist.squad import available_splits
+    from qa_dist.data.sources import available_splits
     from qa_dist.store import prepare_store
 
     splits: dict[str, dict[str, Any]] = {}

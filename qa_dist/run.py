@@ -25,6 +25,7 @@ from qa_dist.common.errors import CheckpointError, DataError, LocalTrainingError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
 from qa_dist.config.options import ConfigError, RunConfig, write_config
+from qa_dist.data.sources import available_splits, subset
 from qa_dist.distributed import Ranks, launcher_name
 from qa_dist.evaluation import Evaluation
 from qa_dist.modeling import ParameterReport, SpanModel
@@ -38,7 +39,6 @@ from qa_dist.resume import (
     newest_checkpoint,
     read_checkpoint,
 )
-from qa_dist.squad import available_splits, subset
 from qa_dist.store import FeatureStore, prepare_store
 from qa_dist.strategies import Weights
 from qa_dist.tracking import (

@@ -19,8 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qa_dist.data.records import Example
 from qa_dist.features import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
-from qa_dist.records import Example
 
 _CHUNK_EXAMPLES = 512
 """Examples per request: short enough for a smooth progress bar, long enough to share the tokens of a context."""

@@ -19,6 +19,7 @@ from qa_dist.batching import Indices, epoch_order, global_batch, plan_step, step
 from qa_dist.budget import CPU_TOKENS, measured_budget
 from qa_dist.common.errors import LocalTrainingError, TrainingError
 from qa_dist.config.options import ConfigError, RunConfig
+from qa_dist.data.sources import subset
 from qa_dist.distributed import Ranks
 from qa_dist.evaluation import Evaluation
 from qa_dist.launcher import read_request
@@ -27,7 +28,6 @@ from qa_dist.optim import learning_rate, make_adamw, moment_bytes, parameter_gro
 from qa_dist.preflight import preflight
 from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
-from qa_dist.squad import subset
 from qa_dist.store import FeatureStore
 from qa_dist.strategies import NamedParameters, Weights
 from qa_dist.tracking import StepResult

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qa_dist.sample import synthetic_lengths
+from qa_dist.data.sample import synthetic_lengths
 from qa_dist.store import FeatureStore
 
 NUM_SPECIAL_TOKENS = 3
@@ -27,7 +27,7 @@ class Windows:
 def squad_windows(num_features: int, *, seed: int, max_seq_length: int = 384, doc_stride: int = 128) -> Windows:
     """The lengths of `num_features` features with the distribution of SQuAD v1.1 train.
 
-    Context and question lengths are drawn as `qa_dist.sample` draws them, and contexts are cut into windows
+    Context and question lengths are drawn as `qa_dist.data.sample` draws them, and contexts are cut into windows
     that share `doc_stride` tokens, as `qa_dist.features` cuts them.
     """
     lengths: list[int] = []

@@ -19,10 +19,10 @@ from qa_dist.benchmarking.measuring import peak_memory_bytes, rates, synchronize
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import RunConfig
+from qa_dist.data.records import Example
+from qa_dist.data.sources import load_examples
 from qa_dist.modeling import model_configuration, target_modules
 from qa_dist.pretrained import load_tokenizer, weights_folder
-from qa_dist.records import Example
-from qa_dist.squad import load_examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qa_dist.common.errors import ScoringError
+from qa_dist.data.records import Candidate, Feature, Prediction
 from qa_dist.decoding import MODES, CandidateTable, FeatureMap, Mode, TopSpans, decode, pad_rows, top_spans
-from qa_dist.records import Candidate, Feature, Prediction
 
 f32 = np.float32
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.features import (
     FeatureBuilder,
     FeatureColumns,
@@ -16,7 +17,6 @@ from qa_dist.features import (
     TokenizerSpec,
     answer_tokens,
 )
-from qa_dist.records import Answer, Example, Feature
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import byte_tokenizer, tiny_examples
 

@@ -230,8 +230,5 @@ def test_problems_are_reported_together(edited: Any) -> None:
 
 
 def test_reading_a_request_loads_no_library() -> None:
-    code = (
-        "import sys, qa_dist.launcher; "
-        "sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
-    )
+    code = "import sys, qa_dist.launcher; sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

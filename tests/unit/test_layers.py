@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "qa_dist"
 ORDER = (
     # contracts
     "common/errors",
-    "records",
+    "data/records",
     "common/parsers",
     "common/secrets",
     "config/options",
@@ -20,8 +20,8 @@ ORDER = (
     "common/command",
     "machine/requirements",
     # pure
-    "sample",
-    "squad",
+    "data/sample",
+    "data/sources",
     "features",
     "tokenisation",
     "batching",
@@ -66,8 +66,8 @@ ORDER = (
     "cli",
 )
 PURE = (
-    *("common/errors", "records", "common/parsers", "common/secrets", "config/options"),
-    *("sample", "squad", "features", "batching", "decoding", "scoring", "launcher"),
+    *("common/errors", "data/records", "common/parsers", "common/secrets", "config/options"),
+    *("data/sample", "data/sources", "features", "batching", "decoding", "scoring", "launcher"),
 )
 OTHERS = ("accelerate", "deepspeed")
 

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError
+from qa_dist.data.records import Answer, Example, Feature
+from qa_dist.data.sources import parse, read_rows, validate
 from qa_dist.decoding import CandidateTable, FeatureMap, decode, top_spans
 from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
-from qa_dist.records import Answer, Example, Feature
 from qa_dist.scoring import load_predictions, normalize_answer, score_v1, score_v2
-from qa_dist.squad import parse, read_rows, validate
 from qa_dist.store import prepare_store
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import byte_tokenizer, run_config

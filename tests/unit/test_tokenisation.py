@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from qa_dist import tokenisation
+from qa_dist.data.records import Example
 from qa_dist.features import FeatureColumns, FeatureSpec, TokenizerSpec
-from qa_dist.records import Example
 from qa_dist.tokenisation import build_columns
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import tiny_examples

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.common.errors import UserError
-from qa_dist.records import Answer, Example
+from qa_dist.data.records import Answer, Example
 
 Split = Literal["train", "validation"]
 

@@ -13,8 +13,8 @@ from pyarrow import parquet
 
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig
-from qa_dist.records import Answer, Example
-from qa_dist.squad import (
+from qa_dist.data.records import Answer, Example
+from qa_dist.data.sources import (
     PROBLEMS,
     Report,
     available_splits,

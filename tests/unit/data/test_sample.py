@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from qa_dist import sample
 from qa_dist.common.errors import UserError
-from qa_dist.records import Example
+from qa_dist.data import sample
+from qa_dist.data.records import Example
 
 SPLITS: tuple[sample.Split, ...] = ("train", "validation")
 MONTHS = "January February March April May June July August September October November December".split()

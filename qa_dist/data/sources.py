@@ -28,7 +28,7 @@ import numpy.typing as npt
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json, type_name
 from qa_dist.config.options import DataConfig
-from qa_dist.records import Answer, Example
+from qa_dist.data.records import Answer, Example
 
 Split = Literal["train", "validation"]
 Row = Mapping[str, Any]
@@ -248,7 +248,7 @@ def open_source(data: DataConfig, split: Split) -> Source:
             raise DataError(f"the configuration names no {split} data; pass --{split}_file")
         return _file_source(Path(path))
     if data.source == "sample":
-        from qa_dist.sample import sample_path
+        from qa_dist.data.sample import sample_path
 
         return _file_source(sample_path(split))
     if data.source.startswith("synthetic:"):
@@ -284,7 +284,7 @@ def _rows_source(name: str, rows: Sequence[Row]) -> Source:
 
 
 def _synthetic_source(name: str, seed: int) -> Source:
-    from qa_dist.sample import synthetic_examples
+    from qa_dist.data.sample import synthetic_examples
 
     def rows(count: int) -> Iterator[Row]:
         return map(_row_of, synthetic_examples(count, seed=seed))

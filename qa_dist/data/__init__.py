@@ -1,0 +1,1 @@
+"""Questions: from a source through raw records to checked examples."""
