@@ -12,8 +12,8 @@ import time
 import numpy as np
 import torch
 
-from qa_dist.batching import Lengths, cut_unpadded
 from qa_dist.config.options import ModelConfig
+from qa_dist.features.batching import Lengths, cut_unpadded
 from qa_dist.modeling import SpanModel, build_model, span_loss
 
 TRAINING_BUDGETS = (4096, 2048, 1024, 512)

@@ -156,7 +156,7 @@ def estimate(
     """
     import torch
 
-    from qa_dist.budget import CPU_TOKENS, MARGIN
+    from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
     from qa_dist.ledger import trace_passes
     from qa_dist.modeling import build_outline
 

@@ -59,9 +59,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from qa_dist.distributed import Ranks, failures_named
         from qa_dist.evaluation import evaluate, write_results
+        from qa_dist.features.store import prepare_store
         from qa_dist.modeling import check_vocabulary, load_trained
         from qa_dist.pretrained import load_tokenizer
-        from qa_dist.store import prepare_store
         from qa_dist.tracking import evaluation_bar, make_writable
 
     with _ended_in_order(), failures_named():

@@ -168,7 +168,7 @@ def made_by(passes: Sequence[Traced], num_tokens: int) -> dict[str, int]:
 def largest_budget(sizes: Sizes, setup: Setup, passes: Sequence[Traced], available_bytes: int) -> int:
     """Tokens of the largest pass that a rank with so much memory can make; 0 if there is room for none."""
     # It imports torch, which an entry that prints its help does without.
-    from qa_dist.budget import tokens_that_fit
+    from qa_dist.features.token_budget import tokens_that_fit
 
     if in_update(sizes, setup).device_bytes > available_bytes:
         return 0

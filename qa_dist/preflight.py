@@ -13,8 +13,8 @@ from typing import Any
 from qa_dist import __version__
 from qa_dist.config.options import ConfigError, RunConfig
 from qa_dist.distributed import Ranks
+from qa_dist.features.store import FeatureStore
 from qa_dist.nodes import Difference, Member, differences, host_name, places, shown
-from qa_dist.store import FeatureStore
 from qa_dist.tracking import versions
 
 # Where a machine keeps its copies is its own affair: what is in them is compared. Rank 0 alone writes results.

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
-from qa_dist.store import synchronise
+from qa_dist.features.store import synchronise
 from qa_dist.strategies import Weights
 
 FORMAT = 1

@@ -28,6 +28,7 @@ from qa_dist.config.options import ConfigError, RunConfig, write_config
 from qa_dist.data.sources import available_splits, subset
 from qa_dist.distributed import Ranks, launcher_name
 from qa_dist.evaluation import Evaluation
+from qa_dist.features.store import FeatureStore, prepare_store
 from qa_dist.modeling import ParameterReport, SpanModel
 from qa_dist.pretrained import load_tokenizer
 from qa_dist.resume import (
@@ -39,7 +40,6 @@ from qa_dist.resume import (
     newest_checkpoint,
     read_checkpoint,
 )
-from qa_dist.store import FeatureStore, prepare_store
 from qa_dist.strategies import Weights
 from qa_dist.tracking import (
     MetricsLog,

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from qa_dist.batching import deal, token_imbalance
 from qa_dist.benchmarking.features import squad_windows
+from qa_dist.features.batching import deal, token_imbalance
 
 WORLD_SIZES = (2, 8, 64, 512)
 FEATURES_PER_RANK = 16

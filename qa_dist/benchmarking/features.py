@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.data.sample import synthetic_lengths
-from qa_dist.store import FeatureStore
+from qa_dist.features.store import FeatureStore
 
 NUM_SPECIAL_TOKENS = 3
 
@@ -28,7 +28,7 @@ def squad_windows(num_features: int, *, seed: int, max_seq_length: int = 384, do
     """The lengths of `num_features` features with the distribution of SQuAD v1.1 train.
 
     Context and question lengths are drawn as `qa_dist.data.sample` draws them, and contexts are cut into windows
-    that share `doc_stride` tokens, as `qa_dist.features` cuts them.
+    that share `doc_stride` tokens, as `qa_dist.features.windows` cuts them.
     """
     lengths: list[int] = []
     question_lengths: list[int] = []

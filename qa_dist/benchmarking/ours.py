@@ -22,17 +22,17 @@ import torch
 from torch import nn
 
 from qa_dist import evaluation as evaluating
-from qa_dist.batching import evaluation_batches
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
-from qa_dist.budget import EVALUATION_TOKENS
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.distributed import Ranks
 from qa_dist.evaluation import evaluate_loss, score
+from qa_dist.features.batching import evaluation_batches
+from qa_dist.features.store import prepare_store
+from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.modeling import SpanModel, build_model, transformers_model
 from qa_dist.pretrained import load_tokenizer
-from qa_dist.store import prepare_store
 from qa_dist.training import Trainer
 
 PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")

@@ -22,9 +22,9 @@ ORDER = (
     # pure
     "data/sample",
     "data/sources",
-    "features",
-    "tokenisation",
-    "batching",
+    "features/windows",
+    "features/workers",
+    "features/batching",
     "decoding",
     "scoring",
     "optim",
@@ -34,12 +34,12 @@ ORDER = (
     "distributed",
     # parts
     "pretrained",
-    "store",
+    "features/store",
     "attention",
     "dropout",
     "quantization",
     "modeling",
-    "budget",
+    "features/token_budget",
     "memory",
     "ledger",
     "checkpoint",
@@ -67,7 +67,7 @@ ORDER = (
 )
 PURE = (
     *("common/errors", "data/records", "common/parsers", "common/secrets", "config/options"),
-    *("data/sample", "data/sources", "features", "batching", "decoding", "scoring", "launcher"),
+    *("data/sample", "data/sources", "features/windows", "features/batching", "decoding", "scoring", "launcher"),
 )
 OTHERS = ("accelerate", "deepspeed")
 

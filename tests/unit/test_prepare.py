@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from qa_dist.features.store import FeatureStore
 from qa_dist.prepare import main
-from qa_dist.store import FeatureStore
 from tests.unit.data_fixtures import MALFORMED, TINY_SQUAD, row, save_tokenizer, tiny_examples, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]

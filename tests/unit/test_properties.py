@@ -23,9 +23,9 @@ from qa_dist.common.errors import DataError
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.sources import parse, read_rows, validate
 from qa_dist.decoding import CandidateTable, FeatureMap, decode, top_spans
-from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.features.store import prepare_store
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.scoring import load_predictions, normalize_answer, score_v1, score_v2
-from qa_dist.store import prepare_store
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import byte_tokenizer, run_config
 from tests.unit.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2

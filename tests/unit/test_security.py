@@ -200,7 +200,7 @@ def test_pickles_beside_an_adapter_are_not_looked_at(copy: Path, trained: Path, 
 
 def test_pickles_in_a_store_are_not_looked_at(trap: Any, tmp_path: Path) -> None:
     from qa_dist.common.errors import StoreError
-    from qa_dist.store import FeatureStore, prepare_store
+    from qa_dist.features.store import FeatureStore, prepare_store
 
     config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores")
     path = prepare_store(config, "train").path
@@ -335,7 +335,7 @@ def test_nothing_in_the_program_can_run_what_it_reads(path: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name for alias in node.names} | {str(getattr(node, "module", None))}
             # Tokenising processes talk to the process that started them, through pipes that nobody else has.
-            assert path.name == "tokenisation.py" or not names & FORBIDDEN_IMPORTS
+            assert path.name == "workers.py" or not names & FORBIDDEN_IMPORTS
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)

@@ -35,9 +35,9 @@ from qa_dist.common.errors import StoreError
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.sources import Report, Source, Split, load_source, max_samples, open_source
-from qa_dist.features import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
+from qa_dist.features.workers import build_columns
 from qa_dist.pretrained import load_tokenizer
-from qa_dist.tokenisation import build_columns
 
 if TYPE_CHECKING:
     # Decoding imports torch, which building a store does without.

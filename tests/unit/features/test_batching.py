@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qa_dist.batching import (
+from qa_dist.features.batching import (
     cut_padded,
     cut_unpadded,
     deal,

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.features import (
+from qa_dist.features.windows import (
     FeatureBuilder,
     FeatureColumns,
     FeatureSpec,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qa_dist.data.records import Example
-from qa_dist.features import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
 
 _CHUNK_EXAMPLES = 512
 """Examples per request: short enough for a smooth progress bar, long enough to share the tokens of a context."""
@@ -96,12 +96,12 @@ class _Worker:
     """The parent's end of a worker process: one request at a time."""
 
     def __init__(self, tokenizer: TokenizerSpec, spec: FeatureSpec) -> None:
-        package_parent = str(Path(__file__).resolve().parent.parent)
+        package_parent = str(Path(__file__).resolve().parents[2])
         paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         # A safe path keeps modules of the current folder, such as a stray random.py, out of the worker.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from qa_dist.tokenisation import worker; worker()"],
+            [sys.executable, "-c", "from qa_dist.features.workers import worker; worker()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

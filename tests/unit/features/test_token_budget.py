@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from qa_dist import budget
-from qa_dist.budget import measured_budget, tokens_that_fit
+from qa_dist.features.token_budget import measured_budget, tokens_that_fit
+from qa_dist.features.windows import token_budget
 
 
 def test_the_line_through_two_peaks() -> None:
@@ -36,7 +36,7 @@ class Device:
 
 
 def test_the_budget_leaves_a_margin_and_what_the_optimiser_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert budget.MARGIN == 0.1
+    assert token_budget.MARGIN == 0.1
     device = Device(monkeypatch)
     assert device.budget(100, 100_000) == 8000
     assert device.passes == [400, 1600]

@@ -11,22 +11,21 @@ import numpy as np
 import psutil
 import pytest
 
-from qa_dist import tokenisation
 from qa_dist.data.records import Example
-from qa_dist.features import FeatureColumns, FeatureSpec, TokenizerSpec
-from qa_dist.tokenisation import build_columns
+from qa_dist.features.windows import FeatureColumns, FeatureSpec, TokenizerSpec, workers
+from qa_dist.features.workers import build_columns
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import tiny_examples
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SPEC = FeatureSpec(96, 24)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few examples be enough for several workers and many chunks."""
-    monkeypatch.setattr(tokenisation, "_CHUNK_EXAMPLES", 3)
-    monkeypatch.setattr(tokenisation, "_MIN_EXAMPLES_PER_WORKER", 1)
+    monkeypatch.setattr(workers, "_CHUNK_EXAMPLES", 3)
+    monkeypatch.setattr(workers, "_MIN_EXAMPLES_PER_WORKER", 1)
 
 
 def columns_of(num_workers: int, examples: list[Example], **options: Any) -> FeatureColumns:
@@ -54,7 +53,7 @@ def test_any_number_of_workers_gives_the_same_columns(num_workers: int) -> None:
 
 
 def test_few_examples_need_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenisation, "_Worker", None)
+    monkeypatch.setattr(workers, "_Worker", None)
     assert len(columns_of(8, tiny_examples()).lengths) > 0
 
 
@@ -70,7 +69,7 @@ def test_the_bar_is_on_stderr_and_only_if_asked_for(capfd: pytest.CaptureFixture
 
 def test_a_worker_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, qa_dist.tokenisation\n"
+        "import sys, qa_dist.features.workers\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'tqdm'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -94,7 +93,7 @@ def test_a_failure_in_a_worker_comes_back_with_its_traceback() -> None:
 
 
 def test_a_killed_worker_is_named_as_such() -> None:
-    worker = tokenisation._Worker(TokenizerSpec.of(tiny_tokenizer()), SPEC)
+    worker = workers._Worker(TokenizerSpec.of(tiny_tokenizer()), SPEC)
     try:
         part, _ = worker.request(tiny_examples(), 5)
         assert part.example_index[0] == 5
@@ -108,7 +107,7 @@ def test_a_killed_worker_is_named_as_such() -> None:
 def test_workers_end_with_a_killed_parent() -> None:
     code = (
         "import sys, time\n"
-        "from qa_dist.tokenisation import _Worker\n"
+        "from qa_dist.features.workers import _Worker\n"
         "workers = [_Worker(None, None) for _ in range(2)]\n"
         "print(*(worker.process.pid for worker in workers), flush=True)\n"
         "time.sleep(60)"

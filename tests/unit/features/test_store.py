@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_dist import store as store_module
-from qa_dist import tokenisation
 from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig, RunConfig
-from qa_dist.features import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.features.store import FeatureStore, prepare_store, store_root
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec, workers
+from qa_dist.features.windows import store as store_module
 from qa_dist.pretrained import load_tokenizer
-from qa_dist.store import FeatureStore, prepare_store, store_root
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
     TINY_SQUAD,
@@ -35,13 +34,13 @@ from tests.unit.data_fixtures import (
     write_rows,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # What a child process runs: the tokenizer without the seconds that importing transformers takes.
 PREAMBLE = """
 import os, signal, sys, types, logging
 import tokenizers
-from qa_dist import store
+from qa_dist.features.windows import store
 from qa_dist.config.options import DataConfig, RunConfig
 
 def prepare(tokenizer_folder, train_file, store_dir, **options):
@@ -165,7 +164,7 @@ def test_stores_pickle_as_their_path(built: FeatureStore) -> None:
 def test_forked_processes_share_a_store(built: FeatureStore) -> None:
     code = (
         "import os, sys\n"
-        "from qa_dist.store import FeatureStore\n"
+        "from qa_dist.features.store import FeatureStore\n"
         "store = FeatureStore(sys.argv[1])\n"
         "expected = store.flat([1, 2])[0].tolist()\n"
         "child = os.fork()\n"
@@ -225,8 +224,8 @@ def test_what_a_store_depends_on_is_in_its_fingerprint(tokenizer_folder: str, tm
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenisation, "_CHUNK_EXAMPLES", 2)
-    monkeypatch.setattr(tokenisation, "_MIN_EXAMPLES_PER_WORKER", 1)
+    monkeypatch.setattr(workers, "_CHUNK_EXAMPLES", 2)
+    monkeypatch.setattr(workers, "_MIN_EXAMPLES_PER_WORKER", 1)
     contents = []
     for num_workers in (1, 2, 3):
         config = run_config(tokenizer_folder, tmp_path / str(num_workers), preprocessing_num_workers=num_workers)

@@ -1,0 +1,1 @@
+"""Numbers: from examples through windows and the store to global batches of tensors."""
