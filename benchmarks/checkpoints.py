@@ -22,8 +22,8 @@ from pathlib import Path
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.distributed import Ranks
 from qa_dist.features.store import prepare_store
-from qa_dist.modeling import build_model
-from qa_dist.pretrained import load_tokenizer
+from qa_dist.model.building import build_model
+from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.resume import CheckpointWriter
 from qa_dist.tracking import git_commit, hardware, versions
 from qa_dist.training import Trainer

@@ -26,7 +26,7 @@ from qa_dist.memory import PARTS, Held, Setup, Sizes, at_peak, largest_budget, m
 if TYPE_CHECKING:
     import torch
 
-    from qa_dist.modeling import SpanModel
+    from qa_dist.model.building import SpanModel
 
 PROG = "qa_dist.estimate"
 TRACED_FEATURES = (4, 32, 128)
@@ -158,7 +158,7 @@ def estimate(
 
     from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
     from qa_dist.ledger import trace_passes
-    from qa_dist.modeling import build_outline
+    from qa_dist.model.building import build_outline
 
     has_cuda = torch.cuda.is_available()
     kind: Literal["cpu", "cuda"] = own.device if own.device != "auto" else "cuda" if has_cuda else "cpu"
@@ -216,8 +216,8 @@ def estimate(
 
 def sizes_of(model: "SpanModel") -> Sizes:
     """Sizes of a model's tensors, on whatever device they are."""
-    from qa_dist.modeling import head_parameters
-    from qa_dist.quantization import num_elements
+    from qa_dist.model.building import head_parameters
+    from qa_dist.model.quantization import num_elements
 
     heads = set(head_parameters(model))
     tensors = dict(model.model.named_parameters())

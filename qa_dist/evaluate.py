@@ -60,8 +60,8 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.distributed import Ranks, failures_named
         from qa_dist.evaluation import evaluate, write_results
         from qa_dist.features.store import prepare_store
-        from qa_dist.modeling import check_vocabulary, load_trained
-        from qa_dist.pretrained import load_tokenizer
+        from qa_dist.model.building import check_vocabulary, load_trained
+        from qa_dist.model.pretrained import load_tokenizer
         from qa_dist.tracking import evaluation_bar, make_writable
 
     with _ended_in_order(), failures_named():
@@ -117,7 +117,7 @@ def base_options(adapter: str | None) -> dict[str, Any]:
         return read_recipe(config)
     if not os.path.isfile(foreign):
         return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
-    from qa_dist.pretrained import check_adapter
+    from qa_dist.model.pretrained import check_adapter
 
     base = check_adapter(adapter).get("base_model_name_or_path")
     return {"model_name_or_path": base} if base else {}

@@ -23,7 +23,7 @@ from qa_dist.distributed import Ranks
 from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.modeling import FeatureBatch, SpanModel, span_loss
+from qa_dist.model.building import FeatureBatch, SpanModel, span_loss
 from qa_dist.scoring import score_v1, score_v2
 from qa_dist.tracking import replacing, write_json
 

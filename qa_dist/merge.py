@@ -23,7 +23,7 @@ from qa_dist.evaluate import adapter_problems, base_options
 if TYPE_CHECKING:
     import torch
 
-    from qa_dist.modeling import SpanModel
+    from qa_dist.model.building import SpanModel
 
 PROG = "qa_dist.merge"
 TOLERANCE = 1e-4
@@ -87,8 +87,8 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
         UserError: The adapter or its base model cannot be loaded.
         CheckpointError: The merged model, read back, gives other logits than the adapter.
     """
-    from qa_dist.modeling import load_trained
-    from qa_dist.pretrained import load_tokenizer
+    from qa_dist.model.building import load_trained
+    from qa_dist.model.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     # A plain model: transformers' own attention, the base model's own dropout and its weights as they were published.

@@ -20,7 +20,6 @@ from typing import Any, Self
 from safetensors import SafetensorError
 
 from qa_dist import evaluation as evaluating
-from qa_dist.checkpoint import save_trained
 from qa_dist.common.errors import CheckpointError, DataError, LocalTrainingError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
@@ -29,8 +28,9 @@ from qa_dist.data.sources import available_splits, subset
 from qa_dist.distributed import Ranks, launcher_name
 from qa_dist.evaluation import Evaluation
 from qa_dist.features.store import FeatureStore, prepare_store
-from qa_dist.modeling import ParameterReport, SpanModel
-from qa_dist.pretrained import load_tokenizer
+from qa_dist.model.building import ParameterReport, SpanModel
+from qa_dist.model.pretrained import load_tokenizer
+from qa_dist.model.saved import save_trained
 from qa_dist.resume import (
     Checkpoint,
     CheckpointWriter,

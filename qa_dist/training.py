@@ -24,7 +24,7 @@ from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_s
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import CPU_TOKENS, measured_budget
 from qa_dist.launcher import read_request
-from qa_dist.modeling import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
+from qa_dist.model.building import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
 from qa_dist.optim import learning_rate, make_adamw, moment_bytes, parameter_groups, require_optimizer
 from qa_dist.preflight import preflight
 from qa_dist.resume import Checkpoint, weights_fingerprint

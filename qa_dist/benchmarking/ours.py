@@ -31,8 +31,8 @@ from qa_dist.evaluation import evaluate_loss, score
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.store import prepare_store
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.modeling import SpanModel, build_model, transformers_model
-from qa_dist.pretrained import load_tokenizer
+from qa_dist.model.building import SpanModel, build_model, transformers_model
+from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.training import Trainer
 
 PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")

@@ -20,7 +20,7 @@ Cell = dict[str, Any]
 
 def path_options(settings: Settings) -> dict[str, dict[str, Any]]:
     """Options of every path that the architecture allows."""
-    from qa_dist.modeling import model_configuration
+    from qa_dist.model.building import model_configuration
 
     whole_step = settings.own.global_batch_size * settings.own.max_seq_length
     options: dict[str, dict[str, Any]] = {

@@ -37,7 +37,7 @@ from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.sources import Report, Source, Split, load_source, max_samples, open_source
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
 from qa_dist.features.workers import build_columns
-from qa_dist.pretrained import load_tokenizer
+from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     # Decoding imports torch, which building a store does without.

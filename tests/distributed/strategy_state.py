@@ -8,7 +8,7 @@ import torch
 from qa_dist.config.options import parse
 from qa_dist.distributed import Ranks, failures_named
 from qa_dist.launcher import read_request
-from qa_dist.modeling import FeatureBatch, build_model, span_loss
+from qa_dist.model.building import FeatureBatch, build_model, span_loss
 from qa_dist.run import load_data
 from qa_dist.strategies import Weights
 from qa_dist.training import Trainer

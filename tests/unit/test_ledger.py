@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from qa_dist.attention import cumulative_lengths
 from qa_dist.config.options import ModelConfig
 from qa_dist.ledger import MADE, Ledger, run_pass, trace_passes
 from qa_dist.memory import Traced
-from qa_dist.modeling import SpanModel, build_model, build_outline
+from qa_dist.model.attention import cumulative_lengths
+from qa_dist.model.building import SpanModel, build_model, build_outline
 from tests.tiny import MODEL_TYPES, tiny_model
 
 LENGTH = 64

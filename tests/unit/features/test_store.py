@@ -22,7 +22,7 @@ from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.features.store import FeatureStore, prepare_store, store_root
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec, workers
 from qa_dist.features.windows import store as store_module
-from qa_dist.pretrained import load_tokenizer
+from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
     TINY_SQUAD,

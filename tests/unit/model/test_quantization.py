@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from qa_dist.checkpoint import save_trained
 from qa_dist.config.options import ConfigError, ModelConfig, parse
-from qa_dist.modeling import SpanModel, build_model, count_parameters, head_names, load_trained, span_loss
-from qa_dist.quantization import quantization_options, require_quantized
+from qa_dist.model.building import SpanModel, build_model, count_parameters, head_names, load_trained, span_loss
+from qa_dist.model.quantization import quantization_options, require_quantized
+from qa_dist.model.saved import save_trained
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qa_dist.dropout import CheapDropout, use_cheap_dropout
+from qa_dist.model.dropout import CheapDropout, use_cheap_dropout
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.25])

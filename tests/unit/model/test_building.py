@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from qa_dist.checkpoint import save_trained
 from qa_dist.common.errors import ConfigError, TrainingError, UserError
 from qa_dist.config.options import MODEL_TYPES_UNPADDED, ModelConfig
-from qa_dist.modeling import (
+from qa_dist.model.building import (
     GradientCheck,
     SpanModel,
     build_model,
@@ -23,6 +22,7 @@ from qa_dist.modeling import (
     target_modules,
     transformers_model,
 )
+from qa_dist.model.saved import save_trained
 from tests.tiny import MODEL_TYPES, tiny_config, tiny_model, tiny_tokenizer
 
 LENGTHS = (1, 7, 128, 31, 3, 64)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from qa_dist.attention import cumulative_lengths, position_ids, unpadded_attention
 from qa_dist.common.errors import UserError
+from qa_dist.model.attention import cumulative_lengths, position_ids, unpadded_attention
 
 LENGTHS = [5, 1, 40, 17, 3]
 HEADS, SIZE = 3, 8
@@ -56,7 +56,7 @@ def test_half_precision_stays_half() -> None:
 
 
 def test_the_operators_keep_torch_s_rules() -> None:
-    from qa_dist.attention import _attend
+    from qa_dist.model.attention import _attend
 
     cumulative = cumulative_lengths(LENGTHS, torch.device("cpu"))
     torch.library.opcheck(_attend, (*inputs(), cumulative, 0.3, -1))

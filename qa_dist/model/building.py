@@ -22,14 +22,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qa_dist.attention import UNPADDED, cumulative_lengths, position_ids, register
 from qa_dist.common.errors import CheckpointError, ConfigError, TrainingError, UserError
 from qa_dist.config.options import MODEL_TYPES_UNPADDED, ModelConfig
-from qa_dist.dropout import use_cheap_dropout
 from qa_dist.features.batching import Indices
 from qa_dist.features.store import FeatureStore
-from qa_dist.pretrained import check_adapter, loading_error, resolve_model_path, weights_folder
-from qa_dist.quantization import num_elements, outline_quantized, quantization_options, require_quantized
+from qa_dist.model.attention import UNPADDED, cumulative_lengths, position_ids, register
+from qa_dist.model.dropout import use_cheap_dropout
+from qa_dist.model.pretrained import check_adapter, loading_error, resolve_model_path, weights_folder
+from qa_dist.model.quantization import num_elements, outline_quantized, quantization_options, require_quantized
 
 Padding = Literal["unpadded", "sorted", "max_length"]
 

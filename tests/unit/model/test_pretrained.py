@@ -5,7 +5,7 @@ import pytest
 
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
-from qa_dist.pretrained import load_tokenizer, resolve_model_path, weights_folder
+from qa_dist.model.pretrained import load_tokenizer, resolve_model_path, weights_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.data_fixtures import save_tokenizer
 
@@ -109,7 +109,7 @@ def cached(cache: Path, name: str) -> Path:
 
 
 def test_a_hub_model_in_the_cache_is_used_without_a_network(tmp_path: Path) -> None:
-    from qa_dist.modeling import build_model
+    from qa_dist.model.building import build_model
 
     folder = tiny_model("bert", cached(tmp_path, "somebody/tiny"))
     config = ModelConfig(model_name_or_path="somebody/tiny", cache_dir=str(tmp_path))

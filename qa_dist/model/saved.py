@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qa_dist.common.errors import CheckpointError
-from qa_dist.modeling import SpanModel
+from qa_dist.model.building import SpanModel
 from qa_dist.strategies import Weights
 
 

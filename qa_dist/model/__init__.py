@@ -1,0 +1,1 @@
+"""The encoder: families, loading, adapters, attention, quantisation, and the folder of a trained model."""
