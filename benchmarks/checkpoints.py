@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig, TrainingConfig
-from qa_dist.distributed import Ranks
+from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.store import prepare_store
 from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
-from qa_dist.launcher import Request, Strategy, recipe_problems
+from qa_dist.distributed.launch_config import Request, Strategy, recipe_problems
 
 NAMES = {
     "ddp": "data parallel (`single.yaml`, `ddp.yaml`)",

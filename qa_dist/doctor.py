@@ -22,10 +22,10 @@ from typing import Any
 
 from qa_dist.common.command import run
 from qa_dist.config.options import DataConfig, option, parse
+from qa_dist.distributed.roll_call import Member, host_name, places, slurm_environment
 from qa_dist.machine import checks
 from qa_dist.machine.checks import Check
 from qa_dist.machine.requirements import requirements
-from qa_dist.nodes import Member, host_name, places, slurm_environment
 
 PROG = "qa_dist.doctor"
 FORMULA = "GB/s are bus bandwidth, bytes * 2 (n - 1) / n / seconds with n processes, as in NCCL tests (PERFORMANCE.md)"
@@ -194,8 +194,8 @@ def as_json(checks: Sequence[Check], measured: dict[str, Any] | None) -> str:
 
 def _join(own: DoctorConfig) -> int:
     """Measure the processes that a launcher started, of which this is one; rank 0 prints."""
-    from qa_dist.bandwidth import measure
-    from qa_dist.distributed import Ranks, failures_named
+    from qa_dist.distributed.bandwidth import measure
+    from qa_dist.distributed.ranks import Ranks, failures_named
 
     with failures_named():
         ranks = Ranks(timeout_seconds=_TIMEOUT_SECONDS)

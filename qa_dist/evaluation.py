@@ -19,7 +19,7 @@ import torch
 
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.decoding import Answers, CandidateTable, decode, pad_rows, top_spans
-from qa_dist.distributed import Ranks
+from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS

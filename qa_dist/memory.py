@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from qa_dist.launcher import Strategy
+from qa_dist.distributed.launch_config import Strategy
 from qa_dist.optim import Kind, moment_bytes
 
 PARTS = (
@@ -50,7 +50,7 @@ The buffer that it comes through is kept, beside the tensors, until the last of 
 """
 
 EXCHANGE_BUCKET = (1 << 24) * FLOAT
-"""Plain data parallelism exchanges gradients in buffers of this size, see `qa_dist.strategies`."""
+"""Plain data parallelism exchanges gradients in buffers of this size, see `qa_dist.distributed.strategies.choice`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

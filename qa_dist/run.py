@@ -25,7 +25,8 @@ from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
 from qa_dist.config.options import ConfigError, RunConfig, write_config
 from qa_dist.data.sources import available_splits, subset
-from qa_dist.distributed import Ranks, launcher_name
+from qa_dist.distributed.ranks import Ranks, launcher_name
+from qa_dist.distributed.strategies.choice import Weights
 from qa_dist.evaluation import Evaluation
 from qa_dist.features.store import FeatureStore, prepare_store
 from qa_dist.model.building import ParameterReport, SpanModel
@@ -40,7 +41,6 @@ from qa_dist.resume import (
     newest_checkpoint,
     read_checkpoint,
 )
-from qa_dist.strategies import Weights
 from qa_dist.tracking import (
     MetricsLog,
     Progress,

@@ -19,7 +19,7 @@ def _train(argv: Sequence[str]) -> int:
     config, _ = parse(argv, prog=PROG, description=__doc__ or "")
     with StopSignals() as stop:
         # Only now: these imports take seconds, and mistakes in the options should not.
-        from qa_dist.distributed import failures_named
+        from qa_dist.distributed.ranks import failures_named
         from qa_dist.training import train
 
         with failures_named():

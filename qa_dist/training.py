@@ -18,18 +18,18 @@ import torch
 from qa_dist.common.errors import LocalTrainingError, TrainingError
 from qa_dist.config.options import ConfigError, RunConfig
 from qa_dist.data.sources import subset
-from qa_dist.distributed import Ranks
+from qa_dist.distributed.agreement import preflight
+from qa_dist.distributed.launch_config import read_request
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.distributed.strategies.choice import NamedParameters, Weights
 from qa_dist.evaluation import Evaluation
 from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import CPU_TOKENS, measured_budget
-from qa_dist.launcher import read_request
 from qa_dist.model.building import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
 from qa_dist.optim import learning_rate, make_adamw, moment_bytes, parameter_groups, require_optimizer
-from qa_dist.preflight import preflight
 from qa_dist.resume import Checkpoint, weights_fingerprint
 from qa_dist.run import Run, load_data
-from qa_dist.strategies import NamedParameters, Weights
 from qa_dist.tracking import StepResult
 
 LEAST_LOSS_SCALE = 1.0

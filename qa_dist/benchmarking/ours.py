@@ -26,7 +26,7 @@ from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.config.options import DataConfig, RunConfig
-from qa_dist.distributed import Ranks
+from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation import evaluate_loss, score
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.store import prepare_store

@@ -14,7 +14,7 @@ import torch
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.common.command import run
 from qa_dist.config.options import RunConfig, parse
-from qa_dist.distributed import failures_named
+from qa_dist.distributed.ranks import failures_named
 
 PROG = "qa_dist.benchmarking.worker"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from qa_dist.common.errors import CheckpointError
+from qa_dist.distributed.strategies.choice import Weights
 from qa_dist.model.building import SpanModel
-from qa_dist.strategies import Weights
 
 
 def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: Path) -> list[Path]:

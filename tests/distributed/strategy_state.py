@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from qa_dist.config.options import parse
-from qa_dist.distributed import Ranks, failures_named
-from qa_dist.launcher import read_request
+from qa_dist.distributed.launch_config import read_request
+from qa_dist.distributed.ranks import Ranks, failures_named
+from qa_dist.distributed.strategies.choice import Weights
 from qa_dist.model.building import FeatureBatch, build_model, span_loss
 from qa_dist.run import load_data
-from qa_dist.strategies import Weights
 from qa_dist.training import Trainer
 
 

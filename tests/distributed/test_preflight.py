@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qa_dist import distributed, preflight
-from qa_dist.nodes import host_name
+from qa_dist.distributed.ranks import agreement, ranks
+from qa_dist.distributed.roll_call import host_name
 from tests.distributed.forking import start_ranks
 from tests.distributed.launching import ROOT, free_port, run, succeed, together, torchrun
 from tests.tiny import tiny_model, tiny_squad
@@ -30,7 +30,7 @@ def train_unlike(change: Callable[[list[str]], None], words: list[str], rank: in
     from qa_dist.train import main
 
     if rank == 1:
-        for module in (preflight, distributed):
+        for module in (agreement, ranks):
             module.host_name = lambda: "node7"
         change(words)
     return main(words)
@@ -47,8 +47,8 @@ def refused(change: Callable[[list[str]], None], words: list[str], folder: Path)
 
 
 def another_version(words: list[str]) -> None:
-    versions = preflight.versions
-    preflight.versions = lambda: {**versions(), "transformers": "4.0.0"}
+    versions = agreement.versions
+    agreement.versions = lambda: {**versions(), "transformers": "4.0.0"}
 
 
 def test_another_version_is_told_with_the_name_of_the_machine(words: list[str], tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_other_data_are_told_with_the_name_of_the_machine(words: list[str], tmp_
 
 
 def another_device(words: list[str]) -> None:
-    distributed._facts = lambda: {"the kind of device": "a GPU"}
+    ranks._facts = lambda: {"the kind of device": "a GPU"}
 
 
 def test_a_machine_of_another_kind_is_told_before_there_is_a_group(words: list[str], tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_machine_of_another_kind_is_told_before_there_is_a_group(words: list[s
 def test_a_rank_that_never_connects_is_given_up(words: list[str], tmp_path: Path) -> None:
     text = """
 import os, sys, time
-import qa_dist.distributed as distributed
+import qa_dist.distributed.ranks as distributed
 from qa_dist.train import main
 if os.environ["RANK"] == "1":
-    distributed.Accelerator = lambda **_: time.sleep(600)
+    ranks.Accelerator = lambda **_: time.sleep(600)
 sys.exit(main())
 """
     (tmp_path / "stuck_train.py").write_text(text, encoding="utf-8")

@@ -15,8 +15,8 @@ ORDER = (
     "common/secrets",
     "config/options",
     "common/signals",
-    "watchdog",
-    "nodes",
+    "distributed/watchdog",
+    "distributed/roll_call",
     "common/command",
     "machine/requirements",
     # pure
@@ -29,9 +29,9 @@ ORDER = (
     "scoring",
     "optim",
     # ranks
-    "launcher",
-    "strategies",
-    "distributed",
+    "distributed/launch_config",
+    "distributed/strategies/choice",
+    "distributed/ranks",
     # parts
     "model/pretrained",
     "features/store",
@@ -46,11 +46,11 @@ ORDER = (
     "resume",
     "tracking",
     "machine/checks",
-    "bandwidth",
+    "distributed/bandwidth",
     # loops
     "evaluation",
     "run",
-    "preflight",
+    "distributed/agreement",
     "training",
     # entries
     "prepare",
@@ -67,7 +67,15 @@ ORDER = (
 )
 PURE = (
     *("common/errors", "data/records", "common/parsers", "common/secrets", "config/options"),
-    *("data/sample", "data/sources", "features/windows", "features/batching", "decoding", "scoring", "launcher"),
+    *(
+        "data/sample",
+        "data/sources",
+        "features/windows",
+        "features/batching",
+        "decoding",
+        "scoring",
+        "distributed/launch_config",
+    ),
 )
 OTHERS = ("accelerate", "deepspeed")
 
@@ -102,7 +110,7 @@ def test_imports_point_one_way(module: str) -> None:
 @pytest.mark.parametrize("module", ORDER)
 def test_only_distributed_and_strategies_talk_to_other_ranks(module: str) -> None:
     talking = {name.split(".")[0] for name in imports(module) if name.startswith(("torch.distributed", *OTHERS))}
-    allowed = {"distributed": {"torch", "accelerate"}, "strategies": {"torch", "deepspeed"}}
+    allowed = {"distributed/ranks": {"torch", "accelerate"}, "distributed/strategies/choice": {"torch", "deepspeed"}}
     assert talking == allowed.get(module, set())
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from qa_dist.distributed.strategies.choice import DataParallel, NamedParameters
 from qa_dist.optim import make_adamw, parameter_groups
-from qa_dist.strategies import DataParallel, NamedParameters
 
 
 class Line(nn.Module):

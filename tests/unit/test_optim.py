@@ -8,6 +8,7 @@ from torch import nn
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.distributed.strategies.choice import DataParallel
 from qa_dist.optim import (
     Kind,
     learning_rate,
@@ -18,7 +19,6 @@ from qa_dist.optim import (
     parameter_groups,
     require_optimizer,
 )
-from qa_dist.strategies import DataParallel
 
 
 def rates(shape: str, num_steps: int, warmup_ratio: float) -> list[float]:

@@ -15,7 +15,7 @@ import torch
 from qa_dist import evaluate, train
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import read_recipe
-from qa_dist.distributed import Ranks
+from qa_dist.distributed.ranks import Ranks
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
@@ -298,7 +298,7 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def fail_after(num_steps: int, run: Callable[..., int], **options: Any) -> None:
     """Let a run fail after so many steps."""
-    from qa_dist.distributed import Ranks
+    from qa_dist.distributed.ranks import Ranks
 
     update, steps = Ranks.update, itertools.count()
     with pytest.MonkeyPatch.context() as patched:

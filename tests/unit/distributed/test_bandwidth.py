@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from qa_dist.bandwidth import bus_bandwidth, measure
 from qa_dist.common.errors import UserError
+from qa_dist.distributed.bandwidth import bus_bandwidth, measure
 
 
 class Alone:

@@ -3,7 +3,7 @@
 `accelerate launch` hands its configuration file to the processes as environment variables, and accelerate acts on them
 behind the program's back: it drops DeepSpeed and FSDP on a CPU, fills in values, and steps inside the backward pass.
 Here they are read once, compared with the recipe - a value is set in one place - and turned into a `Request` that
-`qa_dist.strategies` carries out.
+`qa_dist.distributed.strategies.choice` carries out.
 """
 
 import json

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qa_dist import preflight
 from qa_dist.config.options import ConfigError, RunConfig
-from qa_dist.launcher import Request
-from qa_dist.nodes import Member
+from qa_dist.distributed.launch_config import Request
+from qa_dist.distributed.ranks import agreement
+from qa_dist.distributed.roll_call import Member
 
 
 def store(content: str = "c" * 64, tokenizer: str = "d" * 64, fingerprint: str = "f" * 64) -> Any:
@@ -39,7 +39,7 @@ class Two:
 
 
 def check(ranks: Any, tmp_path: Path, config: RunConfig | None = None) -> list[str]:
-    return preflight.preflight(config or RunConfig(), ranks, {"train": store(), "validation": None}, tmp_path)
+    return agreement.preflight(config or RunConfig(), ranks, {"train": store(), "validation": None}, tmp_path)
 
 
 def problems(tmp_path: Path, **changed: Any) -> tuple[str, ...]:
@@ -106,20 +106,20 @@ def test_machines_may_keep_their_copies_in_their_own_places() -> None:
         training=dataclasses.replace(config.training, output_dir="/scratch/3/out"),
     )
     stores = {"train": store(), "validation": store()}
-    assert preflight.facts(moved, stores) == preflight.facts(config, stores)
+    assert agreement.facts(moved, stores) == agreement.facts(config, stores)
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=7))
-    assert preflight.facts(other, stores) != preflight.facts(config, stores)
+    assert agreement.facts(other, stores) != agreement.facts(config, stores)
 
 
 def test_the_digest_follows_the_code(tmp_path: Path) -> None:
     (tmp_path / "part").mkdir()
     module = tmp_path / "part" / "module.py"
     module.write_text("answer = 42\n")
-    first = preflight.program(tmp_path)
-    assert first == preflight.program(tmp_path)
+    first = agreement.program(tmp_path)
+    assert first == agreement.program(tmp_path)
     module.write_text("answer = 43\n")
-    assert preflight.program(tmp_path) != first
-    assert preflight.program() != first
+    assert agreement.program(tmp_path) != first
+    assert agreement.program() != first
 
 
 def test_a_machine_that_does_not_see_the_folder_is_told_about(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_a_machine_that_does_not_see_the_folder_is_told_about(tmp_path: Path) ->
 def test_a_folder_that_rank_0_cannot_write_to_stops_all(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     with pytest.raises(ConfigError, match=f"--output_dir {folder} cannot be used: No such file or directory"):
-        preflight.preflight(RunConfig(), Two(), {}, folder)  # type: ignore[arg-type]
+        agreement.preflight(RunConfig(), Two(), {}, folder)  # type: ignore[arg-type]
 
 
 def test_host_names_are_those_of_this_machine() -> None:
-    assert preflight.host_name() == os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+    assert agreement.host_name() == os.environ.get("SLURMD_NODENAME", os.uname().nodename)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from qa_dist.common.errors import UserError
-from qa_dist.distributed import Ranks
+from qa_dist.distributed.ranks import Ranks
 
 SIZES = (1 << 20, 1 << 24, 1 << 27)
 """Bytes: about the gradients of a small adapter, of a large one, and what saturates a network."""

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.launcher import Request
+from qa_dist.distributed.launch_config import Request
 from qa_dist.optim import load_optimizer_tensors, optimizer_tensors
 
 Weights = dict[str, torch.Tensor]

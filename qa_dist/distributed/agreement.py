@@ -12,9 +12,9 @@ from typing import Any
 
 from qa_dist import __version__
 from qa_dist.config.options import ConfigError, RunConfig
-from qa_dist.distributed import Ranks
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.distributed.roll_call import Difference, Member, differences, host_name, places, shown
 from qa_dist.features.store import FeatureStore
-from qa_dist.nodes import Difference, Member, differences, host_name, places, shown
 from qa_dist.tracking import versions
 
 # Where a machine keeps its copies is its own affair: what is in them is compared. Rank 0 alone writes results.
@@ -59,7 +59,7 @@ def facts(config: RunConfig, stores: Mapping[str, FeatureStore | None]) -> dict[
     return found
 
 
-def program(package: Path = Path(__file__).parent) -> str:
+def program(package: Path = Path(__file__).parents[1]) -> str:
     """Version of qa_dist and a digest of its modules: a commit would not tell of changes on top of it."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

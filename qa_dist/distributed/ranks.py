@@ -2,7 +2,7 @@
 
 `Ranks` holds what a loop may ask of them. Everything that can differ between one process, several CPU processes (gloo)
 and several GPUs (nccl) is decided here, so that loops read the same for all. How the ranks hold the model is the matter
-of `qa_dist.strategies`.
+of `qa_dist.distributed.strategies.choice`.
 """
 
 import math
@@ -30,10 +30,10 @@ from qa_dist.common.command import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exi
 from qa_dist.common.errors import ConfigError, LocalTrainingError, TrainingError, UserError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
-from qa_dist.launcher import USE_VARIABLES, Request, asks_for
-from qa_dist.nodes import Member, call_the_roll, host_name
-from qa_dist.strategies import MakeOptimizer, Strategy, Trained, Weights, make_strategy
-from qa_dist.watchdog import Watchdog
+from qa_dist.distributed.launch_config import USE_VARIABLES, Request, asks_for
+from qa_dist.distributed.roll_call import Member, call_the_roll, host_name
+from qa_dist.distributed.strategies.choice import MakeOptimizer, Strategy, Trained, Weights, make_strategy
+from qa_dist.distributed.watchdog import Watchdog
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qa_dist.watchdog import Watchdog
+from qa_dist.distributed.watchdog import Watchdog
 
 
 def heard(watchdog_seconds: float) -> tuple[Watchdog, list[str], threading.Event]:

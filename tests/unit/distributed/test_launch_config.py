@@ -10,9 +10,9 @@ import pytest
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
-from qa_dist.launcher import Request, asks_for, read_request
+from qa_dist.distributed.launch_config import Request, asks_for, read_request
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -230,5 +230,7 @@ def test_problems_are_reported_together(edited: Any) -> None:
 
 
 def test_reading_a_request_loads_no_library() -> None:
-    code = "import sys, qa_dist.launcher; sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
+    code = (
+        "import sys, qa_dist.distributed.launch_config; sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

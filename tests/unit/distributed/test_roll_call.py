@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from qa_dist import nodes
 from qa_dist.common.errors import ConfigError
-from qa_dist.nodes import (
+from qa_dist.distributed.ranks import roll_call
+from qa_dist.distributed.roll_call import (
     Member,
     call_the_roll,
     differences,
@@ -54,7 +54,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(nodes, "time", clock)
+    monkeypatch.setattr(roll_call, "time", clock)
     for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
         monkeypatch.delenv(name, raising=False)
     return clock

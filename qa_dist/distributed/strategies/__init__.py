@@ -1,0 +1,1 @@
+"""How the ranks hold a model: a file for each strategy."""
