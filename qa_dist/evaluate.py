@@ -58,7 +58,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     # DeepSpeed, where it is installed, greets on standard output, which belongs to the metrics.
     with contextlib.redirect_stdout(sys.stderr):
         from qa_dist.distributed.ranks import Ranks, failures_named
-        from qa_dist.evaluation import evaluate, write_results
+        from qa_dist.evaluation.loop import evaluate, write_results
         from qa_dist.features.store import prepare_store
         from qa_dist.model.building import check_vocabulary, load_trained
         from qa_dist.model.pretrained import load_tokenizer

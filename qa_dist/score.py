@@ -12,7 +12,7 @@ import sys
 
 from qa_dist.common import command
 from qa_dist.common.errors import ScoringError
-from qa_dist.scoring import (
+from qa_dist.evaluation.scoring import (
     Scores,
     load_null_odds,
     load_predictions,

@@ -22,7 +22,7 @@ from qa_dist.distributed.agreement import preflight
 from qa_dist.distributed.launch_config import read_request
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import NamedParameters, Weights
-from qa_dist.evaluation import Evaluation
+from qa_dist.evaluation.loop import Evaluation
 from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import CPU_TOKENS, measured_budget

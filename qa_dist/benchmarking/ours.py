@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from qa_dist import evaluation as evaluating
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.evaluation import evaluate_loss, score
+from qa_dist.evaluation.loop import evaluate_loss, score
+from qa_dist.evaluation.loop import loop as evaluating
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.store import prepare_store
 from qa_dist.features.token_budget import EVALUATION_TOKENS

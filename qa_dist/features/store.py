@@ -41,7 +41,7 @@ from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     # Decoding imports torch, which building a store does without.
-    from qa_dist.decoding import FeatureMap
+    from qa_dist.evaluation.answers import FeatureMap
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -181,7 +181,7 @@ class FeatureStore:
 
     def feature_map(self) -> "FeatureMap":
         """Where all features come from, for decoding; its arrays are views."""
-        from qa_dist.decoding import FeatureMap
+        from qa_dist.evaluation.answers import FeatureMap
 
         return FeatureMap(
             example_index_N=self.example_index,

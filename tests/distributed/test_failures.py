@@ -105,7 +105,8 @@ def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path)
 
 def evaluate_with_a_broken_rank(words: list[str], rank: int) -> int:
     """Rank 1 fails in its second batch, when rank 0 has received the first."""
-    from qa_dist import evaluate, evaluation
+    from qa_dist import evaluate
+    from qa_dist.evaluation.loop import loop as evaluation
 
     real, calls = evaluation.span_loss, iter(range(1, 1000))
 

@@ -25,8 +25,8 @@ ORDER = (
     "features/windows",
     "features/workers",
     "features/batching",
-    "decoding",
-    "scoring",
+    "evaluation/answers",
+    "evaluation/scoring",
     "optim",
     # ranks
     "distributed/launch_config",
@@ -48,7 +48,7 @@ ORDER = (
     "machine/checks",
     "distributed/bandwidth",
     # loops
-    "evaluation",
+    "evaluation/loop",
     "run",
     "distributed/agreement",
     "training",
@@ -72,8 +72,8 @@ PURE = (
         "data/sources",
         "features/windows",
         "features/batching",
-        "decoding",
-        "scoring",
+        "evaluation/answers",
+        "evaluation/scoring",
         "distributed/launch_config",
     ),
 )

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from qa_dist.common.errors import DataError
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.sources import parse, read_rows, validate
-from qa_dist.decoding import CandidateTable, FeatureMap, decode, top_spans
+from qa_dist.evaluation.answers import CandidateTable, FeatureMap, decode, top_spans
+from qa_dist.evaluation.scoring import load_predictions, normalize_answer, score_v1, score_v2
 from qa_dist.features.store import prepare_store
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
-from qa_dist.scoring import load_predictions, normalize_answer, score_v1, score_v2
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import byte_tokenizer, run_config
-from tests.unit.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2
+from tests.unit.evaluation.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2
 
 CLUSTERS = (
     *("e\u0301", "n\u0303\u0323", "o\u0308\u0304", "\u0301", "\u1112\u1161\u11ab"),  # combining marks, jamo

@@ -145,7 +145,7 @@ def test_flat_is_the_given_features_one_behind_the_other(built: FeatureStore, in
 
 
 def test_the_feature_map_is_that_of_the_features(built: FeatureStore) -> None:
-    decoding = pytest.importorskip("qa_dist.decoding")
+    decoding = pytest.importorskip("qa_dist.evaluation.answers")
     expected = decoding.FeatureMap.from_features(built.feature(i) for i in range(built.num_features))
     found = built.feature_map()
     for name in ("example_index_N", "window_N", "context_start_N", "context_offsets_T2", "first_offset_N1"):
@@ -530,7 +530,7 @@ def test_squad_dev_has_the_known_number_of_features(squad_dev: FeatureStore) -> 
 
 @pytest.mark.squad
 def test_every_answer_of_squad_dev_comes_back_from_its_label(squad_dev: FeatureStore) -> None:
-    scoring = pytest.importorskip("qa_dist.scoring")
+    scoring = pytest.importorskip("qa_dist.evaluation.scoring")
     num_exact = 0
     labelled = np.flatnonzero(squad_dev.start_token != squad_dev.cls_token)
     for i in labelled:

@@ -1,6 +1,6 @@
 """SQuAD v1.1 and v2.0 scores as a metric module for the `evaluate` library.
 
-    metric = evaluate.load(qa_dist.scoring.metric_path())
+    metric = evaluate.load(qa_dist.evaluation.scoring.metric_path())
 
 `evaluate` copies this file into its cache and imports the copy, so it refers to qa_dist by its full name only.
 """
@@ -11,7 +11,7 @@ import datasets
 import evaluate
 
 from qa_dist.common.errors import ScoringError
-from qa_dist.scoring import Scores, score_v1, score_v2
+from qa_dist.evaluation.scoring import Scores, score_v1, score_v2
 
 _DESCRIPTION = """
 Exact match and F1 of the official SQuAD v1.1 and v2.0 scripts, from local files only: the inputs and the results are

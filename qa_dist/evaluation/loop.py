@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 
 from qa_dist.config.options import EvaluationConfig
-from qa_dist.decoding import Answers, CandidateTable, decode, pad_rows, top_spans
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.evaluation.answers import Answers, CandidateTable, decode, pad_rows, top_spans
+from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.model.building import FeatureBatch, SpanModel, span_loss
-from qa_dist.scoring import score_v1, score_v2
 from qa_dist.tracking import replacing, write_json
 
 Metrics = dict[str, float | int]

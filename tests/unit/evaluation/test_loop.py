@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from qa_dist import evaluate, evaluation, merge, tracking
+from qa_dist import evaluate, merge, tracking
+from qa_dist.evaluation.loop import loop as evaluation
 from tests.refusals import contents, refusal
 from tests.unit.trained import options_of, reset_accelerate
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError, ScoringError
-from qa_dist.scoring import (
+from qa_dist.evaluation.scoring import (
     load_null_odds,
     load_predictions,
     load_references,
@@ -378,7 +378,7 @@ def test_metric_module_without_network(tmp_path):
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
     }
     environment = {
         key: value for key, value in environment.items() if key not in ("HF_MODULES_CACHE", "HF_EVALUATE_CACHE")

@@ -1,0 +1,1 @@
+"""From logits through candidates and answers to scores and result files."""

@@ -1,1 +1,0 @@
-"""Metric modules for the `evaluate` library; see `qa_dist.scoring.metric_path`."""
