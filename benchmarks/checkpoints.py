@@ -24,9 +24,9 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.store import prepare_store
 from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer
-from qa_dist.resume import CheckpointWriter
-from qa_dist.tracking import git_commit, hardware, versions
-from qa_dist.training import Trainer
+from qa_dist.training.checkpoints import CheckpointWriter
+from qa_dist.training.loop import Trainer
+from qa_dist.training.progress import git_commit, hardware, versions
 
 NUM_STEPS = 14
 NUM_WRITES = 10

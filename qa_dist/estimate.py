@@ -257,7 +257,7 @@ _EMPTY_RUN = """
 import resource, sys
 import torch
 from transformers import BertConfig, BertForQuestionAnswering
-import qa_dist.training
+import qa_dist.training.loop
 for name in sys.argv[1:]:
     __import__(name)
 size = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=100)

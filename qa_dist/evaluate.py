@@ -62,7 +62,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.features.store import prepare_store
         from qa_dist.model.building import check_vocabulary, load_trained
         from qa_dist.model.pretrained import load_tokenizer
-        from qa_dist.tracking import evaluation_bar, make_writable
+        from qa_dist.training.progress import evaluation_bar, make_writable
 
     with _ended_in_order(), failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)

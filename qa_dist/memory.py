@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qa_dist.distributed.launch_config import Strategy
-from qa_dist.optim import Kind, moment_bytes
+from qa_dist.training.optimizer import Kind, moment_bytes
 
 PARTS = (
     "base weights",

@@ -20,7 +20,7 @@ def _train(argv: Sequence[str]) -> int:
     with StopSignals() as stop:
         # Only now: these imports take seconds, and mistakes in the options should not.
         from qa_dist.distributed.ranks import failures_named
-        from qa_dist.training import train
+        from qa_dist.training.loop import train
 
         with failures_named():
             train(config, asked_to_stop=lambda: stop.received)

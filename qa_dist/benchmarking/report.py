@@ -12,7 +12,7 @@ from typing import Any
 from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.common.errors import UserError
 from qa_dist.common.parsers import read_json
-from qa_dist.tracking import git_commit, hardware, versions, write_json
+from qa_dist.training.progress import git_commit, hardware, versions, write_json
 
 FORMAT = 1
 SECTIONS = ("trainer", "paths", "scaling", "evaluation")

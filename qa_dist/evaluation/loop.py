@@ -25,7 +25,7 @@ from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.model.building import FeatureBatch, SpanModel, span_loss
-from qa_dist.tracking import replacing, write_json
+from qa_dist.training.progress import replacing, write_json
 
 Metrics = dict[str, float | int]
 Computed = tuple[FeatureBatch, torch.Tensor, torch.Tensor]

@@ -21,7 +21,7 @@ from typing import Any
 from tests.distributed.launching import free_port
 
 PRELOADED = [
-    "qa_dist.training",
+    "qa_dist.training.loop",
     "qa_dist.train",
     "qa_dist.evaluate",
     "transformers.models.bert.modeling_bert",
@@ -169,7 +169,7 @@ def run_rank(words: list[str], fault: Fault | None, rank: int) -> int:
 
 def _log_features(path: Path, rank: int) -> None:
     """Note which features every finished step had."""
-    from qa_dist.training import Trainer
+    from qa_dist.training.loop import Trainer
 
     real = Trainer.step
 
@@ -184,8 +184,9 @@ def _log_features(path: Path, rank: int) -> None:
 
 
 def _install(fault: Fault) -> None:
-    from qa_dist import resume, run, training
     from qa_dist.evaluation.loop import loop as evaluation
+    from qa_dist.training.loop import checkpoints, run
+    from qa_dist.training.loop import loop as training
 
     entered = 0
 
@@ -209,7 +210,13 @@ def _install(fault: Fault) -> None:
 
     if fault.phase == "save call":
         # Before each change that a save makes to the disk, and behind the last one.
-        for owner, name in ((os, "fsync"), (os, "replace"), (resume, "_write"), (resume, "_remove"), (resume, "prune")):
+        for owner, name in (
+            (os, "fsync"),
+            (os, "replace"),
+            (checkpoints, "_write"),
+            (checkpoints, "_remove"),
+            (checkpoints, "prune"),
+        ):
             wrap(owner, name)
         return
     places: dict[str, tuple[Any, str]] = {
@@ -217,7 +224,7 @@ def _install(fault: Fault) -> None:
         "step": (training.Trainer, "step"),
         "data": (training.FeatureBatch, "of"),
         "evaluate": (evaluation, "forward"),
-        "save": (resume, "write_checkpoint"),
+        "save": (checkpoints, "write_checkpoint"),
         "finish": (run, "save_trained"),
     }
     wrap(*places[fault.phase])

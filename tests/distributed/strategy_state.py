@@ -10,8 +10,8 @@ from qa_dist.distributed.launch_config import read_request
 from qa_dist.distributed.ranks import Ranks, failures_named
 from qa_dist.distributed.strategies.choice import Weights
 from qa_dist.model.building import FeatureBatch, build_model, span_loss
-from qa_dist.run import load_data
-from qa_dist.training import Trainer
+from qa_dist.training.loop import Trainer
+from qa_dist.training.run import load_data
 
 
 def same(found: Weights, expected: Weights) -> bool:
@@ -30,8 +30,8 @@ def check(words: list[str], result: str, rank: int) -> int:
 
 def run_out_of_memory(words: list[str], rank: int) -> int:
     """Train, on rank 1 without memory."""
-    from qa_dist import training
     from qa_dist.train import main
+    from qa_dist.training.loop import loop as training
 
     def fail(*arguments: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("simulated")

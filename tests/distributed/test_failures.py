@@ -18,9 +18,7 @@ pytestmark = pytest.mark.distributed
 
 def write_module(folder: Path, body: str) -> None:
     """A module `broken_train` that runs qa_dist.train with something broken in it."""
-    text = (
-        f"import sys\nimport qa_dist.training as training\n{body}\nfrom qa_dist.train import main\nsys.exit(main())\n"
-    )
+    text = f"import sys\nimport qa_dist.training.loop as training\n{body}\nfrom qa_dist.train import main\nsys.exit(main())\n"
     (folder / "broken_train.py").write_text(text, encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from qa_dist.resume import newest_checkpoint
+from qa_dist.training.checkpoints import newest_checkpoint
 from tests.distributed.disks import Trouble, end, run_rank_in, small_disk
 from tests.distributed.forking import Fault, Group, start, start_ranks
 from tests.distributed.launching import lines

@@ -27,7 +27,7 @@ ORDER = (
     "features/batching",
     "evaluation/answers",
     "evaluation/scoring",
-    "optim",
+    "training/optimizer",
     # ranks
     "distributed/launch_config",
     "distributed/strategies/choice",
@@ -43,15 +43,15 @@ ORDER = (
     "memory",
     "ledger",
     "model/saved",
-    "resume",
-    "tracking",
+    "training/checkpoints",
+    "training/progress",
     "machine/checks",
     "distributed/bandwidth",
     # loops
     "evaluation/loop",
-    "run",
+    "training/run",
     "distributed/agreement",
-    "training",
+    "training/loop",
     # entries
     "prepare",
     "train",

@@ -21,7 +21,7 @@ from qa_dist.memory import (
     largest_budget,
     made_by,
 )
-from qa_dist.optim import moment_bytes
+from qa_dist.training.optimizer import moment_bytes
 
 MADE = {"activations": 5000, "logits": 10, "workspace": 500}
 SIZES = Sizes(frozen=(4000, 2000), trained=(300, 100), new=400, largest_block=2500, outside=1100)

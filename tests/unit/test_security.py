@@ -23,7 +23,14 @@ from qa_dist.common.errors import CheckpointError, UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.distributed.ranks import failures_named
 from qa_dist.model.building import build_model, model_configuration
-from qa_dist.resume import BEST, REQUIRED, Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+from qa_dist.training.checkpoints import (
+    BEST,
+    REQUIRED,
+    Checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from tests.refusals import contents, refusal
 from tests.tiny import tiny_model
 from tests.unit.data_fixtures import row, run_config, save_tokenizer, write_rows

@@ -21,7 +21,7 @@ from torch import nn
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.distributed.launch_config import Request
-from qa_dist.optim import load_optimizer_tensors, optimizer_tensors
+from qa_dist.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 Weights = dict[str, torch.Tensor]
 _MOMENTS = ("exp_avg", "exp_avg_sq")

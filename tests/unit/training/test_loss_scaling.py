@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qa_dist.distributed.strategies.choice import DataParallel, NamedParameters
-from qa_dist.optim import make_adamw, parameter_groups
+from qa_dist.training.optimizer import make_adamw, parameter_groups
 
 
 class Line(nn.Module):

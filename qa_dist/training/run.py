@@ -32,7 +32,7 @@ from qa_dist.features.store import FeatureStore, prepare_store
 from qa_dist.model.building import ParameterReport, SpanModel
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.saved import save_trained
-from qa_dist.resume import (
+from qa_dist.training.checkpoints import (
     Checkpoint,
     CheckpointWriter,
     Resumable,
@@ -41,7 +41,7 @@ from qa_dist.resume import (
     newest_checkpoint,
     read_checkpoint,
 )
-from qa_dist.tracking import (
+from qa_dist.training.progress import (
     MetricsLog,
     Progress,
     StepResult,

@@ -259,7 +259,7 @@ def test_results_are_not_overwritten_unless_told(run: Callable[..., int], tmp_pa
 def test_two_runs_do_not_share_a_folder(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from qa_dist import training
+    from qa_dist.training.loop import loop as training
 
     build, codes = training.build_model, []
 

@@ -241,7 +241,7 @@ def _processor() -> str:
 
 def git_commit() -> str | None:
     """Commit of the checkout that this package runs from, with `-dirty` behind it if it has been changed."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -12,10 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from qa_dist import resume
 from qa_dist.common.errors import CheckpointError
-from qa_dist.optim import Kind, load_optimizer_tensors, make_adamw, optimizer_tensors, parameter_groups
-from qa_dist.resume import (
+from qa_dist.training.checkpoints import (
     Checkpoint,
     CheckpointWriter,
     differences,
@@ -26,6 +24,8 @@ from qa_dist.resume import (
     weights_fingerprint,
     write_checkpoint,
 )
+from qa_dist.training.loop import checkpoints
+from qa_dist.training.optimizer import Kind, load_optimizer_tensors, make_adamw, optimizer_tensors, parameter_groups
 
 
 def checkpoint(step: int, *, best: bool = True) -> Checkpoint:
@@ -80,7 +80,7 @@ def replace_by_link(path: Path) -> None:
 def reseal(path: Path, name: str, data: bytes) -> None:
     """Put a file into a checkpoint as its maker could have."""
     (path / name).write_bytes(data)
-    entry = {"bytes": len(data), "sha256": resume._digest(data)}
+    entry = {"bytes": len(data), "sha256": checkpoints._digest(data)}
     edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
 
 
@@ -274,7 +274,7 @@ def test_whatever_fails_beside_the_training_is_a_warning(tmp_path: Path, monkeyp
     def exhausted(*arguments: object) -> bytes:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(resume, "save", exhausted)
+    monkeypatch.setattr(checkpoints, "save", exhausted)
     writer.save(checkpoint(5))
     assert not writer.wait(), "a run that stops must know"
     assert told == ["warning: the checkpoint of step 5 cannot be written: MemoryError: no more"]

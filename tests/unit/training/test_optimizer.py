@@ -9,7 +9,7 @@ from transformers import get_constant_schedule, get_cosine_schedule_with_warmup,
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.distributed.strategies.choice import DataParallel
-from qa_dist.optim import (
+from qa_dist.training.optimizer import (
     Kind,
     learning_rate,
     load_optimizer_tensors,

@@ -27,10 +27,10 @@ from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_s
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import CPU_TOKENS, measured_budget
 from qa_dist.model.building import FeatureBatch, GradientCheck, SpanModel, build_model, check_vocabulary, span_loss
-from qa_dist.optim import learning_rate, make_adamw, moment_bytes, parameter_groups, require_optimizer
-from qa_dist.resume import Checkpoint, weights_fingerprint
-from qa_dist.run import Run, load_data
-from qa_dist.tracking import StepResult
+from qa_dist.training.checkpoints import Checkpoint, weights_fingerprint
+from qa_dist.training.optimizer import learning_rate, make_adamw, moment_bytes, parameter_groups, require_optimizer
+from qa_dist.training.progress import StepResult
+from qa_dist.training.run import Run, load_data
 
 LEAST_LOSS_SCALE = 1.0
 """In float16, losses are scaled up so that small gradients do not vanish; one below 1 would make them vanish more."""
