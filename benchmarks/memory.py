@@ -258,7 +258,7 @@ _METHOD = (
 
 
 def _parts_table(compared: Mapping[str, Any]) -> list[str]:
-    from qa_dist.memory import PARTS
+    from qa_dist.memory.by_strategy import PARTS
 
     used = [part for part in PARTS if any(found["parts"].get(part) for found in compared.values())]
     rows = [

@@ -21,7 +21,7 @@ from qa_dist.common.errors import UserError
 from qa_dist.config.options import ConfigError, RunConfig, option, parse
 from qa_dist.distributed.launch_config import Request, Strategy, recipe_problems
 from qa_dist.machine.checks import last_line
-from qa_dist.memory import PARTS, Held, Setup, Sizes, at_peak, largest_budget, made_by
+from qa_dist.memory.by_strategy import PARTS, Held, Setup, Sizes, at_peak, largest_budget, made_by
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ def estimate(
     import torch
 
     from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
-    from qa_dist.ledger import trace_passes
+    from qa_dist.memory.tracing import trace_passes
     from qa_dist.model.building import build_outline
 
     has_cuda = torch.cuda.is_available()

@@ -8,8 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qa_dist.config.options import ModelConfig
-from qa_dist.ledger import MADE, Ledger, run_pass, trace_passes
-from qa_dist.memory import Traced
+from qa_dist.memory.by_strategy import Traced
+from qa_dist.memory.tracing import MADE, Ledger, run_pass, trace_passes
 from qa_dist.model.attention import cumulative_lengths
 from qa_dist.model.building import SpanModel, build_model, build_outline
 from tests.tiny import MODEL_TYPES, tiny_model

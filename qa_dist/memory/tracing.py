@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qa_dist.memory import Traced
+from qa_dist.memory.by_strategy import Traced
 from qa_dist.model.building import SpanModel, head_names, span_loss, transformers_model
 
 Part = Literal["weights", "gradients", "activations", "logits", "workspace"]

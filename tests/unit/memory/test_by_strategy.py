@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from qa_dist.memory import (
+from qa_dist.memory.by_strategy import (
     EXCHANGE_BUCKET,
     REDUCE_BUCKET,
     Held,
@@ -132,7 +132,7 @@ def test_no_room_for_the_update_is_no_budget() -> None:
 
 
 def test_adamw_holds_and_takes_what_is_said() -> None:
-    from qa_dist.ledger import Ledger
+    from qa_dist.memory.tracing import Ledger
 
     weights = [torch.nn.Parameter(torch.zeros(300, 7)), torch.nn.Parameter(torch.zeros(50))]
     optimizer = torch.optim.AdamW(weights)
@@ -169,7 +169,7 @@ def test_moments_in_8_bits_take_a_quarter_and_a_step_nothing() -> None:
 
 
 def test_the_page_of_measurements_is_up_to_date_and_within_15_percent() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     spec = importlib.util.spec_from_file_location("memory_benchmark", root / "benchmarks" / "memory.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,0 +1,1 @@
+"""What a rank will hold in memory, before it does."""
