@@ -26,8 +26,8 @@ from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.evaluation import loop as evaluating
 from qa_dist.evaluation.loop import evaluate_loss, score
-from qa_dist.evaluation.loop import loop as evaluating
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.store import prepare_store
 from qa_dist.features.token_budget import EVALUATION_TOKENS

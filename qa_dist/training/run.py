@@ -26,8 +26,8 @@ from qa_dist.config.options import ConfigError, RunConfig, write_config
 from qa_dist.data.sources import available_splits, subset
 from qa_dist.distributed.ranks import Ranks, launcher_name
 from qa_dist.distributed.strategies.choice import Weights
+from qa_dist.evaluation import loop as evaluating
 from qa_dist.evaluation.loop import Evaluation
-from qa_dist.evaluation.loop import loop as evaluating
 from qa_dist.features.store import FeatureStore, prepare_store
 from qa_dist.model.building import ParameterReport, SpanModel
 from qa_dist.model.pretrained import load_tokenizer

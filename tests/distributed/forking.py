@@ -184,9 +184,9 @@ def _log_features(path: Path, rank: int) -> None:
 
 
 def _install(fault: Fault) -> None:
-    from qa_dist.evaluation.loop import loop as evaluation
-    from qa_dist.training.loop import checkpoints, run
-    from qa_dist.training.loop import loop as training
+    from qa_dist.evaluation import loop as evaluation
+    from qa_dist.training import checkpoints, run
+    from qa_dist.training import loop as training
 
     entered = 0
 

@@ -31,7 +31,7 @@ def check(words: list[str], result: str, rank: int) -> int:
 def run_out_of_memory(words: list[str], rank: int) -> int:
     """Train, on rank 1 without memory."""
     from qa_dist.train import main
-    from qa_dist.training.loop import loop as training
+    from qa_dist.training import loop as training
 
     def fail(*arguments: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("simulated")

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.distributed
 
 def write_module(folder: Path, body: str) -> None:
     """A module `broken_train` that runs qa_dist.train with something broken in it."""
-    text = f"import sys\nimport qa_dist.training.loop as training\n{body}\nfrom qa_dist.train import main\nsys.exit(main())\n"
+    start = "from qa_dist.train import main\nsys.exit(main())\n"
+    text = f"import sys\nimport qa_dist.training.loop as training\n{body}\n{start}"
     (folder / "broken_train.py").write_text(text, encoding="utf-8")
 
 
@@ -104,7 +105,7 @@ def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path)
 def evaluate_with_a_broken_rank(words: list[str], rank: int) -> int:
     """Rank 1 fails in its second batch, when rank 0 has received the first."""
     from qa_dist import evaluate
-    from qa_dist.evaluation.loop import loop as evaluation
+    from qa_dist.evaluation import loop as evaluation
 
     real, calls = evaluation.span_loss, iter(range(1, 1000))
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.distributed
 def train_in_small_memory(limit: int, words: list[str], rank: int) -> int:
     """Train; the last rank has no memory for more than `limit` tokens at a time."""
     from qa_dist.train import main
-    from qa_dist.training.loop import loop as training
+    from qa_dist.training import loop as training
 
     loss, last = training.span_loss, int(os.environ.get("WORLD_SIZE", "1")) - 1
 

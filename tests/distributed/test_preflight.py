@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_dist.distributed.ranks import agreement, ranks
+from qa_dist.distributed import agreement, ranks
 from qa_dist.distributed.roll_call import host_name
 from tests.distributed.forking import start_ranks
 from tests.distributed.launching import ROOT, free_port, run, succeed, together, torchrun

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qa_dist.config.options import ConfigError, RunConfig
+from qa_dist.distributed import agreement
 from qa_dist.distributed.launch_config import Request
-from qa_dist.distributed.ranks import agreement
 from qa_dist.distributed.roll_call import Member
 
 

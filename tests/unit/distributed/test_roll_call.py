@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.distributed.ranks import roll_call
+from qa_dist.distributed import roll_call
 from qa_dist.distributed.roll_call import (
     Member,
     call_the_roll,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from qa_dist import evaluate, merge
-from qa_dist.evaluation.loop import loop as evaluation
-from qa_dist.training.loop import progress
+from qa_dist.evaluation import loop as evaluation
+from qa_dist.training import progress
 from tests.refusals import contents, refusal
 from tests.unit.trained import options_of, reset_accelerate
 

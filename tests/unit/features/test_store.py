@@ -19,9 +19,10 @@ import pytest
 
 from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig, RunConfig
+from qa_dist.features import store as store_module
+from qa_dist.features import workers
 from qa_dist.features.store import FeatureStore, prepare_store, store_root
-from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec, workers
-from qa_dist.features.windows import store as store_module
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
@@ -40,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PREAMBLE = """
 import os, signal, sys, types, logging
 import tokenizers
-from qa_dist.features.windows import store
+from qa_dist.features import store
 from qa_dist.config.options import DataConfig, RunConfig
 
 def prepare(tokenizer_folder, train_file, store_dir, **options):

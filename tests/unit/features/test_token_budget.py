@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from qa_dist.features import token_budget
 from qa_dist.features.token_budget import measured_budget, tokens_that_fit
-from qa_dist.features.windows import token_budget
 
 
 def test_the_line_through_two_peaks() -> None:

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from qa_dist.data.records import Example
-from qa_dist.features.windows import FeatureColumns, FeatureSpec, TokenizerSpec, workers
+from qa_dist.features import workers
+from qa_dist.features.windows import FeatureColumns, FeatureSpec, TokenizerSpec
 from qa_dist.features.workers import build_columns
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import tiny_examples

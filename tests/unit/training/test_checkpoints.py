@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
+from qa_dist.training import checkpoints
 from qa_dist.training.checkpoints import (
     Checkpoint,
     CheckpointWriter,
@@ -24,7 +25,6 @@ from qa_dist.training.checkpoints import (
     weights_fingerprint,
     write_checkpoint,
 )
-from qa_dist.training.loop import checkpoints
 from qa_dist.training.optimizer import Kind, load_optimizer_tensors, make_adamw, optimizer_tensors, parameter_groups
 
 

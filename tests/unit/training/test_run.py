@@ -149,7 +149,7 @@ def test_the_best_weights_are_kept_and_early_stopping_stops(
 ) -> None:
     import dataclasses
 
-    from qa_dist.evaluation.loop import loop as evaluation
+    from qa_dist.evaluation import loop as evaluation
 
     whole, scores = evaluation.evaluate, iter([10.0, 30.0, 20.0, 25.0, 40.0])
 
@@ -177,7 +177,7 @@ def test_the_logits_are_those_of_the_weights_that_are_kept(
     import numpy as np
     from accelerate.state import AcceleratorState
 
-    from qa_dist.evaluation.loop import loop as evaluation
+    from qa_dist.evaluation import loop as evaluation
 
     whole, scores = evaluation.evaluate, iter([30.0, 20.0, 10.0, 30.0])
 
@@ -259,7 +259,7 @@ def test_results_are_not_overwritten_unless_told(run: Callable[..., int], tmp_pa
 def test_two_runs_do_not_share_a_folder(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from qa_dist.training.loop import loop as training
+    from qa_dist.training import loop as training
 
     build, codes = training.build_model, []
 
