@@ -21,7 +21,7 @@ from qa_dist.benchmarking import charts, report
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
 from qa_dist.common.command import Parser, run
 from qa_dist.common.errors import UserError
-from qa_dist.config.options import parse
+from qa_dist.config.parsing import parse
 
 PROG = "qa_dist.bench"
 COMMANDS = (*report.SECTIONS, "all", "report")

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.command import run
-from qa_dist.config.options import DataConfig, option, parse
-from qa_dist.distributed.roll_call import Member, host_name, places, slurm_environment
+from qa_dist.common.hosts import host_name, slurm_environment
+from qa_dist.config.options import DataConfig, option
+from qa_dist.config.parsing import parse
+from qa_dist.distributed.roll_call import Member, places
 from qa_dist.machine import checks
 from qa_dist.machine.checks import Check
 from qa_dist.machine.requirements import requirements
@@ -195,7 +197,8 @@ def as_json(checks: Sequence[Check], measured: dict[str, Any] | None) -> str:
 def _join(own: DoctorConfig) -> int:
     """Measure the processes that a launcher started, of which this is one; rank 0 prints."""
     from qa_dist.distributed.bandwidth import measure
-    from qa_dist.distributed.ranks import Ranks, failures_named
+    from qa_dist.distributed.failures import failures_named
+    from qa_dist.distributed.ranks import Ranks
 
     with failures_named():
         ranks = Ranks(timeout_seconds=_TIMEOUT_SECONDS)

@@ -8,7 +8,8 @@ from pathlib import Path
 from qa_dist.common.command import run
 from qa_dist.common.errors import UserError
 from qa_dist.compatibility import compatibility_table, refusal_table
-from qa_dist.config.options import GROUPS, option_table
+from qa_dist.config.options import GROUPS
+from qa_dist.config.parsing import option_table
 from qa_dist.doctor import DoctorConfig
 from qa_dist.estimate import EstimateConfig
 from qa_dist.evaluate import EvaluateConfig

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.command import run
-from qa_dist.common.errors import UserError
-from qa_dist.config.options import ConfigError, RunConfig, option, parse
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.config.options import RunConfig, option
+from qa_dist.config.parsing import parse
 from qa_dist.distributed.launch_config import Request, Strategy, recipe_problems
 from qa_dist.machine.checks import last_line
 from qa_dist.memory.by_strategy import PARTS, Held, Setup, Sizes, at_peak, largest_budget, made_by

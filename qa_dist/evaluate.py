@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.command import run
-from qa_dist.config.options import ConfigError, option, parse, peek, read_recipe
+from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import option
+from qa_dist.config.parsing import parse, peek, read_recipe
 
 PROG = "qa_dist.evaluate"
 
@@ -57,12 +59,14 @@ def _evaluate(argv: Sequence[str]) -> int:
         raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
     # DeepSpeed, where it is installed, greets on standard output, which belongs to the metrics.
     with contextlib.redirect_stdout(sys.stderr):
-        from qa_dist.distributed.ranks import Ranks, failures_named
+        from qa_dist.common.files import make_writable
+        from qa_dist.distributed.failures import failures_named
+        from qa_dist.distributed.ranks import Ranks
         from qa_dist.evaluation.loop import evaluate, write_results
         from qa_dist.features.store import prepare_store
         from qa_dist.model.building import check_vocabulary, load_trained
         from qa_dist.model.pretrained import load_tokenizer
-        from qa_dist.training.progress import evaluation_bar, make_writable
+        from qa_dist.training.progress import evaluation_bar
 
     with _ended_in_order(), failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from qa_dist.common.command import run
 from qa_dist.common.errors import CheckpointError
-from qa_dist.config.options import ModelConfig, RunConfig, option, parse, peek
+from qa_dist.config.options import ModelConfig, RunConfig, option
+from qa_dist.config.parsing import parse, peek
 from qa_dist.evaluate import adapter_problems, base_options
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qa_dist.common import command
-from qa_dist.config.options import RunConfig, parse
+from qa_dist.config.options import RunConfig
+from qa_dist.config.parsing import parse
 
 PROGRAM = "qa_dist.prepare"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from qa_dist.common.command import note_exit, run
 from qa_dist.common.signals import StopSignals
-from qa_dist.config.options import parse
+from qa_dist.config.parsing import parse
 
 PROG = "qa_dist.train"
 
@@ -19,7 +19,7 @@ def _train(argv: Sequence[str]) -> int:
     config, _ = parse(argv, prog=PROG, description=__doc__ or "")
     with StopSignals() as stop:
         # Only now: these imports take seconds, and mistakes in the options should not.
-        from qa_dist.distributed.ranks import failures_named
+        from qa_dist.distributed.failures import failures_named
         from qa_dist.training.loop import train
 
         with failures_named():

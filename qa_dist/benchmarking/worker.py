@@ -13,8 +13,9 @@ import torch
 
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.common.command import run
-from qa_dist.config.options import RunConfig, parse
-from qa_dist.distributed.ranks import failures_named
+from qa_dist.config.options import RunConfig
+from qa_dist.config.parsing import parse
+from qa_dist.distributed.failures import failures_named
 
 PROG = "qa_dist.benchmarking.worker"
 

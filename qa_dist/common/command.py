@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from qa_dist.common.errors import UserError
+from qa_dist.common.hosts import host_name
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
-from qa_dist.distributed.roll_call import host_name
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist import __version__
-from qa_dist.config.options import ConfigError, RunConfig
+from qa_dist.common.errors import ConfigError
+from qa_dist.common.hosts import host_name
+from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.distributed.roll_call import Difference, Member, differences, host_name, places, shown
+from qa_dist.distributed.roll_call import Difference, Member, differences, places, shown
 from qa_dist.features.store import FeatureStore
 from qa_dist.training.progress import versions
 

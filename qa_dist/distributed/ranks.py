@@ -7,40 +7,28 @@ of `qa_dist.distributed.strategies.choice`.
 
 import math
 import os
-import re
 import signal
-import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType
+from accelerate.utils import LoggerType
 from torch import nn
 
-from qa_dist.common.command import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
-from qa_dist.common.errors import ConfigError, LocalTrainingError, TrainingError, UserError
-from qa_dist.common.secrets import masked
+from qa_dist.common.errors import ConfigError
 from qa_dist.common.signals import Stopped
 from qa_dist.distributed.launch_config import USE_VARIABLES, Request, asks_for
-from qa_dist.distributed.roll_call import Member, call_the_roll, host_name
+from qa_dist.distributed.rendezvous import group_options, meeting
 from qa_dist.distributed.strategies.choice import MakeOptimizer, Strategy, Trained, Weights, make_strategy
 from qa_dist.distributed.watchdog import Watchdog
 
 T = TypeVar("T")
-
-_START_SECONDS = 600
-"""Longest wait for ranks that have not started: what torchrun waits for its machines."""
-_CONNECTION_SECONDS = 300
-"""Longest wait for the first exchange between ranks that have all started."""
 
 
 class Ranks:
@@ -86,7 +74,7 @@ class Ranks:
         self.request = request or Request()
         self._precision = mixed_precision
         self._strategy: Strategy | None = None
-        with _meeting(timeout_seconds):
+        with meeting(timeout_seconds):
             self._accelerator = Accelerator(
                 # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
                 cpu=True if not torch.cuda.is_available() else None,
@@ -94,7 +82,7 @@ class Ranks:
                 mixed_precision="no",
                 log_with=list(trackers) or None,
                 project_dir=str(project_dir) if project_dir else None,
-                kwargs_handlers=[_group_options(timeout_seconds)],
+                kwargs_handlers=[group_options(timeout_seconds)],
             )
             self.rank: int = self._accelerator.process_index
             self.world_size: int = self._accelerator.num_processes
@@ -329,233 +317,6 @@ class Ranks:
         self._accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def launcher_name() -> str | None:
-    """What tells the torchrun above this process from every other, however often it starts its ranks; None without one.
-
-    It counts how often they failed, but not how often they started again because a machine came or went. For as long as
-    it lives it keeps a folder with a random name, though, in which it tells each rank a place for an error.
-    """
-    folder, _, _ = os.environ.get("TORCHELASTIC_ERROR_FILE", "").rpartition("/attempt_")
-    return folder or None
-
-
-def _group_options(timeout_seconds: int) -> InitProcessGroupKwargs:
-    # Accelerate drops a value that equals its own default, 600 s, and torch may have another: hence the microsecond.
-    return InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds, microseconds=1))
-
-
-@contextmanager
-def _meeting(timeout_seconds: int) -> Iterator[None]:
-    """Let the process group be made inside: once all ranks have started, and within a bounded time.
-
-    Raises:
-        ConfigError: On every rank alike: ranks are missing, or cannot run together. On each rank that notices: it
-            cannot exchange data with the others.
-    """
-    rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
-    described = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-    if world_size == 1 or not described or dist.is_initialized():
-        yield
-        return
-    host = host_name()
-    store = _store(rank, min(timeout_seconds, _START_SECONDS))
-    call = call_the_roll(
-        store,
-        Member(rank, host, _facts()),
-        world_size,
-        seconds=min(timeout_seconds, _START_SECONDS),
-        notice=lambda text: sys.stderr.write(f"[rank 0] {text}\n"),
-    )
-    seconds = min(timeout_seconds, _CONNECTION_SECONDS)
-
-    def unreachable(reason: str) -> str:
-        return (
-            f"rank {rank} on {host} cannot exchange data with the other {world_size - 1} ranks ({reason}); all of them "
-            "have started, so look at the network between the machines: open its ports, and name the interface in "
-            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (`qa-dist doctor` shows the address that a machine gives to "
-            "others)"
-        )
-
-    def give_up() -> None:
-        # The main thread is inside a library and cannot be made to raise.
-        if rank:
-            time.sleep(SECONDS_FOR_RANK_0)
-        sys.stderr.write(f"error: {unreachable(f'nothing came back within {seconds} seconds')}\n")
-        sys.stderr.flush()
-        os._exit(note_exit(EXIT_USER_ERROR))
-
-    watchdog = threading.Timer(seconds, give_up)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        # Under a name of its own: the launcher's store keeps the addresses that an earlier group left there.
-        own = dist.PrefixStore(call, store)  # type: ignore[attr-defined]
-        timeout = timedelta(seconds=timeout_seconds)
-        own.set_timeout(timeout)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if _lost_peer(error) or not (isinstance(error, dist.DistError) or "gloo" in text.lower()):
-            raise
-        if "Duplicate GPU" in text:
-            raise ConfigError([f"{host} has fewer GPUs than processes; start one process per GPU"]) from error
-        raise ConfigError([unreachable(_first_words(error))]) from error
-    finally:
-        watchdog.cancel()
-
-
-def _facts() -> dict[str, str | None]:
-    """What two processes must have in common to form a group at all."""
-    cuda = torch.cuda.is_available()
-    return {
-        "the kind of device": "a GPU" if cuda else "the CPU",
-        "the version of Python": ".".join(str(part) for part in sys.version_info[:2]),
-        "the version of torch": torch.__version__.partition("+")[0],
-        **({"the version of NCCL": nccl_version()} if cuda else {}),
-    }
-
-
-def nccl_version() -> str | None:
-    """Version of NCCL that torch was built with; None without NCCL."""
-    if not dist.is_nccl_available():
-        return None
-    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
-    return ".".join(str(part) for part in version)
-
-
-def try_backend(name: Literal["gloo", "nccl"]) -> str:
-    """Start a communication library in a group of this process alone, add up a number, and say what was used.
-
-    Raises:
-        RuntimeError: It cannot be used here; the message is the library's.
-    """
-    if name == "nccl" and not dist.is_nccl_available():
-        raise RuntimeError("this torch is built without NCCL")
-    device = torch.device("cuda", 0) if name == "nccl" else torch.device("cpu")
-    store = dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group(name, store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
-    try:
-        value = torch.ones(1, device=device)
-        dist.all_reduce(value)
-        if float(value) != 1:
-            raise RuntimeError(f"one process added up 1 and got {float(value)}")
-    finally:
-        dist.destroy_process_group()
-    return f"{nccl_version()} starts on {device}" if name == "nccl" else "starts"
-
-
-def _store(rank: int, seconds: int) -> Any:
-    """The store that ranks meet at before there is a group: the launcher's, else one that rank 0 starts.
-
-    Raises:
-        ConfigError: Nobody answers at the address that the launcher gave.
-    """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not serves:
-        _await_port(address, port, rank, seconds)
-    try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            address,
-            port,
-            is_master=serves,
-            timeout=timedelta(seconds=seconds),
-            wait_for_workers=False,
-            # A later group of this process may meet at the same port.
-            multi_tenant=True,
-        )
-    except dist.DistError as error:
-        raise ConfigError(
-            [
-                f"rank {rank} on {host_name()} cannot use {address}:{port}, where ranks meet ({_first_words(error)}); "
-                "take another port with the launcher's --master_port or --main_process_port"
-            ]
-        ) from error
-    return dist.PrefixStore("qa_dist", store)  # type: ignore[attr-defined]
-
-
-def _await_port(address: str, port: int, rank: int, seconds: int) -> None:
-    """Come back when somebody listens there; torch's own attempt ends in pages of C++ frames."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((address, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    [
-                        f"rank {rank} on {host_name()} cannot reach {address}:{port}, where ranks meet, for {seconds} "
-                        f"seconds ({error}); check that the first machine runs and has that address, and that its "
-                        "port is open to this one"
-                    ]
-                ) from error
-            time.sleep(0.5)
-
-
-def _first_words(error: Exception) -> str:
-    """What a library's long error says first, without the place in its source; of nccl, what it calls the cause."""
-    text = str(error)
-    text = text.partition("Last error:")[2].strip() or text
-    return re.sub(r"^\[[^\]]*\]\s*", "", text.partition("\n")[0])[:200]
-
-
-def _lost_peer(error: Exception) -> bool:
-    """Whether this is only the consequence of another rank's end."""
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("closed by peer", "reset by peer", "Broken pipe")
-    )
-
-
-def launched_rank() -> int:
-    """Rank of this process as the launcher set it, before any process group exists; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
-
-
-@contextmanager
-def failures_named() -> Iterator[None]:
-    """Say which rank failed, and let it fail: the launcher then ends the others.
-
-    A rank that merely lost its peers says so in a line, so that the one traceback in the log is the culprit's. A
-    `TrainingError` explains itself: all ranks raise it alike, and rank 0 prints it without a traceback, or the one rank
-    that knows of it does.
-    """
-    rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        yield
-    except (UserError, Stopped):
-        raise
-    except TrainingError as error:
-        if rank == 0 or isinstance(error, LocalTrainingError):
-            sys.stderr.write(f"[rank {rank} of {world_size}] the run stops: {error}\n")
-        _leave(world_size)
-    except Exception as error:
-        if world_size == 1:
-            raise
-        text = str(error)
-        if _lost_peer(error):
-            where = "; ".join(getattr(error, "__notes__", ()))
-            sys.stderr.write(f"[rank {rank}] stops: another rank has gone; {where}\n")
-            _leave(world_size)
-        import traceback
-
-        text = f"[rank {rank}] failed: {type(error).__name__}: {text}\n{traceback.format_exc()}"
-        sys.stderr.write(masked(text))
-        _leave(world_size)
-
-
-def _leave(world_size: int) -> NoReturn:
-    """Exit with code 1, now if there are other ranks: destructors of the process group would wait for them."""
-    note_exit(1)
-    if world_size == 1:
-        sys.exit(1)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _refuse_trackers(names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from qa_dist.common.files import replacing, write_json
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.answers import Answers, CandidateTable, decode, pad_rows, top_spans
@@ -25,7 +26,6 @@ from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.model.building import FeatureBatch, SpanModel, span_loss
-from qa_dist.training.progress import replacing, write_json
 
 Metrics = dict[str, float | int]
 Computed = tuple[FeatureBatch, torch.Tensor, torch.Tensor]

@@ -32,9 +32,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qa_dist.common.errors import StoreError
+from qa_dist.common.files import synchronise
 from qa_dist.config.options import DataConfig, RunConfig
+from qa_dist.data.checking import Report
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.data.sources import Report, Source, Split, load_source, max_samples, open_source
+from qa_dist.data.sources import Source, Split, load_source, max_samples, open_source
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
 from qa_dist.features.workers import build_columns
 from qa_dist.model.pretrained import load_tokenizer
@@ -495,12 +497,3 @@ def _file_entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"num_bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-
-
-def synchronise(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

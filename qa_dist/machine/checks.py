@@ -51,7 +51,7 @@ import deepspeed
 print("can be imported, and takes this device:", deepspeed.accelerator.get_accelerator().device_name())
 """
 TRY_BACKEND = """
-from qa_dist.distributed.ranks import try_backend
+from qa_dist.distributed.rendezvous import try_backend
 print(try_backend({name!r}))
 """
 

@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
+from qa_dist.common.files import synchronise
 from qa_dist.distributed.strategies.choice import Weights
-from qa_dist.features.store import synchronise
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, BEST, STATE, MANIFEST = (

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_dist.common.errors import LocalTrainingError, TrainingError
-from qa_dist.config.options import ConfigError, RunConfig
+from qa_dist.common.errors import ConfigError, LocalTrainingError, TrainingError
+from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import subset
 from qa_dist.distributed.agreement import preflight
 from qa_dist.distributed.launch_config import read_request

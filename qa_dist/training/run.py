@@ -19,12 +19,15 @@ from typing import Any, Self
 
 from safetensors import SafetensorError
 
-from qa_dist.common.errors import CheckpointError, DataError, LocalTrainingError
+from qa_dist.common.errors import CheckpointError, ConfigError, DataError, LocalTrainingError
+from qa_dist.common.files import make_writable, write_json
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
-from qa_dist.config.options import ConfigError, RunConfig, write_config
+from qa_dist.config.options import RunConfig
+from qa_dist.config.parsing import write_config
 from qa_dist.data.sources import available_splits, subset
-from qa_dist.distributed.ranks import Ranks, launcher_name
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.distributed.rendezvous import launcher_name
 from qa_dist.distributed.strategies.choice import Weights
 from qa_dist.evaluation import loop as evaluating
 from qa_dist.evaluation.loop import Evaluation
@@ -49,9 +52,7 @@ from qa_dist.training.progress import (
     evaluation_bar,
     git_commit,
     hardware,
-    make_writable,
     versions,
-    write_json,
 )
 
 FILES = (

@@ -5,9 +5,10 @@ import os
 import numpy as np
 import torch
 
-from qa_dist.config.options import parse
+from qa_dist.config.parsing import parse
+from qa_dist.distributed.failures import failures_named
 from qa_dist.distributed.launch_config import read_request
-from qa_dist.distributed.ranks import Ranks, failures_named
+from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import Weights
 from qa_dist.model.building import FeatureBatch, build_model, span_loss
 from qa_dist.training.loop import Trainer

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qa_dist.distributed import agreement, ranks
-from qa_dist.distributed.roll_call import host_name
+from qa_dist.common.hosts import host_name
+from qa_dist.distributed import agreement, rendezvous
 from tests.distributed.forking import start_ranks
 from tests.distributed.launching import ROOT, free_port, run, succeed, together, torchrun
 from tests.tiny import tiny_model, tiny_squad
@@ -70,7 +70,7 @@ def test_other_data_are_told_with_the_name_of_the_machine(words: list[str], tmp_
 
 
 def another_device(words: list[str]) -> None:
-    ranks._facts = lambda: {"the kind of device": "a GPU"}
+    rendezvous._facts = lambda: {"the kind of device": "a GPU"}
 
 
 def test_a_machine_of_another_kind_is_told_before_there_is_a_group(words: list[str], tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_machine_of_another_kind_is_told_before_there_is_a_group(words: list[s
 def test_a_rank_that_never_connects_is_given_up(words: list[str], tmp_path: Path) -> None:
     text = """
 import os, sys, time
-import qa_dist.distributed.ranks as distributed
+from qa_dist.distributed import ranks
 from qa_dist.train import main
 if os.environ["RANK"] == "1":
     ranks.Accelerator = lambda **_: time.sleep(600)

@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
+from qa_dist.data.checking import validate
+from qa_dist.data.formats import read_file
 from qa_dist.data.records import Example
-from qa_dist.data.sources import read_file, validate
 from tests.tiny import tiny_tokenizer
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"

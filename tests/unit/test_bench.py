@@ -20,7 +20,8 @@ from qa_dist.benchmarking.loops import nested_loop_answers, nested_loop_scores
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
 from qa_dist.benchmarking.work import Work, spread
 from qa_dist.common.errors import UserError
-from qa_dist.config.options import ModelConfig, parse
+from qa_dist.config.options import ModelConfig
+from qa_dist.config.parsing import parse
 from qa_dist.evaluation.scoring import score_v1
 from qa_dist.model.building import CONFIGURATIONS, build_model, model_configuration, span_loss
 from tests.tiny import tiny_model

@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError
+from qa_dist.data.checking import validate
+from qa_dist.data.formats import parse, read_rows
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.data.sources import parse, read_rows, validate
 from qa_dist.evaluation.answers import CandidateTable, FeatureMap, decode, top_spans
 from qa_dist.evaluation.scoring import load_predictions, normalize_answer, score_v1, score_v2
 from qa_dist.features.store import prepare_store

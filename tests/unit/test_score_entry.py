@@ -204,7 +204,7 @@ def test_rank_0_notes_the_exit_code(tmp_path, monkeypatch, capsys):
 def test_training_notes_its_exit_code_wherever_it_ends(tmp_path, monkeypatch, capsys):
     from qa_dist import train
     from qa_dist.common.errors import TrainingError
-    from qa_dist.distributed.ranks import failures_named
+    from qa_dist.distributed.failures import failures_named
 
     file = tmp_path / "exit_code"
     monkeypatch.setenv("QA_DIST_EXIT_FILE", str(file))

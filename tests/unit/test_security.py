@@ -21,7 +21,7 @@ from qa_dist import evaluate, prepare, train
 from qa_dist.common import command
 from qa_dist.common.errors import CheckpointError, UserError
 from qa_dist.config.options import ModelConfig
-from qa_dist.distributed.ranks import failures_named
+from qa_dist.distributed.failures import failures_named
 from qa_dist.model.building import build_model, model_configuration
 from qa_dist.training.checkpoints import (
     BEST,

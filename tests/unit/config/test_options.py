@@ -9,18 +9,8 @@ import pytest
 import yaml
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import (
-    GROUPS,
-    RunConfig,
-    defaults,
-    option,
-    option_table,
-    parse,
-    peek,
-    read_recipe,
-    recipe_path,
-    write_config,
-)
+from qa_dist.config.options import GROUPS, RunConfig, defaults, option
+from qa_dist.config.parsing import option_table, parse, peek, read_recipe, recipe_path, write_config
 
 RECIPES = sorted((Path(__file__).parents[3] / "qa_dist" / "recipes").glob("*.yaml"))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qa_dist.config.options import ConfigError, RunConfig
+from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import RunConfig
 from qa_dist.distributed import agreement
 from qa_dist.distributed.launch_config import Request
 from qa_dist.distributed.roll_call import Member

@@ -6,17 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.common.hosts import expand_hosts, expected_hosts, host_name, slurm_environment
 from qa_dist.distributed import roll_call
-from qa_dist.distributed.roll_call import (
-    Member,
-    call_the_roll,
-    differences,
-    expand_hosts,
-    expected_hosts,
-    host_name,
-    places,
-    slurm_environment,
-)
+from qa_dist.distributed.roll_call import Member, call_the_roll, differences, places
 
 
 class DictStore:

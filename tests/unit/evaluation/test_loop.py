@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from qa_dist import evaluate, merge
+from qa_dist.common import files
 from qa_dist.evaluation import loop as evaluation
-from qa_dist.training import progress
 from tests.refusals import contents, refusal
 from tests.unit.trained import options_of, reset_accelerate
 
@@ -146,9 +146,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    progress.write_json(path, {"f1": 1.0})
+    files.write_json(path, {"f1": 1.0})
     with pytest.raises(UnicodeEncodeError):
-        progress.write_json(path, {"text": "x" * 100_000 + "\udc80"})
+        files.write_json(path, {"text": "x" * 100_000 + "\udc80"})
     assert contents(tmp_path) == {"metrics.json": b'{\n  "f1": 1.0\n}\n'}
 
 

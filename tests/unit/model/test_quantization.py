@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from qa_dist.config.options import ConfigError, ModelConfig, parse
+from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import ModelConfig
+from qa_dist.config.parsing import parse
 from qa_dist.model.building import SpanModel, build_model, count_parameters, head_names, load_trained, span_loss
 from qa_dist.model.quantization import quantization_options, require_quantized
 from qa_dist.model.saved import save_trained

@@ -14,7 +14,7 @@ import torch
 
 from qa_dist import evaluate, train
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import read_recipe
+from qa_dist.config.parsing import read_recipe
 from qa_dist.distributed.ranks import Ranks
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad

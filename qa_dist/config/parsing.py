@@ -1,0 +1,371 @@
+"""Flags and recipes read into one configuration."""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.common.parsers import ParseError, read_yaml
+from qa_dist.common.secrets import masked
+from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, T, defaults, shown
+
+_NO_VALUE = object()
+
+
+_EARLIER = "the earlier run's configuration"
+
+
+_LARGEST_INTEGER = 2**63 - 1
+
+
+_MOST_DIGITS = 20
+
+
+def recipe_path(name: str) -> Path:
+    """The YAML file that `--config NAME` means: a path, or the name of a recipe shipped with the package.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path = Path(name)
+    # Not Path.is_file, which raises for a name that no file can have.
+    if os.path.isfile(path):
+        return path
+    recipes = Path(str(resources.files("qa_dist"))) / "recipes"
+    shipped = recipes / f"{name}.yaml"
+    if os.path.isfile(shipped):
+        return shipped
+    names = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.yaml")))
+    raise ConfigError([f"--config {shown(name)} is neither a file nor a recipe; recipes are: {names}"])
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Options of a recipe under their flag names.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, holds an option twice, or is not a mapping.
+    """
+    path = recipe_path(name)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        loaded = read_yaml(text)
+    except OSError as error:
+        raise ConfigError([f"--config {path} cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"--config {path} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
+    except ParseError as error:
+        raise ConfigError([f"--config {path} cannot be used as YAML: {error}"]) from error
+    if not text.strip():
+        raise ConfigError([f"--config {path} is empty; write a line `name: value` for each option"])
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        found = "a list" if isinstance(loaded, list) else f"only {shown(loaded)}"
+        raise ConfigError([f"--config {path} holds {found}; write a line `name: value` for each option"])
+    return loaded
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as a recipe that `--config` reads back to the same configuration."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def parse(
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    groups: Sequence[str] = tuple(GROUPS),
+    entry: type[T] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> tuple[RunConfig, T]:
+    """The configuration that flags, the recipe they name and `base` describe.
+
+    Args:
+        argv: The command line without the program's name.
+        prog: Name shown in help and errors.
+        description: First lines of the help.
+        groups: Option groups this entry takes as flags. A recipe may hold options of the other groups, so that one file
+            serves every entry.
+        entry: A dataclass of options that belong to this entry alone.
+        base: Options that recipe and flags override, as from the `config.yaml` of an earlier run: those of the groups,
+            not the entry's own, because such a file may come from somebody else.
+
+    Returns:
+        The run's configuration and the entry's own options.
+
+    Raises:
+        ConfigError: With every problem found: unknown options, wrong types, values out of range, contradictions.
+    """
+    own = [GROUPS[name] for name in groups] + ([entry] if entry else [])
+    flags, problems = _read_flags(argv, own, prog, description)
+    layers: list[tuple[str, Mapping[str, Any]]] = [(_EARLIER, base or {})]
+    is_recipe_read = True
+    if "config" in flags:
+        name = str(flags.pop("config"))
+        try:
+            layers.append((f"--config {name}", read_recipe(name)))
+        except ConfigError as error:
+            problems.extend(error.problems)
+            is_recipe_read = False
+    layers.append(("", flags))
+    known = [*GROUPS.values(), *([entry] if entry else [])]
+    names = {item.name: item for group in known for item in dataclasses.fields(group)}
+    common = {item.name for group in GROUPS.values() for item in dataclasses.fields(group)}
+    hints = {name: hint for group in known for name, hint in typing.get_type_hints(group).items()}
+    values: dict[str, Any] = {}
+    for where, layer in layers:
+        for name in _superseded(layer):
+            values.pop(name, None)
+        for name, raw in layer.items():
+            if name not in names or (where == _EARLIER and name not in common):
+                problems.append(_unknown(name, common if where == _EARLIER else names, where))
+                continue
+            try:
+                values[name] = _limited(names[name], _convert(raw, hints[name]))
+            except ValueError as error:
+                problems.append(f"{where + ': ' if where else ''}--{name} {shown(raw)} {error}")
+    # What was given and refused is not missing, and what a recipe would have said that cannot be read is not known.
+    given = {name for _, layer in layers for name, raw in layer.items() if raw is not None}
+    given |= {word[2:] for word in argv if word.startswith("--")}
+    for group in own:
+        for item in dataclasses.fields(group):
+            is_missing = values.get(item.name) is None and item.name not in given
+            if item.metadata.get("required") and is_missing and is_recipe_read:
+                problems.append(f"--{item.name} is missing; give the {item.metadata['help']}")
+    built: dict[type[Any], Any] = {}
+    for group in known:
+        built[group] = group(
+            **{item.name: values[item.name] for item in dataclasses.fields(group) if item.name in values}
+        )
+        if hasattr(group, "problems"):
+            problems.extend(built[group].problems())
+    if problems:
+        raise ConfigError(problems)
+    run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
+    return run, (built[entry] if entry else None)  # type: ignore[return-value]
+
+
+def _superseded(layer: Mapping[str, Any]) -> list[str]:
+    """Options of lower layers that a choice in this one makes meaningless, so that they do not contradict it."""
+    names: list[str] = []
+    if layer.get("dataset_name") is not None:
+        names += ["dataset_config_name", "train_file", "validation_file"]
+    elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
+        names += ["dataset_name", "dataset_config_name"]
+    if layer.get("tuning") == "full":
+        names += [
+            name for name in defaults(ModelConfig) if name.startswith("lora_") or name in ("use_rslora", "use_dora")
+        ]
+    return names
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """Value of one flag, before the command line is parsed as a whole; None if it is absent."""
+    for position, word in enumerate(argv):
+        if word == f"--{flag}" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith(f"--{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _read_flags(
+    argv: Sequence[str], groups: Sequence[type[Any]], prog: str, description: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Raw flag values by name, and complaints about words that are no flags of these groups."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        nargs="?",
+        const=_NO_VALUE,
+        default=argparse.SUPPRESS,
+        help="a recipe: a YAML file, or the name of a shipped one",
+    )
+    for group in groups:
+        section = parser.add_argument_group(f"{group.__name__.removesuffix('Config').lower()} options", group.__doc__)
+        hints = typing.get_type_hints(group)
+        for item in dataclasses.fields(group):
+            boolean = bool in (hints[item.name], *typing.get_args(hints[item.name]))
+            const = True if boolean else _NO_VALUE
+            section.add_argument(
+                f"--{item.name}",
+                metavar=type_name(hints[item.name]),
+                default=argparse.SUPPRESS,
+                help=f"{item.metadata['help']} ({_default_text(item)})".replace("%", "%%"),
+                nargs="?",
+                const=const,
+            )
+    problems: list[str] = []
+    namespace, rest = parser.parse_known_args(list(argv))
+    flags = vars(namespace)
+    for name in [name for name, value in flags.items() if value is _NO_VALUE]:
+        problems.append(
+            f"--{name} has no value; write it behind the option, as --{name}=VALUE if it begins with a dash"
+        )
+        del flags[name]
+    if sum(word == "--config" or word.startswith("--config=") for word in argv) > 1:
+        problems.append("--config is given more than once; give one recipe, and what differs from it as flags")
+    names = {item.name: item for group in groups for item in dataclasses.fields(group)}
+    for position, word in enumerate(rest):
+        if word.startswith("--"):
+            problems.append(_unknown(word[2:].partition("=")[0], names, ""))
+        elif not (position and rest[position - 1].startswith("-")):
+            problems.append(f"{shown(word)} is not an option; every value follows the --name it belongs to")
+    return flags, problems
+
+
+def _unknown(name: str, names: Iterable[str], where: str) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean --{close[0]}?" if close else "see --help for all options"
+    return f"{where + ': ' if where else ''}--{shown(name)} is no option here; {hint}"
+
+
+def _convert(raw: Any, hint: Any) -> Any:
+    """`raw`, a YAML value or the text of a flag, as the type of its option.
+
+    Raises:
+        ValueError: It is not of that type; the message continues "--name value ...".
+    """
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(part for part in typing.get_args(hint) if part is not type(None))
+        if raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "none", "null")):
+            return None
+        return _convert(raw, inner)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if raw not in choices:
+            raise ValueError(f"is not one of {', '.join(choices)}")
+        return raw
+    if origin is tuple:
+        if raw is None:
+            return ()
+        parts = raw if isinstance(raw, list | tuple) else raw.split(",") if isinstance(raw, str) else [raw]
+        if not all(isinstance(part, str | int) and not isinstance(part, bool) for part in parts):
+            raise ValueError("is not a list of names")
+        return tuple(_text(str(part).strip()) for part in parts if str(part).strip())
+    if hint is bool:
+        if isinstance(raw, str) and raw.lower() in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+            return raw.lower() in ("true", "yes", "on", "1")
+        if not isinstance(raw, bool):
+            raise ValueError("is not true or false")
+        return raw
+    if hint is str:
+        if isinstance(raw, bool | float):
+            raise ValueError("is not text; put it in quotes")
+        if not isinstance(raw, str | int):
+            raise ValueError("is not text")
+        return _text(str(raw))
+    if isinstance(raw, bool):
+        raise ValueError(f"is not {'an integer' if hint is int else 'a number'}")
+    if isinstance(raw, str) and raw.lstrip("+-").isdecimal() and len(raw) > _MOST_DIGITS:
+        raise ValueError("has too many digits")
+    try:
+        number = float(raw)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"is not {'an integer' if hint is int else 'a number'}") from None
+    if hint is int:
+        if not number.is_integer():
+            raise ValueError("is not an integer")
+        return int(raw) if isinstance(raw, str) and raw.lstrip("+-").isdecimal() else int(number)
+    return number
+
+
+def _text(value: str) -> str:
+    """`value`, or a ValueError if it is nothing, cannot be a name or path, or is what nobody else should read."""
+    if not value:
+        raise ValueError("is empty; give a value or leave the option out")
+    if "\0" in value:
+        raise ValueError("holds the character NUL, which no name or path can have")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8; rename what it names") from None
+    if value.startswith("~") and os.path.expanduser(value) == value:
+        raise ValueError("begins with the home folder of a user who does not exist; write ./~ for a name with a tilde")
+    if masked(value) != value:
+        raise ValueError(
+            "holds what looks like an access token or password, which would be written into logs and results; give a "
+            "token in the environment, as HF_TOKEN"
+        )
+    return value
+
+
+def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
+    """`value`, or a ValueError that says which values the option allows."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return value
+    limits = dict(item.metadata["limits"])
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        limits["maximum"] = limits["maximum"] or _LARGEST_INTEGER
+    allowed = []
+    fits = math.isfinite(value) if isinstance(value, float) else True
+    tests: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+        ("minimum", "at least", lambda limit: value >= limit),
+        ("above", "above", lambda limit: value > limit),
+        ("maximum", "at most", lambda limit: value <= limit),
+        ("below", "below", lambda limit: value < limit),
+    )
+    for name, text, test in tests:
+        if limits[name] is not None:
+            allowed.append(f"{text} {limits[name]}")
+            fits = fits and test(limits[name])
+    if not fits:
+        raise ValueError(f"is out of range; it must be {' and '.join(allowed) or 'a finite number'}")
+    return value
+
+
+def type_name(hint: Any) -> str:
+    """Short name of an option's type, for help and documentation."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return next(type_name(part) for part in typing.get_args(hint) if part is not type(None))
+    if origin is Literal:
+        return "|".join(typing.get_args(hint))
+    if origin is tuple:
+        return "NAME,..."
+    return {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false"}[hint.__name__]
+
+
+def _default_text(item: "dataclasses.Field[Any]") -> str:
+    if item.metadata["required"]:
+        return "required"
+    if item.default is None:
+        return (
+            "default: none"
+            if "none:" in item.metadata["help"] or "auto:" not in item.metadata["help"]
+            else "default: auto"
+        )
+    if isinstance(item.default, tuple):
+        return f"default: {','.join(item.default) or 'none'}"
+    return f"default: {str(item.default).lower() if isinstance(item.default, bool) else item.default}"
+
+
+def option_table(groups: Mapping[str, type[Any]] = types.MappingProxyType(GROUPS)) -> str:
+    """Every option as Markdown tables, one per group: the documentation's source."""
+    lines: list[str] = []
+    for name, group in groups.items():
+        hints = typing.get_type_hints(group)
+        lines += [f"**{name}** — {group.__doc__}", "", "| option | values | default | meaning |", "|---|---|---|---|"]
+        for item in dataclasses.fields(group):
+            values = type_name(hints[item.name]).replace("|", " \\| ")
+            default = _default_text(item).removeprefix("default: ")
+            lines.append(
+                f"| `--{item.name}` | {values} | {default} | {item.metadata['help'].replace('|', chr(92) + '|')} |"
+            )
+        lines.append("")
+    return "\n".join(lines)

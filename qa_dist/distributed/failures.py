@@ -1,0 +1,66 @@
+"""How a rank fails: which one did, in a line, and without waiting for the others."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from qa_dist.common.command import note_exit
+from qa_dist.common.errors import LocalTrainingError, TrainingError, UserError
+from qa_dist.common.secrets import masked
+from qa_dist.common.signals import Stopped
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Whether this is only the consequence of another rank's end."""
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("closed by peer", "reset by peer", "Broken pipe")
+    )
+
+
+def launched_rank() -> int:
+    """Rank of this process as the launcher set it, before any process group exists; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def failures_named() -> Iterator[None]:
+    """Say which rank failed, and let it fail: the launcher then ends the others.
+
+    A rank that merely lost its peers says so in a line, so that the one traceback in the log is the culprit's. A
+    `TrainingError` explains itself: all ranks raise it alike, and rank 0 prints it without a traceback, or the one rank
+    that knows of it does.
+    """
+    rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        yield
+    except (UserError, Stopped):
+        raise
+    except TrainingError as error:
+        if rank == 0 or isinstance(error, LocalTrainingError):
+            sys.stderr.write(f"[rank {rank} of {world_size}] the run stops: {error}\n")
+        _leave(world_size)
+    except Exception as error:
+        if world_size == 1:
+            raise
+        text = str(error)
+        if is_lost_peer(error):
+            where = "; ".join(getattr(error, "__notes__", ()))
+            sys.stderr.write(f"[rank {rank}] stops: another rank has gone; {where}\n")
+            _leave(world_size)
+        import traceback
+
+        text = f"[rank {rank}] failed: {type(error).__name__}: {text}\n{traceback.format_exc()}"
+        sys.stderr.write(masked(text))
+        _leave(world_size)
+
+
+def _leave(world_size: int) -> NoReturn:
+    """Exit with code 1, now if there are other ranks: destructors of the process group would wait for them."""
+    note_exit(1)
+    if world_size == 1:
+        sys.exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
