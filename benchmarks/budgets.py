@@ -14,7 +14,8 @@ import torch
 
 from qa_dist.config.options import ModelConfig
 from qa_dist.features.batching import Lengths, cut_unpadded
-from qa_dist.model.building import SpanModel, build_model, span_loss
+from qa_dist.model.building import build_model
+from qa_dist.model.span_model import SpanModel, span_loss
 
 TRAINING_BUDGETS = (4096, 2048, 1024, 512)
 FORWARD_BUDGETS = (8192, 4096, 2048, 1024, 512)

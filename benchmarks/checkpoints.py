@@ -21,12 +21,12 @@ from pathlib import Path
 
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.features.store import prepare_store
+from qa_dist.features.building import prepare_store
+from qa_dist.machine.environment import git_commit, hardware, versions
 from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.training.checkpoints import CheckpointWriter
-from qa_dist.training.loop import Trainer
-from qa_dist.training.progress import git_commit, hardware, versions
+from qa_dist.training.trainer import Trainer
 
 NUM_STEPS = 14
 NUM_WRITES = 10

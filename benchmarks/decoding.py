@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from qa_dist.benchmarking.loops import nested_loop_answers, nested_loop_scores
-from qa_dist.evaluation.answers import MODES, Answers, CandidateTable, FeatureMap, decode, pad_rows, top_spans
+from qa_dist.evaluation.answers import Answers, decode
+from qa_dist.evaluation.candidates import MODES, CandidateTable, pad_rows, top_spans
 from qa_dist.evaluation.scoring import score_v1
+from qa_dist.features.store import FeatureMap
 
 NUM_EXAMPLES, NUM_EXTRA_WINDOWS = 10_570, 214
 QUESTION_TOKENS = 12

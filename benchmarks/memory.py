@@ -94,7 +94,7 @@ def main() -> None:
 
 def measure(whole: dict[str, Any], options: argparse.Namespace, folder: Path) -> Iterator[None]:
     """Add what was measured to a file's contents, which can be written at every yield."""
-    from qa_dist.training.progress import git_commit, hardware, versions
+    from qa_dist.machine.environment import git_commit, hardware, versions
 
     whole |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
     for name in options.names or TO_COMPARE:

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from qa_dist.common.files import write_json
-from qa_dist.training.progress import git_commit, hardware, versions
+from qa_dist.machine.environment import git_commit, hardware, versions
 from tests.distributed.forking import Group, start
 from tests.tiny import tiny_model, tiny_squad
 

@@ -77,7 +77,7 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
     import torch
     from huggingface_hub import constants
 
-    from qa_dist.features.store import store_root
+    from qa_dist.features.building import store_root
 
     required = requirements()
     installed = checks.find_packages(required)

@@ -11,8 +11,8 @@ from qa_dist.compatibility import compatibility_table, refusal_table
 from qa_dist.config.options import GROUPS
 from qa_dist.config.parsing import option_table
 from qa_dist.doctor import DoctorConfig
-from qa_dist.estimate import EstimateConfig
 from qa_dist.evaluate import EvaluateConfig
+from qa_dist.memory.estimate import EstimateConfig
 
 PROG = "qa_dist.documentation"
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end of generated part -->)", re.DOTALL)

@@ -5,23 +5,19 @@ Without further options it repeats the evaluation that the training run ended wi
 
 import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qa_dist.common.command import run
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
-from qa_dist.config.parsing import parse, peek, read_recipe
+from qa_dist.config.parsing import parse, peek
+from qa_dist.model.folder import adapter_problems, base_options
 
 PROG = "qa_dist.evaluate"
-
-_ADAPTER = "adapter_config.json"
-_MODEL = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +58,12 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.common.files import make_writable
         from qa_dist.distributed.failures import failures_named
         from qa_dist.distributed.ranks import Ranks
-        from qa_dist.evaluation.loop import evaluate, write_results
-        from qa_dist.features.store import prepare_store
-        from qa_dist.model.building import check_vocabulary, load_trained
+        from qa_dist.evaluation.loop import evaluate, evaluation_bar
+        from qa_dist.evaluation.results import write_results
+        from qa_dist.features.building import prepare_store
         from qa_dist.model.pretrained import load_tokenizer
-        from qa_dist.training.progress import evaluation_bar
+        from qa_dist.model.saved import load_trained
+        from qa_dist.model.trainable import check_vocabulary
 
     with _ended_in_order(), failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
@@ -100,31 +97,6 @@ def _evaluate(argv: Sequence[str]) -> int:
             sys.stdout.write(json.dumps(found.metrics, indent=2) + "\n")
         ranks.close()
     return 0
-
-
-def adapter_problems(adapter: str | None) -> Iterable[str]:
-    """What is wrong with the folder that `--adapter` names."""
-    if adapter is None:
-        return
-    if not os.path.isdir(adapter):
-        yield f"--adapter {adapter} is not a folder; give the --output_dir of a training run"
-    elif not any(os.path.isfile(os.path.join(adapter, name)) for name in (_ADAPTER, _MODEL)):
-        yield f"--adapter {adapter} holds no adapter and no model; give the --output_dir of a finished training run"
-
-
-def base_options(adapter: str | None) -> dict[str, Any]:
-    """Options of the run that wrote the folder; of a foreign adapter its base model, of a plain model itself."""
-    if adapter is None:
-        return {}
-    config, foreign, plain = (os.path.join(adapter, name) for name in ("config.yaml", _ADAPTER, _MODEL))
-    if os.path.isfile(config):
-        return read_recipe(config)
-    if not os.path.isfile(foreign):
-        return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
-    from qa_dist.model.pretrained import check_adapter
-
-    base = check_adapter(adapter).get("base_model_name_or_path")
-    return {"model_name_or_path": base} if base else {}
 
 
 @contextlib.contextmanager

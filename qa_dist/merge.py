@@ -19,12 +19,12 @@ from qa_dist.common.command import run
 from qa_dist.common.errors import CheckpointError
 from qa_dist.config.options import ModelConfig, RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.evaluate import adapter_problems, base_options
+from qa_dist.model.folder import adapter_problems, base_options
 
 if TYPE_CHECKING:
     import torch
 
-    from qa_dist.model.building import SpanModel
+    from qa_dist.model.span_model import SpanModel
 
 PROG = "qa_dist.merge"
 TOLERANCE = 1e-4
@@ -88,8 +88,8 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
         UserError: The adapter or its base model cannot be loaded.
         CheckpointError: The merged model, read back, gives other logits than the adapter.
     """
-    from qa_dist.model.building import load_trained
     from qa_dist.model.pretrained import load_tokenizer
+    from qa_dist.model.saved import load_trained
 
     tokenizer = load_tokenizer(config.model)
     # A plain model: transformers' own attention, the base model's own dropout and its weights as they were published.

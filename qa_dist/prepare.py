@@ -36,7 +36,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         UserError: Data, tokenizer or lengths cannot be used, or the stores cannot be written.
     """
     from qa_dist.data.sources import available_splits
-    from qa_dist.features.store import prepare_store
+    from qa_dist.features.building import prepare_store
 
     splits: dict[str, dict[str, Any]] = {}
     for split in available_splits(config.data):

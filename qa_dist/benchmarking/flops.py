@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from qa_dist.benchmarking.measuring import synchronize
-from qa_dist.model.building import SpanModel, transformers_model
+from qa_dist.model.span_model import SpanModel, transformers_model
 
 _PROBE_TOKENS = 8
 

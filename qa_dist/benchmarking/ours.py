@@ -1,4 +1,4 @@
-"""qa_dist as it is measured: the real training loop, `qa_dist.training.loop.Trainer.step`, over every feature once.
+"""qa_dist as it is measured: the real training loop, `qa_dist.training.trainer.Trainer.step`, over every feature once.
 
 Warm-up steps come before, steps that are taken apart into phases come after.
 
@@ -29,11 +29,12 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation import loop as evaluating
 from qa_dist.evaluation.loop import evaluate_loss, score
 from qa_dist.features.batching import evaluation_batches
-from qa_dist.features.store import prepare_store
+from qa_dist.features.building import prepare_store
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.model.building import SpanModel, build_model, transformers_model
+from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer
-from qa_dist.training.loop import Trainer
+from qa_dist.model.span_model import SpanModel, transformers_model
+from qa_dist.training.trainer import Trainer
 
 PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")
 

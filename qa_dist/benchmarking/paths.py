@@ -13,7 +13,7 @@ from typing import Any
 
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
 from qa_dist.benchmarking.work import Work, alternate, medians
-from qa_dist.config.options import MODEL_TYPES_UNPADDED
+from qa_dist.model.families import MODEL_TYPES_UNPADDED
 
 Cell = dict[str, Any]
 

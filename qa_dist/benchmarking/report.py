@@ -13,7 +13,7 @@ from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import write_json
 from qa_dist.common.parsers import read_json
-from qa_dist.training.progress import git_commit, hardware, versions
+from qa_dist.machine.environment import git_commit, hardware, versions
 
 FORMAT = 1
 SECTIONS = ("trainer", "paths", "scaling", "evaluation")

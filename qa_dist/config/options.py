@@ -20,9 +20,6 @@ T = TypeVar("T")
 
 _MOST_SYNTHETIC = 10_000_000
 
-MODEL_TYPES_UNPADDED = ("bert", "distilbert", "electra", "modernbert", "roberta")
-"""Architectures whose attention can run on one row of real tokens."""
-
 
 def option(
     default: Any,

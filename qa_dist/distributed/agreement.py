@@ -17,7 +17,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.roll_call import Difference, Member, differences, places, shown
 from qa_dist.features.store import FeatureStore
-from qa_dist.training.progress import versions
+from qa_dist.machine.environment import versions
 
 # Where a machine keeps its copies is its own affair: what is in them is compared. Rank 0 alone writes results.
 _OWN_PLACES = ("train_file", "validation_file", "store_dir", "cache_dir", "output_dir")

@@ -25,8 +25,10 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.common.signals import Stopped
 from qa_dist.distributed.launch_config import USE_VARIABLES, Request, asks_for
 from qa_dist.distributed.rendezvous import group_options, meeting
-from qa_dist.distributed.strategies.choice import MakeOptimizer, Strategy, Trained, Weights, make_strategy
+from qa_dist.distributed.strategies.base import MakeOptimizer, Strategy, Trained
+from qa_dist.distributed.strategies.choice import make_strategy
 from qa_dist.distributed.watchdog import Watchdog
+from qa_dist.model.span_model import Weights
 
 T = TypeVar("T")
 

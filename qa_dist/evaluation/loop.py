@@ -6,49 +6,34 @@ the same neighbours at every world size, so the results are the same, byte for b
 
 import collections
 import math
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from qa_dist.common.files import replacing, write_json
+from qa_dist.common.files import replacing
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.evaluation.answers import Answers, CandidateTable, decode, pad_rows, top_spans
+from qa_dist.evaluation.answers import Answers, decode
+from qa_dist.evaluation.candidates import CandidateTable, pad_rows, top_spans
+from qa_dist.evaluation.results import Evaluation, Metrics
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.features.batching import Indices, evaluation_batches, share_batches
+from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.model.building import FeatureBatch, SpanModel, span_loss
+from qa_dist.model.span_model import SpanModel, span_loss
 
-Metrics = dict[str, float | int]
 Computed = tuple[FeatureBatch, torch.Tensor, torch.Tensor]
 """A batch with its start and end logits, float32 [T]."""
 
 _DECODED_TOGETHER = 256
 """Features whose candidates are found in one go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The result of an evaluation.
-
-    Attributes:
-        metrics: scores in the official keys, with `exact_match`, `f1` and `num_examples` always there; the same on all
-            ranks. Empty if only the loss was computed.
-        loss: mean over the features; the same on all ranks.
-        answers: on rank 0, the answers; None elsewhere, or if only the loss was computed.
-    """
-
-    metrics: Metrics
-    loss: float
-    answers: Answers | None
 
 
 def evaluate(
@@ -160,34 +145,6 @@ def score(store: FeatureStore, answers: Answers, *, version_2: bool) -> Metrics:
         return {"exact_match": found["exact"], "f1": found["f1"], "num_examples": store.num_examples, **found}
     found = score_v1(dict(references), answers.predictions())
     return {"exact_match": found["exact_match"], "f1": found["f1"], "num_examples": store.num_examples}
-
-
-def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:
-    """Write metrics.json, predictions.json, nbest.json and, with unanswerable questions, null_odds.json."""
-    answers = evaluation.answers
-    if answers is None:
-        raise ValueError("only rank 0 of a whole evaluation has results to write")
-    files: dict[str, Any] = {
-        "metrics.json": evaluation.metrics,
-        "predictions.json": answers.predictions(),
-        "nbest.json": {answer.id: [_nbest_entry(entry) for entry in answer.nbest] for answer in answers},
-    }
-    odds = answers.null_odds()
-    if odds is not None:
-        files["null_odds.json"] = odds
-    for name, value in files.items():
-        write_json(directory / name, value)
-    return [directory / name for name in files]
-
-
-def _nbest_entry(entry: Any) -> dict[str, Any]:
-    return {
-        "text": entry.text,
-        "score": entry.score,
-        "probability": entry.probability,
-        "start_char": entry.start_char,
-        "end_char": entry.end_char,
-    }
 
 
 def _budget(config: EvaluationConfig, ranks: Ranks) -> int:
@@ -336,3 +293,17 @@ def _through_logits(
             yield batch, start_T, end_T
 
     return [CandidateTable.empty(config.n_best_size), *candidates(kept(), config)]
+
+
+@contextmanager
+def evaluation_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the features of an evaluation; call what it gives with the features done and their total."""
+    from tqdm import tqdm
+
+    with tqdm(desc="evaluating", unit="feature", disable=not shown, leave=False, file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance

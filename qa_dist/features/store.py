@@ -13,37 +13,23 @@ a builder, there is a whole store or none. Files are Arrow IPC with one record b
 views of the mapped pages.
 """
 
-import contextlib
-import dataclasses
-import fcntl
 import hashlib
 import json
-import logging
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qa_dist.common.errors import StoreError
-from qa_dist.common.files import synchronise
-from qa_dist.config.options import DataConfig, RunConfig
+from qa_dist.common.errors import ScoringError, StoreError
 from qa_dist.data.checking import Report
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.data.sources import Source, Split, load_source, max_samples, open_source
-from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
-from qa_dist.features.workers import build_columns
-from qa_dist.model.pretrained import load_tokenizer
-
-if TYPE_CHECKING:
-    # Decoding imports torch, which building a store does without.
-    from qa_dist.evaluation.answers import FeatureMap
+from qa_dist.features.windows import FeatureStats
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -52,12 +38,64 @@ Int64 = npt.NDArray[np.int64]
 FORMAT_VERSION = 2
 """Changes with the layout of the files and with whatever in this program decides what a feature is."""
 
-_MANIFEST = "manifest.json"
-_EXAMPLES = "examples.arrow"
-_FEATURES = "features.arrow"
-_STAGING_SUFFIX = ".building"
+MANIFEST = "manifest.json"
+EXAMPLES = "examples.arrow"
+FEATURES = "features.arrow"
+STAGING_SUFFIX = ".building"
 
-_logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureMap:
+    """Where the N features of a data set come from: what turns tokens back into characters.
+
+    Attributes:
+        example_index_N: int32: the example of each feature.
+        window_N: int32: the position of each feature among the features of its example.
+        context_start_N: int32: the first context token of each feature.
+        context_offsets_T2: int32: start and end character of the context tokens of all features, one after the other.
+        first_offset_N1: int64 [N + 1]: feature i owns rows first_offset[i] .. first_offset[i + 1] - 1 of those.
+    """
+
+    example_index_N: Int32
+    window_N: Int32
+    context_start_N: Int32
+    context_offsets_T2: Int32
+    first_offset_N1: Int64
+
+    @classmethod
+    def from_features(cls, features: Iterable[Feature]) -> Self:
+        """The map of features at hand, in their order."""
+        rows = list(features)
+        lengths = [len(feature.context_offsets) for feature in rows]
+        no_offsets = np.zeros((0, 2), np.int32)
+        return cls(
+            example_index_N=np.array([feature.example_index for feature in rows], np.int32),
+            window_N=np.array([feature.window for feature in rows], np.int32),
+            context_start_N=np.array([feature.context_start for feature in rows], np.int32),
+            context_offsets_T2=np.concatenate([no_offsets, *(feature.context_offsets for feature in rows)]),
+            first_offset_N1=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.example_index_N)
+
+    def start_chars(self, feature: Int64, token: Int32) -> Int32:
+        """The first character of the given tokens of the given features."""
+        starts_T: Int32 = self.context_offsets_T2[:, 0]
+        return starts_T[self._rows(feature, token)]
+
+    def end_chars(self, feature: Int64, token: Int32) -> Int32:
+        """One past the last character of the given tokens of the given features."""
+        ends_T: Int32 = self.context_offsets_T2[:, 1]
+        return ends_T[self._rows(feature, token)]
+
+    def _rows(self, feature: Int64, token: Int32) -> Int64:
+        row = self.first_offset_N1[feature] + token - self.context_start_N[feature]
+        if np.any((row < self.first_offset_N1[feature]) | (row >= self.first_offset_N1[feature + 1])):
+            raise ScoringError(
+                "candidates lie outside their contexts; they were computed from other features than these."
+            )
+        return row
 
 
 class FeatureStore:
@@ -106,10 +144,10 @@ class FeatureStore:
         self.stats = FeatureStats(**manifest["stats"])
         self.num_unanswerable: int = manifest["num_unanswerable"]
         try:
-            self._examples = _map_batch(self.path / _EXAMPLES)
-            self._map_features(_map_batch(self.path / _FEATURES))
+            self._examples = _map_batch(self.path / EXAMPLES)
+            self._map_features(_map_batch(self.path / FEATURES))
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise _damaged(self.path, f"{error} while mapping it") from error
+            raise damaged(self.path, f"{error} while mapping it") from error
         self.num_examples: int = self._examples.num_rows
         self.num_features = len(self.lengths)
 
@@ -181,10 +219,8 @@ class FeatureStore:
             end_token=int(self.end_token[feature_index]),
         )
 
-    def feature_map(self) -> "FeatureMap":
+    def feature_map(self) -> FeatureMap:
         """Where all features come from, for decoding; its arrays are views."""
-        from qa_dist.evaluation.answers import FeatureMap
-
         return FeatureMap(
             example_index_N=self.example_index,
             window_N=self.window,
@@ -233,109 +269,30 @@ def _reopen(path: Path) -> FeatureStore:
     return FeatureStore(path, verify=False)
 
 
-def store_root(data: DataConfig) -> Path:
-    """The folder that holds all stores: `--store_dir`, else $QA_DIST_STORE, else qa_dist in the user's cache folder."""
-    # Not Path.expanduser, which raises for a user that does not exist.
-    if data.store_dir:
-        return Path(os.path.expanduser(data.store_dir))
-    if named := os.environ.get("QA_DIST_STORE"):
-        return Path(os.path.expanduser(named))
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "qa_dist"
-
-
-def prepare_store(
-    config: RunConfig, split: Split, *, tokenizer: Any = None, progress: bool = False, verify: bool = True
-) -> FeatureStore:
-    """The store of one split, built first if it is not there.
-
-    Any number of processes may call this at once: one builds, the others wait for it and map what it built. The lock
-    they wait for belongs to a process and is free when that has ended, in whatever way.
-
-    Args:
-        config: Its `data` and `model` options are used.
-        split: "train" or "validation".
-        tokenizer: The tokenizer of `config.model`, if the caller has loaded it already.
-        progress: Whether to tell on stderr what goes on: a bar while tokenising, and what validation found. One rank
-            does.
-        verify: Whether to check the files of a store that was there already.
-
-    Raises:
-        UserError: The data, the tokenizer or the lengths cannot be used, the store is damaged, or it cannot be written.
-    """
-    data = config.data
-    source = open_source(data, split)
-    tokenizer_spec = TokenizerSpec.of(load_tokenizer(config.model) if tokenizer is None else tokenizer)
-    spec = FeatureSpec(data.max_seq_length, data.doc_stride, data.max_question_length)
-    # The length itself and not the option: "as long as fits" and the number that comes out are one and the same.
-    spec = dataclasses.replace(spec, max_question_length=FeatureBuilder(tokenizer_spec, spec).max_question_length)
-    ingredients = _ingredients(source, tokenizer_spec, spec, data, split)
-    fingerprint = _digest(ingredients)
-    root = store_root(data)
-    path = root / fingerprint
-    if not os.path.exists(path):
-        with _locked(root, fingerprint):
-            if not os.path.exists(path):
-                _logger.info("preparing %s in %s", source.name, path)
-                examples, report = load_source(source, data, split)
-                columns, stats = build_columns(
-                    examples,
-                    tokenizer_spec,
-                    spec,
-                    num_workers=data.preprocessing_num_workers,
-                    progress=progress,
-                )
-                with _writing(root):
-                    _write_store(path, ingredients, examples, columns, stats, report)
-                verify = False
-    store = FeatureStore(path, verify=verify)
-    if store.fingerprint != fingerprint:
-        raise _damaged(path, f"its manifest is that of {store.fingerprint}")
-    if progress and (store.report.problems or store.report.num_mended):
-        _logger.warning("%s: %s", source.name, store.report.text())
-    if progress and (num_cut := store.stats.num_truncated_questions):
-        _logger.warning("%s: %d questions were cut to %d tokens", source.name, num_cut, spec.max_question_length)
-    return store
-
-
-def _ingredients(
-    source: Source, tokenizer: TokenizerSpec, spec: FeatureSpec, data: DataConfig, split: Split
-) -> dict[str, Any]:
-    """Everything that the bytes of a store depend on."""
-    most = max_samples(data, split)
-    return {
-        "format_version": FORMAT_VERSION,
-        "content_sha256": source.content_sha256,
-        "tokenizer_sha256": tokenizer.sha256(),
-        **dataclasses.asdict(spec),
-        "allow_unanswerable": data.version_2_with_negative is not False,
-        "on_invalid": data.on_invalid,
-        "max_samples": most,
-        "subset_seed": None if most is None else data.subset_seed,
-    }
-
-
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def _damaged(path: Path, what: str) -> StoreError:
+def damaged(path: Path, what: str) -> StoreError:
+    """The error of a store that is not as it was written."""
     return StoreError(f"the feature store {path} is damaged ({what}); delete that folder and it will be built again")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = json.loads((path / MANIFEST).read_bytes())
         body = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
-        intact = manifest["manifest_sha256"] == _digest(body)
+        intact = manifest["manifest_sha256"] == digest(body)
     except OSError as error:
-        raise _damaged(path, f"{_MANIFEST}: {error.strerror}") from error
+        raise damaged(path, f"{MANIFEST}: {error.strerror}") from error
     except (ValueError, AttributeError, KeyError, RecursionError) as error:
-        raise _damaged(path, f"{_MANIFEST} cannot be read") from error
+        raise damaged(path, f"{MANIFEST} cannot be read") from error
     if not intact:
-        raise _damaged(path, f"{_MANIFEST} was changed")
+        raise damaged(path, f"{MANIFEST} was changed")
     if manifest["format_version"] != FORMAT_VERSION:
         raise StoreError(
             f"the feature store {path} has format {manifest['format_version']} but this program reads "
@@ -349,11 +306,11 @@ def _check_file(path: Path, name: str, expected: Mapping[str, Any], *, verify: b
         with (path / name).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected["num_bytes"]:
-                raise _damaged(path, f"{name} has {size:,} bytes instead of {expected['num_bytes']:,}")
+                raise damaged(path, f"{name} has {size:,} bytes instead of {expected['num_bytes']:,}")
             if verify and hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                raise _damaged(path, f"{name} does not have the bytes that were written")
+                raise damaged(path, f"{name} does not have the bytes that were written")
     except OSError as error:
-        raise _damaged(path, f"{name}: {error.strerror}") from error
+        raise damaged(path, f"{name}: {error.strerror}") from error
 
 
 def _map_batch(path: Path) -> pa.RecordBatch:
@@ -361,139 +318,3 @@ def _map_batch(path: Path) -> pa.RecordBatch:
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
-
-
-@contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one sentence.
-
-    Raises:
-        StoreError: Instead of any OSError inside.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise StoreError(
-            f"the feature store cannot be written to {root} ({reason}); make room or permit writing there, or name "
-            "another folder with --store_dir"
-        ) from error
-
-
-@contextlib.contextmanager
-def _locked(root: Path, fingerprint: str) -> Iterator[None]:
-    """Hold the lock of a fingerprint, after waiting for whoever has it.
-
-    Lock files stay: deleting one would let two processes lock two files of the same name.
-
-    Raises:
-        StoreError: The folder cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        with _writing(root):
-            root.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((root / f".{fingerprint}.lock").open("ab"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _logger.warning("waiting for another process that is preparing the feature store %s", fingerprint)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            _sweep(root, fingerprint)
-        yield
-
-
-def _sweep(root: Path, fingerprint: str) -> None:
-    """Remove what dead builders left behind; the caller holds the lock of `fingerprint`."""
-    for staging in root.glob(f".*{_STAGING_SUFFIX}"):
-        owner = staging.name.split(".")[1]
-        if owner == fingerprint:
-            shutil.rmtree(staging, ignore_errors=True)
-            continue
-        # Whoever builds holds the lock, so a lock that can be had belongs to the dead.
-        with contextlib.suppress(OSError), (root / f".{owner}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _write_store(
-    path: Path,
-    ingredients: Mapping[str, Any],
-    examples: Sequence[Example],
-    columns: FeatureColumns,
-    stats: FeatureStats,
-    report: Report,
-) -> None:
-    """Write a store under another name, then give it its own."""
-    # Not tempfile: its folders are closed to other users, with whom a store may be shared.
-    staging = path.parent / f".{path.name}.{secrets.token_hex(4)}{_STAGING_SUFFIX}"
-    staging.mkdir()
-    try:
-        _write_batch(staging / _EXAMPLES, _example_batch(examples))
-        _write_batch(staging / _FEATURES, _feature_batch(columns))
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": path.name,
-            "ingredients": dict(ingredients),
-            "num_unanswerable": sum(not example.answers for example in examples),
-            "stats": dataclasses.asdict(stats),
-            "report": report.to_json(),
-            "files": {name: _file_entry(staging / name) for name in (_EXAMPLES, _FEATURES)},
-        }
-        # Through JSON once, so that the digest is over what a reader will see.
-        manifest = json.loads(json.dumps(manifest))
-        manifest["manifest_sha256"] = _digest(manifest)
-        (staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for name in (_EXAMPLES, _FEATURES, _MANIFEST, "."):
-            synchronise(staging / name)
-        staging.rename(path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    synchronise(path.parent)
-
-
-def _example_batch(examples: Sequence[Example]) -> pa.RecordBatch:
-    texts = [[answer.text for answer in example.answers] for example in examples]
-    starts = [[answer.start_char for answer in example.answers] for example in examples]
-    return pa.record_batch(
-        {
-            "id": pa.array([example.id for example in examples], pa.large_string()),
-            "title": pa.array([example.title for example in examples], pa.large_string()),
-            "question": pa.array([example.question for example in examples], pa.large_string()),
-            # Each context once: SQuAD asks four to five questions about a paragraph.
-            "context": pa.array([example.context for example in examples], pa.large_string()).dictionary_encode(),
-            "answer_texts": pa.array(texts, pa.large_list(pa.large_string())),
-            "answer_starts": pa.array(starts, pa.large_list(pa.int32())),
-        }
-    )
-
-
-def _feature_batch(columns: FeatureColumns) -> pa.RecordBatch:
-    def offsets(lengths: Int32) -> pa.Array:
-        return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
-
-    def tokens(values: npt.NDArray[Any]) -> pa.Array:
-        # Large lists count in 64 bits: 2 ** 31 tokens are only 12 million features.
-        return pa.LargeListArray.from_arrays(offsets(columns.lengths), pa.array(values))
-
-    pairs = pa.FixedSizeListArray.from_arrays(pa.array(columns.context_offsets.reshape(-1)), 2)
-    names = ("example_index", "window", "context_start", "cls_token", "start_token", "end_token")
-    return pa.record_batch(
-        {
-            **{name: pa.array(getattr(columns, name)) for name in names},
-            "input_ids": tokens(columns.input_ids),
-            "token_type_ids": tokens(columns.token_type_ids),
-            "context_offsets": pa.LargeListArray.from_arrays(offsets(columns.context_lengths), pairs),
-        }
-    )
-
-
-def _write_batch(path: Path, batch: pa.RecordBatch) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"num_bytes": os.fstat(file.fileno()).st_size, "sha256": digest}

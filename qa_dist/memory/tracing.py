@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qa_dist.memory.by_strategy import Traced
-from qa_dist.model.building import SpanModel, head_names, span_loss, transformers_model
+from qa_dist.model.span_model import SpanModel, head_names, span_loss, transformers_model
 
 Part = Literal["weights", "gradients", "activations", "logits", "workspace"]
 

@@ -1,15 +1,22 @@
 """Weights on disk: written whole or not at all, and read back before success is reported."""
 
+import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qa_dist.common.errors import CheckpointError
-from qa_dist.distributed.strategies.choice import Weights
-from qa_dist.model.building import SpanModel
+from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.config.options import ModelConfig
+from qa_dist.model.building import CPU, load_base
+from qa_dist.model.pretrained import check_adapter, quiet
+from qa_dist.model.span_model import (
+    SpanModel,
+    Weights,
+)
 
 
 def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: Path) -> list[Path]:
@@ -92,3 +99,80 @@ def _compare(weights: Weights, directory: Path) -> None:
 
 def _tied(weights: Weights, name: str, found: Weights) -> bool:
     return any(torch.equal(weights[name], tensor) for tensor in found.values() if tensor.shape == weights[name].shape)
+
+
+def load_trained(
+    config: ModelConfig,
+    directory: str,
+    *,
+    max_seq_length: int,
+    tokenizer_pads_left: bool,
+    device: torch.device = CPU,
+) -> SpanModel:
+    """The model that a run saved into `directory`: its adapter on the base model, or the whole model.
+
+    Raises:
+        UserError: The directory holds no such model, or the base model cannot be loaded.
+    """
+    from peft import PeftModel
+
+    if config.model_config is not None:
+        if config.tuning == "lora":
+            raise CheckpointError(
+                f"the adapter in {directory} belongs to random weights (--model_config), which are not kept; train on "
+                "a checkpoint to use the result"
+            )
+        config = dataclasses.replace(config, model_config=None)
+    try:
+        if config.tuning == "full":
+            model, fresh, padding, notes = load_base(config, directory, max_seq_length, device)
+        else:
+            check_adapter(directory)
+            base, fresh, padding, notes = load_base(config, config.model_name_or_path, max_seq_length, device)
+            with quiet():
+                model = PeftModel.from_pretrained(base, directory)
+            fresh = _unfilled(model, fresh, Path(directory) / "adapter_model.safetensors")
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
+        first = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"the model in {directory} cannot be loaded ({first}); give a folder that training wrote"
+        ) from error
+    if fresh:
+        named = f"{', '.join(fresh[:3])}{' and others' if len(fresh) > 3 else ''}"
+        raise CheckpointError(f"{directory} lacks {named}, which would be random; give a folder that training wrote")
+    return SpanModel(
+        model,
+        padding=padding,
+        max_seq_length=max_seq_length,
+        tokenizer_pads_left=tokenizer_pads_left,
+        notes=notes,
+    ).eval()
+
+
+def _unfilled(model: Any, fresh: Sequence[str], weights: Path) -> list[str]:
+    """Tensors of a peft model that its adapter's file should hold and does not: adapters and heads.
+
+    Args:
+        model: The model with the adapter.
+        fresh: Names of parameters that the base model's checkpoint left random.
+        weights: The adapter's file.
+
+    Raises:
+        CheckpointError: The file holds tensors that the model has no place for.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="pt") as file:
+        stored = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    strange = sorted(stored - expected - set(model.state_dict()))
+    if strange:
+        raise CheckpointError(
+            f"{weights} holds {strange[0]}, for which the model has no place; give the adapter the base model that it "
+            "was trained on"
+        )
+    filled = {name.removeprefix("base_model.model.") for name in stored}
+    return sorted(expected - stored) + sorted(name for name in fresh if name not in filled)

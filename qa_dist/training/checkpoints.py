@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import synchronise
-from qa_dist.distributed.strategies.choice import Weights
+from qa_dist.model.span_model import Weights
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, BEST, STATE, MANIFEST = (

@@ -2,35 +2,15 @@
 
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from qa_dist.common.files import replacing
-
-PACKAGES = (
-    "qa-dist",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "evaluate",
-    "numpy",
-    "pyarrow",
-    "safetensors",
-    "tokenizers",
-    "bitsandbytes",
-    "deepspeed",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,64 +128,3 @@ class Progress:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
-
-
-@contextmanager
-def evaluation_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the features of an evaluation; call what it gives with the features done and their total."""
-    from tqdm import tqdm
-
-    with tqdm(desc="evaluating", unit="feature", disable=not shown, leave=False, file=sys.stderr) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield advance
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages a result depends on; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """What the run computes on."""
-    import torch
-
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that this package runs from, with `-dirty` behind it if it has been changed."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

@@ -12,29 +12,29 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from safetensors import SafetensorError
 
-from qa_dist.common.errors import CheckpointError, ConfigError, DataError, LocalTrainingError
+from qa_dist.common.errors import CheckpointError, ConfigError, LocalTrainingError
 from qa_dist.common.files import make_writable, write_json
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import write_config
-from qa_dist.data.sources import available_splits, subset
+from qa_dist.data.sources import subset
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.rendezvous import launcher_name
-from qa_dist.distributed.strategies.choice import Weights
 from qa_dist.evaluation import loop as evaluating
-from qa_dist.evaluation.loop import Evaluation
-from qa_dist.features.store import FeatureStore, prepare_store
-from qa_dist.model.building import ParameterReport, SpanModel
-from qa_dist.model.pretrained import load_tokenizer
+from qa_dist.evaluation.loop import evaluation_bar
+from qa_dist.evaluation.results import Evaluation, write_results
+from qa_dist.features.store import FeatureStore
+from qa_dist.machine.environment import git_commit, hardware, versions
 from qa_dist.model.saved import save_trained
+from qa_dist.model.span_model import SpanModel, Weights
+from qa_dist.model.trainable import ParameterReport
 from qa_dist.training.checkpoints import (
     Checkpoint,
     CheckpointWriter,
@@ -44,16 +44,8 @@ from qa_dist.training.checkpoints import (
     newest_checkpoint,
     read_checkpoint,
 )
-from qa_dist.training.progress import (
-    MetricsLog,
-    Progress,
-    StepResult,
-    Stopwatch,
-    evaluation_bar,
-    git_commit,
-    hardware,
-    versions,
-)
+from qa_dist.training.inputs import RunData
+from qa_dist.training.progress import MetricsLog, Progress, StepResult, Stopwatch
 
 FILES = (
     "run.json",
@@ -77,47 +69,6 @@ CHECKPOINTS = "checkpoints"
 
 LAUNCHERS = ".launchers"
 """The file in a run's folder that names the launchers of its ranks; only those go on with it unasked."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunData:
-    """The features of a run.
-
-    Attributes:
-        train: features to train on.
-        validation: features to evaluate on; None if the source has none.
-        tokenizer: what made them.
-        version_2: whether questions may have no answer.
-    """
-
-    train: FeatureStore
-    validation: FeatureStore | None
-    tokenizer: Any
-    version_2: bool
-
-
-def load_data(config: RunConfig, ranks: Ranks) -> RunData:
-    """The feature stores of both splits: built once on each machine, mapped by all its ranks.
-
-    Raises:
-        UserError: The data cannot be used.
-    """
-    with ranks.local_main_first():
-        tokenizer = load_tokenizer(config.model)
-        splits = available_splits(config.data)
-        if "train" not in splits:
-            raise DataError(
-                "there is no training data; give --train_file, or --dataset_name of a set with a train split"
-            )
-        stores = {split: prepare_store(config, split, tokenizer=tokenizer, progress=ranks.is_main) for split in splits}
-    train, validation = stores["train"], stores.get("validation")
-    if validation is None and (config.training.eval_steps != "no" or config.training.eval_on_start):
-        raise DataError(
-            "there is no validation data to evaluate on during training; give --validation_file, or --eval_steps no"
-        )
-    unanswerable = train.num_unanswerable + (validation.num_unanswerable if validation else 0)
-    wanted = config.data.version_2_with_negative
-    return RunData(train, validation, tokenizer, bool(unanswerable) if wanted is None else wanted)
 
 
 class Run:
@@ -410,7 +361,7 @@ class Run:
             with self.clock.phase("write"), self._writing():
                 written = save_trained(model, weights, data.tokenizer, self.directory)
                 if final is not None:
-                    written += evaluating.write_results(final, self.directory)
+                    written += write_results(final, self.directory)
             with self._writing():
                 self._write_record(ended_with, memory, final)
             written += [self.directory / name for name in ("config.yaml", "metrics.jsonl", "run.json")]

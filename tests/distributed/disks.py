@@ -71,7 +71,7 @@ def end(trouble: Trouble) -> None:
 
 def run_rank_in(trouble: Trouble, words: list[str], fault: Fault | None, rank: int) -> int:
     """Train on this rank, with trouble."""
-    from qa_dist.training.loop import Trainer
+    from qa_dist.training.trainer import Trainer
 
     real: Callable[[Any, int], Any] = Trainer.step
 

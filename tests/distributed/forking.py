@@ -169,7 +169,7 @@ def run_rank(words: list[str], fault: Fault | None, rank: int) -> int:
 
 def _log_features(path: Path, rank: int) -> None:
     """Note which features every finished step had."""
-    from qa_dist.training.loop import Trainer
+    from qa_dist.training.trainer import Trainer
 
     real = Trainer.step
 

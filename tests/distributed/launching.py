@@ -60,7 +60,7 @@ folder, enter = pathlib.Path(__file__).parent, StopSignals.__enter__
 def entered(self):
     found = enter(self)
     # Only now: these imports take seconds, in which no signal must be lost.
-    from qa_dist.training.loop import Trainer
+    from qa_dist.training.trainer import Trainer
     real = Trainer.step
     def step(self, number):
         if number in HELD:

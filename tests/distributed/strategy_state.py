@@ -9,10 +9,11 @@ from qa_dist.config.parsing import parse
 from qa_dist.distributed.failures import failures_named
 from qa_dist.distributed.launch_config import read_request
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.distributed.strategies.choice import Weights
-from qa_dist.model.building import FeatureBatch, build_model, span_loss
-from qa_dist.training.loop import Trainer
-from qa_dist.training.run import load_data
+from qa_dist.features.collate import FeatureBatch
+from qa_dist.model.building import build_model
+from qa_dist.model.span_model import Weights, span_loss
+from qa_dist.training.inputs import load_data
+from qa_dist.training.trainer import Trainer
 
 
 def same(found: Weights, expected: Weights) -> bool:

@@ -30,7 +30,7 @@ def train_unlike(change: Callable[[list[str]], None], words: list[str], rank: in
     from qa_dist.train import main
 
     if rank == 1:
-        for module in (agreement, ranks):
+        for module in (agreement, rendezvous):
             module.host_name = lambda: "node7"
         change(words)
     return main(words)

@@ -10,8 +10,9 @@ import torch
 
 from qa_dist import estimate
 from qa_dist.config.options import ModelConfig
-from qa_dist.estimate import num_bytes, sizes_of
-from qa_dist.model.building import SpanModel, build_model, build_outline, head_parameters
+from qa_dist.memory.estimate import num_bytes, sizes_of
+from qa_dist.model.building import build_model, build_outline
+from qa_dist.model.span_model import SpanModel, head_parameters
 from qa_dist.training.optimizer import moment_bytes
 from tests.tiny import MODEL_TYPES, tiny_model
 

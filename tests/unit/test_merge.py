@@ -12,8 +12,8 @@ from transformers import AutoModelForQuestionAnswering
 
 from qa_dist import merge
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.building import build_model, load_trained
-from qa_dist.model.saved import save_trained
+from qa_dist.model.building import build_model
+from qa_dist.model.saved import load_trained, save_trained
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
 from tests.unit.trained import trained_folder
 

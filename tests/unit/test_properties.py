@@ -23,9 +23,11 @@ from qa_dist.common.errors import DataError
 from qa_dist.data.checking import validate
 from qa_dist.data.formats import parse, read_rows
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.evaluation.answers import CandidateTable, FeatureMap, decode, top_spans
+from qa_dist.evaluation.answers import decode
+from qa_dist.evaluation.candidates import CandidateTable, top_spans
 from qa_dist.evaluation.scoring import load_predictions, normalize_answer, score_v1, score_v2
-from qa_dist.features.store import prepare_store
+from qa_dist.features.building import prepare_store
+from qa_dist.features.store import FeatureMap
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import byte_tokenizer, run_config

@@ -207,7 +207,8 @@ def test_pickles_beside_an_adapter_are_not_looked_at(copy: Path, trained: Path, 
 
 def test_pickles_in_a_store_are_not_looked_at(trap: Any, tmp_path: Path) -> None:
     from qa_dist.common.errors import StoreError
-    from qa_dist.features.store import FeatureStore, prepare_store
+    from qa_dist.features.building import prepare_store
+    from qa_dist.features.store import FeatureStore
 
     config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores")
     path = prepare_store(config, "train").path

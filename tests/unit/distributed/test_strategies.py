@@ -13,8 +13,10 @@ import torch.distributed as dist
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
 from qa_dist.distributed.launch_config import Request
-from qa_dist.distributed.strategies.choice import Zero, make_strategy
-from qa_dist.model.building import SpanModel, build_model
+from qa_dist.distributed.strategies.choice import make_strategy
+from qa_dist.distributed.strategies.zero import Zero
+from qa_dist.model.building import build_model
+from qa_dist.model.span_model import SpanModel
 from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")

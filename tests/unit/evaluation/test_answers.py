@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Candidate, Feature, Prediction
-from qa_dist.evaluation.answers import MODES, CandidateTable, FeatureMap, Mode, TopSpans, decode, pad_rows, top_spans
+from qa_dist.evaluation.answers import decode
+from qa_dist.evaluation.candidates import MODES, CandidateTable, Mode, TopSpans, pad_rows, top_spans
+from qa_dist.features.store import FeatureMap
 
 f32 = np.float32
 

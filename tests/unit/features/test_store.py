@@ -21,7 +21,8 @@ from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.features import store as store_module
 from qa_dist.features import workers
-from qa_dist.features.store import FeatureStore, prepare_store, store_root
+from qa_dist.features.building import prepare_store, store_root
+from qa_dist.features.store import FeatureStore
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer

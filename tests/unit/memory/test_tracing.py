@@ -11,7 +11,8 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.memory.by_strategy import Traced
 from qa_dist.memory.tracing import MADE, Ledger, run_pass, trace_passes
 from qa_dist.model.attention import cumulative_lengths
-from qa_dist.model.building import SpanModel, build_model, build_outline
+from qa_dist.model.building import build_model, build_outline
+from qa_dist.model.span_model import SpanModel
 from tests.tiny import MODEL_TYPES, tiny_model
 
 LENGTH = 64

@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from qa_dist.common.errors import ConfigError, TrainingError, UserError
-from qa_dist.config.options import MODEL_TYPES_UNPADDED, ModelConfig
-from qa_dist.model.building import (
-    GradientCheck,
+from qa_dist.config.options import ModelConfig
+from qa_dist.model.adapters import target_modules
+from qa_dist.model.building import build_model
+from qa_dist.model.families import MODEL_TYPES_UNPADDED
+from qa_dist.model.saved import load_trained, save_trained
+from qa_dist.model.span_model import (
     SpanModel,
-    build_model,
     count_parameters,
     head_names,
     head_parameters,
-    load_trained,
     logit_biases,
     span_loss,
-    target_modules,
     transformers_model,
 )
-from qa_dist.model.saved import save_trained
+from qa_dist.model.trainable import GradientCheck
 from tests.tiny import MODEL_TYPES, tiny_config, tiny_model, tiny_tokenizer
 
 LENGTHS = (1, 7, 128, 31, 3, 64)

@@ -10,9 +10,10 @@ from torch import nn
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
 from qa_dist.config.parsing import parse
-from qa_dist.model.building import SpanModel, build_model, count_parameters, head_names, load_trained, span_loss
+from qa_dist.model.building import build_model
 from qa_dist.model.quantization import quantization_options, require_quantized
-from qa_dist.model.saved import save_trained
+from qa_dist.model.saved import load_trained, save_trained
+from qa_dist.model.span_model import SpanModel, count_parameters, head_names, span_loss
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
+from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from qa_dist.training import checkpoints
 from qa_dist.training.checkpoints import (
     Checkpoint,
@@ -25,7 +26,7 @@ from qa_dist.training.checkpoints import (
     weights_fingerprint,
     write_checkpoint,
 )
-from qa_dist.training.optimizer import Kind, load_optimizer_tensors, make_adamw, optimizer_tensors, parameter_groups
+from qa_dist.training.optimizer import Kind, make_adamw, parameter_groups
 
 
 def checkpoint(step: int, *, best: bool = True) -> Checkpoint:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from qa_dist.distributed.strategies.choice import DataParallel, NamedParameters
+from qa_dist.distributed.strategies.base import NamedParameters
+from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.training.optimizer import make_adamw, parameter_groups
 
 

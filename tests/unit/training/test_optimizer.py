@@ -8,14 +8,13 @@ from torch import nn
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.distributed.strategies.choice import DataParallel
+from qa_dist.distributed.strategies.data_parallel import DataParallel
+from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from qa_dist.training.optimizer import (
     Kind,
     learning_rate,
-    load_optimizer_tensors,
     make_adamw,
     moment_bytes,
-    optimizer_tensors,
     parameter_groups,
     require_optimizer,
 )

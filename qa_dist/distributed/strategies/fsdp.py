@@ -1,0 +1,73 @@
+"""torch's FSDP2: every tensor is sharded along its first dimension."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.distributed.strategies.base import MakeOptimizer, Trained, _TorchOptimizer
+
+
+class FullyShard(_TorchOptimizer):
+    """FSDP2: every tensor is cut along its first dimension, and gathered layer by layer when it is needed."""
+
+    is_collective = True
+    is_shared = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: Trained,
+        make_optimizer: MakeOptimizer,
+        max_grad_norm: float | None,
+        *,
+        device: torch.device,
+        reshard_after_forward: bool,
+    ) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        for part in (*trained.blocks(), model):
+            fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        self._require_sharded(model)
+        # Only now: the shards are new parameters.
+        super().__init__(model, trained, make_optimizer, max_grad_norm)
+        self._unmoved = trained.unmoved()
+
+    @staticmethod
+    def _require_sharded(model: nn.Module) -> None:
+        from torch.distributed.tensor import DTensor
+
+        whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+        if whole:
+            raise ConfigError(
+                [
+                    f"the launcher asks for FSDP, but {len(whole)} tensors are not sharded, as {whole[0]}; use "
+                    "accelerate_configs/ddp.yaml or another version of torch"
+                ]
+            )
+
+    @staticmethod
+    def _whole(tensor: Any) -> torch.Tensor:
+        # The optimiser's step counts are plain tensors.
+        whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        return whole
+
+    @staticmethod
+    def _share(parameter: Any, whole: torch.Tensor) -> Any:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """See `Strategy`."""
+        self.module.set_requires_gradient_sync(last)
+        super().backward(loss, last=last)
+
+    def exchange(self) -> None:
+        """The backward pass has exchanged them; hooks of the whole tensors did not run on the shards."""
+        for name in self._unmoved:
+            self._parameters[name].grad.zero_()

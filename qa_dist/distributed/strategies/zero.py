@@ -1,0 +1,226 @@
+"""DeepSpeed's ZeRO: optimiser state, gradients and weights in shares."""
+
+import logging
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.distributed.strategies.base import MakeOptimizer, Trained
+from qa_dist.model.span_model import Weights
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Zero:
+    """DeepSpeed's ZeRO: the ranks share the optimiser's state (1), the gradients too (2), the weights too (3).
+
+    The engine is driven directly. Accelerate would take the optimiser's step inside the backward pass.
+    """
+
+    is_shared = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: Trained,
+        make_optimizer: MakeOptimizer,
+        max_grad_norm: float | None,
+        *,
+        config: Mapping[str, Any],
+        device: torch.device,
+    ) -> None:
+        deepspeed = _import_deepspeed(device)
+        self._deepspeed = deepspeed
+        optimizer = make_optimizer(trained.trainable())
+        try:
+            self.module: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
+        except ValueError as error:
+            # DeepSpeed checks its sections when it starts; its messages name the key.
+            first = " ".join(str(error).split())
+            raise ConfigError([f"DeepSpeed refuses its configuration ({first}); mend ds_configs/*.json"]) from error
+        self._stage = int(config["zero_optimization"]["stage"])
+        self.is_collective = self._stage == 3
+        self._parameters: dict[str, Any] = dict(trained.trainable())
+        self._require_honoured(config, max_grad_norm)
+
+    def _require_honoured(self, config: Mapping[str, Any], max_grad_norm: float | None) -> None:
+        """Compare the engine with what was asked for.
+
+        Raises:
+            ConfigError: Something was dropped on the way.
+        """
+        from deepspeed.runtime.base_optimizer import ZeROOptimizer
+
+        engine = self.module
+        zero = config["zero_optimization"]
+        kept = {
+            "ZeRO": isinstance(engine.optimizer, ZeROOptimizer),
+            f"stage {self._stage}": int(engine.zero_optimization_stage()) == self._stage,
+            "gradient clipping": engine.gradient_clipping() == (max_grad_norm or 0.0),
+            "float32 weights": not (engine.fp16_enabled() or engine.bfloat16_enabled()),
+            "all ranks": engine.dp_world_size == (dist.get_world_size() if dist.is_initialized() else 1),
+            "partitioned weights": self._stage < 3 or all(hasattr(p, "ds_id") for p in engine.module.parameters()),
+            "offload of the optimiser": not _is_on_cpu(zero, "offload_optimizer") or engine.zero_use_cpu_optimizer(),
+            "offload of the weights": not _is_on_cpu(zero, "offload_param") or bool(engine.zero_offload_param()),
+        }
+        dropped = [name for name, is_kept in kept.items() if not is_kept]
+        if dropped:
+            raise ConfigError(
+                [f"DeepSpeed did not take over {', '.join(dropped)}; use another of ds_configs/ or ddp.yaml"]
+            )
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """See `Strategy`."""
+        self.module.set_gradient_accumulation_boundary(last)
+        self.module.backward(loss)
+
+    def rehearse(self, loss: torch.Tensor) -> None:
+        """See `Strategy`.
+
+        DeepSpeed keeps gradients in buffers of its own, and drops them all in one case: a norm that is not finite.
+        """
+        self.backward(loss * math.inf, last=True)
+        with _silenced(logging.ERROR):
+            self.module.step()
+        if self.module.was_step_applied():
+            raise RuntimeError("DeepSpeed applied a gradient that is not finite; use the tested version of DeepSpeed")
+
+    def exchange(self) -> None:
+        """The last backward pass has done it."""
+
+    def has_gradient(self, name: str) -> bool:
+        """See `Strategy`."""
+        from deepspeed.utils import safe_get_full_grad
+
+        gradient = safe_get_full_grad(self._parameters[name])
+        return gradient is not None and bool(gradient.count_nonzero())
+
+    def update(self, learning_rate: float) -> float:
+        """See `Strategy`."""
+        for group in self.module.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.module.step()
+        return float(self.module.get_global_grad_norm()) if self.module.was_step_applied() else math.inf
+
+    def weights(self) -> Weights:
+        """See `Strategy`."""
+        found = {}
+        for name, parameter in self._parameters.items():
+            with self._whole([parameter]):
+                found[name] = parameter.detach().to("cpu", copy=True)
+        return found
+
+    def restore(self, weights: Weights) -> None:
+        """See `Strategy`."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                with self._whole([parameter], modifier_rank=0):
+                    parameter.copy_(weights[name])
+        # The optimiser steps copies of its own.
+        self.module.optimizer.refresh_fp32_params()
+
+    def optimizer_tensors(self) -> Weights:
+        """See `Strategy`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        states = list(self._base_state.values())
+        if not states:
+            return {}
+        self._link_moments()
+        found = {}
+        for name, parameter in self._parameters.items():
+            for kind in _MOMENTS:
+                found[f"{kind}/{name}"] = safe_get_full_optimizer_state(parameter, kind).to("cpu", copy=True)
+            found[f"step/{name}"] = states[0]["step"].to("cpu", copy=True)
+        return found
+
+    def load_optimizer_tensors(self, tensors: Weights) -> None:
+        """See `Strategy`."""
+        if not tensors:
+            return
+        optimizer = self.module.optimizer
+        step = next(value for key, value in tensors.items() if key.startswith("step/"))
+        flats = (
+            optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
+        for flat in flats:
+            state = self._base_state[flat]
+            if not state:
+                # What AdamW makes in its first step; DeepSpeed keeps views of it from then on.
+                state.update({kind: torch.zeros_like(flat) for kind in _MOMENTS})
+            state["step"] = step.clone()
+        self._link_moments()
+        for name, parameter in self._parameters.items():
+            for kind in _MOMENTS:
+                self._put_moment(parameter, tensors[f"{kind}/{name}"], kind)
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find each parameter's moments; by itself (0.19) it does so before the second group has any."""
+        if self._stage < 3:
+            self.module.optimizer._hp_optimizer_states_linked = False
+            self.module.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _put_moment(self, parameter: Any, whole: torch.Tensor, kind: str) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self._stage < 3:
+            safe_set_full_optimizer_state(parameter, whole, kind)
+            return
+        # The function for whole tensors fails where they do not divide by the number of ranks.
+        share = parameter.ds_tensor.numel()
+        ranks = self.module.dp_world_size
+        padded = nn.functional.pad(whole.reshape(-1), (0, share * ranks - whole.numel()))
+        safe_set_local_optimizer_state(parameter, padded[share * dist.get_rank() :][:share], kind)
+
+    @property
+    def _base_state(self) -> Any:
+        """State of torch's optimiser, by this rank's flat partitions."""
+        return self.module.optimizer.optimizer.state
+
+    def _whole(self, parameters: Sequence[nn.Parameter], modifier_rank: int | None = None) -> Any:
+        """Context in which these parameters are whole on every rank; changes by the modifier are kept."""
+        return self._deepspeed.zero.GatheredParameters(
+            parameters, modifier_rank=modifier_rank, enabled=self._stage == 3
+        )
+
+
+def _is_on_cpu(zero: Mapping[str, Any], section: str) -> bool:
+    return (zero.get(section) or {}).get("device") == "cpu"
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise ConfigError(
+            [f"the launcher asks for DeepSpeed, which cannot be imported ({error}); pip install 'qa-dist[deepspeed]'"]
+        ) from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 would rather not hear.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    if device.type == "cpu":
+        # DeepSpeed would compile an operator for shared memory when it starts, with whatever compiler it finds. None of
+        # its operators is used: the ranks talk through gloo, and the optimiser is torch's.
+        deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+    return deepspeed
+
+
+@contextmanager
+def _silenced(level: int) -> Iterator[None]:
+    """Let DeepSpeed say nothing below this level."""
+    logger = logging.getLogger("DeepSpeed")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

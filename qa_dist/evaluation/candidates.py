@@ -1,0 +1,411 @@
+"""From logits to candidates: the best spans of every feature, in a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qa_dist.common.errors import ScoringError
+from qa_dist.data.records import Candidate
+
+Int32 = npt.NDArray[np.int32]
+
+
+Int64 = npt.NDArray[np.int64]
+
+
+Float32 = npt.NDArray[np.float32]
+
+
+Float64 = npt.NDArray[np.float64]
+
+
+Mode = Literal["span", "n_best"]
+
+
+MODES: tuple[Mode, ...] = ("span", "n_best")
+
+
+# Sort keys are 64-bit integers: the score above, the tie-break below. Equal keys cannot occur, so a top-k that is not
+# stable (torch.topk is not) still has one answer.
+_TIE_LIMIT = 2**31 - 1
+
+
+_LOW_BITS = 2**32 - 1
+
+
+_ABSENT = -(2**63)
+
+
+def pad_rows(values_T: Tensor, lengths_B: Tensor, fill: float = float("-inf"), num_tokens: int | None = None) -> Tensor:
+    """Rows cut from a flat tensor and padded on the right: [B, L].
+
+    Args:
+        values_T: the rows one after the other, without padding.
+        lengths_B: number of values of each row; they sum to T.
+        fill: value of the padding.
+        num_tokens: L; by default the longest row, which costs a transfer from the device.
+    """
+    lengths_B = lengths_B.to(device=values_T.device, dtype=torch.int64)
+    if num_tokens is None:
+        num_tokens = int(lengths_B.max()) if lengths_B.numel() else 0
+    if not values_T.numel():
+        return values_T.new_full((lengths_B.numel(), num_tokens), fill)
+    position_L = torch.arange(num_tokens, device=values_T.device)
+    first_B = lengths_B.cumsum(0) - lengths_B
+    flat_BL = (first_B[:, None] + position_L).clamp_(max=values_T.numel() - 1)
+    return values_T[flat_BL].masked_fill_(position_L >= lengths_B[:, None], fill)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopSpans:
+    """The best K candidates of each feature of a batch, best first, on the device of the logits.
+
+    Attributes:
+        start_token_BK: int32, from the start of the feature; -1 where a feature has fewer than K candidates.
+        end_token_BK: int32, inclusive; -1 where absent.
+        start_logit_BK: float32; -inf where absent.
+        end_logit_BK: float32; -inf where absent.
+        null_start_logit_B: float32: the start logit of the token that stands for "no answer".
+        null_end_logit_B: float32: its end logit.
+    """
+
+    start_token_BK: Tensor
+    end_token_BK: Tensor
+    start_logit_BK: Tensor
+    end_logit_BK: Tensor
+    null_start_logit_B: Tensor
+    null_end_logit_B: Tensor
+
+    def to_table(self, feature_index_B: Tensor | Int64 | Sequence[int]) -> "CandidateTable":
+        """These candidates as numpy arrays, each row named by its position in the data set."""
+        if isinstance(feature_index_B, Tensor):
+            feature_index_B = feature_index_B.cpu().numpy()
+        return CandidateTable(
+            feature_index_N=np.asarray(feature_index_B, dtype=np.int64),
+            start_token_NK=self.start_token_BK.cpu().numpy(),
+            end_token_NK=self.end_token_BK.cpu().numpy(),
+            start_logit_NK=self.start_logit_BK.cpu().numpy(),
+            end_logit_NK=self.end_logit_BK.cpu().numpy(),
+            null_start_logit_N=self.null_start_logit_B.cpu().numpy(),
+            null_end_logit_N=self.null_end_logit_B.cpu().numpy(),
+        )
+
+
+def top_spans(
+    start_logits_BL: Tensor,
+    end_logits_BL: Tensor,
+    context_start_B: Tensor,
+    context_end_B: Tensor,
+    cls_token_B: Tensor,
+    *,
+    num_candidates: int,
+    max_answer_length: int,
+    mode: Mode = "span",
+    lengths_B: Tensor | None = None,
+) -> TopSpans:
+    """The best `num_candidates` spans of each feature, by start logit + end logit (float32 addition).
+
+    A span lies in the context and has at most `max_answer_length` tokens.
+
+    Mode "span" considers all such spans. Ties: earlier start first, then the shorter span.
+
+    Mode "n_best" considers what `postprocess_qa_predictions` of the Hugging Face examples considers: pairs of one of
+    the `num_candidates` best start tokens and one of the `num_candidates` best end tokens, both taken from the whole
+    feature, question and special tokens included, so that a feature may be left with few candidates or none. That code
+    ranks tokens by `np.argsort(logits)[-1 : -n - 1 : -1]`, whose order among equal logits numpy leaves open. Here it
+    is the order of the stable sort: of equal logits the later token ranks first. Ties between pairs: the better ranked
+    start first, then the better ranked end, which is the order in which that code lists them.
+
+    Args:
+        start_logits_BL: logits of any floating type; values at or beyond `lengths_B` are never read.
+        end_logits_BL: likewise.
+        context_start_B: first token of the context.
+        context_end_B: one past the last token of the context.
+        cls_token_B: the token that stands for "no answer".
+        num_candidates: K.
+        max_answer_length: M, in tokens.
+        mode: which spans are considered.
+        lengths_B: real tokens of each feature; by default all L.
+
+    Raises:
+        ScoringError: a logit is NaN or +inf.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
+    if num_candidates < 1 or max_answer_length < 1:
+        raise ValueError(
+            f"num_candidates and max_answer_length must be at least 1, not {num_candidates} and {max_answer_length}."
+        )
+    num_features, num_tokens = start_logits_BL.shape
+    device = start_logits_BL.device
+    start_logits_BL, end_logits_BL = start_logits_BL.float(), end_logits_BL.float()
+    context_start_B, context_end_B, cls_token_B = (
+        tensor.to(device=device, dtype=torch.int64) for tensor in (context_start_B, context_end_B, cls_token_B)
+    )
+    if lengths_B is None:
+        lengths_B = context_end_B.new_full((num_features,), num_tokens)
+    lengths_B = lengths_B.to(device=device, dtype=torch.int64)
+    context_end_B = torch.minimum(context_end_B, lengths_B)
+
+    position_L = torch.arange(num_tokens, device=device)
+    is_token_BL = position_L < lengths_B[:, None]
+    _refuse_bad_logits(start_logits_BL, end_logits_BL, is_token_BL)
+
+    max_answer_length = min(max_answer_length, max(num_tokens, 1))  # No span is longer than the feature.
+    logits = (start_logits_BL, end_logits_BL)
+    context = (context_start_B, context_end_B)
+    if not num_features:
+        start_BK = end_BK = position_L.new_full((0, num_candidates), -1)
+    elif mode == "span":
+        start_BK, end_BK = _all_spans(*logits, *context, num_candidates, max_answer_length)
+    else:
+        start_BK, end_BK = _paired_shortlists(*logits, *context, is_token_BL, num_candidates, max_answer_length)
+
+    num_missing = num_candidates - start_BK.shape[1]
+    if num_missing > 0:
+        start_BK = torch.nn.functional.pad(start_BK, (0, num_missing), value=-1)
+        end_BK = torch.nn.functional.pad(end_BK, (0, num_missing), value=-1)
+    null_B1 = cls_token_B[:, None]
+    return TopSpans(
+        start_token_BK=start_BK.int(),
+        end_token_BK=end_BK.int(),
+        start_logit_BK=_logits_at(start_logits_BL, start_BK),
+        end_logit_BK=_logits_at(end_logits_BL, end_BK),
+        null_start_logit_B=start_logits_BL.gather(1, null_B1)[:, 0],
+        null_end_logit_B=end_logits_BL.gather(1, null_B1)[:, 0],
+    )
+
+
+def _refuse_bad_logits(start_logits_BL: Tensor, end_logits_BL: Tensor, is_token_BL: Tensor) -> None:
+    # Of values below +inf no sum is NaN, so that past this check scores have an order.
+    inf = float("inf")
+    is_good_BL = ((start_logits_BL < inf) & (end_logits_BL < inf)) | ~is_token_BL
+    if not bool(is_good_BL.all()):
+        num_bad = int((~is_good_BL.all(dim=1)).sum())
+        raise ScoringError(
+            f"{num_bad} of {len(is_good_BL)} features have logits that are NaN or +inf; the model diverged or its "
+            "number format overflowed: check the adapter, or run in float32 or bfloat16."
+        )
+
+
+def _logits_at(logits_BL: Tensor, token_BK: Tensor) -> Tensor:
+    if not logits_BL.shape[1]:
+        return logits_BL.new_full(token_BK.shape, float("-inf"))
+    return logits_BL.gather(1, token_BK.clamp(min=0)).masked_fill_(token_BK < 0, float("-inf"))
+
+
+def _sort_keys(score: Tensor, tie: Tensor, is_present: Tensor) -> Tensor:
+    """int64 keys, larger for higher scores, then for smaller ties; the smallest int64 where nothing is present.
+
+    The bits of a float32, read as an integer, order positive numbers; flipping all but the sign orders negative ones.
+    Adding zero turns -0.0, which equals 0.0 but has other bits, into 0.0.
+    """
+    bits = (score + 0.0).view(torch.int32)
+    key = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).long()
+    key.bitwise_left_shift_(32).add_(_TIE_LIMIT - tie)
+    return key.masked_fill_(~is_present, _ABSENT)
+
+
+def _best(key: Tensor, count: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
+    """The tie-breaks of the best `count` keys of each row, and which of them are present."""
+    best = key.topk(min(count, key.shape[1]), dim=1, sorted=ordered).values
+    return _TIE_LIMIT - (best & _LOW_BITS), best != _ABSENT
+
+
+def _forward_maximum(values_BL: Tensor, window: int) -> Tensor:
+    """The maximum of values[i : i + window] at each i, with O(log window) operations on the whole tensor."""
+    width = 1
+    while width < window:
+        shift = min(width, window - width)
+        shifted_BL = torch.nn.functional.pad(values_BL[:, shift:], (0, shift), value=float("-inf"))
+        values_BL = torch.maximum(values_BL, shifted_BL)
+        width += shift
+    return values_BL
+
+
+def _all_spans(
+    start_logits_BL: Tensor,
+    end_logits_BL: Tensor,
+    context_start_B: Tensor,
+    context_end_B: Tensor,
+    num_candidates: int,
+    max_answer_length: int,
+) -> tuple[Tensor, Tensor]:
+    """Starts and ends (inclusive) of the best spans of all, best first.
+
+    Looking at the ends of K starts only is exact, ties included. Order spans by (score, start, length) and starts by
+    (score of their best span, start). Let a start s' precede s in the order of starts. Then the best span of s'
+    precedes every span of s: either its score is higher than all of theirs, or it equals the best of theirs and
+    s' < s. So a span whose start is not among the first K starts has at least K spans before it. And the best score of
+    a start is the start logit plus the largest end logit in reach, also after rounding, because float addition of a
+    constant never reverses an order.
+    """
+    num_tokens = start_logits_BL.shape[1]
+    position_L = torch.arange(num_tokens, device=start_logits_BL.device)
+    in_context_BL = (position_L >= context_start_B[:, None]) & (position_L < context_end_B[:, None])
+    end_logits_BL = end_logits_BL.masked_fill(~in_context_BL, float("-inf"))
+
+    best_score_BL = start_logits_BL + _forward_maximum(end_logits_BL, max_answer_length)
+    start_BS, is_start_BS = _best(_sort_keys(best_score_BL, position_L, in_context_BL), num_candidates, ordered=False)
+    # In the order of their positions, so that a span's place in [S, M] breaks ties by start, then length. Absent
+    # starts come last, as the position after the last.
+    start_BS = start_BS.masked_fill_(~is_start_BS, num_tokens).sort(dim=1).values
+    num_ends_BS = context_end_B[:, None] - start_BS
+    start_BS = start_BS.clamp_(max=num_tokens - 1)
+
+    # [B, S, M]: the ends in reach of each of the S <= K starts kept. The view is not copied, its rows are.
+    step_M = torch.arange(max_answer_length, device=start_BS.device)
+    reach_BLM = torch.nn.functional.pad(end_logits_BL, (0, max_answer_length - 1)).unfold(1, max_answer_length, 1)
+    row_B1 = torch.arange(len(start_BS), device=start_BS.device)[:, None]
+    score_BSM = reach_BLM[row_B1, start_BS].add_(start_logits_BL.gather(1, start_BS)[:, :, None])
+    is_span_BSM = step_M < num_ends_BS[:, :, None]
+    place_P = torch.arange(start_BS.shape[1] * max_answer_length, device=start_BS.device)
+    place_BK, is_span_BK = _best(_sort_keys(score_BSM.flatten(1), place_P, is_span_BSM.flatten(1)), num_candidates)
+    place_BK = place_BK.masked_fill_(~is_span_BK, 0)
+    start_BK = start_BS.gather(1, place_BK // max_answer_length)
+    end_BK = (start_BK + place_BK % max_answer_length).masked_fill_(~is_span_BK, -1)
+    return start_BK.masked_fill_(~is_span_BK, -1), end_BK
+
+
+def _paired_shortlists(
+    start_logits_BL: Tensor,
+    end_logits_BL: Tensor,
+    context_start_B: Tensor,
+    context_end_B: Tensor,
+    is_token_BL: Tensor,
+    num_candidates: int,
+    max_answer_length: int,
+) -> tuple[Tensor, Tensor]:
+    """Starts and ends (inclusive) of the best pairs of the two shortlists, best first."""
+    num_tokens = start_logits_BL.shape[1]
+    later_first_L = torch.arange(num_tokens - 1, -1, -1, device=start_logits_BL.device)
+    sides = []
+    for logits_BL in (start_logits_BL, end_logits_BL):
+        tie_BS, is_kept_BS = _best(_sort_keys(logits_BL, later_first_L, is_token_BL), num_candidates)
+        token_BS = num_tokens - 1 - tie_BS.masked_fill_(~is_kept_BS, 0)
+        in_context_BS = (token_BS >= context_start_B[:, None]) & (token_BS < context_end_B[:, None]) & is_kept_BS
+        sides.append((token_BS, in_context_BS, logits_BL.gather(1, token_BS)))
+    (start_BS, starts_in_BS, start_logit_BS), (end_BS, ends_in_BS, end_logit_BS) = sides
+
+    num_kept = start_BS.shape[1]
+    length_BSS = end_BS[:, None, :] - start_BS[:, :, None] + 1
+    is_span_BSS = (length_BSS >= 1) & (length_BSS <= max_answer_length)
+    is_span_BSS &= starts_in_BS[:, :, None] & ends_in_BS[:, None, :]
+    score_BSS = start_logit_BS[:, :, None] + end_logit_BS[:, None, :]
+    pair_P = torch.arange(num_kept * num_kept, device=start_BS.device)
+    key_BP = _sort_keys(score_BSS.flatten(1), pair_P, is_span_BSS.flatten(1))
+    pair_BK, is_pair_BK = _best(key_BP, num_candidates)
+    pair_BK = pair_BK.masked_fill_(~is_pair_BK, 0)
+    start_BK = start_BS.gather(1, pair_BK // num_kept).masked_fill_(~is_pair_BK, -1)
+    end_BK = end_BS.gather(1, pair_BK % num_kept).masked_fill_(~is_pair_BK, -1)
+    return start_BK, end_BK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CandidateTable:
+    """Candidates of N features in any order, best first within a feature: what ranks send each other.
+
+    Attributes:
+        feature_index_N: int64: the position of each feature in the data set.
+        start_token_NK: int32, from the start of the feature; -1 where a feature has fewer than K candidates.
+        end_token_NK: int32, inclusive; -1 where absent.
+        start_logit_NK: float32; -inf where absent.
+        end_logit_NK: float32; -inf where absent.
+        null_start_logit_N: float32: the start logit of the token that stands for "no answer".
+        null_end_logit_N: float32: its end logit.
+    """
+
+    feature_index_N: Int64
+    start_token_NK: Int32
+    end_token_NK: Int32
+    start_logit_NK: Float32
+    end_logit_NK: Float32
+    null_start_logit_N: Float32
+    null_end_logit_N: Float32
+
+    def __post_init__(self) -> None:
+        rows = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"the columns of a candidate table must have the same length, not {rows}.")
+
+    def __len__(self) -> int:
+        return len(self.feature_index_N)
+
+    @property
+    def num_candidates(self) -> int:
+        """K."""
+        return int(self.start_token_NK.shape[1])
+
+    def candidates(self, row: int) -> list[Candidate]:
+        """The candidates of one feature, best first."""
+        return [
+            Candidate(int(self.feature_index_N[row]), int(start), int(end), float(start_logit), float(end_logit))
+            for start, end, start_logit, end_logit in zip(
+                self.start_token_NK[row],
+                self.end_token_NK[row],
+                self.start_logit_NK[row],
+                self.end_logit_NK[row],
+                strict=True,
+            )
+            if start >= 0
+        ]
+
+    @classmethod
+    def empty(cls, num_candidates: int) -> Self:
+        """A table without features: what a rank with nothing to evaluate sends."""
+        return cls(
+            feature_index_N=np.zeros(0, np.int64),
+            start_token_NK=np.zeros((0, num_candidates), np.int32),
+            end_token_NK=np.zeros((0, num_candidates), np.int32),
+            start_logit_NK=np.zeros((0, num_candidates), np.float32),
+            end_logit_NK=np.zeros((0, num_candidates), np.float32),
+            null_start_logit_N=np.zeros(0, np.float32),
+            null_end_logit_N=np.zeros(0, np.float32),
+        )
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Self]) -> Self:
+        """One table of all the rows, in the order given.
+
+        Raises:
+            ValueError: no table, or tables of different K.
+        """
+        widths = sorted({table.num_candidates for table in tables})
+        if len(widths) != 1:
+            raise ValueError(f"tables to concatenate must have one number of candidates, not {widths}.")
+        return cls(
+            **{field.name: np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(cls)}
+        )
+
+    def ordered(self, num_features: int) -> Self:
+        """The table whose row i is feature i, for i in 0 .. num_features - 1.
+
+        Raises:
+            ScoringError: a feature is missing, appears twice, or is not of this data set.
+        """
+        index_N = self.feature_index_N
+        strange = index_N[(index_N < 0) | (index_N >= num_features)]
+        if len(strange):
+            raise ScoringError(
+                f"{len(strange)} rows name features outside 0 .. {num_features - 1} (first: {_some(strange)}); "
+                "the candidates belong to another data set."
+            )
+        counts = np.bincount(index_N, minlength=num_features)
+        missing, repeated = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
+        if len(missing) or len(repeated):
+            raise ScoringError(
+                f"every one of {num_features} features must be evaluated once: {len(missing)} missing "
+                f"(first: {_some(missing)}), {len(repeated)} more than once (first: {_some(repeated)}); "
+                "check how features are dealt to ranks."
+            )
+        row_N = np.argsort(index_N)
+        return type(self)(**{field.name: getattr(self, field.name)[row_N] for field in fields(self)})
+
+
+def _some(values: Int64) -> str:
+    return ", ".join(str(value) for value in values[:5].tolist()) or "none"

@@ -1,0 +1,54 @@
+"""What an evaluation found, and the files it is written to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qa_dist.common.files import write_json
+from qa_dist.evaluation.answers import Answers
+
+Metrics = dict[str, float | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: scores in the official keys, with `exact_match`, `f1` and `num_examples` always there; the same on all
+            ranks. Empty if only the loss was computed.
+        loss: mean over the features; the same on all ranks.
+        answers: on rank 0, the answers; None elsewhere, or if only the loss was computed.
+    """
+
+    metrics: Metrics
+    loss: float
+    answers: Answers | None
+
+
+def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:
+    """Write metrics.json, predictions.json, nbest.json and, with unanswerable questions, null_odds.json."""
+    answers = evaluation.answers
+    if answers is None:
+        raise ValueError("only rank 0 of a whole evaluation has results to write")
+    files: dict[str, Any] = {
+        "metrics.json": evaluation.metrics,
+        "predictions.json": answers.predictions(),
+        "nbest.json": {answer.id: [_nbest_entry(entry) for entry in answer.nbest] for answer in answers},
+    }
+    odds = answers.null_odds()
+    if odds is not None:
+        files["null_odds.json"] = odds
+    for name, value in files.items():
+        write_json(directory / name, value)
+    return [directory / name for name in files]
+
+
+def _nbest_entry(entry: Any) -> dict[str, Any]:
+    return {
+        "text": entry.text,
+        "score": entry.score,
+        "probability": entry.probability,
+        "start_char": entry.start_char,
+        "end_char": entry.end_char,
+    }

@@ -1,0 +1,253 @@
+"""The memory of every rank of a run, by part, from its configuration alone."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from qa_dist.common.errors import UserError
+from qa_dist.config.options import RunConfig, option
+from qa_dist.distributed.launch_config import Strategy
+from qa_dist.machine.checks import last_line
+from qa_dist.memory.by_strategy import Held, Setup, Sizes, at_peak, largest_budget, made_by
+
+if TYPE_CHECKING:
+    import torch
+
+    from qa_dist.model.span_model import SpanModel
+
+TRACED_FEATURES = (4, 32, 128)
+"""Features of the passes that are traced; what lies between and beyond follows from them."""
+
+
+_UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+_TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateConfig:
+    """What is estimated, and for which device."""
+
+    strategy: Literal["all", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = option(
+        "all", "how the ranks hold the model, see accelerate_configs/; all: every one that goes with the other options"
+    )
+    num_processes: int = option(1, "ranks of the run", minimum=1)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "kind of device; auto: what torch finds here")
+    device_memory: str | None = option(
+        None, "memory of one rank's device, such as 24GiB or 80GB; auto: of this machine's"
+    )
+    json: bool = option(False, "print JSON instead of a table")
+
+    def problems(self) -> Iterable[str]:
+        """Contradictions inside this group."""
+        if self.device_memory is not None and num_bytes(self.device_memory) is None:
+            yield f"--device_memory {self.device_memory} is no size; write it as 24GiB, 80GB or a number of bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one rank of a run takes.
+
+    Attributes:
+        strategy: how the ranks hold the model.
+        num_tokens: tokens of a forward pass that it is for.
+        held: bytes by part when memory peaks, on the device and beside it.
+        largest_budget: most tokens that a forward pass may have on the device; None if its memory is not known.
+    """
+
+    strategy: Strategy
+    num_tokens: int
+    held: Held
+    largest_budget: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types."""
+        return {
+            "strategy": self.strategy,
+            "max_tokens_per_device": self.num_tokens,
+            "device_bytes": self.held.device_bytes,
+            "device_parts": dict(self.held.device),
+            "host_parts": dict(self.held.host),
+            "largest_max_tokens_per_device": self.largest_budget,
+        }
+
+
+def num_bytes(text: str) -> int | None:
+    """The size that text such as 24GiB, 80GB or 1000000 means; None if it means none."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([kKMGT]i?B)?", text)
+    if found is None or (found[2] or "") not in _UNITS:
+        return None
+    size = round(float(found[1]) * _UNITS[found[2] or ""])
+    return size or None
+
+
+def estimate(
+    config: RunConfig, own: EstimateConfig, strategies: Sequence[Strategy]
+) -> tuple[list[Estimate], list[str]]:
+    """The estimates for some strategies, and what the user should know about them.
+
+    Raises:
+        UserError: The model cannot be built, or an option does not fit it.
+    """
+    import torch
+
+    from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
+    from qa_dist.memory.tracing import trace_passes
+    from qa_dist.model.building import build_outline
+
+    has_cuda = torch.cuda.is_available()
+    kind: Literal["cpu", "cuda"] = own.device if own.device != "auto" else "cuda" if has_cuda else "cpu"
+    processes = _start_processes(strategies, config) if kind == "cpu" else {}
+    length = config.data.max_seq_length
+    model = build_outline(
+        config.model,
+        max_seq_length=length,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        device=torch.device(kind),
+    )
+    notes = list(model.notes)
+    traced_on = kind
+    if kind == "cpu":
+        notes.append(
+            "what glibc's heap keeps of freed memory is not counted and can be as much again; with "
+            "MALLOC_MMAP_THRESHOLD_=1048576 in the environment it keeps little, and steps take longer"
+        )
+    else:
+        notes.append("what CUDA itself and its libraries take, some hundred MiB, is not counted")
+        if not has_cuda:
+            traced_on = "cpu"
+            notes.append("torch finds no CUDA here: the tensors counted are those of the CPU's operators")
+    sizes = sizes_of(model)
+    passes = trace_passes(
+        model,
+        TRACED_FEATURES,
+        length=length,
+        device=torch.device(traced_on),
+        precision=config.training.mixed_precision,
+    )
+    memory = num_bytes(own.device_memory) if own.device_memory else _memory_here(kind, own.num_processes)
+    found = []
+    for strategy in strategies:
+        setup = Setup(
+            strategy=strategy,
+            num_processes=own.num_processes,
+            device=kind,
+            cpu_offload=config.training.cpu_offload,
+            keeps_checkpoints=config.training.checkpointing_steps != "no",
+            optim=config.training.optim,
+        )
+        process = processes[_imports(strategy, config)].result() if processes else 0
+        budget = None
+        if memory is not None:
+            budget = largest_budget(sizes, setup, passes, int(memory * (1 - MARGIN)) - process)
+        tokens = config.training.max_tokens_per_device
+        if tokens is None:
+            tokens = max(CPU_TOKENS, length) if kind == "cpu" or budget is None else max(length, budget)
+        held = at_peak(sizes, setup, made_by(passes, tokens))
+        held = Held({**held.device, **({"process": process} if process else {})}, held.host)
+        found.append(Estimate(strategy, tokens, held, budget))
+    return found, notes
+
+
+def sizes_of(model: "SpanModel") -> Sizes:
+    """Sizes of a model's tensors, on whatever device they are."""
+    from qa_dist.model.quantization import num_elements
+    from qa_dist.model.span_model import head_parameters
+
+    heads = set(head_parameters(model))
+    tensors = dict(model.model.named_parameters())
+    trained = dict(model.trainable())
+    new = sum(weight.numel() for name, weight in trained.items() if "lora_" in name or name in heads)
+    blocks = [sum(map(_stored_bytes, block.parameters())) for block in model.blocks()]
+    total = sum(map(_stored_bytes, tensors.values()))
+    return Sizes(
+        frozen=tuple(_stored_bytes(tensor) for name, tensor in tensors.items() if name not in trained),
+        trained=tuple(weight.numel() for weight in trained.values()),
+        new=new,
+        largest_block=max(blocks, default=0),
+        outside=total - sum(blocks),
+        quantised=sum(num_elements(tensor) for tensor in tensors.values() if not tensor.is_floating_point()),
+    )
+
+
+def _stored_bytes(parameter: "torch.Tensor") -> int:
+    """Bytes of a parameter, with the scales of a quantised one."""
+    size = parameter.numel() * parameter.element_size()
+    scales: Any = getattr(parameter, "SCB", None)
+    if scales is None:
+        scales = getattr(getattr(parameter, "quant_state", None), "absmax", None)
+    return size if scales is None else size + scales.numel() * scales.element_size()
+
+
+def _memory_here(kind: Literal["cpu", "cuda"], num_processes: int) -> int | None:
+    """Memory that a rank of this machine has: of a GPU, or its share of the machine's."""
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_processes
+
+
+_EMPTY_RUN = """
+import resource, sys
+import torch
+from transformers import BertConfig, BertForQuestionAnswering
+import qa_dist.training.loop
+for name in sys.argv[1:]:
+    __import__(name)
+size = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=100)
+model = BertForQuestionAnswering(BertConfig(**size))
+optimizer = torch.optim.AdamW(model.parameters())
+for precision in (torch.float32, torch.bfloat16):
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        output = model(input_ids=torch.ones(2, 64, dtype=torch.long), start_positions=torch.ones(2, dtype=torch.long),
+                       end_positions=torch.ones(2, dtype=torch.long))
+    output.loss.backward()
+    optimizer.step()
+if sys.platform == "linux":
+    # Unlike ru_maxrss, it does not begin with what the process had that started this one.
+    lines = open("/proc/self/status").read().splitlines()
+    print(1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def _imports(strategy: Strategy, config: RunConfig) -> tuple[str, ...]:
+    """What a run imports beside what every run does."""
+    needs_bitsandbytes = config.model.quantization != "no" or config.training.optim != "adamw"
+    deepspeed = ("deepspeed",) if strategy.startswith("zero") else ()
+    return (*deepspeed, *(("bitsandbytes",) if needs_bitsandbytes else ()))
+
+
+def _start_processes(strategies: Iterable[Strategy], config: RunConfig) -> "dict[tuple[str, ...], Future[int]]":
+    """`process_bytes` of what each strategy imports, measured while other work goes on."""
+    wanted = {_imports(strategy, config) for strategy in strategies}
+    pool = ThreadPoolExecutor()
+    found = {modules: pool.submit(process_bytes, modules) for modules in wanted}
+    pool.shutdown(wait=False)
+    return found
+
+
+def process_bytes(modules: Sequence[str]) -> int:
+    """Resident memory of a process that has imported what training does and these modules, and trained next to nothing.
+
+    Measured in a process of its own: the interpreter, the libraries, their threads and caches.
+
+    Raises:
+        UserError: A module cannot be imported, or the process fails in another way.
+    """
+    command = [sys.executable, "-c", _EMPTY_RUN, *modules]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    if done.returncode:
+        raise UserError(
+            f"a process that imports what training does fails ({last_line(done.stderr)}); see qa-dist doctor"
+        )
+    return int(done.stdout.split()[-1])

@@ -1,0 +1,75 @@
+"""Adapters: where they go, and how they get there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import ModelConfig
+from qa_dist.model.families import (
+    ATTENTION_PROJECTIONS,
+)
+from qa_dist.model.pretrained import quiet
+from qa_dist.model.span_model import (
+    head_names,
+)
+
+
+def target_modules(model: Any, wanted: Sequence[str]) -> list[str]:
+    """Names of the linear layers that get adapters, as peft's `target_modules`.
+
+    Args:
+        model: A transformers question-answering model.
+        wanted: ("attention",), ("all-linear",) or names of modules.
+
+    Raises:
+        ConfigError: A name is no linear layer of the encoder, or the architecture's projections are unknown.
+    """
+    encoder = getattr(model, model.base_model_prefix)
+    linear = sorted({name.rpartition(".")[2] for name, part in encoder.named_modules() if isinstance(part, nn.Linear)})
+    if tuple(wanted) == ("all-linear",):
+        return linear
+    if tuple(wanted) == ("attention",):
+        if model.config.model_type not in ATTENTION_PROJECTIONS:
+            raise ConfigError(
+                [
+                    f"--lora_target_modules attention is unknown for a {model.config.model_type} model; "
+                    f"use all-linear or some of {', '.join(linear)}"
+                ]
+            )
+        return list(ATTENTION_PROJECTIONS[model.config.model_type])
+    unknown = [name for name in wanted if name not in linear]
+    if unknown:
+        raise ConfigError(
+            [f"--lora_target_modules {', '.join(unknown)}: no such linear layer; the encoder has {', '.join(linear)}"]
+        )
+    return list(wanted)
+
+
+def add_adapters(base: Any, config: ModelConfig) -> Any:
+    """The model with LoRA adapters of peft and a trainable head.
+
+    Raises:
+        ConfigError: A target is no linear layer of the encoder.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    heads = head_names(base)
+    lora = LoraConfig(
+        task_type=TaskType.QUESTION_ANS,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=target_modules(base, config.lora_target_modules),
+        # A head may share layer names with the encoder (ModernBERT's `head.dense`); it is trained whole instead.
+        exclude_modules=rf"({'|'.join(heads)})(\..*)?",
+        modules_to_save=list(heads),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+    )
+    with quiet():
+        model = get_peft_model(base, lora)
+    # peft notes the folder that a package or the hub cache happens to have on this machine.
+    model.peft_config["default"].base_model_name_or_path = config.model_name_or_path
+    return model

@@ -1,0 +1,211 @@
+"""The encoder with its span head, over one row of real tokens; the loss."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.model.attention import cumulative_lengths, position_ids
+from qa_dist.model.families import OFFSET_POSITIONS
+from qa_dist.model.quantization import num_elements
+
+Weights = dict[str, torch.Tensor]
+
+
+Padding = Literal["unpadded", "sorted", "max_length"]
+
+
+class SpanModel(nn.Module):
+    """A question-answering model that reads and writes rows of real tokens.
+
+    Attributes:
+        model: the transformers model, inside a peft model if adapters are trained.
+        padding: how the row is computed.
+        notes: what the user should know about choices made here, one sentence each.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        padding: Padding,
+        max_seq_length: int,
+        tokenizer_pads_left: bool = False,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.padding = padding
+        self.notes = tuple(notes)
+        config: Any = model.config
+        plain = transformers_model(model)
+        # Adapters are layers inside the transformers model. It is called directly: peft's question-answering wrapper
+        # (0.21) swallows token_type_ids and position_ids.
+        self._call: Callable[..., Any] = plain.__call__
+        self._takes_token_types = (
+            "token_type_ids" in inspect.signature(plain.forward).parameters
+            # RoBERTa has a table of one token type, and tokenizers that number two.
+            and getattr(config, "type_vocab_size", 2) > 1
+        )
+        self._first_position = config.pad_token_id + 1 if config.model_type in OFFSET_POSITIONS else 0
+        self._pad_token_id = config.pad_token_id or 0
+        self._padded_length = max_seq_length if padding == "max_length" else None
+        self._max_seq_length = max_seq_length
+        self._pads_left = tokenizer_pads_left
+        self._is_compiled = False
+
+    def forward(
+        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Start and end logits of every token, both float32 [T].
+
+        Args:
+            input_ids_T: int64 [T], the features one behind the other.
+            token_type_ids_T: int64 [T].
+            lengths: Tokens of each feature; they add up to T.
+        """
+        if self.padding == "unpadded":
+            output = self._compute_row(input_ids_T, token_type_ids_T, lengths)
+            start_T, end_T = output.start_logits[0], output.end_logits[0]
+        else:
+            real, output = self._compute_padded(input_ids_T, token_type_ids_T, lengths)
+            start_T, end_T = output.start_logits[real], output.end_logits[real]
+        return start_T.float(), end_T.float()
+
+    def _compute_row(self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]) -> Any:
+        cumulative = cumulative_lengths(lengths, input_ids_T.device)
+        positions = position_ids(cumulative, len(input_ids_T)) + self._first_position
+        inputs = {"token_type_ids": token_type_ids_T[None]} if self._takes_token_types else {}
+        return self._call(
+            input_ids=input_ids_T[None],
+            position_ids=positions[None],
+            cumulative=cumulative,
+            longest=self._max_seq_length,
+            **inputs,
+        )
+
+    def _compute_padded(
+        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
+        """Row and column of every real token, both int64 [T], and the model's output."""
+        width = self._padded_length or max(lengths)
+        lengths_B = torch.tensor(lengths, device=input_ids_T.device)
+        features = torch.arange(len(lengths), device=input_ids_T.device)
+        rows_T = torch.repeat_interleave(features, lengths_B, output_size=len(input_ids_T))
+        columns_T = position_ids(cumulative_lengths(lengths, input_ids_T.device), len(input_ids_T))
+        if self._pads_left:
+            columns_T = columns_T + (width - lengths_B)[rows_T]
+        # Places as numbers: with a mask in their stead the device would have to say how many there are.
+        real = rows_T, columns_T
+        attention_mask_BL = torch.zeros(len(lengths), width, dtype=torch.long, device=input_ids_T.device)
+        attention_mask_BL[real] = 1
+        input_ids_BL = torch.full_like(attention_mask_BL, self._pad_token_id)
+        input_ids_BL[real] = input_ids_T
+        inputs = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL}
+        if self._takes_token_types:
+            token_type_ids_BL = torch.zeros_like(input_ids_BL)
+            token_type_ids_BL[real] = token_type_ids_T
+            inputs["token_type_ids"] = token_type_ids_BL
+        return real, self._call(**inputs)
+
+    @property
+    def padded_length(self) -> int | None:
+        """Length that every feature is padded to, if it is a fixed one."""
+        return self._padded_length
+
+    def compile_encoder(self, backend: str = "inductor") -> None:
+        """Compile the model once for rows of any length.
+
+        Shapes are symbolic and the boundaries of the features are data, so that a new batch does not compile again.
+        """
+        self._call = torch.compile(transformers_model(self.model).forward, dynamic=True, backend=backend)
+        self._is_compiled = True
+
+    @property
+    def is_thread_safe(self) -> bool:
+        """Whether several threads may call the model at once, in evaluation.
+
+        Quantised layers of bitsandbytes keep what they computed last, and what is compiled may have to be again.
+        """
+        return not (self._is_compiled or getattr(transformers_model(self.model), "is_quantized", False))
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Name and tensor of every trainable parameter, in the model's order."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def blocks(self) -> list[nn.Module]:
+        """The encoder's layers, from the first to the last."""
+        lists = [part for part in transformers_model(self.model).modules() if isinstance(part, nn.ModuleList)]
+        return list(max(lists, key=lambda part: sum(weight.numel() for weight in part.parameters()), default=()))
+
+    def unmoved(self) -> list[str]:
+        """Names of the trainable parameters whose gradient is set to zero, see `logit_biases`."""
+        return list(logit_biases(self))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, trainable or not."""
+    return sum(num_elements(parameter) for parameter in model.parameters())
+
+
+def transformers_model(model: nn.Module) -> Any:
+    """The transformers model inside `model`, which may be it or a peft model around it."""
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    return get_base_model() if get_base_model else model
+
+
+def head_names(model: Any) -> tuple[str, ...]:
+    """Top-level modules of a question-answering model that are not its encoder: `qa_outputs`, `classifier`, ...
+
+    Raises:
+        ConfigError: The model has nothing but an encoder.
+    """
+    names = tuple(
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    )
+    if not names:
+        raise ConfigError([f"{type(model).__name__} has no question-answering head; choose an encoder that has one"])
+    return names
+
+
+def head_parameters(model: SpanModel) -> list[str]:
+    """Names of the head's trainable parameters, as in `SpanModel.trainable`."""
+    heads = head_names(transformers_model(model.model))
+    return [name for name, _ in model.trainable() if name.removeprefix("base_model.model.").split(".")[0] in heads]
+
+
+def logit_biases(model: SpanModel) -> dict[str, nn.Parameter]:
+    """The head's two trainable biases that shift all start, or all end, logits of a feature alike.
+
+    The softmax over the tokens does not change with such a shift, so their gradient is zero but for rounding - and Adam
+    divides a gradient by its own size, which would turn that rounding into steps as long as any other.
+    """
+    heads = set(head_parameters(model))
+    return {name: weight for name, weight in model.trainable() if name in heads and tuple(weight.shape) == (2,)}
+
+
+def span_loss(
+    start_T: torch.Tensor, end_T: torch.Tensor, lengths: Sequence[int], labels_B2: torch.Tensor
+) -> torch.Tensor:
+    """Loss of every feature, float32 [B]: the mean of the cross-entropies of its start and end token.
+
+    Args:
+        start_T: Start logits, float32 [T], the features one behind the other.
+        end_T: End logits, float32 [T].
+        lengths: Tokens of each feature.
+        labels_B2: int64 [B, 2], start and end token inside the feature.
+    """
+    widths = list(lengths)
+    start_BL, end_BL = (
+        nn.utils.rnn.pad_sequence(list(torch.split(logits, widths)), batch_first=True, padding_value=-math.inf)
+        for logits in (start_T, end_T)
+    )
+    start_loss = nn.functional.cross_entropy(start_BL, labels_B2[:, 0], reduction="none")
+    end_loss = nn.functional.cross_entropy(end_BL, labels_B2[:, 1], reduction="none")
+    return (start_loss + end_loss) / 2

@@ -1,0 +1,119 @@
+"""What is trained: it must be all that is new, and must get gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qa_dist.common.errors import ConfigError, TrainingError
+from qa_dist.features.store import FeatureStore
+from qa_dist.model.span_model import (
+    SpanModel,
+    count_parameters,
+    head_parameters,
+    logit_biases,
+    transformers_model,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterReport:
+    """What is trained of a model, and what full fine-tuning would train."""
+
+    trainable: int
+    total: int
+    before: int
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def lines(self, *, structure: bool) -> list[str]:
+        """The report as text; with `structure`, every trainable tensor and its shape."""
+        rows = [("before", self.before, self.before), ("after", self.trainable, self.total)]
+        text = [f"{'parameters':<12}{'trainable':>14}{'total':>14}{'share':>11}"]
+        for name, trainable, total in rows:
+            text.append(f"{name:<12}{trainable:>14,}{total:>14,}{100 * trainable / total:>9.4f} %")
+        if structure:
+            width = max(len(name) for name, _ in self.tensors)
+            text += [f"  {name:<{width}}  {'x'.join(map(str, shape))}" for name, shape in self.tensors]
+        return text
+
+
+def parameter_report(model: SpanModel, before: int) -> ParameterReport:
+    """Counts and shapes of what is trained; `before` counts the parameters before adapters were added."""
+    trainable = model.trainable()
+    return ParameterReport(
+        trainable=sum(parameter.numel() for _, parameter in trainable),
+        total=count_parameters(model),
+        before=before,
+        tensors=tuple((name, tuple(parameter.shape)) for name, parameter in trainable),
+    )
+
+
+def check_vocabulary(model: SpanModel, store: FeatureStore) -> None:
+    """Refuse features with token ids that the model has no embedding for.
+
+    Raises:
+        ConfigError: The features were made by the tokenizer of another model.
+    """
+    size = int(transformers_model(model.model).get_input_embeddings().weight.shape[0])
+    if store.largest_token_id >= size:
+        raise ConfigError(
+            [
+                f"the tokenizer gives token ids up to {store.largest_token_id} but the model has {size} embeddings; "
+                "leave --tokenizer_name out, or name the tokenizer of this model"
+            ]
+        )
+
+
+def check_trainable(model: SpanModel, fresh: Sequence[str]) -> None:
+    """Refuse a model in which a newly initialised parameter would stay as random as it is."""
+    trained = {name for name, _ in model.trainable()}
+    frozen = [name for name in fresh if not any(_same_parameter(name, candidate) for candidate in trained)]
+    if frozen:
+        raise ConfigError(
+            [
+                f"{', '.join(frozen[:3])}{' and others' if len(frozen) > 3 else ''} are new in this checkpoint but "
+                "would not be trained; use a checkpoint that has them, or --tuning full"
+            ]
+        )
+
+
+def _same_parameter(plain: str, trained: str) -> bool:
+    """Whether the trained parameter's name is the plain model's, with peft's wrappers taken off."""
+    stripped = trained.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+    return stripped == plain
+
+
+class GradientCheck:
+    """Makes sure that every adapter and head tensor has had a non-zero gradient by the second update.
+
+    Before the first update LoRA's A matrices have none, because B starts at zero (Hu et al. 2022, section 4.1). The
+    biases of the logits never have one, see `logit_biases`.
+    """
+
+    def __init__(self, model: SpanModel) -> None:
+        heads, never = set(head_parameters(model)), logit_biases(model)
+        self._pending = [
+            name for name, _ in model.trainable() if ("lora_" in name or name in heads) and name not in never
+        ]
+        self._without = self._pending
+        self._num_updates = 0
+
+    def observe(self, has_gradient: Callable[[str], bool]) -> None:
+        """Look at the gradients of a step, before the optimiser clears them.
+
+        Args:
+            has_gradient: Whether the gradient of a parameter, by name, is there and not zero.
+        """
+        self._without = [name for name in self._pending if not has_gradient(name)]
+
+    def updated(self) -> None:
+        """The step that was observed has updated the weights, which one that overflows in float16 does not.
+
+        Raises:
+            TrainingError: It was the second one and a tensor never had a gradient; the message names it.
+        """
+        self._pending = self._without
+        self._num_updates += 1
+        if self._num_updates >= 2 and self._pending:
+            raise TrainingError(
+                f"no gradient has reached {', '.join(self._pending[:5])} in two steps: "
+                f"{len(self._pending)} tensors would never be trained"
+            )
