@@ -1,20 +1,34 @@
 """Generated parts of the documentation: `python -m qa_dist.documentation FILE ...` rewrites them in place."""
 
+import itertools
 import re
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qa_dist.common.command import run
 from qa_dist.common.errors import UserError
-from qa_dist.compatibility import compatibility_table, refusal_table
-from qa_dist.config.options import GROUPS
+from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.parsing import option_table
+from qa_dist.distributed.launch_config import Request, Strategy, recipe_problems
 from qa_dist.doctor import DoctorConfig
 from qa_dist.evaluate import EvaluateConfig
 from qa_dist.memory.estimate import EstimateConfig
 
 PROG = "qa_dist.documentation"
+
+STRATEGY_NAMES = {
+    "ddp": "data parallel (`single.yaml`, `ddp.yaml`)",
+    "zero1": "ZeRO-1 (`zero1.yaml`)",
+    "zero2": "ZeRO-2 (`zero2.yaml`)",
+    "zero3": "ZeRO-3 (`zero3.yaml`)",
+    "fsdp2": "FSDP2 (`fsdp2.yaml`)",
+}
+"""What the tables call each strategy, with the files of accelerate_configs/ that ask for it."""
+
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end of generated part -->)", re.DOTALL)
 
 
@@ -64,6 +78,105 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return run(PROG, work)
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One way to train.
+
+    Attributes:
+        strategy: How the ranks hold the model.
+        options: The recipe's side of it, by option name.
+        problem: Why it is refused; None if it is allowed.
+    """
+
+    strategy: Strategy
+    options: dict[str, Any]
+    problem: str | None
+
+
+def combinations() -> Iterator[Combination]:
+    """Every combination of strategy, precision, quantisation and activation checkpointing, with the rules' verdict."""
+    precisions = _choices(TrainingConfig, "mixed_precision")
+    quantizations = _choices(ModelConfig, "quantization")
+    for strategy in typing.get_args(Strategy):
+        for precision, quantization, checkpointing in itertools.product(precisions, quantizations, (False, True)):
+            config = RunConfig(
+                model=ModelConfig(quantization=quantization),
+                training=TrainingConfig(mixed_precision=precision, gradient_checkpointing=checkpointing),
+            )
+            problems = [
+                *config.model.problems(),
+                *config.training.problems(),
+                *recipe_problems(Request(strategy=strategy), config),
+            ]
+            options = {
+                "mixed_precision": precision,
+                "quantization": quantization,
+                "gradient_checkpointing": checkpointing,
+            }
+            yield Combination(strategy, options, problems[0] if problems else None)
+
+
+def compatibility_table() -> str:
+    """The combinations as Markdown: a row per strategy and precision, a column per quantisation."""
+    found = list(combinations())
+    quantizations = _choices(ModelConfig, "quantization")
+    lines = [
+        "| strategy | `--mixed_precision` | " + " | ".join(f"`--quantization {name}`" for name in quantizations) + " |",
+        "|---|---|" + "---|" * len(quantizations),
+    ]
+    notes: list[str] = []
+    for strategy in typing.get_args(Strategy):
+        for precision in _choices(TrainingConfig, "mixed_precision"):
+            cells = []
+            for quantization in quantizations:
+                wanted = {"mixed_precision": precision, "quantization": quantization}
+                problems = {
+                    each.problem
+                    for each in found
+                    if each.strategy == strategy and wanted.items() <= each.options.items()
+                }
+                cells.append(_cell(problems, notes))
+            lines.append(f"| {STRATEGY_NAMES[strategy]} | {precision} | " + " | ".join(cells) + " |")
+    return _with_notes(lines, notes)
+
+
+def refusal_table() -> str:
+    """Options that a strategy may refuse, whatever else is chosen, as Markdown: a row per option and value."""
+    rows: dict[str, dict[str, Any]] = {
+        f"`--optim {kind}`": {"optim": kind} for kind in _choices(TrainingConfig, "optim")
+    }
+    rows["`--cpu_offload`"] = {"cpu_offload": True}
+    strategies = typing.get_args(Strategy)
+    lines = [
+        "| option | " + " | ".join(STRATEGY_NAMES[strategy] for strategy in strategies) + " |",
+        "|---|" + "---|" * len(strategies),
+    ]
+    notes: list[str] = []
+    for name, options in rows.items():
+        config = RunConfig(training=TrainingConfig(**options))
+        cells = [_cell(set(recipe_problems(Request(strategy=each), config)) or {None}, notes) for each in strategies]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return _with_notes(lines, notes)
+
+
+def _with_notes(lines: list[str], notes: list[str]) -> str:
+    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1)), ""])
+
+
+def _cell(problems: set[str | None], notes: list[str]) -> str:
+    """Of one row and column: with and without activation checkpointing."""
+    if problems == {None}:
+        return "yes"
+    refused = [problem for problem in sorted(filter(None, problems)) if problem]
+    notes += [problem for problem in refused if problem not in notes]
+    numbers = ", ".join(str(notes.index(problem) + 1) for problem in refused)
+    return f"no ({numbers})" if None not in problems else f"in part ({numbers})"
+
+
+def _choices(group: type[Any], name: str) -> tuple[Any, ...]:
+    return typing.get_args(typing.get_type_hints(group)[name])
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def _evaluate(argv: Sequence[str]) -> int:
             tokenizer_pads_left=tokenizer.padding_side == "left",
             device=ranks.device,
         ).to(ranks.device)
-        check_vocabulary(model, store)
+        check_vocabulary(model, store.largest_token_id)
         version_2 = config.data.version_2_with_negative
         with evaluation_bar(shown=ranks.is_main) as advance:
             found = evaluate(

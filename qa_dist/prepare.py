@@ -37,11 +37,13 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     """
     from qa_dist.data.sources import available_splits
     from qa_dist.features.building import prepare_store
+    from qa_dist.model.pretrained import load_tokenizer
 
+    tokenizer = load_tokenizer(config.model)
     splits: dict[str, dict[str, Any]] = {}
     for split in available_splits(config.data):
         started = time.perf_counter()
-        store = prepare_store(config, split, progress=True)
+        store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
         splits[split] = {
             "num_examples": store.num_examples,
             "num_features": store.num_features,

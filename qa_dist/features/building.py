@@ -36,7 +36,6 @@ from qa_dist.features.store import (
 )
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
 from qa_dist.features.workers import build_columns
-from qa_dist.model.pretrained import load_tokenizer
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def store_root(data: DataConfig) -> Path:
 
 
 def prepare_store(
-    config: RunConfig, split: Split, *, tokenizer: Any = None, progress: bool = False, verify: bool = True
+    config: RunConfig, split: Split, *, tokenizer: Any, progress: bool = False, verify: bool = True
 ) -> FeatureStore:
     """The store of one split, built first if it is not there.
 
@@ -60,9 +59,9 @@ def prepare_store(
     they wait for belongs to a process and is free when that has ended, in whatever way.
 
     Args:
-        config: Its `data` and `model` options are used.
+        config: Its `data` options are used.
         split: "train" or "validation".
-        tokenizer: The tokenizer of `config.model`, if the caller has loaded it already.
+        tokenizer: The tokenizer of `config.model`, a fast one of transformers.
         progress: Whether to tell on stderr what goes on: a bar while tokenising, and what validation found. One rank
             does.
         verify: Whether to check the files of a store that was there already.
@@ -72,7 +71,7 @@ def prepare_store(
     """
     data = config.data
     source = open_source(data, split)
-    tokenizer_spec = TokenizerSpec.of(load_tokenizer(config.model) if tokenizer is None else tokenizer)
+    tokenizer_spec = TokenizerSpec.of(tokenizer)
     spec = FeatureSpec(data.max_seq_length, data.doc_stride, data.max_question_length)
     # The length itself and not the option: "as long as fits" and the number that comes out are one and the same.
     spec = dataclasses.replace(spec, max_question_length=FeatureBuilder(tokenizer_spec, spec).max_question_length)

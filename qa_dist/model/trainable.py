@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qa_dist.common.errors import ConfigError, TrainingError
-from qa_dist.features.store import FeatureStore
 from qa_dist.model.span_model import (
     SpanModel,
     count_parameters,
@@ -46,17 +45,17 @@ def parameter_report(model: SpanModel, before: int) -> ParameterReport:
     )
 
 
-def check_vocabulary(model: SpanModel, store: FeatureStore) -> None:
+def check_vocabulary(model: SpanModel, largest_token_id: int) -> None:
     """Refuse features with token ids that the model has no embedding for.
 
     Raises:
         ConfigError: The features were made by the tokenizer of another model.
     """
     size = int(transformers_model(model.model).get_input_embeddings().weight.shape[0])
-    if store.largest_token_id >= size:
+    if largest_token_id >= size:
         raise ConfigError(
             [
-                f"the tokenizer gives token ids up to {store.largest_token_id} but the model has {size} embeddings; "
+                f"the tokenizer gives token ids up to {largest_token_id} but the model has {size} embeddings; "
                 "leave --tokenizer_name out, or name the tokenizer of this model"
             ]
         )

@@ -61,7 +61,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
             )
             for store in (data.train, data.validation):
                 if store is not None:
-                    check_vocabulary(model, store)
+                    check_vocabulary(model, store.largest_token_id)
             trainer = Trainer(config, ranks, data.train, model, notice=run.say)
             run.describe_model(model, report)
             start = run.resume(trainer)

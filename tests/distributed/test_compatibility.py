@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from qa_dist.compatibility import Combination, combinations
+from qa_dist.documentation import Combination, combinations
 from tests.distributed.forking import Group, start, start_ranks
 from tests.distributed.launching import free_port, lines
 from tests.distributed.test_strategies import launched

@@ -11,6 +11,10 @@ from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.data.checking import validate
 from qa_dist.data.formats import read_file
 from qa_dist.data.records import Example
+from qa_dist.data.sources import Split
+from qa_dist.features.building import prepare_store
+from qa_dist.features.store import FeatureStore
+from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -76,6 +80,11 @@ def save_tokenizer(folder: Path, tokenizer: Any = None) -> str:
     """The name under which a configuration finds the tokenizer."""
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
     return str(folder)
+
+
+def prepared(config: RunConfig, split: Split, **options: Any) -> FeatureStore:
+    """The store of a split, made with the tokenizer of the configuration's own model."""
+    return prepare_store(config, split, tokenizer=load_tokenizer(config.model), **options)
 
 
 def run_config(tokenizer_folder: str | Path, store_dir: str | Path, **data: Any) -> RunConfig:

@@ -1,83 +1,46 @@
-"""The layers of the package: a module imports from its own layer's left or from layers below, never back."""
+"""The floor plan: files at the top are commands, folders are rooms, and a room imports only rooms above it.
+
+"Above" is in the order of ROOMS. Commands import rooms and no command but those that they stand for; importing
+accelerate, torch.distributed and DeepSpeed is left to the room of the ranks.
+"""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "qa_dist"
 
-ORDER = (
-    # contracts
-    "common/errors",
-    "data/records",
-    "common/parsers",
-    "common/secrets",
-    "config/options",
-    "common/signals",
-    "distributed/watchdog",
-    "distributed/roll_call",
-    "common/command",
-    "machine/requirements",
-    # pure
-    "data/sample",
-    "data/sources",
-    "features/windows",
-    "features/workers",
-    "features/batching",
-    "evaluation/answers",
-    "evaluation/scoring",
-    "training/optimizer",
-    # ranks
-    "distributed/launch_config",
-    "distributed/strategies/choice",
-    "distributed/ranks",
-    # parts
-    "model/pretrained",
-    "features/store",
-    "model/attention",
-    "model/dropout",
-    "model/quantization",
-    "model/building",
-    "features/token_budget",
-    "memory/by_strategy",
-    "memory/tracing",
-    "model/saved",
-    "training/checkpoints",
-    "training/progress",
-    "machine/checks",
-    "distributed/bandwidth",
-    # loops
-    "evaluation/loop",
-    "training/run",
-    "distributed/agreement",
-    "training/loop",
-    # entries
-    "prepare",
-    "train",
-    "evaluate",
-    "merge",
-    "estimate",
-    "score",
-    "bench",
-    "doctor",
-    "compatibility",
-    "documentation",
-    "cli",
+ROOMS = (
+    "common",
+    "config",
+    "machine",
+    "data",
+    "features",
+    "model",
+    "distributed",
+    "evaluation",
+    "training",
+    "memory",
+    "benchmarking",
 )
-PURE = (
-    *("common/errors", "data/records", "common/parsers", "common/secrets", "config/options"),
-    *(
-        "data/sample",
-        "data/sources",
-        "features/windows",
-        "features/batching",
-        "evaluation/answers",
-        "evaluation/scoring",
-        "distributed/launch_config",
-    ),
-)
-OTHERS = ("accelerate", "deepspeed")
+COMMANDS = ("train", "prepare", "evaluate", "score", "merge", "estimate", "doctor", "bench")
+ENTRIES = (*COMMANDS, "cli", "documentation")
+"""The files at the top: the commands, what holds them under one name, and what writes the generated tables."""
+
+MAY_IMPORT = {
+    "torch.distributed": ("distributed/",),
+    "accelerate": ("distributed/",),
+    "deepspeed": ("distributed/strategies/",),
+}
+"""Who may import what only few should know."""
+
+PURE = ("common", "config", "data", "features/windows", "features/batching", "evaluation/candidates")
+PURE = (*PURE, "evaluation/answers", "evaluation/scoring", "distributed/launch_config")
+"""Places whose code returns what it has to say."""
+
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 
 
 def imports(module: str) -> set[str]:
@@ -92,36 +55,44 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def test_every_module_has_a_place() -> None:
-    modules = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
-    elsewhere = ("benchmarking/", "metrics/", "evaluation/metrics/")
-    assert sorted(ORDER) == sorted(
-        name for name in modules if not name.startswith(elsewhere) and Path(name).name != "__init__"
-    )
+def rooms_of(names: set[str]) -> set[str]:
+    """Rooms and commands of the package among what is imported; `qa_dist.__version__` is in none."""
+    inside = {name.split(".")[1] for name in names if name.startswith("qa_dist.")}
+    return inside - {"__version__"}
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_point_one_way(module: str) -> None:
-    ours = {name.removeprefix("qa_dist.").replace(".", "/") for name in imports(module) if name.startswith("qa_dist.")}
-    later = {name for name in ours & set(ORDER) if ORDER.index(name) >= ORDER.index(module)}
-    assert not later, f"{module} imports {later}, which lie above it"
+def test_every_folder_is_a_room_and_every_file_at_the_top_a_command() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ENTRIES, "__init__"}
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_only_distributed_and_strategies_talk_to_other_ranks(module: str) -> None:
-    talking = {name.split(".")[0] for name in imports(module) if name.startswith(("torch.distributed", *OTHERS))}
-    allowed = {"distributed/ranks": {"torch", "accelerate"}, "distributed/strategies/choice": {"torch", "deepspeed"}}
-    assert talking == allowed.get(module, set())
+@pytest.mark.parametrize("module", [module for module in MODULES if "/" in module])
+def test_a_room_imports_only_rooms_above_it(module: str) -> None:
+    room = module.partition("/")[0]
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    assert not rooms_of(imports(module)) - allowed, f"{module} imports what lies below {room}, or a command"
 
 
-@pytest.mark.parametrize("part", sorted(path.stem for path in (PACKAGE / "benchmarking").glob("*.py")))
-def test_parts_of_the_benchmark_stand_on_parts_and_loops(part: str) -> None:
-    found = imports(f"benchmarking/{part}")
-    entries = {f"qa_dist.{module}" for module in ORDER[ORDER.index("prepare") :]}
-    assert not found & entries, "an entry is started, not imported"
-    assert not {name for name in found if name.startswith(("torch.distributed", "accelerate"))}
+def test_modules_form_no_circle() -> None:
+    names = {f"qa_dist.{module.replace('/', '.')}" for module in MODULES}
+    graph = {
+        f"qa_dist.{module.replace('/', '.')}": imports(module) & names - {f"qa_dist.{module.replace('/', '.')}"}
+        for module in MODULES
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' > '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("module", PURE)
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("library", MAY_IMPORT)
+def test_only_the_room_of_the_ranks_talks_to_other_ranks(module: str, library: str) -> None:
+    names = {name for name in imports(module) if name == library or name.startswith(f"{library}.")}
+    assert not names or module.startswith(MAY_IMPORT[library])
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith(PURE)])
 def test_pure_modules_do_not_log(module: str) -> None:
     assert "logging" not in imports(module)

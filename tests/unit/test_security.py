@@ -33,7 +33,7 @@ from qa_dist.training.checkpoints import (
 )
 from tests.refusals import contents, refusal
 from tests.tiny import tiny_model
-from tests.unit.data_fixtures import row, run_config, save_tokenizer, write_rows
+from tests.unit.data_fixtures import prepared, row, run_config, save_tokenizer, write_rows
 from tests.unit.trained import edit_json, options_of, reset_accelerate, words
 
 Capture = pytest.CaptureFixture[str]
@@ -207,13 +207,12 @@ def test_pickles_beside_an_adapter_are_not_looked_at(copy: Path, trained: Path, 
 
 def test_pickles_in_a_store_are_not_looked_at(trap: Any, tmp_path: Path) -> None:
     from qa_dist.common.errors import StoreError
-    from qa_dist.features.building import prepare_store
     from qa_dist.features.store import FeatureStore
 
     config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores")
-    path = prepare_store(config, "train").path
+    path = prepared(config, "train").path
     trap(path / "examples.pkl", path / "state.pt", path / ".metadata")
-    assert prepare_store(config, "train").num_examples
+    assert prepared(config, "train").num_examples
     for name in ("examples.arrow", "features.arrow", "manifest.json"):
         whole = (path / name).read_bytes()
         trap(path / name)

