@@ -336,9 +336,8 @@ def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path
 
 @pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "synchronise"])
 def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_path: Path, moment: str) -> None:
-    code = (
-        f"building.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nprepare(folder, train_file, store_dir)"
-    )
+    kill = f"building.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    code = f"{kill}\nprepare(folder, train_file, store_dir)"
     with running(code, tokenizer_folder, tmp_path) as process:
         process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -371,7 +370,7 @@ def test_several_processes_at_once_get_one_store_that_one_of_them_builds(
     tokenizer_folder: str, built: FeatureStore, tmp_path: Path
 ) -> None:
     code = (
-        "build = store.build_columns\n"
+        "build = building.build_columns\n"
         "def counted(*args, **options):\n"
         "    print('building', flush=True)\n"
         "    import time; time.sleep(0.5)\n"
