@@ -58,7 +58,7 @@ def main() -> None:
         model, report = build_model(config.model, seed=0, max_seq_length=config.data.max_seq_length)
         trainer = Trainer(config, ranks, store, model)
         trainer.step(0)
-        best = ranks.weights()
+        best = trainer.engine.weights()
         checkpoints = Path(folder) / "checkpoints"
         writer = CheckpointWriter(checkpoints, 2, sys.exit)
         taken = trainer.checkpoint(0, best, {})

@@ -2,16 +2,18 @@
 
 Warm-up steps come before, steps that are taken apart into phases come after.
 
-**Phases.** Hooks of the model and of `Ranks` note the time at which one phase ends and the next begins; on CUDA each
-first waits for the device, which is why these steps are not among the measured ones. The ranks of a run exchange
-nothing during the backward pass: `gradient_sync` is the time in `Ranks.sum` (the losses) and `exchange_gradients`,
-the wait for the slowest rank included. `optimizer` is all else behind the backward pass: checks, clipping, the update.
+**Phases.** Hooks of the model, its engine and `Ranks` note the time at which one phase ends and the next begins; on
+CUDA each first waits for the device, which is why these steps are not among the measured ones. The ranks of a run
+exchange nothing during the backward pass: `gradient_sync` is the time in `Ranks.sum` (the losses) and
+`Engine.sync_gradients`, the wait for the slowest rank included. `optimizer` is all else behind the backward pass:
+checks, clipping, the update.
 """
 
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -25,6 +27,7 @@ from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.work import Result, Work
 from qa_dist.config.options import DataConfig, RunConfig
+from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation import loop as evaluating
 from qa_dist.evaluation.loop import evaluate_loss, score
@@ -67,46 +70,35 @@ class PhaseClock:
             self._seconds[phase] += now - self._last
             self._last = now
 
+    def watch(self, engine: Engine, ranks: Ranks) -> None:
+        """Note when the parts of a step begin and end; it cannot be undone."""
+        engine.module.register_forward_pre_hook(lambda *_: self.mark("data"))
+        engine.module.register_forward_hook(lambda *_: self.mark("forward"))
+        # What comes before the backward pass is the loss, before the sum of the losses the rest of the pass.
+        self._watch_method(engine, "backward", before="forward", itself="backward")
+        self._watch_method(ranks, "sum", before="backward", itself="gradient_sync")
+        self._watch_method(engine, "sync_gradients", before="optimizer", itself="gradient_sync")
+
+    def _watch_method(self, owner: Engine | Ranks, name: str, *, before: str, itself: str) -> None:
+        method: Callable[..., Any] = getattr(owner, name)
+
+        @wraps(method)
+        def watched(*args: Any, **options: Any) -> Any:
+            self.mark(before)
+            returned = method(*args, **options)
+            self.mark(itself)
+            return returned
+
+        setattr(owner, name, watched)
+
     def _now(self) -> float:
         synchronize(self._device)
         return time.perf_counter()
 
 
-class WatchedRanks(Ranks):
-    """Ranks that note the phases of a step."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.clock = PhaseClock(self.device)
-
-    def watch(self, model: nn.Module) -> None:
-        """Note when this model's forward passes begin and end."""
-        model.register_forward_pre_hook(lambda *_: self.clock.mark("data"))
-        model.register_forward_hook(lambda *_: self.clock.mark("forward"))
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """As of any ranks, with marks around it: what comes before it is the loss."""
-        self.clock.mark("forward")
-        super().backward(loss, last=last)
-        self.clock.mark("backward")
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """As of any ranks."""
-        self.clock.mark("backward")
-        summed = super().sum(values)
-        self.clock.mark("gradient_sync")
-        return summed
-
-    def exchange_gradients(self) -> None:
-        """As of any ranks."""
-        self.clock.mark("optimizer")
-        super().exchange_gradients()
-        self.clock.mark("gradient_sync")
-
-
 def train(work: Work, config: RunConfig, spec: Mapping[str, Any]) -> Result | None:
     """Rates, memory, phases and matrix rate of qa_dist's training loop; on rank 0, None elsewhere."""
-    ranks = WatchedRanks(mixed_precision=config.training.mixed_precision)
+    ranks = Ranks(mixed_precision=config.training.mixed_precision)
     model, _ = build_model(
         config.model,
         seed=config.training.seed,
@@ -136,8 +128,7 @@ def train(work: Work, config: RunConfig, spec: Mapping[str, Any]) -> Result | No
     memory = ranks.peak_memory_bytes()
     if ceiling:
         ceiling.measure()
-    ranks.watch(trainer.wrapped)
-    phases = _profile(work, trainer, ranks, first)
+    phases = _profile(work, trainer, first)
     result = None
     if ranks.is_main:
         result = rates(store.num_features, num_tokens, seconds)
@@ -219,15 +210,17 @@ class _Remembering(nn.Module):
         return self._known[key]
 
 
-def _profile(work: Work, trainer: Trainer, ranks: WatchedRanks, first: int) -> dict[str, float]:
+def _profile(work: Work, trainer: Trainer, first: int) -> dict[str, float]:
     """Median seconds of each phase of a step on this rank; empty if no steps are to be profiled."""
+    clock = PhaseClock(trainer.ranks.device)
+    clock.watch(trainer.engine, trainer.ranks)
     steps: list[dict[str, float]] = []
     for number in range(work.profiled_steps):
-        ranks.barrier()
-        ranks.clock.start()
+        trainer.ranks.barrier()
+        clock.start()
         trainer.step(first + number % trainer.steps_per_epoch)
-        ranks.clock.mark("optimizer")
-        steps.append(ranks.clock.stop())
+        clock.mark("optimizer")
+        steps.append(clock.stop())
     return {name: median(phases[name] for phases in steps) for name in PHASES} if steps else {}
 
 

@@ -2,7 +2,7 @@
 
 `Ranks` holds what a loop may ask of them. Everything that can differ between one process, several CPU processes (gloo)
 and several GPUs (nccl) is decided here, so that loops read the same for all. How the ranks hold the model is the matter
-of `qa_dist.distributed.strategies.choice`.
+of `qa_dist.distributed.engine`.
 """
 
 import math
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,16 +19,12 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
-from torch import nn
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.signals import Stopped
 from qa_dist.distributed.launch_config import USE_VARIABLES, Request, asks_for
 from qa_dist.distributed.rendezvous import group_options, meeting
-from qa_dist.distributed.strategies.base import MakeOptimizer, Strategy, Trained
-from qa_dist.distributed.strategies.choice import make_strategy
 from qa_dist.distributed.watchdog import Watchdog
-from qa_dist.model.span_model import Weights
 
 T = TypeVar("T")
 
@@ -40,6 +36,8 @@ class Ranks:
         rank: 0 .. world_size - 1.
         world_size: number of processes.
         device: where this process computes.
+        mixed_precision: of the matrix products inside `autocast`.
+        watchdog: ends this process if it makes no progress, once it is started.
         request: how the launcher wants the model held.
     """
 
@@ -74,8 +72,7 @@ class Ranks:
         _take_over(request)
         _refuse_trackers(trackers)
         self.request = request or Request()
-        self._precision = mixed_precision
-        self._strategy: Strategy | None = None
+        self.mixed_precision = mixed_precision
         with meeting(timeout_seconds):
             self._accelerator = Accelerator(
                 # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
@@ -90,7 +87,6 @@ class Ranks:
             self.world_size: int = self._accelerator.num_processes
             self.device: torch.device = self._accelerator.device
             self._refuse_dropped()
-            self._scaler = torch.amp.GradScaler(self.device.type) if mixed_precision == "fp16" else None
             # nccl connects only now. The figure is looked at, so that this has happened when the block ends.
             float(Ranks.sum(self, torch.ones(1, device=self.device)))
 
@@ -114,121 +110,10 @@ class Ranks:
         """Whether this is rank 0, which decodes, scores and writes."""
         return self.rank == 0
 
-    @property
-    def is_collective(self) -> bool:
-        """Whether a forward pass needs all ranks at once, evaluation included."""
-        return self._strategy is not None and self._strategy.is_collective
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether ranks hold the model or its optimiser in shares, so that none can do a step or save it alone."""
-        return self._held.is_shared
-
-    @property
-    def _held(self) -> Strategy:
-        if self._strategy is None:
-            raise ValueError("no model has been prepared")
-        return self._strategy
-
-    def prepare(
-        self, model: nn.Module, trained: Trained, make_optimizer: MakeOptimizer, *, max_grad_norm: float | None
-    ) -> nn.Module:
-        """What a forward pass calls, inside `autocast`: the model, held as the launcher asks.
-
-        Args:
-            model: The model.
-            trained: The same, as a strategy sees it.
-            make_optimizer: Makes the optimiser of the trainable parameters that the ranks end up with.
-            max_grad_norm: Gradients are clipped to this global norm; None: they are not.
-        """
-        # Sharding moves the model itself, layer by layer.
-        whole = self.request.strategy == "ddp"
-        placed = self._accelerator.prepare_model(model, device_placement=whole, evaluation_mode=True)
-        self._strategy = make_strategy(
-            self.request,
-            placed,
-            trained,
-            make_optimizer,
-            max_grad_norm=max_grad_norm,
-            device=self.device,
-            scaler=self._scaler,
-        )
-        return self._strategy.module
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of a micro-batch to this rank's; `last` is that of the step."""
-        with self._together():
-            self._held.backward(loss, last=last)
-
-    def rehearse_backward(self, loss: torch.Tensor) -> None:
-        """A backward pass that takes the memory of one and leaves no gradients."""
-        with self._together():
-            self._held.rehearse(loss)
-
-    def discard_gradients(self) -> None:
-        """Drop this rank's gradients of a step that is given up; only where nothing is shared."""
-        self._held.module.zero_grad(set_to_none=True)
-
-    def exchange_gradients(self) -> None:
-        """After the last backward pass of a step: every gradient is the mean over the ranks from here on."""
-        with self.watchdog.waiting():
-            self._held.exchange()
-
-    def has_gradient(self, name: str) -> bool:
-        """Whether the exchanged gradient of a trainable parameter is not zero; all ranks must ask together."""
-        with self._together():
-            return self._held.has_gradient(name)
-
-    def update(self, learning_rate: float) -> float:
-        """Clip, take the optimiser's step and drop the gradients; the global L2 norm of the gradients before clipping.
-
-        Nothing is updated if the norm is not finite.
-        """
-        with self._together():
-            return self._held.update(learning_rate)
-
-    def weights(self) -> Weights:
-        """A copy of the trainable tensors by name, whole, on the CPU of every rank; all ranks must ask together."""
-        with self._together():
-            return self._held.weights()
-
-    def restore(self, weights: Weights) -> None:
-        """Put the tensors of `weights` back; all ranks must do it together."""
-        with self._together():
-            self._held.restore(weights)
-
-    def optimizer_tensors(self) -> Weights:
-        """A copy of the optimiser's state, whole, on the CPU, as `kind/parameter`: `exp_avg/...`, `step/...`."""
-        with self._together():
-            return self._held.optimizer_tensors()
-
-    def load_optimizer_tensors(self, tensors: Weights) -> None:
-        """Put a state that `optimizer_tensors` returned back, whatever strategy it is from."""
-        with self._together():
-            self._held.load_optimizer_tensors(tensors)
-
-    def _together(self) -> AbstractContextManager[None]:
-        """Context of what a rank does alone where nothing is shared, and with all others where something is."""
-        return self.watchdog.waiting() if self.is_shared else nullcontext()
-
     def autocast(self) -> Any:
         """Context in which matrix products run in the run's precision."""
-        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self._precision]
+        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.mixed_precision]
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-
-    @property
-    def loss_scale(self) -> float | None:
-        """What losses are multiplied with before their backward pass; None where they are not."""
-        return None if self._scaler is None else float(self._scaler.get_scale())
-
-    def scaler_state(self) -> dict[str, float] | None:
-        """Scale and growth of the loss scaling, as plain numbers; None without it."""
-        return None if self._scaler is None else dict(self._scaler.state_dict())
-
-    def load_scaler_state(self, state: Mapping[str, float] | None) -> None:
-        """Put back what `scaler_state` returned."""
-        if self._scaler is not None and state is not None:
-            self._scaler.load_state_dict(dict(state))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over the ranks, on every rank."""

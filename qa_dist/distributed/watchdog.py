@@ -61,7 +61,13 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside the block the rank waits for other ranks; what fails there is noted to have failed in this phase."""
+        """Inside the block the rank waits for other ranks; what fails there is noted to have failed in this phase.
+
+        A block inside another one changes nothing.
+        """
+        if self._waiting:
+            yield
+            return
         self._waiting, self._last = True, time.monotonic()
         try:
             yield

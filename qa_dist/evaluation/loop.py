@@ -43,6 +43,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     version_2: bool,
+    forward_needs_all_ranks: bool = False,
     logits_path: Path | None = None,
     advance: Callable[[int, int], object] = lambda done, total: None,
 ) -> Evaluation:
@@ -54,6 +55,8 @@ def evaluate(
         ranks: The processes that share the work.
         config: How logits become answers.
         version_2: Whether the null answer is a choice.
+        forward_needs_all_ranks: Whether a forward pass must be done by all ranks together, as the engine of a model in
+            training says.
         logits_path: With `config.gather` "logits": where rank 0 keeps them, float32 [tokens of the store, 2] in the
             order of the features, start logits in column 0. A file that is there is replaced when the answers are
             scored, and not before.
@@ -70,7 +73,7 @@ def evaluate(
     answers = None
     metrics: Metrics = {}
     with ExitStack() as stack:
-        passes = stack.enter_context(closing(forward(model, store, ranks, mine, losses)))
+        passes = stack.enter_context(closing(forward(model, store, ranks, mine, losses, forward_needs_all_ranks)))
         computed = _counted(passes, sum(map(len, mine)), advance)
         if config.gather == "logits":
             path = stack.enter_context(replacing(logits_path)) if logits_path and ranks.is_main else None
@@ -89,14 +92,20 @@ def evaluate(
 
 
 def evaluate_loss(
-    model: SpanModel, store: FeatureStore, ranks: Ranks, config: EvaluationConfig, features: Indices
+    model: SpanModel,
+    store: FeatureStore,
+    ranks: Ranks,
+    config: EvaluationConfig,
+    features: Indices,
+    *,
+    forward_needs_all_ranks: bool = False,
 ) -> Evaluation:
-    """Mean loss on these features of a store; every rank must call this."""
+    """Mean loss on these features of a store; every rank must call this. For the arguments see `evaluate`."""
     lengths = store.lengths[features]
     batches = evaluation_batches(lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
-    for _ in forward(model, store, ranks, [features[batch] for batch in mine], losses):
+    for _ in forward(model, store, ranks, [features[batch] for batch in mine], losses, forward_needs_all_ranks):
         pass
     ranks.stop_if_asked()
     summed = ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy()
@@ -157,18 +166,19 @@ def forward(
     ranks: Ranks,
     batches: Sequence[Indices],
     losses: npt.NDArray[np.float64],
+    needs_all_ranks: bool = False,
 ) -> Generator[Computed | None, None, None]:
     """Each batch with its logits, None for an empty one; the losses of its features are noted on the way.
 
-    It ends early when this rank is asked to stop or, where ranks compute together, when any of them is.
+    It ends early when this rank is asked to stop or, where a pass needs all ranks, when any of them is.
     """
     model.eval()
     shortest = store.lengths.argmin(0, keepdims=True)
 
     def compute(indices: Indices) -> Computed | None:
-        if not len(indices) and not ranks.is_collective:
+        if not len(indices) and not needs_all_ranks:
             return None
-        # A rank with nothing left computes one feature for nothing, so that the others get its share of the model.
+        # A rank with nothing left computes one feature for nothing, so that the others get its shard of the model.
         batch = FeatureBatch.of(store, indices if len(indices) else shortest, ranks.device)
         # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
         with torch.no_grad(), ranks.autocast():
@@ -181,12 +191,12 @@ def forward(
 
     def wanted() -> Iterator[Indices]:
         for indices in batches:
-            if _is_to_stop(ranks):
+            if _is_to_stop(ranks, together=needs_all_ranks):
                 return
             ranks.watchdog.beat("evaluation")
             yield indices
 
-    alone = ranks.device.type != "cpu" or ranks.is_collective or not model.is_thread_safe
+    alone = ranks.device.type != "cpu" or needs_all_ranks or not model.is_thread_safe
     yield from map(compute, wanted()) if alone else _side_by_side(compute, wanted())
 
 
@@ -217,8 +227,8 @@ def _side_by_side(
         torch.set_num_threads(num_threads)
 
 
-def _is_to_stop(ranks: Ranks) -> bool:
-    if not ranks.is_collective:
+def _is_to_stop(ranks: Ranks, *, together: bool) -> bool:
+    if not together:
         return ranks.is_asked_to_stop
     return bool(ranks.sum(torch.tensor(float(ranks.is_asked_to_stop), device=ranks.device)))
 

@@ -32,7 +32,6 @@ from qa_dist.model.span_model import (
     SpanModel,
     count_parameters,
     head_names,
-    logit_biases,
     transformers_model,
 )
 from qa_dist.model.trainable import ParameterReport, check_trainable, parameter_report
@@ -137,7 +136,7 @@ def _finished(
         enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     check_trainable(span_model, fresh)
-    for bias in logit_biases(span_model).values():
+    for bias in span_model.shift_invariant_biases().values():
         bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
     return span_model
 

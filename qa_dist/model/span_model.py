@@ -142,9 +142,15 @@ class SpanModel(nn.Module):
         lists = [part for part in transformers_model(self.model).modules() if isinstance(part, nn.ModuleList)]
         return list(max(lists, key=lambda part: sum(weight.numel() for weight in part.parameters()), default=()))
 
-    def unmoved(self) -> list[str]:
-        """Names of the trainable parameters whose gradient is set to zero, see `logit_biases`."""
-        return list(logit_biases(self))
+    def shift_invariant_biases(self) -> dict[str, nn.Parameter]:
+        """The head's two trainable biases, by name, that shift all start, or all end, logits of a feature alike.
+
+        The softmax over the tokens does not change with such a shift, so their gradient is zero but for rounding - and
+        Adam divides a gradient by its own size, which would turn that rounding into steps as long as any other. So it
+        is set to zero.
+        """
+        heads = set(head_parameters(self))
+        return {name: weight for name, weight in self.trainable() if name in heads and tuple(weight.shape) == (2,)}
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -178,16 +184,6 @@ def head_parameters(model: SpanModel) -> list[str]:
     """Names of the head's trainable parameters, as in `SpanModel.trainable`."""
     heads = head_names(transformers_model(model.model))
     return [name for name, _ in model.trainable() if name.removeprefix("base_model.model.").split(".")[0] in heads]
-
-
-def logit_biases(model: SpanModel) -> dict[str, nn.Parameter]:
-    """The head's two trainable biases that shift all start, or all end, logits of a feature alike.
-
-    The softmax over the tokens does not change with such a shift, so their gradient is zero but for rounding - and Adam
-    divides a gradient by its own size, which would turn that rounding into steps as long as any other.
-    """
-    heads = set(head_parameters(model))
-    return {name: weight for name, weight in model.trainable() if name in heads and tuple(weight.shape) == (2,)}
 
 
 def span_loss(

@@ -8,7 +8,6 @@ from qa_dist.model.span_model import (
     SpanModel,
     count_parameters,
     head_parameters,
-    logit_biases,
     transformers_model,
 )
 
@@ -84,11 +83,11 @@ class GradientCheck:
     """Makes sure that every adapter and head tensor has had a non-zero gradient by the second update.
 
     Before the first update LoRA's A matrices have none, because B starts at zero (Hu et al. 2022, section 4.1). The
-    biases of the logits never have one, see `logit_biases`.
+    biases of the logits never have one, see `SpanModel.shift_invariant_biases`.
     """
 
     def __init__(self, model: SpanModel) -> None:
-        heads, never = set(head_parameters(model)), logit_biases(model)
+        heads, never = set(head_parameters(model)), model.shift_invariant_biases()
         self._pending = [
             name for name, _ in model.trainable() if ("lora_" in name or name in heads) and name not in never
         ]

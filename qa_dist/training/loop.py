@@ -71,7 +71,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         with run.stoppable(trainer):
             ranks.stop_if_asked()
             if run.is_evaluation_pending:
-                run.evaluate(model, data, step=start)
+                run.evaluate(trainer, data, step=start)
             for step in range(start, trainer.num_steps):
                 if run.has_stopped_improving:
                     break
@@ -79,8 +79,8 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
                     done = trainer.step(step)
                 run.record(step, done, trainer.learning_rate(step))
                 if run.is_evaluation_due(step):
-                    run.evaluate(model, data, step=step + 1)
+                    run.evaluate(trainer, data, step=step + 1)
                 run.checkpoint_if_due(trainer)
                 if done.stop:
                     ranks.stop_if_asked()
-            return run.finish(model, data)
+            return run.finish(trainer, data)

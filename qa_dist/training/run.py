@@ -38,7 +38,6 @@ from qa_dist.model.trainable import ParameterReport
 from qa_dist.training.checkpoints import (
     Checkpoint,
     CheckpointWriter,
-    Resumable,
     differences,
     discard_after,
     newest_checkpoint,
@@ -46,6 +45,7 @@ from qa_dist.training.checkpoints import (
 )
 from qa_dist.training.inputs import RunData
 from qa_dist.training.progress import MetricsLog, Progress, StepResult, Stopwatch
+from qa_dist.training.trainer import Trainer
 
 FILES = (
     "run.json",
@@ -180,7 +180,7 @@ class Run:
         if self.config.training.report_to:
             self.ranks.start_trackers("qa_dist", self.config.flat())
 
-    def resume(self, trainer: Resumable) -> int:
+    def resume(self, trainer: Trainer) -> int:
         """Put the trainer where the checkpoint ends that the run goes on from, if any; returns the steps done.
 
         Raises:
@@ -227,7 +227,7 @@ class Run:
         self._progress = Progress(num_steps, start=done, shown=shown)
 
     @contextmanager
-    def stoppable(self, trainer: Resumable) -> Iterator[None]:
+    def stoppable(self, trainer: Trainer) -> Iterator[None]:
         """When all ranks agree to stop inside the block, write a checkpoint before they do.
 
         Raises:
@@ -250,7 +250,7 @@ class Run:
             )
             raise
 
-    def checkpoint_if_due(self, trainer: Resumable) -> None:
+    def checkpoint_if_due(self, trainer: Trainer) -> None:
         """Write a checkpoint, in the background, if one is due after the step just recorded."""
         wanted = self.config.training.checkpointing_steps
         if wanted == "no":
@@ -259,9 +259,9 @@ class Run:
         if self._last_step % every == 0 or self._last_step == self._num_steps:
             self._save(trainer)
 
-    def _save(self, trainer: Resumable) -> None:
+    def _save(self, trainer: Trainer) -> None:
         self._saved_step = self._last_step
-        if not self.ranks.is_main and not self.ranks.is_shared:
+        if not self.ranks.is_main and not trainer.engine.holds_shards:
             return
         best = self._best
         progress = {
@@ -315,7 +315,7 @@ class Run:
         every = self._steps_per_epoch if wanted == "epoch" else int(wanted)
         return (step + 1) % every == 0 or step + 1 == self._num_steps
 
-    def evaluate(self, model: SpanModel, data: RunData, *, step: int) -> Evaluation:
+    def evaluate(self, trainer: Trainer, data: RunData, *, step: int) -> Evaluation:
         """Evaluate after `step` optimiser steps, log it, and keep the weights if they are the best so far."""
         if data.validation is None:
             raise ValueError("nothing to evaluate on")
@@ -323,10 +323,17 @@ class Run:
         limit = self.config.data.max_eval_features
         with self.clock.phase("evaluate"), self._progress.paused():
             if limit is None:
-                found = self._evaluate_whole(model, data, data.validation)
+                found = self._evaluate_whole(trainer, data, data.validation)
             else:
                 chosen = subset(data.validation.num_features, limit, self.config.data.subset_seed)
-                found = evaluating.evaluate_loss(model, data.validation, self.ranks, self.config.evaluation, chosen)
+                found = evaluating.evaluate_loss(
+                    trainer.model,
+                    data.validation,
+                    self.ranks,
+                    self.config.evaluation,
+                    chosen,
+                    forward_needs_all_ranks=trainer.engine.forward_needs_all_ranks,
+                )
         self._latest = (step, found)
         values = {"eval_loss": found.loss, **{f"eval_{name}": value for name, value in found.metrics.items()}}
         epoch = round(step / self._steps_per_epoch, 4) if step else 0.0
@@ -337,7 +344,7 @@ class Run:
         self.say(_summary(f"step {step}" if step else "before training", found))
         self._record.setdefault("evaluations", []).append({"step": step, "loss": found.loss, **found.metrics})
         if step:
-            self._keep_if_best(model, data, step, found)
+            self._keep_if_best(trainer, data, step, found)
         self.is_evaluation_pending = False
         return found
 
@@ -347,19 +354,19 @@ class Run:
         patience = self.config.training.early_stopping_patience
         return patience is not None and self._evaluations_without_best >= patience
 
-    def finish(self, model: SpanModel, data: RunData) -> Evaluation | None:
+    def finish(self, trainer: Trainer, data: RunData) -> Evaluation | None:
         """Evaluate the weights the run ends with, write everything, and say where it is."""
-        ended_with, final = self._final_weights()
+        ended_with, final = self._final_weights(trainer)
         if data.validation is not None and (final is None or not final.metrics):
             with self.clock.phase("evaluate"):
-                final = self._evaluate_whole(model, data, data.validation)
+                final = self._evaluate_whole(trainer, data, data.validation)
             self.say(_summary("final", final))
         self._progress.close()
         memory = self.ranks.peak_memory_bytes()
-        weights = self.ranks.weights()
+        weights = trainer.engine.weights()
         if self.ranks.is_main:
             with self.clock.phase("write"), self._writing():
-                written = save_trained(model, weights, data.tokenizer, self.directory)
+                written = save_trained(trainer.model, weights, data.tokenizer, self.directory)
                 if final is not None:
                     written += write_results(final, self.directory)
             with self._writing():
@@ -370,19 +377,20 @@ class Run:
         self.ranks.barrier()
         return final
 
-    def _evaluate_whole(self, model: SpanModel, data: RunData, store: FeatureStore) -> Evaluation:
+    def _evaluate_whole(self, trainer: Trainer, data: RunData, store: FeatureStore) -> Evaluation:
         with evaluation_bar(shown=self.ranks.is_main and not self.config.training.disable_tqdm) as advance:
             return evaluating.evaluate(
-                model,
+                trainer.model,
                 store,
                 self.ranks,
                 self.config.evaluation,
                 version_2=data.version_2,
+                forward_needs_all_ranks=trainer.engine.forward_needs_all_ranks,
                 logits_path=self.directory / "logits.npy",
                 advance=advance,
             )
 
-    def _keep_if_best(self, model: SpanModel, data: RunData, step: int, found: Evaluation) -> None:
+    def _keep_if_best(self, trainer: Trainer, data: RunData, step: int, found: Evaluation) -> None:
         name = self.config.training.metric_for_best_model
         if name != "loss" and name not in found.metrics:
             name = "loss"
@@ -391,20 +399,20 @@ class Run:
             self._evaluations_without_best += 1
             return
         self._evaluations_without_best = 0
-        weights = self.ranks.weights()
+        weights = trainer.engine.weights()
         self._best = (value, step, weights, found)
         if self.ranks.is_main and self.config.training.keep == "best":
             best = self.directory / "best"
             with self._writing():
                 best.mkdir(exist_ok=True)
-                save_trained(model, weights, data.tokenizer, best)
+                save_trained(trainer.model, weights, data.tokenizer, best)
                 write_json(best / "metrics.json", {"step": step, "loss": found.loss, **found.metrics})
 
-    def _final_weights(self) -> tuple[int, Evaluation | None]:
+    def _final_weights(self, trainer: Trainer) -> tuple[int, Evaluation | None]:
         """Put the weights that the run ends with in place; their step, and their evaluation if there is one."""
         if self.config.training.keep == "best" and self._best is not None:
             _, step, weights, found = self._best
-            self.ranks.restore(weights)
+            trainer.engine.restore(weights)
             # The file of logits is that of the latest evaluation, and must be of the weights that are kept.
             is_latest = self._latest is not None and self._latest[0] == step
             return step, found if is_latest or self.config.evaluation.gather == "candidates" else None

@@ -10,8 +10,9 @@ import torch
 from qa_dist.common.errors import ConfigError, LocalTrainingError, TrainingError
 from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import subset
+from qa_dist.distributed.engine import NamedParameters
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.distributed.strategies.base import NamedParameters
+from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
@@ -57,7 +58,7 @@ class Trainer:
             )
         self.model = model
         self._longest = longest
-        # These three before the ranks share the tensors out.
+        # These three before the tensors are sharded.
         self.gradients = GradientCheck(model)
         self._moment_bytes = sum(moment_bytes(training.optim, weight.numel()) for _, weight in model.trainable())
         self.identity = {
@@ -65,7 +66,7 @@ class Trainer:
             "training data": store.fingerprint,
             "base model": _common_base(model, ranks),
         }
-        self.wrapped = ranks.prepare(model, model, self._make_optimizer, max_grad_norm=training.max_grad_norm)
+        self.engine = make_engine(ranks, model, self._make_optimizer, max_grad_norm=training.max_grad_norm)
         self.notice = notice
         self._stop = False
         self._order: tuple[int, Indices] | None = None
@@ -101,9 +102,9 @@ class Trainer:
         while (losses := self._accumulate(step, features)) is None:
             self._halve_budget(step, features)
         self._require_finite(step, features, losses)
-        self.ranks.exchange_gradients()
-        self.gradients.observe(self.ranks.has_gradient)
-        norm = self.ranks.update(self.learning_rate(step))
+        self.engine.sync_gradients()
+        self.gradients.observe(self.engine.has_gradient)
+        norm = self.engine.optimizer_step(self.learning_rate(step))
         if math.isfinite(norm):
             self.gradients.updated()
         else:
@@ -119,26 +120,26 @@ class Trainer:
     def checkpoint(self, step: int, best: Weights | None, progress: Mapping[str, Any]) -> Checkpoint:
         """What a run needs to go on after `step` optimiser steps; the tensors are copies.
 
-        Where the ranks share the model or its optimiser, all must call this together.
+        Where the ranks hold shards, all must call this together.
         """
         return Checkpoint(
             step=step,
-            weights=self.ranks.weights(),
-            optimizer=self.ranks.optimizer_tensors(),
+            weights=self.engine.weights(),
+            optimizer=self.engine.optimizer_tensors(),
             best=best,
             identity=self.identity,
             progress={
                 **progress,
                 "max_tokens_per_device": self.max_tokens,
-                "gradient_scaler": self.ranks.scaler_state(),
+                "gradient_scaler": self.engine.scaler_state(),
             },
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was taken."""
-        self.ranks.restore(checkpoint.weights)
-        self.ranks.load_optimizer_tensors(checkpoint.optimizer)
-        self.ranks.load_scaler_state(checkpoint.progress["gradient_scaler"])
+        self.engine.restore(checkpoint.weights)
+        self.engine.load_optimizer_tensors(checkpoint.optimizer)
+        self.engine.load_scaler_state(checkpoint.progress["gradient_scaler"])
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.
             self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.progress["max_tokens_per_device"]))
@@ -152,10 +153,10 @@ class Trainer:
         def run_pass(tokens: int) -> int:
             features = by_length[: max(1, tokens // longest)]
             batch = FeatureBatch.of(self.store, features, self.ranks.device)
-            self.wrapped.train()
+            self.engine.module.train()
             with self.ranks.autocast():
-                start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-            self.ranks.rehearse_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
+                start_T, end_T = self.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+            self.engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
             return longest * len(features)
 
         most = longest * min(len(self.features), self.config.training.global_batch_size)
@@ -185,7 +186,7 @@ class Trainer:
             padded_length=self.model.padded_length,
         )
         _seed_dropout(self.config.training.seed, step, self.ranks.rank)
-        self.wrapped.train()
+        self.engine.module.train()
         # Two more places: how many ranks ran out of memory, and how many were asked to stop.
         losses = torch.zeros(len(features) + 2, device=self.ranks.device, dtype=torch.float64)
         share = plan.shares[self.ranks.rank]
@@ -196,17 +197,17 @@ class Trainer:
                 chosen = micro_batch if len(micro_batch) else lengths.argmin(0, keepdims=True)
                 batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
                 with self.ranks.autocast():
-                    start_T, end_T = self.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+                    start_T, end_T = self.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
                 losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
                 # Ranks are averaged: times W / G_step the average is the mean over the global step.
                 weight = self.ranks.world_size / len(features) if len(micro_batch) else 0.0
-                self.ranks.backward(losses_B.sum() * weight, last=number == len(share))
+                self.engine.backward(losses_B.sum() * weight, last=number == len(share))
                 if len(micro_batch):
                     losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
                 # They hold the graph, in which layers of bitsandbytes keep their inputs even after the backward pass.
                 del start_T, end_T, losses_B
         except torch.OutOfMemoryError as error:
-            if self.ranks.is_shared:
+            if self.engine.holds_shards:
                 raise LocalTrainingError(
                     f"step {step + 1}: out of memory with {self.max_tokens} tokens per device, and with "
                     f"{self.ranks.request.strategy} other ranks are in the middle of the step; lower "
@@ -224,7 +225,7 @@ class Trainer:
         Raises:
             TrainingError: The budget was one feature already.
         """
-        self.ranks.discard_gradients()
+        self.engine.zero_grad()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         least = self.model.padded_length or int(self.store.lengths[features].max())
@@ -246,7 +247,7 @@ class Trainer:
 
     def _require_room_below(self, step: int, features: Indices) -> None:
         """After a gradient that is not finite: a smaller loss scale may do, where there is one."""
-        scale = self.ranks.loss_scale
+        scale = self.engine.loss_scale
         if scale is None or scale < LEAST_LOSS_SCALE:
             scaled = "" if scale is None else f", even with losses scaled by {scale:g} in float16; use bf16 or no"
             raise TrainingError(

@@ -33,13 +33,13 @@ def check(words: list[str], result: str, rank: int) -> int:
 def run_out_of_memory(words: list[str], rank: int) -> int:
     """Train, on rank 1 without memory."""
     from qa_dist.train import main
-    from qa_dist.training import loop as training
+    from qa_dist.training import trainer
 
     def fail(*arguments: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("simulated")
 
     if rank == 1:
-        training.span_loss = fail
+        trainer.span_loss = fail
     return main(words)
 
 
@@ -67,32 +67,32 @@ def _check(words: list[str], result: str) -> None:
         with torch.no_grad():
             return torch.stack(model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths))
 
-    start, before = ranks.weights(), logits()
+    start, before = trainer.engine.weights(), logits()
     assert list(start) == [name for name, _ in model.trainable()]
     assert all(tensor.numel() for tensor in start.values())
 
-    trainer.wrapped.train()
-    start_T, end_T = trainer.wrapped(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-    ranks.rehearse_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
-    assert same(ranks.weights(), start), "a rehearsal moved the weights"
+    trainer.engine.module.train()
+    start_T, end_T = trainer.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+    trainer.engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
+    assert same(trainer.engine.weights(), start), "a dry backward pass moved the weights"
 
     losses = [trainer.step(step).loss for step in range(4)]
     middle = trainer.checkpoint(4, None, {})
     assert all(torch.equal(middle.weights[name], start[name]) == (tuple(start[name].shape) == (2,)) for name in start)
     assert not torch.equal(logits(), before)
 
-    ranks.restore(start)
-    assert same(ranks.weights(), start)
+    trainer.engine.restore(start)
+    assert same(trainer.engine.weights(), start)
     assert torch.equal(logits(), before), "the model does not compute with what was put back"
-    ranks.restore(middle.weights)
+    trainer.engine.restore(middle.weights)
     losses += [trainer.step(step).loss for step in range(4, 8)]
-    final = ranks.weights()
+    final = trainer.engine.weights()
 
     again = start_trainer()
     again.restore(middle)
     assert same(again.checkpoint(4, None, {}).optimizer, middle.optimizer)
     assert [again.step(step).loss for step in range(4, 8)] == losses[4:]
-    assert same(ranks.weights(), final), "a new trainer does not go on from a checkpoint bit for bit"
+    assert same(trainer.engine.weights(), final), "a new trainer does not go on from a checkpoint bit for bit"
     if ranks.is_main:
         torch.save((losses, final, middle.optimizer), result)
     ranks.close()

@@ -1,70 +1,57 @@
-"""How the ranks hold a model: all of it each, or in shares - and how its gradients are exchanged and applied.
-
-A strategy does what differs between plain data parallelism, DeepSpeed's ZeRO and torch's FSDP2; nothing else in the
-package knows them. What it takes and gives is the same for all: micro-batches with one loss each, a gradient norm from
-before clipping, whole tensors by name. The mathematics is the same too - float32 weights and moments, the mean of the
-ranks' gradients, torch's AdamW - so that a run may change its strategy without changing its result.
-"""
+"""Which engine holds the model: plain data parallelism, DeepSpeed's ZeRO or torch's FSDP2."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.distributed.launch_config import Request
-from qa_dist.distributed.strategies.base import MakeOptimizer, Strategy, Trained
+from qa_dist.distributed.engine import Engine, MakeOptimizer, TrainableModel
+from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.distributed.strategies.fsdp import FullyShard
 from qa_dist.distributed.strategies.zero import Zero
 
 
-def make_strategy(
-    request: Request,
-    model: nn.Module,
-    trained: Trained,
-    make_optimizer: MakeOptimizer,
-    *,
-    max_grad_norm: float | None,
-    device: torch.device,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Strategy:
-    """The model as the request wants it held; all ranks must call this.
+def make_engine(
+    ranks: Ranks, model: TrainableModel, make_optimizer: MakeOptimizer, *, max_grad_norm: float | None
+) -> Engine:
+    """The model, held by the ranks as their launcher asks; all ranks must call this.
 
     Args:
-        request: What the launcher asks for.
-        model: The model: on `device` for plain data parallelism, anywhere for the others.
-        trained: The same model, as a strategy sees it.
-        make_optimizer: Makes the optimiser of the trainable parameters that the strategy ends up with.
+        ranks: The ranks, and how their launcher wants the model held.
+        model: The model, on any device; this moves or shards it.
+        make_optimizer: Makes the optimiser of the trainable parameters that the engine ends up with.
         max_grad_norm: Gradients are clipped to this global norm; None: they are not.
-        device: Where this rank computes.
-        scaler: Scales the loss for float16 gradients; only plain data parallelism takes one.
 
     Raises:
         ConfigError: It cannot be done, or a library dropped something on the way.
     """
+    request, device, watchdog = ranks.request, ranks.device, ranks.watchdog
     if request.strategy == "ddp":
-        return DataParallel(model, trained, make_optimizer, max_grad_norm, scaler)
-    _require_group(request, device)
+        scaler = torch.amp.GradScaler(device.type) if ranks.mixed_precision == "fp16" else None
+        module: Any = model
+        return DataParallel(module.to(device), make_optimizer, max_grad_norm, watchdog=watchdog, scaler=scaler)
+    _require_group(request.strategy, device)
     if request.strategy == "fsdp2":
         return FullyShard(
             model,
-            trained,
             make_optimizer,
             max_grad_norm,
+            watchdog=watchdog,
             device=device,
             reshard_after_forward=request.reshard_after_forward,
         )
-    return Zero(model, trained, make_optimizer, max_grad_norm, config=request.deepspeed, device=device)
+    return Zero(model, make_optimizer, max_grad_norm, watchdog=watchdog, config=request.deepspeed, device=device)
 
 
-def _require_group(request: Request, device: torch.device) -> None:
+def _require_group(strategy: str, device: torch.device) -> None:
     """A process group, even of one process: sharding goes through it."""
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
         raise ConfigError(
-            [f"{request.strategy} needs a launcher; start with accelerate launch or torchrun, with one process or more"]
+            [f"{strategy} needs a launcher; start with accelerate launch or torchrun, with one process or more"]
         )
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -4,55 +4,45 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from typing_extensions import override
 
-from qa_dist.distributed.strategies.base import MakeOptimizer, Trained, _TorchOptimizer
+from qa_dist.distributed.strategies.torch_engine import TorchEngine
 
 
-class DataParallel(_TorchOptimizer):
-    """Every rank holds the whole model, and gradients are exchanged once per step.
+class DataParallel(TorchEngine):
+    """Every rank holds the whole model, and gradients are averaged once per step.
 
     The model is not wrapped in DistributedDataParallel: that would exchange gradients inside the last backward pass,
     where a rank that runs out of memory leaves the others waiting. Here all ranks first agree that the step is whole.
     """
 
-    is_collective = False
-    is_shared = False
+    holds_shards = False
+    forward_needs_all_ranks = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        trained: Trained,
-        make_optimizer: MakeOptimizer,
-        max_grad_norm: float | None,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        super().__init__(model, trained, make_optimizer, max_grad_norm)
-        self._scaler = scaler
-
+    @override
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """See `Strategy`."""
         super().backward(loss if self._scaler is None else self._scaler.scale(loss), last=last)
 
-    def exchange(self) -> None:
-        """See `Strategy`."""
+    @override
+    def sync_gradients(self) -> None:
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
-            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
-            for gradient, piece in zip(bucket, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+        with self.watchdog.waiting():
+            for bucket in _buckets(gradients):
+                flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+                dist.all_reduce(flat)
+                flat /= dist.get_world_size()
+                pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
+                for gradient, piece in zip(bucket, pieces, strict=True):
+                    gradient.copy_(piece.view_as(gradient))
 
-    def update(self, learning_rate: float) -> float:
-        """See `Strategy`."""
+    @override
+    def optimizer_step(self, learning_rate: float) -> float:
         if self._scaler is None:
-            return super().update(learning_rate)
+            return super().optimizer_step(learning_rate)
         self._scaler.unscale_(self.optimizer)
-        norm = super().update(learning_rate)
+        norm = super().optimizer_step(learning_rate)
         # It lowers the scale if `unscale_` has seen a gradient overflow.
         self._scaler.update()
         return norm

@@ -5,24 +5,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from typing_extensions import override
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.distributed.strategies.base import MakeOptimizer, Trained, _TorchOptimizer
+from qa_dist.distributed.engine import MakeOptimizer, TrainableModel, collective
+from qa_dist.distributed.strategies.torch_engine import TorchEngine
+from qa_dist.distributed.watchdog import Watchdog
 
 
-class FullyShard(_TorchOptimizer):
+class FullyShard(TorchEngine):
     """FSDP2: every tensor is cut along its first dimension, and gathered layer by layer when it is needed."""
 
-    is_collective = True
-    is_shared = True
+    holds_shards = True
+    forward_needs_all_ranks = True
 
     def __init__(
         self,
-        model: nn.Module,
-        trained: Trained,
+        model: TrainableModel,
         make_optimizer: MakeOptimizer,
         max_grad_norm: float | None,
         *,
+        watchdog: Watchdog,
         device: torch.device,
         reshard_after_forward: bool,
     ) -> None:
@@ -30,12 +33,13 @@ class FullyShard(_TorchOptimizer):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        for part in (*trained.blocks(), model):
+        module: Any = model
+        for part in (*model.blocks(), module):
             fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward)
-        self._require_sharded(model)
+        self._require_sharded(module)
         # Only now: the shards are new parameters.
-        super().__init__(model, trained, make_optimizer, max_grad_norm)
-        self._unmoved = trained.unmoved()
+        super().__init__(model, make_optimizer, max_grad_norm, watchdog=watchdog)
+        self._shift_invariant = list(model.shift_invariant_biases())
 
     @staticmethod
     def _require_sharded(model: nn.Module) -> None:
@@ -57,17 +61,19 @@ class FullyShard(_TorchOptimizer):
         return whole
 
     @staticmethod
-    def _share(parameter: Any, whole: torch.Tensor) -> Any:
+    def _shard(parameter: Any, whole: torch.Tensor) -> Any:
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
 
+    @override
+    @collective
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """See `Strategy`."""
         self.module.set_requires_gradient_sync(last)
         super().backward(loss, last=last)
 
-    def exchange(self) -> None:
-        """The backward pass has exchanged them; hooks of the whole tensors did not run on the shards."""
-        for name in self._unmoved:
+    @override
+    def sync_gradients(self) -> None:
+        # The backward pass has done it; but hooks of the whole tensors did not run on the shards.
+        for name in self._shift_invariant:
             self._parameters[name].grad.zero_()

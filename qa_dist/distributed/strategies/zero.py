@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: optimiser state, gradients and weights in shares."""
+"""DeepSpeed's ZeRO: sharded optimiser state, gradients and weights."""
 
 import logging
 import math
@@ -11,44 +11,47 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from typing_extensions import override
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.distributed.strategies.base import MakeOptimizer, Trained
+from qa_dist.distributed.engine import Engine, MakeOptimizer, TrainableModel, collective
+from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.model.span_model import Weights
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Zero:
-    """DeepSpeed's ZeRO: the ranks share the optimiser's state (1), the gradients too (2), the weights too (3).
+class Zero(Engine):
+    """DeepSpeed's ZeRO: optimiser state (stage 1), gradients too (2) and weights too (3) are sharded.
 
-    The engine is driven directly. Accelerate would take the optimiser's step inside the backward pass.
+    DeepSpeed's engine is driven directly. Accelerate would take the optimiser's step inside the backward pass.
     """
 
-    is_shared = True
+    holds_shards = True
 
     def __init__(
         self,
-        model: nn.Module,
-        trained: Trained,
+        model: TrainableModel,
         make_optimizer: MakeOptimizer,
         max_grad_norm: float | None,
         *,
+        watchdog: Watchdog,
         config: Mapping[str, Any],
         device: torch.device,
     ) -> None:
         deepspeed = _import_deepspeed(device)
         self._deepspeed = deepspeed
-        optimizer = make_optimizer(trained.trainable())
+        optimizer = make_optimizer(model.trainable())
         try:
-            self.module: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
+            held: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
         except ValueError as error:
             # DeepSpeed checks its sections when it starts; its messages name the key.
             first = " ".join(str(error).split())
             raise ConfigError([f"DeepSpeed refuses its configuration ({first}); mend ds_configs/*.json"]) from error
+        super().__init__(held, watchdog)
         self._stage = int(config["zero_optimization"]["stage"])
-        self.is_collective = self._stage == 3
-        self._parameters: dict[str, Any] = dict(trained.trainable())
+        self.forward_needs_all_ranks = self._stage == 3
+        self._parameters: dict[str, Any] = dict(model.trainable())
         self._require_honoured(config, max_grad_norm)
 
     def _require_honoured(self, config: Mapping[str, Any], max_grad_norm: float | None) -> None:
@@ -77,49 +80,55 @@ class Zero:
                 [f"DeepSpeed did not take over {', '.join(dropped)}; use another of ds_configs/ or ddp.yaml"]
             )
 
+    @override
+    @collective
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """See `Strategy`."""
         self.module.set_gradient_accumulation_boundary(last)
         self.module.backward(loss)
 
-    def rehearse(self, loss: torch.Tensor) -> None:
-        """See `Strategy`.
-
-        DeepSpeed keeps gradients in buffers of its own, and drops them all in one case: a norm that is not finite.
-        """
+    @override
+    @collective
+    def dry_backward(self, loss: torch.Tensor) -> None:
+        # DeepSpeed keeps gradients in buffers of its own, and drops them all in one case: a norm that is not finite.
         self.backward(loss * math.inf, last=True)
         with _silenced(logging.ERROR):
             self.module.step()
         if self.module.was_step_applied():
             raise RuntimeError("DeepSpeed applied a gradient that is not finite; use the tested version of DeepSpeed")
 
-    def exchange(self) -> None:
-        """The last backward pass has done it."""
+    @override
+    def sync_gradients(self) -> None:
+        # The last backward pass has done it.
+        pass
 
+    @override
+    @collective
     def has_gradient(self, name: str) -> bool:
-        """See `Strategy`."""
         from deepspeed.utils import safe_get_full_grad
 
         gradient = safe_get_full_grad(self._parameters[name])
         return gradient is not None and bool(gradient.count_nonzero())
 
-    def update(self, learning_rate: float) -> float:
-        """See `Strategy`."""
+    @override
+    @collective
+    def optimizer_step(self, learning_rate: float) -> float:
         for group in self.module.optimizer.param_groups:
             group["lr"] = learning_rate
         self.module.step()
         return float(self.module.get_global_grad_norm()) if self.module.was_step_applied() else math.inf
 
+    @override
+    @collective
     def weights(self) -> Weights:
-        """See `Strategy`."""
         found = {}
         for name, parameter in self._parameters.items():
             with self._whole([parameter]):
                 found[name] = parameter.detach().to("cpu", copy=True)
         return found
 
+    @override
+    @collective
     def restore(self, weights: Weights) -> None:
-        """See `Strategy`."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 with self._whole([parameter], modifier_rank=0):
@@ -127,8 +136,9 @@ class Zero:
         # The optimiser steps copies of its own.
         self.module.optimizer.refresh_fp32_params()
 
+    @override
+    @collective
     def optimizer_tensors(self) -> Weights:
-        """See `Strategy`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         states = list(self._base_state.values())
@@ -142,8 +152,9 @@ class Zero:
             found[f"step/{name}"] = states[0]["step"].to("cpu", copy=True)
         return found
 
+    @override
+    @collective
     def load_optimizer_tensors(self, tensors: Weights) -> None:
-        """See `Strategy`."""
         if not tensors:
             return
         optimizer = self.module.optimizer

@@ -1,5 +1,6 @@
 """What was asked of a library and dropped by it is an error, in one process."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,12 @@ import torch.distributed as dist
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
+from qa_dist.distributed.engine import Engine, NamedParameters, collective
 from qa_dist.distributed.launch_config import Request
-from qa_dist.distributed.strategies.choice import make_strategy
+from qa_dist.distributed.strategies.choice import make_engine
+from qa_dist.distributed.strategies.fsdp import FullyShard
 from qa_dist.distributed.strategies.zero import Zero
+from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import SpanModel
 from tests.tiny import tiny_model
@@ -39,14 +43,12 @@ def model(tmp_path: Path) -> SpanModel:
 
 
 def make(request: Request, model: SpanModel) -> Any:
-    return make_strategy(
-        request,
-        model,
-        model,
-        lambda parameters: torch.optim.AdamW([parameter for _, parameter in parameters]),
-        max_grad_norm=1.0,
-        device=CPU,
-    )
+    ranks: Any = SimpleNamespace(request=request, device=CPU, watchdog=Watchdog(math.inf))
+
+    def make_optimizer(parameters: NamedParameters) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([parameter for _, parameter in parameters])
+
+    return make_engine(ranks, model, make_optimizer, max_grad_norm=1.0)
 
 
 def test_sharding_that_did_not_happen_is_an_error(
@@ -121,3 +123,41 @@ def test_what_deepspeed_drops_is_named(changes: dict[str, Any], dropped: str) ->
     strategy.module = engine(3, **changes)
     with pytest.raises(ConfigError, match=f"did not take over {dropped};"):
         strategy._require_honoured(config, 1.0)
+
+
+def test_what_all_ranks_do_together_is_known_to_the_watchdog_where_there_are_shards() -> None:
+    # What ZeRO and FSDP2 have done inside the backward pass needs no other rank.
+    methods = Engine.__abstractmethods__ - {"sync_gradients"}
+    assert len(methods) == 8
+    for engine in (FullyShard, Zero):
+        assert engine.holds_shards
+        for name in methods:
+            assert hasattr(getattr(engine, name), "__wrapped__"), f"{engine.__name__}.{name} is not `collective`"
+
+
+@pytest.mark.parametrize("holds_shards", [False, True])
+def test_a_collective_method_waits_once(holds_shards: bool) -> None:
+    class Held:
+        watchdog = Watchdog(math.inf)
+
+        @collective
+        def outer(self, number: int) -> int:
+            return self.inner(number) + watched(self)
+
+        @collective
+        def inner(self, number: int) -> int:
+            if number < 0:
+                raise ValueError
+            return number
+
+    def watched(held: Held) -> bool:
+        return held.watchdog._waiting
+
+    held = Held()
+    held.holds_shards = holds_shards
+    assert held.outer(3) == 3 + holds_shards
+    assert not watched(held)
+    with pytest.raises(ValueError) as failed:  # noqa: PT011 - any sentence
+        held.outer(-1)
+    assert getattr(failed.value, "__notes__", []) == ["it was in start"] * holds_shards
+    assert not watched(held)

@@ -18,7 +18,6 @@ from qa_dist.model.span_model import (
     count_parameters,
     head_names,
     head_parameters,
-    logit_biases,
     span_loss,
     transformers_model,
 )
@@ -151,7 +150,7 @@ def test_full_fine_tuning_comes_back(model_type: str, tmp_path: Path) -> None:
 
 def test_rounding_does_not_move_the_biases_of_the_logits(tmp_path: Path) -> None:
     model = build(tiny_model("bert", tmp_path))
-    biases = logit_biases(model)
+    biases = model.shift_invariant_biases()
     assert [tuple(bias.shape) for bias in biases.values()] == [(2,)]
     _, _, gradients = loss_and_gradients(model)
     for name in biases:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from qa_dist.distributed.strategies.base import NamedParameters
+from qa_dist.distributed.engine import NamedParameters
 from qa_dist.distributed.strategies.data_parallel import DataParallel
+from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.training.optimizer import make_adamw, parameter_groups
 
 
@@ -24,15 +25,17 @@ class Line(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return []
 
-    def unmoved(self) -> list[str]:
-        return []
+    def shift_invariant_biases(self) -> dict[str, nn.Parameter]:
+        return {}
 
 
 def strategy(scaler: torch.amp.GradScaler | None) -> tuple[Line, DataParallel]:
     model = Line()
-    return model, DataParallel(
-        model, model, lambda named: torch.optim.SGD([weight for _, weight in named], lr=1.0), 0.5, scaler
-    )
+
+    def make(named: NamedParameters) -> torch.optim.Optimizer:
+        return torch.optim.SGD([weight for _, weight in named], lr=1.0)
+
+    return model, DataParallel(model, make, 0.5, watchdog=Watchdog(math.inf), scaler=scaler)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
@@ -41,9 +44,9 @@ def test_the_step_does_not_depend_on_the_scale(scale: float) -> None:
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=scale)):
         model, held = strategy(scaler)
         held.backward((model.weight * 2).sum(), last=True)
-        held.exchange()
+        held.sync_gradients()
         # The norm from before clipping, of gradients as they are without a scale.
-        assert held.update(0.1) == pytest.approx(2.0)
+        assert held.optimizer_step(0.1) == pytest.approx(2.0)
         found.append(model.weight.detach().clone())
     assert torch.equal(*found)
     assert float(found[0]) == pytest.approx(3.0 - 0.1 * 0.5)
@@ -58,12 +61,12 @@ def test_moments_in_8_bits_do_not_see_what_overflowed() -> None:
         groups = parameter_groups(named, 0.0)
         return make_adamw("adamw_8bit", groups, learning_rate=1.0, betas=(0.9, 0.99), epsilon=1e-8)
 
-    held = DataParallel(model, model, make, None, scaler)
+    held = DataParallel(model, make, None, watchdog=Watchdog(math.inf), scaler=scaler)
     for factor in (2.0, math.inf):
         before = {key: tensor.clone() for key, tensor in held.optimizer_tensors().items()}
         weight = model.weight.detach().clone()
         held.backward((model.weight * factor).sum(), last=True)
-        norm = held.update(0.1)
+        norm = held.optimizer_step(0.1)
         assert (norm == pytest.approx(2.0 * 64)) == math.isfinite(norm) == (factor == 2.0)
     found = held.optimizer_tensors()
     assert found["state1/weight"].dtype == torch.uint8
@@ -78,8 +81,8 @@ def test_an_overflow_is_skipped_and_halves_the_scale() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     model, held = strategy(scaler)
     held.backward((model.weight * math.inf).sum(), last=True)
-    held.exchange()
-    assert not math.isfinite(held.update(0.1))
+    held.sync_gradients()
+    assert not math.isfinite(held.optimizer_step(0.1))
     assert float(model.weight.detach()) == 3.0
     assert scaler.get_scale() == 512.0
     assert model.weight.grad is None

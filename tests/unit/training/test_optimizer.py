@@ -1,5 +1,6 @@
 """Learning rates against the Hugging Face schedules, what decays, and moments in 8 bits against those in 32."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import get_constant_schedule, get_cosine_schedule_with_warmup,
 from qa_dist.common.errors import ConfigError
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.training.optimizer import (
     Kind,
     learning_rate,
@@ -85,8 +87,8 @@ class Net(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return []
 
-    def unmoved(self) -> list[str]:
-        return []
+    def shift_invariant_biases(self) -> dict[str, nn.Parameter]:
+        return {}
 
 
 def held(kind: Kind, weight_decay: float = 0.1) -> tuple[Net, DataParallel]:
@@ -98,7 +100,7 @@ def held(kind: Kind, weight_decay: float = 0.1) -> tuple[Net, DataParallel]:
         groups = parameter_groups(parameters, weight_decay)
         return make_adamw(kind, groups, learning_rate=1.0, betas=(0.9, 0.99), epsilon=1e-8)
 
-    return net, DataParallel(net, net, make, 0.5)
+    return net, DataParallel(net, make, 0.5, watchdog=Watchdog(math.inf))
 
 
 def take_step(net: Net, strategy: DataParallel, number: int, rate: float) -> tuple[float, float]:
@@ -107,8 +109,8 @@ def take_step(net: Net, strategy: DataParallel, number: int, rate: float) -> tup
     inputs = torch.randn(32, 96, generator=generator)
     loss = (net(inputs) - inputs[:, :2].sign()).square().mean()
     strategy.backward(loss, last=True)
-    strategy.exchange()
-    return float(loss.detach()), strategy.update(rate)
+    strategy.sync_gradients()
+    return float(loss.detach()), strategy.optimizer_step(rate)
 
 
 def test_moments_in_8_bits_train_as_those_in_32_do() -> None:
@@ -133,7 +135,7 @@ def test_learning_rate_and_decay_reach_the_8_bit_update() -> None:
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     for rate in (0.5, 0.25):
         strategy.backward(sum((weight * 0).sum() for weight in net.parameters()), last=True)  # type: ignore[arg-type]
-        strategy.update(rate)
+        strategy.optimizer_step(rate)
     for name, weight in net.named_parameters():
         factor = (1 - 0.5 * 0.1) * (1 - 0.25 * 0.1) if weight.ndim == 2 else 1.0
         torch.testing.assert_close(weight.detach(), before[name] * factor, msg=name)

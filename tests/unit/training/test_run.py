@@ -16,6 +16,7 @@ from qa_dist import evaluate, train
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.parsing import read_recipe
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.distributed.strategies.data_parallel import DataParallel
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
@@ -298,11 +299,13 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def fail_after(num_steps: int, run: Callable[..., int], **options: Any) -> None:
     """Let a run fail after so many steps."""
-    from qa_dist.distributed.ranks import Ranks
-
-    update, steps = Ranks.update, itertools.count()
+    update, steps = DataParallel.optimizer_step, itertools.count()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Ranks, "update", lambda *given: update(*given) if next(steps) < num_steps else float("inf"))
+        patched.setattr(
+            DataParallel,
+            "optimizer_step",
+            lambda *given: update(*given) if next(steps) < num_steps else float("inf"),
+        )
         with pytest.raises(SystemExit, match="1"):
             run(**options)
 
@@ -396,7 +399,7 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_features(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(Ranks, "update", lambda *arguments: float("inf"))
+    monkeypatch.setattr(DataParallel, "optimizer_step", lambda *arguments: float("inf"))
     with pytest.raises(SystemExit, match="1"):
         run()
     assert "the run stops: step 1: the gradient is not finite; features q" in capsys.readouterr().err
@@ -423,7 +426,7 @@ def test_evaluation_refuses_a_strategy(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_failed_run_leaves_no_watchdog(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
 
-    monkeypatch.setattr(Ranks, "update", lambda *arguments: float("inf"))
+    monkeypatch.setattr(DataParallel, "optimizer_step", lambda *arguments: float("inf"))
     with pytest.raises(SystemExit, match="1"):
         run()
     assert "the gradient is not finite" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""What the engines share whose optimiser is torch's own, stepped here."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from qa_dist.distributed.engine import Engine, MakeOptimizer, TrainableModel, collective
+from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from qa_dist.distributed.watchdog import Watchdog
+from qa_dist.model.span_model import Weights
+
+
+class TorchEngine(Engine):
+    """An engine that steps torch's optimiser itself.
+
+    Such engines differ in how a tensor is held: `_whole` and `_shard` go from a rank's shard to the whole tensor and
+    back.
+    """
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        make_optimizer: MakeOptimizer,
+        max_grad_norm: float | None,
+        *,
+        watchdog: Watchdog,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        super().__init__(model, watchdog, scaler)
+        self.optimizer = make_optimizer(model.trainable())
+        self._parameters: dict[str, Any] = dict(model.trainable())
+        # clip_grad_norm_ multiplies by max_norm / (norm + 1e-6), which for an infinite max_norm is clamped to 1.
+        self._limit = math.inf if max_grad_norm is None else max_grad_norm
+
+    @staticmethod
+    def _whole(tensor: Any) -> torch.Tensor:
+        whole: torch.Tensor = tensor
+        return whole
+
+    @staticmethod
+    def _shard(parameter: Any, whole: torch.Tensor) -> Any:
+        return whole
+
+    @override
+    @collective
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @override
+    @collective
+    def dry_backward(self, loss: torch.Tensor) -> None:
+        self.backward(loss, last=True)
+        self.zero_grad()
+
+    @override
+    @collective
+    def has_gradient(self, name: str) -> bool:
+        gradient = self._parameters[name].grad
+        return gradient is not None and bool(self._whole(gradient).count_nonzero())
+
+    @override
+    @collective
+    def optimizer_step(self, learning_rate: float) -> float:
+        norm = float(self._whole(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit)))
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @override
+    @collective
+    def weights(self) -> Weights:
+        return {
+            name: self._whole(parameter.detach()).to("cpu", copy=True) for name, parameter in self._parameters.items()
+        }
+
+    @override
+    @collective
+    def restore(self, weights: Weights) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._shard(parameter, weights[name]))
+
+    @override
+    @collective
+    def optimizer_tensors(self) -> Weights:
+        return optimizer_tensors(self.optimizer, self._parameters.items(), whole=self._whole)
+
+    @override
+    @collective
+    def load_optimizer_tensors(self, tensors: Weights) -> None:
+        shards = {}
+        for key, whole in tensors.items():
+            parameter = self._parameters[key.partition("/")[2]]
+            shards[key] = self._shard(parameter, whole) if whole.shape == parameter.shape else whole
+        load_optimizer_tensors(self.optimizer, self._parameters.items(), shards)
