@@ -4,7 +4,7 @@
 # and evaluation on synthetic questions. Meant to end within ten minutes on one data-centre GPU; TIME_LIMIT=600 (seconds)
 # is shared by the commands, most important first, and what did not fit is left out.
 #
-#   bash benchmarks/gpu.sh outputs/gpu [options of qa_dist.bench]
+#   bash launch/benchmark_gpu.sh outputs/gpu [options of qa_dist.bench]
 #   python -m qa_dist.bench report outputs/gpu/bench.json --output docs/benchmarks.md
 set -euo pipefail
 
@@ -14,7 +14,7 @@ shift
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 python=${PYTHON:-python}
 limit=${TIME_LIMIT:-600}
-"$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "benchmarks/gpu.sh needs a CUDA device")'
+"$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "launch/benchmark_gpu.sh needs a CUDA device")'
 
 for command in trainer paths evaluation scaling; do
   left=$((limit - SECONDS))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from qa_dist.benchmarking.features import squad_windows
+from qa_dist.benchmarking.synthetic import squad_windows
 from qa_dist.features.batching import deal, token_imbalance
 
 WORLD_SIZES = (2, 8, 64, 512)

@@ -4,7 +4,7 @@
 
 Synthetic logits (normal, with one raised answer per feature) for features with the lengths of SQuAD v1.1 dev at
 384/128: 10,784 features of 10,570 examples. Prints JSON: seconds of each stage, the best of several repeats. The loops
-of `qa_dist.benchmarking.loops` run on part of the features, and their time is scaled up.
+of `qa_dist.benchmarking.nested_loops` run on part of the features, and their time is scaled up.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_dist.benchmarking.loops import nested_loop_answers, nested_loop_scores
+from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
 from qa_dist.evaluation.answers import Answers, decode
 from qa_dist.evaluation.candidates import MODES, CandidateTable, pad_rows, top_spans
 from qa_dist.evaluation.scoring import score_v1

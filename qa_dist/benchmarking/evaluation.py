@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from qa_dist.benchmarking.job import Result, Work, alternate, spread
 from qa_dist.benchmarking.settings import Settings
-from qa_dist.benchmarking.work import Result, Work, alternate, spread
 
 PHASES = ("tokenise", "forward", "decode", "score")
 OURS, THEIRS, DYNAMIC = "qa_dist", "Hugging Face", "Hugging Face, dynamic padding"

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from qa_dist.benchmarking.features import SyntheticStore
-from qa_dist.benchmarking.loops import nested_loop_answers, nested_loop_scores
+from qa_dist.benchmarking.job import Result, Work
 from qa_dist.benchmarking.measuring import peak_memory_bytes, rates, synchronize, synthetic_store
-from qa_dist.benchmarking.work import Result, Work
+from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
+from qa_dist.benchmarking.synthetic import SyntheticStore
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import RunConfig
 from qa_dist.data.records import Example

@@ -6,8 +6,8 @@ from statistics import median
 
 import torch
 
-from qa_dist.benchmarking.features import SyntheticStore
-from qa_dist.benchmarking.work import Result, Work
+from qa_dist.benchmarking.job import Result, Work
+from qa_dist.benchmarking.synthetic import SyntheticStore
 from qa_dist.config.options import RunConfig
 
 

@@ -11,8 +11,8 @@ All of them are qa_dist's own training loop; the optimiser steps are the same.
 from collections.abc import Callable
 from typing import Any
 
+from qa_dist.benchmarking.job import Work, alternate, medians
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
-from qa_dist.benchmarking.work import Work, alternate, medians
 from qa_dist.model.families import MODEL_TYPES_UNPADDED
 
 Cell = dict[str, Any]

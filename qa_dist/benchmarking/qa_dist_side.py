@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
+from qa_dist.benchmarking.job import Result, Work
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
-from qa_dist.benchmarking.work import Result, Work
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks

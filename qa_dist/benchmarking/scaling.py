@@ -15,8 +15,8 @@ from statistics import median
 from typing import Any
 
 from qa_dist.benchmarking.balance import simulate
+from qa_dist.benchmarking.job import Result, Work, alternate, medians, spread
 from qa_dist.benchmarking.settings import NO_DROPOUT, Settings
-from qa_dist.benchmarking.work import Result, Work, alternate, medians, spread
 from qa_dist.common.errors import ConfigError
 
 ALONE = "1 process"

@@ -10,8 +10,8 @@ measured with and without.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from qa_dist.benchmarking.job import Result, Work, alternate, medians, rate, ratio
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
-from qa_dist.benchmarking.work import Result, Work, alternate, medians, rate, ratio
 
 TUTORIAL = "Trainer, tutorial"
 OURS = "qa_dist, model's dropout"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qa_dist.benchmarking.work import Result, Work
+from qa_dist.benchmarking.job import Result, Work
 from qa_dist.common.command import run
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
@@ -42,12 +42,12 @@ def _work(path: Path) -> int:
 
 
 def _measured(work: Work, config: RunConfig, spec: dict[str, Any]) -> Result | None:
-    from qa_dist.benchmarking import hugging_face, ours
+    from qa_dist.benchmarking import hugging_face, qa_dist_side
 
     if work.kind == "train":
-        return ours.train(work, config, spec)
+        return qa_dist_side.train(work, config, spec)
     if work.kind == "evaluate":
-        return ours.evaluate(config)
+        return qa_dist_side.evaluate(config)
     if work.kind == "train_hugging_face":
         return hugging_face.train(work, config)
     return hugging_face.evaluate(work, config)

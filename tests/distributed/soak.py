@@ -1,4 +1,4 @@
-"""Nothing grows over many kills and resumes: `python -m benchmarks.soak --minutes 20 --output soak.json`.
+"""Nothing grows over many kills and resumes: `python -m tests.distributed.soak --minutes 20 --output soak.json`.
 
 A tiny model is trained on two CPU ranks, with an evaluation and a checkpoint again and again: first without an
 interruption, then the same run once more, and once more, each of whose lives ends with SIGKILL of a random rank at a

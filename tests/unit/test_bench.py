@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from qa_dist import bench
 from qa_dist.benchmarking import report, scaling, trainer
 from qa_dist.benchmarking.balance import simulate
-from qa_dist.benchmarking.features import SyntheticStore, squad_windows
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
-from qa_dist.benchmarking.loops import nested_loop_answers, nested_loop_scores
+from qa_dist.benchmarking.job import Work, spread
+from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
-from qa_dist.benchmarking.work import Work, spread
+from qa_dist.benchmarking.synthetic import SyntheticStore, squad_windows
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.config.parsing import parse

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("psutil", reason="the dev extra is not installed")
 
-from benchmarks.soak import ALLOWED_GROWTH, WORLD_SIZE, Life, across_lives, courses, within_lives
+from tests.distributed.soak import ALLOWED_GROWTH, WORLD_SIZE, Life, across_lives, courses, within_lives
 
 MIB = 1 << 20
 STEADY: dict[str, Callable[[int, int], int]] = {
