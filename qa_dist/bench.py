@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qa_dist.benchmarking import charts, report
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
-from qa_dist.common.command import Parser, run
+from qa_dist.common.command import Parser, run_command
 from qa_dist.common.errors import UserError
 from qa_dist.config.parsing import parse
 
@@ -29,7 +29,7 @@ COMMANDS = (*report.SECTIONS, "all", "report")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(PROG, lambda: _bench(list(sys.argv[1:] if argv is None else argv)))
+    return run_command(PROG, lambda: _bench(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _bench(argv: list[str]) -> int:

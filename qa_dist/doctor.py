@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qa_dist.common.command import run
+from qa_dist.common.command import run_command
 from qa_dist.common.hosts import host_name, slurm_environment
 from qa_dist.config.options import DataConfig, option
 from qa_dist.config.parsing import parse
@@ -54,7 +54,7 @@ class DoctorConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(PROG, lambda: _doctor(sys.argv[1:] if argv is None else argv))
+    return run_command(PROG, lambda: _doctor(sys.argv[1:] if argv is None else argv))
 
 
 def _doctor(argv: Sequence[str]) -> int:

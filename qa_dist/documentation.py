@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_dist.common.command import run
+from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.parsing import option_table
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"{path} cannot be rewritten ({error}); name a text file") from error
         return 0
 
-    return run(PROG, work)
+    return run_command(PROG, work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import sys
 import typing
 from collections.abc import Iterable, Sequence
 
-from qa_dist.common.command import run
+from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
@@ -23,7 +23,7 @@ PROG = "qa_dist.estimate"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(PROG, lambda: _estimate(sys.argv[1:] if argv is None else argv))
+    return run_command(PROG, lambda: _estimate(sys.argv[1:] if argv is None else argv))
 
 
 def _estimate(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qa_dist.common.command import run
+from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
@@ -38,7 +38,7 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(PROG, lambda: _evaluate(sys.argv[1:] if argv is None else argv))
+    return run_command(PROG, lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 
 def _evaluate(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qa_dist.common.command import run
+from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
 from qa_dist.config.options import ModelConfig, RunConfig, option
 from qa_dist.config.parsing import parse, peek
@@ -52,7 +52,7 @@ class MergeConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(PROG, lambda: _merge(sys.argv[1:] if argv is None else argv))
+    return run_command(PROG, lambda: _merge(sys.argv[1:] if argv is None else argv))
 
 
 def _merge(argv: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ PROGRAM = "qa_dist.prepare"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return command.run(PROGRAM, lambda: _prepare(sys.argv[1:] if argv is None else argv))
+    return command.run_command(PROGRAM, lambda: _prepare(sys.argv[1:] if argv is None else argv))
 
 
 def _prepare(argv: Sequence[str]) -> int:

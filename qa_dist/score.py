@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return command.run(PROGRAM, lambda: _print_scores(argv))
+    return command.run_command(PROGRAM, lambda: _print_scores(argv))
 
 
 def _print_scores(argv: list[str] | None) -> int:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from qa_dist.common.command import note_exit, run
+from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.signals import StopSignals
 from qa_dist.config.parsing import parse
 
@@ -12,7 +12,7 @@ PROG = "qa_dist.train"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return note_exit(run(PROG, lambda: _train(sys.argv[1:] if argv is None else argv)))
+    return note_exit(run_command(PROG, lambda: _train(sys.argv[1:] if argv is None else argv)))
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qa_dist.benchmarking.job import Result, Work
-from qa_dist.common.command import run
+from qa_dist.common.command import run_command
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.failures import failures_named
@@ -23,7 +23,7 @@ PROG = "qa_dist.benchmarking.worker"
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the work that a file describes; returns the exit code."""
     (path,) = sys.argv[1:] if argv is None else argv
-    return run(PROG, lambda: _work(Path(path)))
+    return run_command(PROG, lambda: _work(Path(path)))
 
 
 def _work(path: Path) -> int:

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def run(program: str, work: Callable[[], int]) -> int:
+def run_command(program: str, work: Callable[[], int]) -> int:
     """The exit code of `work`, or that of the mistake that ended it.
 
     A `UserError` becomes one line on standard error and code 2, without secrets that may be in it; a run that was asked

@@ -130,7 +130,7 @@ def test_help_loads_no_heavy_library():
     assert time.perf_counter() - start < 5
 
 
-# command.run
+# command.run_command
 
 
 def fails_with(error):
@@ -141,15 +141,15 @@ def fails_with(error):
 
 
 def test_exit_codes_and_messages(capsys):
-    assert command.run("program", lambda: 7) == 7
-    assert command.run("program", fails_with(ScoringError("This went wrong."))) == 2
+    assert command.run_command("program", lambda: 7) == 7
+    assert command.run_command("program", fails_with(ScoringError("This went wrong."))) == 2
     assert capsys.readouterr().err == "program: error: This went wrong.\n"
-    assert command.run("program", fails_with(ConfigError(["one", "two"]))) == 2
+    assert command.run_command("program", fails_with(ConfigError(["one", "two"]))) == 2
     assert capsys.readouterr().err == "program: error: 2 problems in the configuration:\n  - one\n  - two\n"
-    assert command.run("program", fails_with(KeyboardInterrupt())) == 130
+    assert command.run_command("program", fails_with(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "program: interrupted\n"
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        command.run("program", fails_with(RuntimeError("a fault of the program")))
+        command.run_command("program", fails_with(RuntimeError("a fault of the program")))
 
 
 def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(capsys, monkeypatch):
@@ -161,7 +161,7 @@ def test_ranks_other_than_0_name_their_machine_and_leave_to_one_what_all_found(c
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         for error in (own, shared):
-            assert command.run("program", fails_with(error)) == 2
+            assert command.run_command("program", fails_with(error)) == 2
         said[rank] = capsys.readouterr().err.splitlines()
     first, shared_line = "program: error: Not here.", "program: error: Everywhere."
     assert said["0"] == [first, shared_line]
@@ -175,7 +175,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback():
         "def work():\n"
         "    for _ in range(100_000): sys.stdout.write('line\\n')\n"
         "    return 0\n"
-        "sys.exit(command.run('program', work))"
+        "sys.exit(command.run_command('program', work))"
     )
     command = f'{sys.executable} -c "$0" | head -n 1; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command, script], cwd=ROOT, text=True, capture_output=True, check=False)

@@ -394,12 +394,12 @@ def test_a_traceback_that_quotes_a_token_is_masked(monkeypatch: pytest.MonkeyPat
     def end(code: int) -> None:
         raise SystemExit(code)
 
-    assert command.run("program", work) == 1
+    assert command.run_command("program", work) == 1
     one = capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(SystemExit):
-        command.run("program", failing_rank)
+        command.run_command("program", failing_rank)
     for said in (one, capsys.readouterr().err):
         assert "OSError: 403 for https://***@hub/x (***)" in said
         assert "Traceback" in said
@@ -411,5 +411,5 @@ def test_an_error_of_a_library_that_quotes_a_token_is_masked(capsys: Capture) ->
     def work() -> int:
         raise UserError(f"cannot reach https://me:{TOKEN}@hub/x?token=abc ({TOKEN})")
 
-    assert command.run("program", work) == 2
+    assert command.run_command("program", work) == 2
     assert capsys.readouterr().err == "program: error: cannot reach https://***@hub/x?*** (***)\n"
