@@ -185,8 +185,7 @@ def _log_features(path: Path, rank: int) -> None:
 
 def _install(fault: Fault) -> None:
     from qa_dist.evaluation import loop as evaluation
-    from qa_dist.training import checkpoints, run
-    from qa_dist.training import loop as training
+    from qa_dist.training import checkpoints, loop, run, trainer
 
     entered = 0
 
@@ -220,9 +219,9 @@ def _install(fault: Fault) -> None:
             wrap(owner, name)
         return
     places: dict[str, tuple[Any, str]] = {
-        "load": (training, "build_model"),
-        "step": (training.Trainer, "step"),
-        "data": (training.FeatureBatch, "of"),
+        "load": (loop, "build_model"),
+        "step": (trainer.Trainer, "step"),
+        "data": (trainer.FeatureBatch, "of"),
         "evaluate": (evaluation, "forward"),
         "save": (checkpoints, "write_checkpoint"),
         "finish": (run, "save_trained"),

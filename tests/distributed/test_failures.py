@@ -19,7 +19,7 @@ pytestmark = pytest.mark.distributed
 def write_module(folder: Path, body: str) -> None:
     """A module `broken_train` that runs qa_dist.train with something broken in it."""
     start = "from qa_dist.train import main\nsys.exit(main())\n"
-    text = f"import sys\nimport qa_dist.training.loop as training\n{body}\n{start}"
+    text = f"import sys\nfrom qa_dist.training import loop, trainer\n{body}\n{start}"
     (folder / "broken_train.py").write_text(text, encoding="utf-8")
 
 
@@ -35,12 +35,12 @@ def start(folder: Path, num_processes: int) -> tuple[int, str, float]:
 
 def test_a_rank_that_raises_ends_all_and_is_named(tmp_path: Path) -> None:
     body = """
-step = training.Trainer.step
+step = trainer.Trainer.step
 def failing(self, number):
     if self.ranks.rank == 1 and number == 3:
         raise RuntimeError("the disk of this node has gone")
     return step(self, number)
-training.Trainer.step = failing
+trainer.Trainer.step = failing
 """
     write_module(tmp_path, body)
     code, stderr, seconds = start(tmp_path, 2)
@@ -52,14 +52,14 @@ training.Trainer.step = failing
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_features(tmp_path: Path, num_processes: int) -> None:
     body = """
-loss = training.span_loss
+loss = trainer.span_loss
 calls = 0
 def spoiled(*arguments):
     global calls
     calls += 1
     found = loss(*arguments)
     return found * float("nan") if calls == 4 else found
-training.span_loss = spoiled
+trainer.span_loss = spoiled
 """
     write_module(tmp_path, body)
     code, stderr, _ = start(tmp_path, num_processes)
@@ -76,14 +76,14 @@ def test_a_rank_with_another_base_model_is_named(tmp_path: Path) -> None:
     body = """
 import os
 import torch
-build = training.build_model
+build = loop.build_model
 def other(*arguments, **options):
     model, report = build(*arguments, **options)
     if os.environ["RANK"] == "1":
         with torch.no_grad():
             next(model.parameters())[0, 0] += 1e-6
     return model, report
-training.build_model = other
+loop.build_model = other
 """
     write_module(tmp_path, body)
     code, stderr, _ = start(tmp_path, 2)

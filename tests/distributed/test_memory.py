@@ -18,9 +18,9 @@ pytestmark = pytest.mark.distributed
 def train_in_small_memory(limit: int, words: list[str], rank: int) -> int:
     """Train; the last rank has no memory for more than `limit` tokens at a time."""
     from qa_dist.train import main
-    from qa_dist.training import loop as training
+    from qa_dist.training import trainer
 
-    loss, last = training.span_loss, int(os.environ.get("WORLD_SIZE", "1")) - 1
+    loss, last = trainer.span_loss, int(os.environ.get("WORLD_SIZE", "1")) - 1
 
     def limited(
         start_T: torch.Tensor, end_T: torch.Tensor, lengths: tuple[int, ...], labels_B2: torch.Tensor
@@ -29,7 +29,7 @@ def train_in_small_memory(limit: int, words: list[str], rank: int) -> int:
             raise torch.OutOfMemoryError("simulated")
         return loss(start_T, end_T, lengths, labels_B2)
 
-    training.span_loss = limited
+    trainer.span_loss = limited
     return main(words)
 
 
