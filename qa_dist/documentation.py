@@ -13,7 +13,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.parsing import option_table
-from qa_dist.distributed.launch_config import Request, Strategy, recipe_problems
+from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.doctor import DoctorConfig
 from qa_dist.evaluate import EvaluateConfig
 from qa_dist.memory.estimate import EstimateConfig
@@ -108,7 +108,7 @@ def combinations() -> Iterator[Combination]:
             problems = [
                 *config.model.problems(),
                 *config.training.problems(),
-                *recipe_problems(Request(strategy=strategy), config),
+                *recipe_problems(strategy, config),
             ]
             options = {
                 "mixed_precision": precision,
@@ -156,7 +156,7 @@ def refusal_table() -> str:
     notes: list[str] = []
     for name, options in rows.items():
         config = RunConfig(training=TrainingConfig(**options))
-        cells = [_cell(set(recipe_problems(Request(strategy=each), config)) or {None}, notes) for each in strategies]
+        cells = [_cell(set(recipe_problems(each, config)) or {None}, notes) for each in strategies]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return _with_notes(lines, notes)
 

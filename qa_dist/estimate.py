@@ -14,7 +14,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
-from qa_dist.distributed.launch_config import Request, Strategy, recipe_problems
+from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.memory.by_strategy import PARTS
 from qa_dist.memory.estimate import Estimate, EstimateConfig, estimate
 
@@ -62,9 +62,7 @@ def choose_strategies(config: RunConfig, wanted: str) -> tuple[list[Strategy], d
     """
     if config.training.torch_compile:
         raise ConfigError(["--torch_compile keeps other tensors than what is estimated here; estimate without it"])
-    problems = {
-        strategy: list(recipe_problems(Request(strategy=strategy), config)) for strategy in typing.get_args(Strategy)
-    }
+    problems = {strategy: list(recipe_problems(strategy, config)) for strategy in typing.get_args(Strategy)}
     chosen = [name for name, found in problems.items() if wanted in ("all", name) and not found]
     refused = {name: found[0] for name, found in problems.items() if wanted in ("all", name) and found}
     if not chosen:

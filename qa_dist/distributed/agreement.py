@@ -23,10 +23,10 @@ from qa_dist.machine.environment import versions
 _OWN_PLACES = ("train_file", "validation_file", "store_dir", "cache_dir", "output_dir")
 
 
-def preflight(
+def require_agreement(
     config: RunConfig, ranks: Ranks, stores: Mapping[str, FeatureStore | None], output_dir: Path
 ) -> list[str]:
-    """What the user should know before the run starts, as lines; every rank must call this.
+    """Notes for the user, as lines, once all ranks are found to train the same run; every rank must call this.
 
     Args:
         config: This rank's configuration.
@@ -39,7 +39,7 @@ def preflight(
     """
     if ranks.world_size == 1:
         return []
-    held = {"launcher strategy": ranks.request.strategy, "launcher settings": ranks.request.settings}
+    held = {"launcher strategy": ranks.launch_config.strategy, "launcher settings": ranks.launch_config.settings}
     own = Member(ranks.rank, host_name(), {**facts(config, stores), **held})
     if problems := ranks.broadcast(sentences(ranks.gather(own))):
         raise ConfigError(problems, on_all_ranks=True)
@@ -116,7 +116,7 @@ def _sight(ranks: Ranks, output_dir: Path) -> list[tuple[Member, bool]]:
         ConfigError: On every rank alike: rank 0 cannot write there.
     """
     # A name that was never asked for is in no cache of a network file system.
-    probe = output_dir / f".preflight-{secrets.token_hex(8)}"
+    probe = output_dir / f".probe-{secrets.token_hex(8)}"
     problems: list[str] = []
     if ranks.is_main:
         try:

@@ -2,7 +2,7 @@
 
 `accelerate launch` hands its configuration file to the processes as environment variables, and accelerate acts on them
 behind the program's back: it drops DeepSpeed and FSDP on a CPU, fills in values, and steps inside the backward pass.
-Here they are read once, compared with the recipe - a value is set in one place - and turned into a `Request` that
+Here they are read once, compared with the recipe - a value is set in one place - and turned into a `LaunchConfig` that
 `qa_dist.distributed.strategies.choice` carries out.
 """
 
@@ -60,7 +60,7 @@ _FSDP_ALLOWED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class LaunchConfig:
     """How the ranks are to hold the model.
 
     Attributes:
@@ -89,7 +89,7 @@ def asks_for(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def read_request(environment: Mapping[str, str], config: RunConfig) -> Request:
+def read_launch_config(environment: Mapping[str, str], config: RunConfig) -> LaunchConfig:
     """The strategy that the launcher asks for.
 
     Args:
@@ -102,18 +102,18 @@ def read_request(environment: Mapping[str, str], config: RunConfig) -> Request:
     training = config.training
     problems = list(_launcher_problems(environment, training))
     wanted = asks_for(environment)
-    request: Request | None = Request()
+    launch_config: LaunchConfig | None = LaunchConfig()
     if wanted == "DeepSpeed":
-        request = _deepspeed_request(environment, training, problems)
+        launch_config = _deepspeed_launch_config(environment, training, problems)
     elif wanted == "FSDP":
         problems.extend(_fsdp_problems(environment, training))
         reshard = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-        request = Request(strategy="fsdp2", reshard_after_forward=reshard)
-    if request is not None:
-        problems.extend(recipe_problems(request, config))
-    if problems or request is None:
+        launch_config = LaunchConfig(strategy="fsdp2", reshard_after_forward=reshard)
+    if launch_config is not None:
+        problems.extend(recipe_problems(launch_config.strategy, config))
+    if problems or launch_config is None:
         raise ConfigError(problems)
-    return request
+    return launch_config
 
 
 def _is_true(value: str | None) -> bool:
@@ -159,38 +159,39 @@ def _fsdp_problems(environment: Mapping[str, str], training: TrainingConfig) -> 
         )
 
 
-def recipe_problems(request: Request, config: RunConfig) -> Iterable[str]:
+def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
     """Options of the recipe that the strategy cannot honour."""
     training, quantization = config.training, config.model.quantization
-    if quantization != "no" and request.strategy in ("zero3", "fsdp2"):
+    if quantization != "no" and strategy in ("zero3", "fsdp2"):
         yield (
-            f"--quantization {quantization} does not work with {request.strategy}, which would cut the packed weights "
+            f"--quantization {quantization} does not work with {strategy}, which would cut the packed weights "
             "apart; drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
         )
-    if training.mixed_precision == "fp16" and request.strategy != "ddp":
+    if training.mixed_precision == "fp16" and strategy != "ddp":
         yield (
-            f"--mixed_precision fp16 does not work with {request.strategy}, which would scale the loss in its own way; "
+            f"--mixed_precision fp16 does not work with {strategy}, which would scale the loss in its own way; "
             "use bf16, or accelerate_configs/ddp.yaml"
         )
-    if training.torch_compile and request.strategy in ("zero3", "fsdp2"):
+    if training.torch_compile and strategy in ("zero3", "fsdp2"):
         yield (
-            f"--torch_compile does not work with {request.strategy}, which gathers weights between the operations; "
+            f"--torch_compile does not work with {strategy}, which gathers weights between the operations; "
             "drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
         )
-    if training.optim != "adamw" and request.strategy != "ddp":
+    if training.optim != "adamw" and strategy != "ddp":
         yield (
-            f"--optim {training.optim} does not work with {request.strategy}, which cuts the tensors apart whose "
+            f"--optim {training.optim} does not work with {strategy}, which cuts the tensors apart whose "
             "moments bitsandbytes would quantise; drop it, or use accelerate_configs/ddp.yaml"
         )
-    if training.cpu_offload and request.strategy in ("ddp", "fsdp2"):
+    if training.cpu_offload and strategy in ("ddp", "fsdp2"):
         yield (
-            f"--cpu_offload does not work with {request.strategy}; drop it, or use accelerate_configs/zero2.yaml or "
-            "zero3.yaml"
+            f"--cpu_offload does not work with {strategy}; drop it, or use accelerate_configs/zero2.yaml or zero3.yaml"
         )
 
 
-def _deepspeed_request(environment: Mapping[str, str], training: TrainingConfig, problems: list[str]) -> Request | None:
-    """The request that a DeepSpeed configuration describes; None, and a problem, if it cannot be read at all."""
+def _deepspeed_launch_config(
+    environment: Mapping[str, str], training: TrainingConfig, problems: list[str]
+) -> LaunchConfig | None:
+    """What a DeepSpeed configuration describes; None, and a problem, if it cannot be read at all."""
     path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if path == "none":
         problems.append(
@@ -234,7 +235,7 @@ def _deepspeed_request(environment: Mapping[str, str], training: TrainingConfig,
         if strategy == "zero3":
             offload["offload_param"] = {"device": "cpu"}
         filled["zero_optimization"] = {**offload, **zero}
-    return Request(strategy=strategy, deepspeed=filled)
+    return LaunchConfig(strategy=strategy, deepspeed=filled)
 
 
 def _deepspeed_problems(

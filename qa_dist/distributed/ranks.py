@@ -22,7 +22,7 @@ from accelerate.utils import LoggerType
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.signals import Stopped
-from qa_dist.distributed.launch_config import USE_VARIABLES, Request, asks_for
+from qa_dist.distributed.launch_config import USE_VARIABLES, LaunchConfig, asks_for
 from qa_dist.distributed.rendezvous import group_options, meeting
 from qa_dist.distributed.watchdog import Watchdog
 
@@ -38,7 +38,7 @@ class Ranks:
         device: where this process computes.
         mixed_precision: of the matrix products inside `autocast`.
         watchdog: ends this process if it makes no progress, once it is started.
-        request: how the launcher wants the model held.
+        launch_config: how the launcher wants the model held.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Ranks:
         asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
         hang_timeout: float | None = None,
         timeout_seconds: int = 1800,
-        request: Request | None = None,
+        launch_config: LaunchConfig | None = None,
     ) -> None:
         """Join the process group that the launcher describes in the environment, or be alone without one.
 
@@ -61,7 +61,7 @@ class Ranks:
             asked_to_stop: The signal by which this process was asked to stop, None before.
             hang_timeout: Seconds without progress after which the process ends; None: it is not watched.
             timeout_seconds: How long a rank waits for the others in a collective operation.
-            request: How the launcher wants the model held; None where nothing is trained, and every rank holds all.
+            launch_config: How the launcher wants the model held; None where nothing is trained: every rank holds all.
 
         Raises:
             ConfigError: The launcher asked for what qa_dist does not do, or ranks are missing, cannot run together or
@@ -69,15 +69,15 @@ class Ranks:
         """
         self._asked_to_stop = asked_to_stop
         self.watchdog = Watchdog(hang_timeout or math.inf)
-        _take_over(request)
+        _take_over(launch_config)
         _refuse_trackers(trackers)
-        self.request = request or Request()
+        self.launch_config = launch_config or LaunchConfig()
         self.mixed_precision = mixed_precision
         with meeting(timeout_seconds):
             self._accelerator = Accelerator(
                 # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
                 cpu=True if not torch.cuda.is_available() else None,
-                # Whatever the launcher says: `autocast` is where the precision is, `read_request` compares the two.
+                # Whatever the launcher says, which `read_launch_config` compares: `autocast` is where the precision is.
                 mixed_precision="no",
                 log_with=list(trackers) or None,
                 project_dir=str(project_dir) if project_dir else None,
@@ -216,14 +216,14 @@ def _refuse_trackers(names: Sequence[str]) -> None:
             raise ConfigError([f"--report_to {name} needs the package {name}, which is not installed; install it"])
 
 
-def _take_over(request: Request | None) -> None:
-    """Keep accelerate and transformers from acting on what `request` describes, or refuse what nothing carries out.
+def _take_over(launch_config: LaunchConfig | None) -> None:
+    """Keep accelerate and transformers from acting on what the launcher wants, or refuse what nothing carries out.
 
     Left to accelerate, DeepSpeed and FSDP are dropped on a CPU without a word; transformers loads no weights on ranks
     other than the first.
     """
     wanted = asks_for(os.environ)
-    if wanted and request is None:
+    if wanted and launch_config is None:
         raise ConfigError(
             [f"the launcher asks for {wanted}, which holds models to train; use accelerate_configs/ddp.yaml here"]
         )

@@ -1,6 +1,6 @@
 """The machines of a run: their names, which of them are missing, and what is not the same on all of them.
 
-Nothing here talks to other ranks: `distributed.py` and `preflight.py` carry the words.
+Nothing here talks to other ranks: `rendezvous.py` and `agreement.py` carry the words.
 """
 
 import json

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qa_dist.config.options import RunConfig
-from qa_dist.distributed.agreement import preflight
-from qa_dist.distributed.launch_config import read_request
+from qa_dist.distributed.agreement import require_agreement
+from qa_dist.distributed.launch_config import read_launch_config
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.results import Evaluation
 from qa_dist.model.building import build_model
@@ -39,7 +39,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         asked_to_stop=asked_to_stop,
         hang_timeout=training.hang_timeout,
         timeout_seconds=training.ddp_timeout,
-        request=read_request(os.environ, config),
+        launch_config=read_launch_config(os.environ, config),
     )
     if training.tf32:
         ranks.use_tf32()
@@ -47,7 +47,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
     with Run(config, ranks, output_dir) as run:
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)
-            run.say(*preflight(config, ranks, {"train": data.train, "validation": data.validation}, output_dir))
+            run.say(*require_agreement(config, ranks, {"train": data.train, "validation": data.validation}, output_dir))
             run.describe_data(data)
         with run.clock.phase("model"):
             model, report = build_model(

@@ -442,7 +442,7 @@ class Run:
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": [masked(word) for word in sys.argv],
             "world_size": self.ranks.world_size,
-            "strategy": self.ranks.request.strategy,
+            "strategy": self.ranks.launch_config.strategy,
             "num_steps": self._last_step,
             "weights_of_step": ended_with,
             **self._record,

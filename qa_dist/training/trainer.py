@@ -210,7 +210,7 @@ class Trainer:
             if self.engine.holds_shards:
                 raise LocalTrainingError(
                     f"step {step + 1}: out of memory with {self.max_tokens} tokens per device, and with "
-                    f"{self.ranks.request.strategy} other ranks are in the middle of the step; lower "
+                    f"{self.ranks.launch_config.strategy} other ranks are in the middle of the step; lower "
                     "--max_tokens_per_device, or use --gradient_checkpointing"
                 ) from error
             losses[-2] = 1.0

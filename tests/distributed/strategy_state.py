@@ -7,7 +7,7 @@ import torch
 
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.failures import failures_named
-from qa_dist.distributed.launch_config import read_request
+from qa_dist.distributed.launch_config import read_launch_config
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.model.building import build_model
@@ -46,7 +46,7 @@ def run_out_of_memory(words: list[str], rank: int) -> int:
 def _check(words: list[str], result: str) -> None:
     config, _ = parse(words, prog="strategy_state", description="")
     training = config.training
-    ranks = Ranks(mixed_precision=training.mixed_precision, request=read_request(os.environ, config))
+    ranks = Ranks(mixed_precision=training.mixed_precision, launch_config=read_launch_config(os.environ, config))
     data = load_data(config, ranks)
 
     def start_trainer() -> Trainer:

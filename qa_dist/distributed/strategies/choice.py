@@ -28,22 +28,22 @@ def make_engine(
     Raises:
         ConfigError: It cannot be done, or a library dropped something on the way.
     """
-    request, device, watchdog = ranks.request, ranks.device, ranks.watchdog
-    if request.strategy == "ddp":
+    launch, device, watchdog = ranks.launch_config, ranks.device, ranks.watchdog
+    if launch.strategy == "ddp":
         scaler = torch.amp.GradScaler(device.type) if ranks.mixed_precision == "fp16" else None
         module: Any = model
         return DataParallel(module.to(device), make_optimizer, max_grad_norm, watchdog=watchdog, scaler=scaler)
-    _require_group(request.strategy, device)
-    if request.strategy == "fsdp2":
+    _require_group(launch.strategy, device)
+    if launch.strategy == "fsdp2":
         return FullyShard(
             model,
             make_optimizer,
             max_grad_norm,
             watchdog=watchdog,
             device=device,
-            reshard_after_forward=request.reshard_after_forward,
+            reshard_after_forward=launch.reshard_after_forward,
         )
-    return Zero(model, make_optimizer, max_grad_norm, watchdog=watchdog, config=request.deepspeed, device=device)
+    return Zero(model, make_optimizer, max_grad_norm, watchdog=watchdog, config=launch.deepspeed, device=device)
 
 
 def _require_group(strategy: str, device: torch.device) -> None:

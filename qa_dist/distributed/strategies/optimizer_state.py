@@ -19,7 +19,7 @@ def optimizer_tensors(
     """Copies of the optimiser's state on the CPU, as `kind/parameter`.
 
     The kinds are torch's `exp_avg`, `exp_avg_sq` and `step`, or bitsandbytes' `state1`, `state2`, `step`, and `absmax1`
-    and `absmax2` where the former two are uint8. `whole` makes a tensor whole of which this rank holds a share.
+    and `absmax2` where the former two are uint8. `whole` makes a tensor whole of which this rank holds a shard.
     """
     import torch
 

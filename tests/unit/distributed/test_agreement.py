@@ -11,7 +11,7 @@ import pytest
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed import agreement
-from qa_dist.distributed.launch_config import Request
+from qa_dist.distributed.launch_config import LaunchConfig
 from qa_dist.distributed.roll_call import Member
 
 
@@ -23,7 +23,8 @@ def store(content: str = "c" * 64, tokenizer: str = "d" * 64, fingerprint: str =
 class Two:
     """Rank 0 of two, the other of which is a copy of it on node1 with some facts changed and eyes open or shut."""
 
-    world_size, rank, is_main, request = 2, 0, True, Request(strategy="zero2", deepspeed={"gradient_clipping": 1.0})
+    world_size, rank, is_main = 2, 0, True
+    launch_config = LaunchConfig(strategy="zero2", deepspeed={"gradient_clipping": 1.0})
 
     def __init__(self, *, sees: bool = True, **changed: Any) -> None:
         self.sees = sees
@@ -40,7 +41,7 @@ class Two:
 
 
 def check(ranks: Any, tmp_path: Path, config: RunConfig | None = None) -> list[str]:
-    return agreement.preflight(config or RunConfig(), ranks, {"train": store(), "validation": None}, tmp_path)
+    return agreement.require_agreement(config or RunConfig(), ranks, {"train": store(), "validation": None}, tmp_path)
 
 
 def problems(tmp_path: Path, **changed: Any) -> tuple[str, ...]:
@@ -134,7 +135,7 @@ def test_a_machine_that_does_not_see_the_folder_is_told_about(tmp_path: Path) ->
 def test_a_folder_that_rank_0_cannot_write_to_stops_all(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     with pytest.raises(ConfigError, match=f"--output_dir {folder} cannot be used: No such file or directory"):
-        agreement.preflight(RunConfig(), Two(), {}, folder)  # type: ignore[arg-type]
+        agreement.require_agreement(RunConfig(), Two(), {}, folder)  # type: ignore[arg-type]
 
 
 def test_host_names_are_those_of_this_machine() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
-from qa_dist.distributed.launch_config import Request, asks_for, read_request
+from qa_dist.distributed.launch_config import LaunchConfig, asks_for, read_launch_config
 
 ROOT = Path(__file__).parents[3]
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -34,7 +34,7 @@ def deepspeed(path: Path, **more: str) -> dict[str, str]:
 
 def problems(environment: dict[str, str], **options: Any) -> str:
     with pytest.raises(ConfigError) as found:
-        read_request(environment, training(**options))
+        read_launch_config(environment, training(**options))
     return "\n".join(found.value.problems)
 
 
@@ -59,8 +59,9 @@ def edited(tmp_path: Path) -> Any:
 
 
 def test_without_a_strategy_it_is_data_parallel() -> None:
-    assert read_request({}, training()) == Request(strategy="ddp")
-    assert read_request({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_MIXED_PRECISION": "no"}, training()) == Request()
+    assert read_launch_config({}, training()) == LaunchConfig(strategy="ddp")
+    switched_off = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_MIXED_PRECISION": "no"}
+    assert read_launch_config(switched_off, training()) == LaunchConfig()
     assert asks_for({}) is None
 
 
@@ -75,11 +76,11 @@ def test_shipped_files_leave_batch_precision_and_clipping_to_the_recipe(path: Pa
     assert [found[name] for name in autos] == ["auto"] * 4
     assert found["bf16"] == found["fp16"] == {"enabled": "auto"}
     assert not {"optimizer", "scheduler"} & set(found)
-    request = read_request(deepspeed(path), training(max_grad_norm=0.7))
-    assert request.strategy == path.stem.removesuffix("_offload")
-    assert request.deepspeed["gradient_clipping"] == 0.7
-    assert '"auto"' not in json.dumps(dict(request.deepspeed))
-    assert read_request(deepspeed(path), training(max_grad_norm=None)).deepspeed["gradient_clipping"] == 0.0
+    launch_config = read_launch_config(deepspeed(path), training(max_grad_norm=0.7))
+    assert launch_config.strategy == path.stem.removesuffix("_offload")
+    assert launch_config.deepspeed["gradient_clipping"] == 0.7
+    assert '"auto"' not in json.dumps(dict(launch_config.deepspeed))
+    assert read_launch_config(deepspeed(path), training(max_grad_norm=None)).deepspeed["gradient_clipping"] == 0.0
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
@@ -87,7 +88,7 @@ def test_deepspeed_reads_what_it_is_given(path: Path) -> None:
     pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    config = DeepSpeedConfig(dict(read_request(deepspeed(path), training(max_grad_norm=0.7)).deepspeed))
+    config = DeepSpeedConfig(dict(read_launch_config(deepspeed(path), training(max_grad_norm=0.7)).deepspeed))
     assert int(config.zero_optimization_stage) == int(path.stem[4])
     assert config.gradient_clipping == 0.7
     assert not config.float16_config.enabled
@@ -98,15 +99,15 @@ def test_deepspeed_reads_what_it_is_given(path: Path) -> None:
 
 def test_offloading_by_flag_is_offloading_by_file() -> None:
     for stage in ("zero2", "zero3"):
-        by_flag = read_request(deepspeed(ROOT / f"ds_configs/{stage}.json"), training(cpu_offload=True))
-        by_file = read_request(deepspeed(ROOT / f"ds_configs/{stage}_offload.json"), training())
+        by_flag = read_launch_config(deepspeed(ROOT / f"ds_configs/{stage}.json"), training(cpu_offload=True))
+        by_file = read_launch_config(deepspeed(ROOT / f"ds_configs/{stage}_offload.json"), training())
         places = [
             {
                 name: section["device"]
-                for name, section in request.deepspeed["zero_optimization"].items()
+                for name, section in launch_config.deepspeed["zero_optimization"].items()
                 if "off" in name
             }
-            for request in (by_flag, by_file)
+            for launch_config in (by_flag, by_file)
         ]
         assert places[0] == places[1] != {}
 
@@ -138,7 +139,7 @@ def test_a_value_that_contradicts_the_recipe_is_named(edited: Any, changes: dict
 
 def test_values_equal_to_the_recipe_are_no_contradiction(edited: Any) -> None:
     path = edited(train_batch_size=8, gradient_clipping=0.5, bf16={"enabled": False})
-    assert read_request(deepspeed(path), training(global_batch_size=8, max_grad_norm=0.5)).strategy == "zero2"
+    assert read_launch_config(deepspeed(path), training(global_batch_size=8, max_grad_norm=0.5)).strategy == "zero2"
 
 
 @pytest.mark.parametrize(
@@ -198,11 +199,11 @@ def test_fsdp_settings_that_nothing_honours_are_refused(variables: dict[str, str
 
 
 def test_fsdp2_is_read() -> None:
-    assert read_request(FSDP, training()) == Request(strategy="fsdp2", reshard_after_forward=True)
+    assert read_launch_config(FSDP, training()) == LaunchConfig(strategy="fsdp2", reshard_after_forward=True)
     kept = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}
-    assert not read_request(kept, training()).reshard_after_forward
+    assert not read_launch_config(kept, training()).reshard_after_forward
     both = {**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}
-    assert read_request(both, training(gradient_checkpointing=True)).strategy == "fsdp2"
+    assert read_launch_config(both, training(gradient_checkpointing=True)).strategy == "fsdp2"
 
 
 def test_options_that_a_strategy_cannot_honour_are_refused() -> None:
@@ -211,13 +212,13 @@ def test_options_that_a_strategy_cannot_honour_are_refused() -> None:
         deepspeed(ROOT / "ds_configs/zero3.json"), torch_compile=True
     )
     assert "--quantization 8bit does not work with fsdp2" in problems(FSDP, quantization="8bit")
-    assert read_request(deepspeed(ROOT / "ds_configs/zero2.json"), training("4bit")).strategy == "zero2"
+    assert read_launch_config(deepspeed(ROOT / "ds_configs/zero2.json"), training("4bit")).strategy == "zero2"
     for optim in ("adamw_8bit", "paged_adamw_8bit"):
         assert f"--optim {optim} does not work with fsdp2" in problems(FSDP, optim=optim)
         for strategy in ("zero1", "zero2", "zero3"):
             found = problems(deepspeed(ROOT / f"ds_configs/{strategy}.json"), optim=optim)
             assert f"--optim {optim} does not work with {strategy}, which cuts the tensors apart" in found
-        assert read_request({}, training(optim=optim)).strategy == "ddp"
+        assert read_launch_config({}, training(optim=optim)).strategy == "ddp"
     assert "--cpu_offload does not work with ddp" in problems({}, cpu_offload=True)
     assert "--cpu_offload does not work with fsdp2" in problems(FSDP, cpu_offload=True)
 

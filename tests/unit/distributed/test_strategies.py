@@ -14,7 +14,7 @@ import torch.distributed as dist
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
 from qa_dist.distributed.engine import Engine, NamedParameters, collective
-from qa_dist.distributed.launch_config import Request
+from qa_dist.distributed.launch_config import LaunchConfig
 from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.distributed.strategies.fsdp import FullyShard
 from qa_dist.distributed.strategies.zero import Zero
@@ -42,8 +42,8 @@ def model(tmp_path: Path) -> SpanModel:
     return build_model(config, seed=1, max_seq_length=64)[0]
 
 
-def make(request: Request, model: SpanModel) -> Any:
-    ranks: Any = SimpleNamespace(request=request, device=CPU, watchdog=Watchdog(math.inf))
+def make(launch_config: LaunchConfig, model: SpanModel) -> Any:
+    ranks: Any = SimpleNamespace(launch_config=launch_config, device=CPU, watchdog=Watchdog(math.inf))
 
     def make_optimizer(parameters: NamedParameters) -> torch.optim.Optimizer:
         return torch.optim.AdamW([parameter for _, parameter in parameters])
@@ -58,21 +58,21 @@ def test_sharding_that_did_not_happen_is_an_error(
 
     monkeypatch.setattr(fsdp, "fully_shard", lambda module, **options: module)
     with pytest.raises(ConfigError, match="asks for FSDP, but 49 tensors are not sharded"):
-        make(Request(strategy="fsdp2"), model)
+        make(LaunchConfig(strategy="fsdp2"), model)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
 def test_sharing_needs_a_launcher(strategy: Any, model: SpanModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match=f"{strategy} needs a launcher; start with accelerate launch or torchrun"):
-        make(Request(strategy=strategy), model)
+        make(LaunchConfig(strategy=strategy), model)
 
 
 def test_a_key_that_deepspeed_does_not_know_is_one_sentence(group: None, model: SpanModel) -> None:
     pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2, "overlap_com": True}}
     with pytest.raises(ConfigError, match=r"DeepSpeed refuses its configuration \(.*overlap_com"):
-        make(Request(strategy="zero2", deepspeed=config), model)
+        make(LaunchConfig(strategy="zero2", deepspeed=config), model)
 
 
 def engine(stage: int, **changes: Any) -> Any:
