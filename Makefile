@@ -2,9 +2,10 @@
 #
 #   make quickstart   install, and train and score on the embedded sample: no GPU and no model hub needed
 #   make test         install what tests need, and run all of them
-#   make check        linters and types
+#   make check        linters, types, and the site
+#   make site         build the pages of docs/ into site/, and fail where they do not hold together
 #   make audit        look up known vulnerabilities of the pinned packages; needs the advisories of the package index
-#   make docs         regenerate the tables in README.md and docs/, and the tested set
+#   make docs         regenerate the tables in docs/, and the tested set
 #   make clean        remove .venv and everything generated
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check audit docs clean
+.PHONY: quickstart test check site audit docs clean
 
 quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
@@ -21,11 +22,15 @@ quickstart: $(VENV)/.quickstart
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# Strict: a link to nothing, or a page that the menu leaves out, is a failure.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Strict: a package without an answer is a failure, not a pass.
 audit: $(VENV)/bin/python
@@ -34,12 +39,12 @@ audit: $(VENV)/bin/python
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.machine.requirements pyproject.toml constraints.txt > qa_dist/machine/requirements.json
-	$(BIN)/python -m qa_dist.documentation README.md docs/compatibility.md
+	$(BIN)/python -m qa_dist.documentation docs/options.md docs/compatibility.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 	$(BIN)/python benchmarks/memory.py report docs/memory/*.json --output docs/memory.md
 
 clean:
-	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) outputs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

