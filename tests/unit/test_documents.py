@@ -88,6 +88,18 @@ def test_every_link_leads_somewhere(document: str) -> None:
             assert anchor in anchors(PAGES[os.path.relpath(place, ROOT)]), target
 
 
+def test_modules_that_the_changelog_sends_readers_to_are_there() -> None:
+    table = PAGES["CHANGELOG.md"].partition("| before | now |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^  \| (.+) \| (.+) \|$", table, re.MULTILINE)
+    assert len(rows) > 30
+    for before, now in rows:
+        for name in re.findall(r"`([\w.]+)`", now):
+            names = [name + old for old in re.findall(r"`(\w+)`", before)] if name.endswith(".") else [name]
+            for module in names:
+                place = ROOT / "qa_dist" / module.replace(".", "/")
+                assert place.with_suffix(".py").is_file() or place.is_dir(), module
+
+
 def test_links_are_found() -> None:
     assert len(re.findall(r"\]\(docs/", README)) > 10
     assert "when-machines-come-and-go" in anchors(PAGES["docs/reliability.md"])
