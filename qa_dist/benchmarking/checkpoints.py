@@ -26,6 +26,7 @@ from qa_dist.machine.environment import git_commit, hardware, versions
 from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.training.checkpoints import CheckpointWriter
+from qa_dist.training.run_state import BestScore, RunState
 from qa_dist.training.trainer import Trainer
 
 NUM_STEPS = 14
@@ -61,7 +62,8 @@ def main() -> None:
         best = trainer.engine.weights()
         checkpoints = Path(folder) / "checkpoints"
         writer = CheckpointWriter(checkpoints, 2, sys.exit)
-        taken = trainer.checkpoint(0, best, {})
+        state = RunState(best=BestScore(0.0, 0), world_size=ranks.world_size, max_tokens_per_device=trainer.max_tokens)
+        taken = trainer.checkpoint(0, best, state)
         copies, writes = [], []
 
         def write_again_and_again() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
                 writes.append(seconds(lambda: writer.save(checkpoint)) + seconds(writer.wait))  # noqa: B023
 
         def save_and_wait() -> None:
-            copies.append(seconds(lambda: writer.save(trainer.checkpoint(0, best, {}))))
+            copies.append(seconds(lambda: writer.save(trainer.checkpoint(0, best, state))))
             writer.wait()
 
         alone, beside = [], []

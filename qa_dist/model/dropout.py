@@ -5,6 +5,7 @@ it. Here one 64-bit draw decides four elements, 16 bits each: the probability is
 the scale is that of the rounded one, so that the expectation is exact.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,3 +39,11 @@ def use_cheap_dropout(model: nn.Module) -> int:
     for module, name, child in places:
         setattr(module, name, CheapDropout(child.p).train(child.training))
     return len(places)
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make the masks of a step depend on (seed, step, rank) alone, so that a resumed run draws the same ones.
+
+    They are drawn from torch's default generators, which are seeded.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))

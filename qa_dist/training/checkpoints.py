@@ -19,15 +19,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import synchronise
 from qa_dist.model.span_model import Weights
+from qa_dist.training.run_state import RunState
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, BEST, STATE, MANIFEST = (
@@ -52,8 +52,8 @@ class Checkpoint:
         weights: The trained tensors by parameter name, on the CPU.
         optimizer: The optimiser's tensors as `kind/parameter`, on the CPU.
         best: The trained tensors of the best evaluation so far; None before the first evaluation.
-        identity: What a run must share with this one to go on from here: see `differences`.
-        progress: What the run knows besides: JSON values.
+        identity: What a run must share with this one to go on from here: see `run_identity`.
+        state: What the run knows besides.
     """
 
     step: int
@@ -61,23 +61,7 @@ class Checkpoint:
     optimizer: Weights
     best: Weights | None
     identity: Mapping[str, Any]
-    progress: Mapping[str, Any]
-
-
-class Resumable(Protocol):
-    """A training loop whose position can be saved and restored."""
-
-    num_steps: int
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """What a run must share with this one to go on from its checkpoints."""
-
-    def checkpoint(self, step: int, best: Weights | None, progress: Mapping[str, Any]) -> Checkpoint:
-        """What is needed to go on after `step` optimiser steps; the tensors are copies."""
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was taken."""
+    state: RunState
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
@@ -89,11 +73,7 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
     """
     final = directory / _name(checkpoint.step)
     staging = directory / f"{_PARTIAL}{final.name}"
-    state = {
-        "step": checkpoint.step,
-        "identity": checkpoint.identity,
-        "progress": checkpoint.progress,
-    }
+    position = {"step": checkpoint.step, "identity": checkpoint.identity, "progress": checkpoint.state.to_json()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _remove(staging)
@@ -101,7 +81,7 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
         files = {WEIGHTS: save(checkpoint.weights), OPTIMIZER: save(checkpoint.optimizer)}
         if checkpoint.best is not None:
             files[BEST] = save(checkpoint.best)
-        files[STATE] = json.dumps(state, indent=1).encode()
+        files[STATE] = json.dumps(position, indent=1).encode()
         entries = {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in files.items()}
         files[MANIFEST] = json.dumps({"format": FORMAT, "files": entries}, indent=1).encode()
         for name, data in files.items():
@@ -130,24 +110,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     _require_folder(path)
     manifest = _json(path, MANIFEST, _read(path, MANIFEST))
-    found = manifest.get("format")
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found!r} and this version reads {FORMAT}; use the version it is of")
+    version = manifest.get("format")
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version!r} and this version reads {FORMAT}; use the version that wrote it"
+        )
     entries = manifest.get("files")
     if not isinstance(entries, dict) or not REQUIRED <= set(entries) <= REQUIRED | {BEST}:
         raise CheckpointError(f"{path}: {MANIFEST} does not list the files of a checkpoint; it is damaged")
     data = {name: _verified(path, name, entry) for name, entry in entries.items()}
-    state = _json(path, STATE, data[STATE])
-    step, identity, progress = state.get("step"), state.get("identity"), state.get("progress")
-    if not isinstance(step, int) or not isinstance(identity, dict) or not isinstance(progress, dict):
+    position = _json(path, STATE, data[STATE])
+    step, identity = position.get("step"), position.get("identity")
+    if not isinstance(step, int) or not isinstance(identity, dict) or "progress" not in position:
         raise CheckpointError(f"{path}: {STATE} does not describe a position in a run; it is damaged")
+    state = RunState.from_json(position["progress"], path / STATE)
+    if (state.best is None) != (BEST not in data):
+        raise CheckpointError(f"{path}: {STATE} and {BEST} do not agree on whether there is a best evaluation")
     return Checkpoint(
         step=step,
         weights=_tensors(path, WEIGHTS, data[WEIGHTS]),
         optimizer=_tensors(path, OPTIMIZER, data[OPTIMIZER]),
         best=_tensors(path, BEST, data[BEST]) if BEST in data else None,
         identity=identity,
-        progress=progress,
+        state=state,
     )
 
 
@@ -190,33 +175,10 @@ def prune(directory: Path, keep: int | None) -> None:
             _remove(path)
 
 
-def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
-
-    def shown(identity: Mapping[str, Any], name: str) -> str:
-        return f"{identity[name]!s:.40}" if name in identity else "absent"
-
-    return [
-        f"{name} is {shown(wanted, name)} here and {shown(saved, name)} there"
-        for name in sorted({*saved, *wanted})
-        if name not in saved or name not in wanted or saved[name] != wanted[name]
-    ]
-
-
-def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 class CheckpointWriter:
     """Writes checkpoints in the background, one at a time, and removes the oldest ones.
 
-    A checkpoint that cannot be written is told to `notice` and the run goes on: the ones before it are whole.
+    A checkpoint that cannot be written is a warning to `notice`, and the run goes on: the ones before it are whole.
     """
 
     def __init__(self, directory: Path, keep: int | None, notice: Callable[[str], object]) -> None:

@@ -28,6 +28,11 @@ class RunData:
     tokenizer: Any
     version_2: bool
 
+    @property
+    def stores(self) -> dict[str, FeatureStore]:
+        """The stores that there are, by split."""
+        return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
+
 
 def load_data(config: RunConfig, ranks: Ranks) -> RunData:
     """The feature stores of both splits: built once on each machine, mapped by all its ranks.

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import TrainingConfig
 from qa_dist.machine.requirements import require_bitsandbytes
 
 if TYPE_CHECKING:
@@ -92,6 +93,19 @@ def make_adamw(
     adamw = bitsandbytes.optim.AdamW8bit if kind == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
     made: torch.optim.Optimizer = adamw(groups, lr=learning_rate, betas=betas, eps=epsilon, min_8bit_size=_LEAST_8BIT)
     return made
+
+
+def make_optimizer(
+    training: TrainingConfig, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]"
+) -> "torch.optim.Optimizer":
+    """The optimiser that a run's options describe, over its trainable parameters."""
+    return make_adamw(
+        training.optim,
+        parameter_groups(named_parameters, training.weight_decay),
+        learning_rate=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        epsilon=training.adam_epsilon,
+    )
 
 
 def moment_bytes(kind: Kind, num_elements: int) -> int:

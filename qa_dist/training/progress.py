@@ -1,31 +1,10 @@
-"""What a run tells while it goes on, and the record it leaves: progress bar, metrics.jsonl, run.json."""
+"""How far a run is and where its time goes: the progress bar and the stopwatch."""
 
-import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO
-
-from qa_dist.common.files import replacing
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimiser step did: its mean loss, the gradient's norm before clipping, and how much it saw.
-
-    The norm is infinite if the step was skipped: its float16 gradient had overflowed.
-    """
-
-    loss: float
-    grad_norm: float
-    num_features: int
-    num_tokens: int
-    stop: bool = False
-    """Whether some rank was asked to stop; the same on all ranks."""
 
 
 @dataclass
@@ -42,48 +21,6 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-class MetricsLog:
-    """metrics.jsonl: a line per optimiser step and per evaluation, flushed at once so that nothing is lost."""
-
-    def __init__(self, path: Path | None) -> None:
-        """Log to `path`, which is made with the first line; without one (ranks other than 0) everything is dropped."""
-        self._path = path
-        self._mode = "w"
-        self._file: IO[str] | None = None
-
-    def go_on_after(self, step: int) -> None:
-        """Append to the log of an earlier run, whose lines behind `step` are removed: they will be written again."""
-        if not self._path or not self._path.exists():
-            return
-        kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
-        with replacing(self._path) as staged:
-            staged.write_bytes(b"".join(kept))
-        self._mode = "a"
-
-    def write(self, values: Mapping[str, float | None]) -> None:
-        """Append one line."""
-        if self._path and not self._file:
-            self._file = self._path.open(self._mode, encoding="utf-8")
-        if self._file:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file:
-            # A line that the disk has refused would be tried again.
-            with suppress(OSError):
-                self._file.close()
-
-
-def _step_of(line: bytes) -> float:
-    """Step of a line of metrics.jsonl; of a line that was cut short, infinity."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 class Progress:
@@ -121,7 +58,7 @@ class Progress:
         finally:
             self._paused += time.perf_counter() - start
 
-    def say(self, text: str) -> None:
+    def notice(self, text: str) -> None:
         """Print a line above the bar."""
         self._bar.write(text, file=sys.stderr)
 

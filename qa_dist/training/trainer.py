@@ -1,34 +1,50 @@
 """One optimiser step: the same at any number of ranks, micro-batches and processes."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 
-from qa_dist.common.errors import ConfigError, LocalTrainingError, TrainingError
+from qa_dist.common.errors import LocalTrainingError, TrainingError
 from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import subset
-from qa_dist.distributed.engine import NamedParameters
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
-from qa_dist.features.token_budget import CPU_TOKENS, measured_budget
+from qa_dist.model.dropout import seed_dropout
 from qa_dist.model.span_model import SpanModel, Weights, span_loss
 from qa_dist.model.trainable import GradientCheck
-from qa_dist.training.checkpoints import Checkpoint, weights_fingerprint
-from qa_dist.training.optimizer import learning_rate, make_adamw, moment_bytes, parameter_groups
-from qa_dist.training.progress import StepResult
+from qa_dist.training.checkpoints import Checkpoint
+from qa_dist.training.identity import run_identity
+from qa_dist.training.memory_probe import token_budget
+from qa_dist.training.optimizer import learning_rate, make_optimizer, moment_bytes
+from qa_dist.training.run_state import RunState
 
 LEAST_LOSS_SCALE = 1.0
 """In float16, losses are scaled up so that small gradients do not vanish; one below 1 would make them vanish more."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step did: its mean loss, the gradient's norm before clipping, and how much it saw.
+
+    The norm is infinite if the step was skipped: its float16 gradient had overflowed.
+    """
+
+    loss: float
+    grad_norm: float
+    num_features: int
+    num_tokens: int
+    stop: bool = False
+    """Whether some rank was asked to stop; the same on all ranks."""
+
+
 class Trainer:
-    """The state of a run and its one loop. A position is a step number: everything drawn depends on it alone."""
+    """Takes optimiser steps. What a step computes depends on its number and on the state that the steps before left."""
 
     def __init__(
         self,
@@ -47,39 +63,26 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
         self.num_steps = math.ceil(training.num_train_epochs * self.steps_per_epoch)
         self.num_steps = min(self.num_steps, training.max_train_steps or self.num_steps)
-        longest = model.padded_length or int(store.lengths[self.features].max())
-        wanted = training.max_tokens_per_device
-        if wanted is not None and wanted < longest:
-            raise ConfigError(
-                [
-                    f"--max_tokens_per_device {wanted} is less than one feature, which may have {longest} tokens; "
-                    "raise it or lower --max_seq_length"
-                ]
-            )
+        self._longest = model.padded_length or int(store.lengths[self.features].max())
         self.model = model
-        self._longest = longest
         # These three before the tensors are sharded.
         self.gradients = GradientCheck(model)
-        self._moment_bytes = sum(moment_bytes(training.optim, weight.numel()) for _, weight in model.trainable())
-        self.identity = {
-            **config.fixed(),
-            "training data": store.fingerprint,
-            "base model": _common_base(model, ranks),
-        }
-        self.engine = make_engine(ranks, model, self._make_optimizer, max_grad_norm=training.max_grad_norm)
+        self.identity = run_identity(config, store, model, ranks)
+        num_elements = [weight.numel() for _, weight in model.trainable()]
+        make = partial(make_optimizer, training)
+        self.engine = make_engine(ranks, model, make, max_grad_norm=training.max_grad_norm)
         self.notice = notice
         self._stop = False
         self._order: tuple[int, Indices] | None = None
-        self.max_tokens = self._find_budget(longest) if wanted is None else wanted
-
-    def _make_optimizer(self, parameters: NamedParameters) -> torch.optim.Optimizer:
-        training = self.config.training
-        return make_adamw(
-            training.optim,
-            parameter_groups(parameters, training.weight_decay),
-            learning_rate=training.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            epsilon=training.adam_epsilon,
+        self.max_tokens = token_budget(
+            ranks,
+            self.engine,
+            store,
+            self.features,
+            wanted=training.max_tokens_per_device,
+            longest=self._longest,
+            max_features=training.global_batch_size,
+            reserved_bytes=sum(moment_bytes(training.optim, number) for number in num_elements),
         )
 
     def learning_rate(self, step: int) -> float:
@@ -117,10 +120,11 @@ class Trainer:
             stop=self._stop,
         )
 
-    def checkpoint(self, step: int, best: Weights | None, progress: Mapping[str, Any]) -> Checkpoint:
+    def checkpoint(self, step: int, best: Weights | None, state: RunState) -> Checkpoint:
         """What a run needs to go on after `step` optimiser steps; the tensors are copies.
 
-        Where the ranks hold shards, all must call this together.
+        Where the ranks hold shards, all must call this together. `best` are the best weights so
+        far, and `state` is what the run knows besides.
         """
         return Checkpoint(
             step=step,
@@ -128,42 +132,17 @@ class Trainer:
             optimizer=self.engine.optimizer_tensors(),
             best=best,
             identity=self.identity,
-            progress={
-                **progress,
-                "max_tokens_per_device": self.max_tokens,
-                "gradient_scaler": self.engine.scaler_state(),
-            },
+            state=state,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was taken."""
         self.engine.restore(checkpoint.weights)
         self.engine.load_optimizer_tensors(checkpoint.optimizer)
-        self.engine.load_scaler_state(checkpoint.progress["gradient_scaler"])
+        self.engine.load_scaler_state(checkpoint.state.gradient_scaler)
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.
-            self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.progress["max_tokens_per_device"]))
-
-    def _find_budget(self, longest: int) -> int:
-        """Tokens of a forward pass, the same on all ranks: a constant on the CPU, measured on CUDA."""
-        if self.ranks.device.type != "cuda":
-            return max(CPU_TOKENS, longest)
-        by_length = self.features[np.argsort(-self.store.lengths[self.features], kind="stable")]
-
-        def run_pass(tokens: int) -> int:
-            features = by_length[: max(1, tokens // longest)]
-            batch = FeatureBatch.of(self.store, features, self.ranks.device)
-            self.engine.module.train()
-            with self.ranks.autocast():
-                start_T, end_T = self.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-            self.engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
-            return longest * len(features)
-
-        most = longest * min(len(self.features), self.config.training.global_batch_size)
-        found = measured_budget(
-            run_pass, longest=longest, most=most, device=self.ranks.device, reserved_bytes=self._moment_bytes
-        )
-        return self.ranks.minimum(found)
+            self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.state.max_tokens_per_device))
 
     def _global_batch(self, step: int) -> Indices:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -185,7 +164,7 @@ class Trainer:
             padded=self.model.padding != "unpadded",
             padded_length=self.model.padded_length,
         )
-        _seed_dropout(self.config.training.seed, step, self.ranks.rank)
+        seed_dropout(self.config.training.seed, step, self.ranks.rank)
         self.engine.module.train()
         # Two more places: how many ranks ran out of memory, and how many were asked to stop.
         losses = torch.zeros(len(features) + 2, device=self.ranks.device, dtype=torch.float64)
@@ -257,33 +236,3 @@ class Trainer:
     def _names(self, features: Indices) -> str:
         names = [f"{self.store.example_ids[self.store.example_index[i]]}#{self.store.window[i]}" for i in features[:8]]
         return ", ".join(names) + (" ..." if len(features) > 8 else "")
-
-
-def _seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Make the dropout of a step depend on (seed, step, rank) alone, so that a resumed run draws the same masks."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
-
-
-def _common_base(model: SpanModel, ranks: Ranks) -> str:
-    """Fingerprint of the weights that training starts from: the frozen ones, or all in full fine-tuning.
-
-    Raises:
-        ConfigError: On every rank alike: a rank starts from other weights than rank 0.
-    """
-    named = dict(model.named_parameters())
-    # peft keeps the head as it was drawn beside the one that is trained; nothing uses it.
-    kept = {name: weight for name, weight in named.items() if ".original_module." not in name}
-    base = {name: weight for name, weight in kept.items() if not weight.requires_grad} or kept
-    rest = {name: weight for name, weight in named.items() if name not in base}
-    found = ranks.gather((weights_fingerprint(base), weights_fingerprint(rest)))
-    different = [rank for rank, fingerprints in enumerate(found) if fingerprints != found[0]]
-    first, different = ranks.broadcast((found[0][0] if found else "", different))
-    if different:
-        raise ConfigError(
-            [
-                f"rank {different[0]} starts from other weights than rank 0: its machine has another "
-                "--model_name_or_path under the same name, or other versions; make the files the same on all machines"
-            ],
-            on_all_ranks=True,
-        )
-    return first

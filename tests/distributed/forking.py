@@ -36,7 +36,7 @@ class Fault:
     """A signal that a rank sends itself, or a hang, when it enters a phase for the n-th time.
 
     Attributes:
-        phase: "load", "step", "data", "evaluate", "save", "finish", or "save call": a change that a save makes.
+        phase: "load", "step", "data", "evaluate", "save", or "save call": a change that a save makes.
         count: Which entry, from 1.
         rank: Which rank; None for all.
         signal: What is sent; None: the rank hangs.
@@ -185,7 +185,7 @@ def _log_features(path: Path, rank: int) -> None:
 
 def _install(fault: Fault) -> None:
     from qa_dist.evaluation import loop as evaluation
-    from qa_dist.training import checkpoints, loop, run, trainer
+    from qa_dist.training import checkpoints, loop, trainer
 
     entered = 0
 
@@ -224,6 +224,5 @@ def _install(fault: Fault) -> None:
         "data": (trainer.FeatureBatch, "of"),
         "evaluate": (evaluation, "forward"),
         "save": (checkpoints, "write_checkpoint"),
-        "finish": (run, "save_trained"),
     }
     wrap(*places[fault.phase])

@@ -13,6 +13,7 @@ from qa_dist.features.collate import FeatureBatch
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import Weights, span_loss
 from qa_dist.training.inputs import load_data
+from qa_dist.training.run_state import RunState
 from qa_dist.training.trainer import Trainer
 
 
@@ -77,7 +78,12 @@ def _check(words: list[str], result: str) -> None:
     assert same(trainer.engine.weights(), start), "a dry backward pass moved the weights"
 
     losses = [trainer.step(step).loss for step in range(4)]
-    middle = trainer.checkpoint(4, None, {})
+    state = RunState(
+        world_size=ranks.world_size,
+        max_tokens_per_device=trainer.max_tokens,
+        gradient_scaler=trainer.engine.scaler_state(),
+    )
+    middle = trainer.checkpoint(4, None, state)
     assert all(torch.equal(middle.weights[name], start[name]) == (tuple(start[name].shape) == (2,)) for name in start)
     assert not torch.equal(logits(), before)
 
@@ -90,7 +96,7 @@ def _check(words: list[str], result: str) -> None:
 
     again = start_trainer()
     again.restore(middle)
-    assert same(again.checkpoint(4, None, {}).optimizer, middle.optimizer)
+    assert same(again.checkpoint(4, None, state).optimizer, middle.optimizer)
     assert [again.step(step).loss for step in range(4, 8)] == losses[4:]
     assert same(trainer.engine.weights(), final), "a new trainer does not go on from a checkpoint bit for bit"
     if ranks.is_main:

@@ -31,6 +31,7 @@ from qa_dist.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from qa_dist.training.run_state import BestScore, RunState
 from tests.refusals import contents, refusal
 from tests.tiny import tiny_model
 from tests.unit.data_fixtures import prepared, row, run_config, save_tokenizer, write_rows
@@ -39,7 +40,8 @@ from tests.unit.trained import edit_json, options_of, reset_accelerate, words
 Capture = pytest.CaptureFixture[str]
 PACKAGE = Path(qa_dist.__file__).parent
 TENSORS = {"bias": torch.ones(3)}
-CHECKPOINT = Checkpoint(step=5, weights=TENSORS, optimizer={}, best=TENSORS, identity={}, progress={})
+STATE = RunState(best=BestScore(0.5, 5), world_size=1, max_tokens_per_device=64)
+CHECKPOINT = Checkpoint(step=5, weights=TENSORS, optimizer={}, best=TENSORS, identity={}, state=STATE)
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
 
 

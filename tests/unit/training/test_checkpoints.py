@@ -18,15 +18,14 @@ from qa_dist.training import checkpoints
 from qa_dist.training.checkpoints import (
     Checkpoint,
     CheckpointWriter,
-    differences,
     discard_after,
     newest_checkpoint,
     prune,
     read_checkpoint,
-    weights_fingerprint,
     write_checkpoint,
 )
 from qa_dist.training.optimizer import Kind, make_adamw, parameter_groups
+from qa_dist.training.run_state import BestScore, RunState
 
 
 def checkpoint(step: int, *, best: bool = True) -> Checkpoint:
@@ -38,7 +37,7 @@ def checkpoint(step: int, *, best: bool = True) -> Checkpoint:
         optimizer={f"exp_avg/{name}": tensor * 0.1 for name, tensor in weights.items()},
         best={name: tensor + 1 for name, tensor in weights.items()} if best else None,
         identity={"seed": 1, "learning_rate": 1e-3, "lora_target_modules": ["attention"]},
-        progress={"evaluation_pending": False, "best": {"value": 1 / 3, "step": 2}},
+        state=RunState(best=BestScore(1 / 3, 2) if best else None, world_size=2, max_tokens_per_device=64),
     )
 
 
@@ -48,7 +47,7 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
         left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
         for left, right in tensors
     )
-    return equal and (one.step, one.identity, one.progress) == (other.step, other.identity, other.progress)
+    return equal and (one.step, one.identity, one.state) == (other.step, other.identity, other.state)
 
 
 @pytest.mark.parametrize("best", [True, False])
@@ -85,6 +84,12 @@ def reseal(path: Path, name: str, data: bytes) -> None:
     edit_manifest(path, lambda manifest: manifest["files"].update({name: entry}))
 
 
+def edit_progress(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    position = json.loads((path / "state.json").read_text())
+    change(position["progress"])
+    reseal(path, "state.json", json.dumps(position).encode())
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("bomb-went-off",)
@@ -113,6 +118,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "not a plain file",
     ),
     "state without a step": (lambda path: reseal(path, "state.json", b'{"identity": {}}'), "does not describe"),
+    "state of another version": (
+        lambda path: edit_progress(path, lambda progress: progress.pop("world_size")),
+        "progress lacks world_size",
+    ),
+    "best without its tensors": (
+        lambda path: edit_manifest(path, lambda m: m["files"].pop("best.safetensors")),
+        "do not agree on whether there is a best evaluation",
+    ),
     "a pickle": (lambda path: reseal(path, "trained.safetensors", pickle.dumps(Bomb())), "not a safetensors file"),
 }
 
@@ -297,31 +310,6 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     flip(path / "state.json")
     write_checkpoint(checkpoint(5), tmp_path / "checkpoints")
     assert same(read_checkpoint(path), checkpoint(5))
-
-
-def test_differences_name_what_differs_and_nothing_else() -> None:
-    saved = {"seed": 1, "lora_r": 8, "gone": True}
-    found = differences(saved, {"seed": 2, "lora_r": 8, "new": None})
-    assert found == [
-        "gone is absent here and True there",
-        "new is None here and absent there",
-        "seed is 2 here and 1 there",
-    ]
-    assert differences(saved, dict(saved)) == []
-
-
-def test_a_fingerprint_sees_every_bit_name_and_type() -> None:
-    weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1, dtype=torch.bfloat16)}
-    changed = [
-        {**weights, "a": weights["a"].reshape(3, 2)},
-        {**weights, "a": weights["a"].double()},
-        {**weights, "a": torch.nextafter(weights["a"], torch.tensor(9.0))},
-        {"c": weights["a"], "b": weights["b"]},
-        {"a": weights["a"]},
-    ]
-    prints = [weights_fingerprint(each) for each in (weights, dict(reversed(weights.items())), *changed)]
-    assert prints[0] == prints[1]
-    assert len(set(prints)) == 1 + len(changed)
 
 
 # On a CPU bitsandbytes pages nothing, and says so: which is why `require_optimizer` refuses it there.

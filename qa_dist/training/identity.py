@@ -1,0 +1,73 @@
+"""What a run and a checkpoint must share, so that going on from it computes what the checkpoint's run would have.
+
+That is the options that decide what a step computes, the features, and the weights that training starts from.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import RunConfig
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.features.store import FeatureStore
+from qa_dist.model.span_model import SpanModel
+
+
+def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks: Ranks) -> dict[str, Any]:
+    """JSON values by name, to be compared by `differences`; all ranks must ask, before the model is sharded.
+
+    Raises:
+        ConfigError: On every rank alike: a rank starts from other weights than rank 0.
+    """
+    return {**config.fixed(), "training data": store.fingerprint, "base model": _base_fingerprint(model, ranks)}
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
+
+    def shown(identity: Mapping[str, Any], name: str) -> str:
+        return f"{identity[name]!s:.40}" if name in identity else "absent"
+
+    return [
+        f"{name} is {shown(wanted, name)} here and {shown(saved, name)} there"
+        for name in sorted({*saved, *wanted})
+        if name not in saved or name not in wanted or saved[name] != wanted[name]
+    ]
+
+
+def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _base_fingerprint(model: SpanModel, ranks: Ranks) -> str:
+    """Fingerprint of the weights that training starts from: the frozen ones, or all in full fine-tuning.
+
+    Raises:
+        ConfigError: On every rank alike: a rank starts from other weights than rank 0.
+    """
+    named = dict(model.named_parameters())
+    # peft keeps the head as it was drawn beside the one that is trained; nothing uses it.
+    kept = {name: weight for name, weight in named.items() if ".original_module." not in name}
+    base = {name: weight for name, weight in kept.items() if not weight.requires_grad} or kept
+    rest = {name: weight for name, weight in named.items() if name not in base}
+    fingerprints = ranks.gather((weights_fingerprint(base), weights_fingerprint(rest)))
+    different = [rank for rank, pair in enumerate(fingerprints) if pair != fingerprints[0]]
+    first, different = ranks.broadcast((fingerprints[0][0] if fingerprints else "", different))
+    if different:
+        raise ConfigError(
+            [
+                f"rank {different[0]} starts from other weights than rank 0: its machine has another "
+                "--model_name_or_path under the same name, or other versions; make the files the same on all machines"
+            ],
+            on_all_ranks=True,
+        )
+    return first

@@ -1,0 +1,65 @@
+"""How many tokens a forward and backward pass of a rank may hold: tried out on the devices before the first step."""
+
+import numpy as np
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.distributed.engine import Engine
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.features.batching import Indices
+from qa_dist.features.collate import FeatureBatch
+from qa_dist.features.store import FeatureStore
+from qa_dist.features.token_budget import CPU_TOKENS, measured_budget
+from qa_dist.model.span_model import span_loss
+
+
+def token_budget(
+    ranks: Ranks,
+    engine: Engine,
+    store: FeatureStore,
+    features: Indices,
+    *,
+    wanted: int | None,
+    longest: int,
+    max_features: int,
+    reserved_bytes: int,
+) -> int:
+    """Tokens of a pass, the same on all ranks: as wanted, else a constant on the CPU and measured on CUDA.
+
+    Args:
+        ranks: All ranks; they must call this together.
+        engine: The model as the ranks hold it.
+        store: The features.
+        features: Those that are trained on.
+        wanted: What `--max_tokens_per_device` says.
+        longest: Tokens of the longest feature; the least that a budget may be.
+        max_features: The most of them that a pass can have.
+        reserved_bytes: Memory that will be taken later: the optimiser's moments.
+
+    Raises:
+        ConfigError: The wanted budget is less than one feature.
+    """
+    if wanted is not None and wanted < longest:
+        raise ConfigError(
+            [
+                f"--max_tokens_per_device {wanted} is less than one feature, which may have {longest} tokens; "
+                "raise it or lower --max_seq_length"
+            ]
+        )
+    if wanted is not None:
+        return wanted
+    if ranks.device.type != "cuda":
+        return max(CPU_TOKENS, longest)
+    by_length = features[np.argsort(-store.lengths[features], kind="stable")]
+
+    def run_pass(tokens: int) -> int:
+        chosen = by_length[: max(1, tokens // longest)]
+        batch = FeatureBatch.of(store, chosen, ranks.device)
+        engine.module.train()
+        with ranks.autocast():
+            start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+        engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
+        return longest * len(chosen)
+
+    most = longest * min(len(features), max_features)
+    budget = measured_budget(run_pass, longest=longest, most=most, device=ranks.device, reserved_bytes=reserved_bytes)
+    return ranks.minimum(budget)

@@ -1,0 +1,52 @@
+"""metrics.jsonl: the figures of every step and evaluation of a run, a line each."""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from qa_dist.common.files import replacing
+
+
+class MetricsLog:
+    """metrics.jsonl: a line per optimiser step and per evaluation, flushed at once so that nothing is lost."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Log to `path`, which is made with the first line; without one (ranks other than 0) everything is dropped."""
+        self._path = path
+        self._mode = "w"
+        self._file: IO[str] | None = None
+
+    def go_on_after(self, step: int) -> None:
+        """Append to the log of an earlier run, whose lines behind `step` are removed: they will be written again."""
+        if not self._path or not self._path.exists():
+            return
+        kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+        with replacing(self._path) as staged:
+            staged.write_bytes(b"".join(kept))
+        self._mode = "a"
+
+    def write(self, values: Mapping[str, float | None]) -> None:
+        """Append one line."""
+        if self._path and not self._file:
+            self._file = self._path.open(self._mode, encoding="utf-8")
+        if self._file:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            # A line that the disk has refused would be tried again.
+            with suppress(OSError):
+                self._file.close()
+
+
+def _step_of(line: bytes) -> float:
+    """Step of a line of metrics.jsonl; of a line that was cut short, infinity."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,197 @@
+"""The folder of a run: who may write there, and what an earlier run left in it."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from qa_dist.common.errors import ConfigError, LocalTrainingError
+from qa_dist.common.files import make_writable
+from qa_dist.config.options import RunConfig
+from qa_dist.config.parsing import write_config
+from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
+
+FILES = (
+    "run.json",
+    "metrics.json",
+    "predictions.json",
+    "nbest.json",
+    "null_odds.json",
+    "metrics.jsonl",
+    "logits.npy",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "model.safetensors",
+)
+"""What marks a folder as holding results, and what an overwriting run removes first."""
+
+FINAL_FILES = ("run.json", "adapter_model.safetensors", "model.safetensors")
+"""What only a run that ended well leaves."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints inside a run's folder."""
+
+BEST = "best"
+"""The folder inside a run's folder with the best model so far."""
+
+LAUNCHERS = ".launchers"
+"""The file in a run's folder that names the launchers of its ranks; only those go on with it unasked."""
+
+
+class OutputFolder:
+    """The folder of a run, as rank 0 uses it: `open`, then `claim`, then `close`. Other ranks only know its name.
+
+    Attributes:
+        directory: the folder.
+        looks_for_own: whether the run goes on from the newest checkpoint in the folder, if there is one.
+        keeps_own: whether it does so: then it keeps what is there.
+    """
+
+    def __init__(self, directory: Path, launchers: Collection[str] = ()) -> None:
+        """Name the folder; `launchers` are the names of the launchers that started this run's ranks."""
+        self.directory = directory
+        self.looks_for_own = self.keeps_own = False
+        self._launchers = frozenset(launchers)
+        self._lock: int | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.directory / CHECKPOINTS
+
+    def open(self, wanted: str, *, overwrite: bool, notice: Callable[[str], object]) -> Checkpoint | None:
+        """The checkpoint that the run goes on from, if any; no other run of this machine may have the folder now.
+
+        Args:
+            wanted: What `--resume_from_checkpoint` says.
+            overwrite: Whether results of an earlier run may be replaced.
+            notice: Hears which checkpoints were passed over, and why.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be used.
+            ConfigError: The folder holds results that may not be replaced, cannot be written to, or is another run's.
+        """
+        # Ranks that their launcher starts again, after a failure or with other machines, go on by themselves.
+        is_restart = not self._launchers.isdisjoint(self._earlier_launchers())
+        self.looks_for_own = is_restart or wanted == "auto"
+        checkpoint = self._find_checkpoint(wanted, notice)
+        self._require_usable(overwrite=overwrite)
+        self._lock = _lock(self.directory)
+        return checkpoint
+
+    def claim(self, config: RunConfig) -> None:
+        """Take the folder over: from here on it holds this run, and no longer an earlier one that may be replaced.
+
+        Args:
+            config: What alone repeats the run, for config.yaml.
+
+        Raises:
+            ConfigError: Results of the earlier run cannot be removed, or files cannot be written.
+        """
+        with _usable(self.directory):
+            if not self.keeps_own:
+                self._clear()
+            write_config(config, self.directory / "config.yaml")
+            if self._launchers:
+                (self.directory / LAUNCHERS).write_text("\n".join(sorted(self._launchers)), encoding="utf-8")
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[None]:
+        """Turn what the file system refuses inside the block, after so many steps, into one sentence.
+
+        Raises:
+            LocalTrainingError: A result cannot be written.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise LocalTrainingError(
+                f"what belongs to step {step} cannot be written to {self.directory}: {reason}; free some "
+                "space or make the folder writable, and go on with --resume_from_checkpoint auto"
+            ) from error
+
+    def _earlier_launchers(self) -> list[str]:
+        """Launchers of the ranks that last claimed the folder; none if they had none, or it cannot be read."""
+        try:
+            return (self.directory / LAUNCHERS).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+
+    def _find_checkpoint(self, wanted: str, notice: Callable[[str], object]) -> Checkpoint | None:
+        if self.looks_for_own and (checkpoint := newest_checkpoint(self.checkpoints, notice)):
+            self.keeps_own = True
+            return checkpoint
+        if wanted in ("no", "auto"):
+            return None
+        # A checkpoint of another folder brings none of that folder's results along.
+        self.keeps_own = Path(wanted).resolve().parent == self.checkpoints.resolve()
+        return read_checkpoint(Path(wanted))
+
+    def _require_usable(self, *, overwrite: bool) -> None:
+        """Create the folder, and make sure that results can be written there.
+
+        A run that goes on from a checkpoint keeps what is there. One that looks for a checkpoint and finds none may
+        clear what a run left that ended before its first checkpoint, but not the results of a finished run.
+        """
+        make_writable(self.directory, "--output_dir")
+        present = [name for name in (*FILES, CHECKPOINTS) if (self.directory / name).exists()]
+        is_finished = any((self.directory / name).exists() for name in FINAL_FILES)
+        may_clear = self.looks_for_own and not is_finished
+        if present and not (overwrite or self.keeps_own or may_clear):
+            raise ConfigError(
+                [
+                    f"--output_dir {self.directory} already holds results ({', '.join(present[:3])}); choose another "
+                    "folder, pass --overwrite_output_dir, or go on with --resume_from_checkpoint auto"
+                ]
+            )
+
+    def _clear(self) -> None:
+        for name in (*FILES, LAUNCHERS):
+            (self.directory / name).unlink(missing_ok=True)
+        for name in (BEST, CHECKPOINTS):
+            if (self.directory / name).exists():
+                shutil.rmtree(self.directory / name)
+
+
+def _lock(directory: Path) -> int:
+    """A descriptor of the folder that keeps other runs of this machine out of it until it is closed.
+
+    The process's end closes it too, whatever that end is; nothing is left behind. Other machines do not see it.
+
+    Raises:
+        ConfigError: Another run has the folder.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            [f"another run is writing to --output_dir {directory}; wait until it has ended, or choose another folder"]
+        ) from error
+    except OSError:
+        # A file system without locks.
+        pass
+    return descriptor
+
+
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses inside the block into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]
+        ) from error

@@ -1,0 +1,94 @@
+"""What a run and a checkpoint must share: what differs is named, and ranks that start from other weights are."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.training.identity import differences, run_identity, weights_fingerprint
+
+
+class FakeRanks:
+    """Rank 0 of two, of which the other has these fingerprints; None: the same ones."""
+
+    def __init__(self, other: Any = None) -> None:
+        self.other = other
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other or value]
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+class FakeStore:
+    fingerprint = "f" * 64
+
+
+def model(frozen: float = 1.0, trained: float = 2.0) -> Any:
+    """A frozen tensor, a trained one, and the copy of a head that peft keeps and nobody uses."""
+    made = nn.Module()
+    made.base, made.head = nn.Linear(2, 2), nn.Module()
+    made.head.original_module = nn.Linear(2, 2)
+    for weight in made.base.parameters():
+        nn.init.constant_(weight, frozen)
+        weight.requires_grad_(False)
+    made.adapter = nn.Parameter(torch.full((3,), trained))
+    return made
+
+
+def identity(config: RunConfig, built: Any, ranks: Any = None) -> dict[str, Any]:
+    store: Any = FakeStore()
+    return run_identity(config, store, built, ranks or FakeRanks())
+
+
+def test_the_identity_is_the_fixed_options_the_data_and_the_base_weights() -> None:
+    config = RunConfig(training=TrainingConfig(seed=7, hang_timeout=3))
+    found = identity(config, model())
+    assert found.items() >= config.fixed().items()
+    assert found["seed"] == 7
+    assert "hang_timeout" not in found, "what a step computes does not depend on it"
+    assert found["training data"] == "f" * 64
+    assert identity(config, model(trained=5.0)) == found, "what is trained is in the checkpoint"
+    assert identity(config, model(frozen=5.0))["base model"] != found["base model"]
+
+
+def test_in_full_fine_tuning_the_base_is_what_is_trained() -> None:
+    built, other = model(), model(trained=5.0)
+    for each in (built, other):
+        each.requires_grad_(True)
+    assert identity(RunConfig(), built)["base model"] != identity(RunConfig(), other)["base model"]
+
+
+def test_a_rank_that_starts_from_other_weights_is_named() -> None:
+    with pytest.raises(ConfigError, match="rank 1 starts from other weights than rank 0") as caught:
+        identity(RunConfig(), model(), FakeRanks(other=("0" * 64, "0" * 64)))
+    assert caught.value.on_all_ranks
+
+
+def test_differences_name_what_differs_and_nothing_else() -> None:
+    saved = {"seed": 1, "lora_r": 8, "gone": True}
+    found = differences(saved, {"seed": 2, "lora_r": 8, "new": None})
+    assert found == [
+        "gone is absent here and True there",
+        "new is None here and absent there",
+        "seed is 2 here and 1 there",
+    ]
+    assert differences(saved, dict(saved)) == []
+
+
+def test_a_fingerprint_sees_every_bit_name_and_type() -> None:
+    weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1, dtype=torch.bfloat16)}
+    changed = [
+        {**weights, "a": weights["a"].reshape(3, 2)},
+        {**weights, "a": weights["a"].double()},
+        {**weights, "a": torch.nextafter(weights["a"], torch.tensor(9.0))},
+        {"c": weights["a"], "b": weights["b"]},
+        {"a": weights["a"]},
+    ]
+    prints = [weights_fingerprint(each) for each in (weights, dict(reversed(weights.items())), *changed)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 1 + len(changed)
