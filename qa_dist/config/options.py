@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from qa_dist.common.secrets import masked
+from qa_dist.config.optimizers import OptimizerName
 
 T = TypeVar("T")
 
@@ -230,7 +231,7 @@ class TrainingConfig:
     warmup_ratio: float = option(
         0.1, "share of all steps over which the learning rate rises from 0", minimum=0, below=1, fixed=True
     )
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = option(
+    optim: OptimizerName = option(  # noqa: RUF009 - a field; ruff does not see that the type is a Literal
         "adamw",
         "AdamW with moments in float32, or through bitsandbytes in 8 bits (of tensors with 4,096 elements or more), "
         "which paged_ moves to the host's memory while the GPU's is full",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, TrainingConfig
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -177,10 +178,11 @@ def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
             f"--torch_compile does not work with {strategy}, which gathers weights between the operations; "
             "drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
         )
-    if training.optim != "adamw" and strategy != "ddp":
+    optimizer = OPTIMIZERS[training.optim]
+    if strategy != "ddp" and not optimizer.is_shardable:
         yield (
             f"--optim {training.optim} does not work with {strategy}, which cuts the tensors apart whose "
-            "moments bitsandbytes would quantise; drop it, or use accelerate_configs/ddp.yaml"
+            f"moments {optimizer.package} would quantise; drop it, or use accelerate_configs/ddp.yaml"
         )
     if training.cpu_offload and strategy in ("ddp", "fsdp2"):
         yield (

@@ -42,14 +42,16 @@ def requirements() -> list[Requirement]:
     return [Requirement(**entry) for entry in json.loads(text)]
 
 
-def require_bitsandbytes(option: str) -> None:
+def require_package(name: str, option: str) -> None:
     """Make sure of the package behind an option, as the user wrote it.
 
     Raises:
-        ConfigError: bitsandbytes is not installed.
+        ConfigError: The package is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError([f"{option} needs bitsandbytes; install it with: pip install 'qa-dist[quant]'"])
+    if importlib.util.find_spec(name) is None:
+        extra = next((item.extra for item in requirements() if item.name == name), None)
+        wanted = f"'qa-dist[{extra}]'" if extra else name
+        raise ConfigError([f"{option} needs {name}; install it with: pip install {wanted}"])
 
 
 def generated(pyproject: str, constraints: str) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from qa_dist.config.optimizers import OPTIMIZERS, OptimizerName
 from qa_dist.distributed.launch_config import Strategy
-from qa_dist.training.optimizer import Kind, moment_bytes
 
 PARTS = (
     "base weights",
@@ -102,7 +102,7 @@ class Setup:
     device: Literal["cpu", "cuda"]
     cpu_offload: bool = False
     keeps_checkpoints: bool = False
-    optim: Kind = "adamw"
+    optim: OptimizerName = "adamw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def _held(sizes: Sizes, setup: Setup) -> Held:
     ranks, strategy = setup.num_processes, setup.strategy
     trained = sizes.trained_bytes
     share = math.ceil(trained / ranks)
-    moments = sum(moment_bytes(setup.optim, elements) for elements in sizes.trained)
+    moments = sum(OPTIMIZERS[setup.optim].moment_bytes(elements) for elements in sizes.trained)
     new = sizes.new * FLOAT
     weights = {"base weights": sizes.total_bytes - new, "adapters and head": new}
     if strategy in ("zero3", "fsdp2"):
@@ -272,6 +272,6 @@ def _stepping(all_bytes: int, largest: int, setup: Setup) -> int:
 
     On a CPU it goes tensor by tensor, with the root and the root over its correction. bitsandbytes' makes nothing.
     """
-    if setup.optim != "adamw":
+    if OPTIMIZERS[setup.optim].is_fused:
         return 0
     return all_bytes if setup.device == "cuda" else 2 * largest

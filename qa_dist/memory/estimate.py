@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.errors import UserError
+from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, option
 from qa_dist.distributed.launch_config import Strategy
 from qa_dist.machine.checks import last_line
@@ -222,9 +223,12 @@ else:
 
 def _imports(strategy: Strategy, config: RunConfig) -> tuple[str, ...]:
     """What a run imports beside what every run does."""
-    needs_bitsandbytes = config.model.quantization != "no" or config.training.optim != "adamw"
-    deepspeed = ("deepspeed",) if strategy.startswith("zero") else ()
-    return (*deepspeed, *(("bitsandbytes",) if needs_bitsandbytes else ()))
+    packages = {OPTIMIZERS[config.training.optim].package}
+    if config.model.quantization != "no":
+        packages.add("bitsandbytes")
+    if strategy.startswith("zero"):
+        packages.add("deepspeed")
+    return tuple(sorted(packages - {"torch"}))
 
 
 def _start_processes(strategies: Iterable[Strategy], config: RunConfig) -> "dict[tuple[str, ...], Future[int]]":

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.machine.requirements import require_bitsandbytes
+from qa_dist.machine.requirements import require_package
 
 Quantization = Literal["no", "8bit", "4bit"]
 
@@ -31,7 +31,7 @@ def quantization_options(kind: Quantization, heads: tuple[str, ...], device: tor
     """
     if kind == "no":
         return {}
-    require_bitsandbytes(f"--quantization {kind}")
+    require_package("bitsandbytes", f"--quantization {kind}")
     return {"quantization_config": _settings(kind, heads), "device_map": {"": device}}
 
 
@@ -60,7 +60,7 @@ def outline_quantized(model: Any, kind: Quantization, heads: tuple[str, ...]) ->
     """
     if kind == "no":
         return
-    require_bitsandbytes(f"--quantization {kind}")
+    require_package("bitsandbytes", f"--quantization {kind}")
     from bitsandbytes.functional import QuantState
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear

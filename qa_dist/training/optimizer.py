@@ -1,24 +1,20 @@
-"""Learning rate as a pure function of the step, which parameters decay, and AdamW with its state in two forms.
+"""Learning rate as a pure function of the step, which parameters decay, and the optimiser that the options name.
 
-torch's AdamW keeps two float32 moments for every number that it trains. bitsandbytes' (Dettmers et al. 2022) keeps them
-in 8 bits, with a float32 scale for every 256 of them; moments of small tensors stay in float32.
+What differs between the optimisers is in `qa_dist.config.optimizers`.
 """
 
 import math
 from collections.abc import Iterable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.optimizers import OPTIMIZERS, OptimizerName
 from qa_dist.config.options import TrainingConfig
-from qa_dist.machine.requirements import require_bitsandbytes
+from qa_dist.machine.requirements import require_package
 
 if TYPE_CHECKING:
     import torch
-
-Kind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-
-_LEAST_8BIT = 4096
-_BLOCK = 256
 
 
 def learning_rate(
@@ -60,56 +56,34 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def require_optimizer(kind: Kind, device_type: str) -> None:
-    """Make sure that AdamW of this kind runs on a type of device.
+def require_optimizer(name: OptimizerName, device_type: str) -> None:
+    """Make sure that an optimiser runs on a type of device.
 
     Raises:
-        ConfigError: bitsandbytes is missing, or has no paged memory there: it would go on without a word.
+        ConfigError: Its package is missing, or has no paged memory there: it would go on without a word.
     """
-    if kind == "adamw":
-        return
-    require_bitsandbytes(f"--optim {kind}")
-    if kind == "paged_adamw_8bit" and device_type != "cuda":
+    optimizer = OPTIMIZERS[name]
+    require_package(optimizer.package, f"--optim {name}")
+    if optimizer.unpaged is not None and device_type != "cuda":
         raise ConfigError(
-            [f"--optim {kind} is for GPUs, whose memory it pages, and this run is on the CPU; use --optim adamw_8bit"]
+            [
+                f"--optim {name} is for GPUs, whose memory it pages, and this run is on the CPU; use --optim "
+                f"{optimizer.unpaged}"
+            ]
         )
-
-
-def make_adamw(
-    kind: Kind,
-    groups: "list[dict[str, Any]]",
-    *,
-    learning_rate: float,
-    betas: tuple[float, float],
-    epsilon: float,
-) -> "torch.optim.Optimizer":
-    """AdamW of that kind over the parameter groups; see `require_optimizer`."""
-    if kind == "adamw":
-        import torch
-
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon)
-    import bitsandbytes
-
-    adamw = bitsandbytes.optim.AdamW8bit if kind == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
-    made: torch.optim.Optimizer = adamw(groups, lr=learning_rate, betas=betas, eps=epsilon, min_8bit_size=_LEAST_8BIT)
-    return made
 
 
 def make_optimizer(
     training: TrainingConfig, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]"
 ) -> "torch.optim.Optimizer":
-    """The optimiser that a run's options describe, over its trainable parameters."""
-    return make_adamw(
-        training.optim,
+    """The optimiser that a run's options describe, over its trainable parameters; see `require_optimizer`."""
+    optimizer = OPTIMIZERS[training.optim]
+    more = {} if optimizer.quantisation is None else {"min_8bit_size": optimizer.quantisation.least}
+    made: torch.optim.Optimizer = getattr(import_module(optimizer.module), optimizer.class_name)(
         parameter_groups(named_parameters, training.weight_decay),
-        learning_rate=training.learning_rate,
+        lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
-        epsilon=training.adam_epsilon,
+        eps=training.adam_epsilon,
+        **more,
     )
-
-
-def moment_bytes(kind: Kind, num_elements: int) -> int:
-    """Memory of both moments of a tensor, in bytes."""
-    if kind == "adamw" or num_elements < _LEAST_8BIT:
-        return 2 * 4 * num_elements
-    return 2 * (num_elements + 4 * math.ceil(num_elements / _BLOCK))
+    return made

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from qa_dist.common.errors import LocalTrainingError, TrainingError
+from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import subset
 from qa_dist.distributed.ranks import Ranks
@@ -21,7 +22,7 @@ from qa_dist.model.trainable import GradientCheck
 from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import run_identity
 from qa_dist.training.memory_probe import token_budget
-from qa_dist.training.optimizer import learning_rate, make_optimizer, moment_bytes
+from qa_dist.training.optimizer import learning_rate, make_optimizer
 from qa_dist.training.run_state import RunState
 
 LEAST_LOSS_SCALE = 1.0
@@ -82,7 +83,7 @@ class Trainer:
             wanted=training.max_tokens_per_device,
             longest=self._longest,
             max_features=training.global_batch_size,
-            reserved_bytes=sum(moment_bytes(training.optim, number) for number in num_elements),
+            reserved_bytes=sum(OPTIMIZERS[training.optim].moment_bytes(number) for number in num_elements),
         )
 
     def learning_rate(self, step: int) -> float:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qa_dist import estimate
+from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import ModelConfig
 from qa_dist.memory.estimate import num_bytes, sizes_of
 from qa_dist.model.building import build_model, build_outline
 from qa_dist.model.span_model import SpanModel, head_parameters
-from qa_dist.training.optimizer import moment_bytes
 from tests.tiny import MODEL_TYPES, tiny_model
 
 
@@ -84,7 +84,7 @@ def test_the_optimisers_state_is_what_is_said(tmp_path: Path) -> None:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     held = sum(state[kind].nbytes for state in optimizer.state.values() for kind in ("exp_avg", "exp_avg_sq"))
-    assert held == sum(moment_bytes("adamw", elements) for elements in sizes_of(model).trained)
+    assert held == sum(OPTIMIZERS["adamw"].moment_bytes(elements) for elements in sizes_of(model).trained)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.memory.by_strategy import (
     EXCHANGE_BUCKET,
     REDUCE_BUCKET,
@@ -21,7 +22,6 @@ from qa_dist.memory.by_strategy import (
     largest_budget,
     made_by,
 )
-from qa_dist.training.optimizer import moment_bytes
 
 MADE = {"activations": 5000, "logits": 10, "workspace": 500}
 SIZES = Sizes(frozen=(4000, 2000), trained=(300, 100), new=400, largest_block=2500, outside=1100)
@@ -150,7 +150,7 @@ def test_adamw_holds_and_takes_what_is_said() -> None:
             ledger.reset_peak()
             optimizer.step()
     moments = [tensor for state in optimizer.state.values() for name, tensor in state.items() if name != "step"]
-    assert sum(tensor.nbytes for tensor in moments) == moment_bytes("adamw", 2100) + moment_bytes("adamw", 50)
+    assert sum(tensor.nbytes for tensor in moments) == sum(map(OPTIMIZERS["adamw"].moment_bytes, (2100, 50)))
     sizes = Sizes(frozen=(), trained=(2100, 50), new=0, largest_block=0, outside=0)
     taken = sum(ledger.peak.values()) - before
     assert taken == pytest.approx(in_update(sizes, setup("ddp", 1, "cpu")).device["workspace"], abs=64)

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
+from qa_dist.config.optimizers import OPTIMIZERS, OptimizerName
+from qa_dist.config.options import TrainingConfig
 from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from qa_dist.training import checkpoints
 from qa_dist.training.checkpoints import (
@@ -24,7 +26,7 @@ from qa_dist.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from qa_dist.training.optimizer import Kind, make_adamw, parameter_groups
+from qa_dist.training.optimizer import make_optimizer
 from qa_dist.training.run_state import BestScore, RunState
 
 
@@ -314,16 +316,16 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
 
 # On a CPU bitsandbytes pages nothing, and says so: which is why `require_optimizer` refuses it there.
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
-@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
-def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit(kind: OptimizerName) -> None:
     if kind != "adamw":
         pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
 
     def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(96, 64), torch.nn.Linear(64, 2))
-        groups = parameter_groups(model.named_parameters(), 0.1)
-        return model, make_adamw(kind, groups, learning_rate=0.1, betas=(0.9, 0.99), epsilon=1e-8)
+        training = TrainingConfig(optim=kind, learning_rate=0.1, adam_beta2=0.99, weight_decay=0.1)
+        return model, make_optimizer(training, model.named_parameters())
 
     def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
         for number in numbers:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from qa_dist.config.options import TrainingConfig
 from qa_dist.distributed.engine import NamedParameters
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.distributed.watchdog import Watchdog
-from qa_dist.training.optimizer import make_adamw, parameter_groups
+from qa_dist.training.optimizer import make_optimizer
 
 
 class Line(nn.Module):
@@ -58,8 +59,8 @@ def test_moments_in_8_bits_do_not_see_what_overflowed() -> None:
     model = Line(4096)
 
     def make(named: NamedParameters) -> torch.optim.Optimizer:
-        groups = parameter_groups(named, 0.0)
-        return make_adamw("adamw_8bit", groups, learning_rate=1.0, betas=(0.9, 0.99), epsilon=1e-8)
+        training = TrainingConfig(optim="adamw_8bit", learning_rate=1.0, adam_beta2=0.99, weight_decay=0.0)
+        return make_optimizer(training, named)
 
     held = DataParallel(model, make, None, watchdog=Watchdog(math.inf), scaler=scaler)
     for factor in (2.0, math.inf):

@@ -1,6 +1,9 @@
 """Learning rates against the Hugging Face schedules, what decays, and moments in 8 bits against those in 32."""
 
+import dataclasses
+import importlib.util
 import math
+import typing
 from typing import Any
 
 import pytest
@@ -9,14 +12,15 @@ from torch import nn
 from transformers import get_constant_schedule, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.optimizers import OPTIMIZERS, Optimizer, OptimizerName
+from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.training.optimizer import (
-    Kind,
     learning_rate,
-    make_adamw,
-    moment_bytes,
+    make_optimizer,
     parameter_groups,
     require_optimizer,
 )
@@ -91,14 +95,14 @@ class Net(nn.Module):
         return {}
 
 
-def held(kind: Kind, weight_decay: float = 0.1) -> tuple[Net, DataParallel]:
+def held(kind: OptimizerName, weight_decay: float = 0.1) -> tuple[Net, DataParallel]:
     if kind != "adamw":
         pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
     net = Net()
 
     def make(parameters: Any) -> torch.optim.Optimizer:
-        groups = parameter_groups(parameters, weight_decay)
-        return make_adamw(kind, groups, learning_rate=1.0, betas=(0.9, 0.99), epsilon=1e-8)
+        training = TrainingConfig(optim=kind, learning_rate=1.0, adam_beta2=0.99, weight_decay=weight_decay)
+        return make_optimizer(training, parameters)
 
     return net, DataParallel(net, make, 0.5, watchdog=Watchdog(math.inf))
 
@@ -141,16 +145,52 @@ def test_learning_rate_and_decay_reach_the_8_bit_update() -> None:
         torch.testing.assert_close(weight.detach(), before[name] * factor, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
-def test_the_memory_of_the_moments_is_known_beforehand(kind: Kind) -> None:
+def test_every_optimiser_of_the_option_has_a_row_and_every_row_is_in_the_option() -> None:
+    choices = set(typing.get_args(typing.get_type_hints(TrainingConfig)["optim"]))
+    needed = ", ".join(field.name for field in dataclasses.fields(Optimizer))
+    missing, strange = sorted(choices - OPTIMIZERS.keys()), sorted(OPTIMIZERS.keys() - choices)
+    assert not missing, f"give {missing} a row in qa_dist/config/optimizers.py: {needed}"
+    assert not strange, f"name {strange} in OptimizerName, beside the table in qa_dist/config/optimizers.py"
+
+
+# On a CPU bitsandbytes pages nothing, and says so: which is why `require_optimizer` refuses it there.
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_what_a_row_says_of_an_optimiser_is_so(kind: OptimizerName) -> None:
+    row = OPTIMIZERS[kind]
     net, strategy = held(kind)
     take_step(net, strategy, 0, 0.1)
+    kinds = set()
     for name, weight in net.named_parameters():
         tensors = optimizer_tensors(strategy.optimizer, [(name, weight)])
-        found = sum(value.nbytes for key, value in tensors.items() if not key.startswith("step/"))
-        assert found == moment_bytes(kind, weight.numel()), name
-    assert moment_bytes(kind, 4097) == (8 * 4097 if kind == "adamw" else 2 * (4097 + 4 * 17))
-    assert moment_bytes(kind, 4095) == 8 * 4095
+        state = {key.partition("/")[0]: tensor for key, tensor in tensors.items()}
+        kinds |= state.keys()
+        in_8_bits = row.quantisation is not None and weight.numel() >= row.quantisation.least
+        for moment in row.moments:
+            assert state[moment].shape == weight.shape, f"{moment} is no moment: it has another shape than its tensor"
+            assert state[moment].dtype == (torch.uint8 if in_8_bits else torch.float32), moment
+        held_bytes = sum(tensor.nbytes for kind, tensor in state.items() if kind != "step")
+        assert held_bytes == row.moment_bytes(weight.numel()), f"moment_bytes of {name}"
+    assert kinds == set(row.state), "what a checkpoint holds of the state"
+    assert (row.unpaged is None) == (not getattr(strategy.optimizer, "is_paged", False))
+    assert row.unpaged is None or OPTIMIZERS[row.unpaged].unpaged is None
+
+
+def test_moments_in_8_bits_are_counted_by_whole_blocks_from_the_least_size_on() -> None:
+    assert [OPTIMIZERS["adamw"].moment_bytes(number) for number in (4095, 4097)] == [8 * 4095, 8 * 4097]
+    assert [OPTIMIZERS["adamw_8bit"].moment_bytes(number) for number in (4095, 4097)] == [
+        8 * 4095,
+        2 * (4097 + 4 * 17),
+    ]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_only_what_is_shardable_goes_with_a_strategy_that_shards(kind: OptimizerName) -> None:
+    config = RunConfig(training=TrainingConfig(optim=kind))
+    for strategy in typing.get_args(Strategy):
+        problems = list(recipe_problems(strategy, config))
+        assert bool(problems) == (strategy != "ddp" and not OPTIMIZERS[kind].is_shardable), strategy
+        assert all(f"--optim {kind} does not work with {strategy}" in problem for problem in problems)
 
 
 def test_moments_are_put_back_into_the_memory_that_bitsandbytes_took(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +220,8 @@ def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         require_optimizer("paged_adamw_8bit", "cpu")
     require_optimizer("paged_adamw_8bit", "cuda")
     require_optimizer("adamw_8bit", "cpu")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     with pytest.raises(ConfigError, match=r"--optim adamw_8bit needs bitsandbytes; .* 'qa-dist\[quant\]'"):
         require_optimizer("adamw_8bit", "cpu")
     require_optimizer("adamw", "cpu")
