@@ -6,7 +6,7 @@ What differs between the optimisers is in `qa_dist.config.optimizers`.
 import math
 from collections.abc import Iterable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.optimizers import OPTIMIZERS, OptimizerName
@@ -17,27 +17,21 @@ if TYPE_CHECKING:
     import torch
 
 
-def learning_rate(
-    step: int,
-    *,
-    num_steps: int,
-    peak: float,
-    warmup_ratio: float,
-    shape: Literal["linear", "cosine", "constant"],
-) -> float:
-    """Learning rate of optimiser step `step`, counted from 0; the same at every world size.
+def learning_rate(step: int, num_steps: int, training: TrainingConfig) -> float:
+    """Learning rate of optimiser step `step` of `num_steps`, counted from 0; the same at every world size.
 
-    Over the first `ceil(warmup_ratio * num_steps)` steps it rises linearly and reaches `peak` in the last of them; no
-    step is spent at zero, as the Hugging Face schedules spend their first one. After warm-up the fraction of the decay
-    that lies behind is `t = (step - warmup) / (num_steps - warmup)`; linear gives `1 - t`, cosine `(1 + cos(pi t)) / 2`
-    (Loshchilov and Hutter 2017, half a period), constant 1.
+    Over the first `ceil(warmup_ratio * num_steps)` steps it rises linearly and reaches its peak, `--learning_rate`, in
+    the last of them; no step is spent at zero, as the Hugging Face schedules spend their first one. After warm-up the
+    fraction of the decay that lies behind is `t = (step - warmup) / (num_steps - warmup)`; linear gives `1 - t`, cosine
+    `(1 + cos(pi t)) / 2` (Loshchilov and Hutter 2017, half a period), constant 1.
     """
-    warmup = math.ceil(warmup_ratio * num_steps)
+    peak = training.learning_rate
+    warmup = math.ceil(training.warmup_ratio * num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     behind = (step - warmup) / max(1, num_steps - warmup)
-    factor = {"linear": 1 - behind, "cosine": (1 + math.cos(math.pi * behind)) / 2, "constant": 1.0}[shape]
-    return peak * max(0.0, factor)
+    factors = {"linear": 1 - behind, "cosine": (1 + math.cos(math.pi * behind)) / 2, "constant": 1.0}
+    return peak * max(0.0, factors[training.lr_scheduler_type])
 
 
 def parameter_groups(

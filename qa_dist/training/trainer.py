@@ -62,8 +62,8 @@ class Trainer:
         self.store = store
         self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
-        self.num_steps = math.ceil(training.num_train_epochs * self.steps_per_epoch)
-        self.num_steps = min(self.num_steps, training.max_train_steps or self.num_steps)
+        in_all_epochs = math.ceil(training.num_train_epochs * self.steps_per_epoch)
+        self.num_steps = min(in_all_epochs, training.max_train_steps or in_all_epochs)
         self._longest = model.padded_length or int(store.lengths[self.features].max())
         self.model = model
         # These three before the tensors are sharded.
@@ -88,13 +88,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return learning_rate(
-            step,
-            num_steps=self.num_steps,
-            peak=self.config.training.learning_rate,
-            warmup_ratio=self.config.training.warmup_ratio,
-            shape=self.config.training.lr_scheduler_type,
-        )
+        return learning_rate(step, self.num_steps, self.config.training)
 
     def step(self, step: int) -> StepResult:
         """One optimiser step: the same features, and the same mean gradient, at every world size.

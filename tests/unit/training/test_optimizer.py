@@ -27,10 +27,8 @@ from qa_dist.training.optimizer import (
 
 
 def rates(shape: str, num_steps: int, warmup_ratio: float) -> list[float]:
-    return [
-        learning_rate(step, num_steps=num_steps, peak=0.5, warmup_ratio=warmup_ratio, shape=shape)  # type: ignore[arg-type]
-        for step in range(num_steps)
-    ]
+    training = TrainingConfig(learning_rate=0.5, warmup_ratio=warmup_ratio, lr_scheduler_type=shape)  # type: ignore[arg-type]
+    return [learning_rate(step, num_steps, training) for step in range(num_steps)]
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
