@@ -21,11 +21,13 @@ class Quantisation:
         block: elements that share a scale.
         least: tensors with fewer elements keep float32 moments.
         scales: names of the scales in the optimiser's state, one for each moment.
+        lookups: names of what the 8 bits stand for: the same for every tensor of every run.
     """
 
     block: int
     least: int
     scales: tuple[str, ...]
+    lookups: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class Optimizer:
 
     @property
     def state(self) -> tuple[str, ...]:
-        """Names of what of its state a checkpoint holds: all but what is the same in every run."""
+        """Names of what a checkpoint holds of its state: all but what is the same in every run."""
         return (*self.moments, *(self.quantisation.scales if self.quantisation else ()), "step")
 
     def moment_bytes(self, num_elements: int) -> int:
@@ -70,7 +72,7 @@ class Optimizer:
 
 
 # Dettmers et al. 2022. The blocks are bitsandbytes' own; the least size is its default, and is passed on all the same.
-_IN_8_BITS = Quantisation(block=256, least=4096, scales=("absmax1", "absmax2"))
+_IN_8_BITS = Quantisation(block=256, least=4096, scales=("absmax1", "absmax2"), lookups=("qmap1", "qmap2"))
 
 OPTIMIZERS: dict[OptimizerName, Optimizer] = {
     "adamw": Optimizer(

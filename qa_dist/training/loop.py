@@ -53,7 +53,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
 
             # ------------------------------------------------------------------------------------------- restore it
             start = run.resume(trainer)
-            run.claim(version_2=data.version_2)
+            run.claim(data)
 
         # ---------------------------------------------------------------------------------------------------- steps
         run.start(trainer, start)

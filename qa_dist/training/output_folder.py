@@ -1,5 +1,6 @@
 """The folder of a run: who may write there, and what an earlier run left in it."""
 
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -83,19 +84,25 @@ class OutputFolder:
         self._lock = _lock(self.directory)
         return checkpoint
 
-    def claim(self, config: RunConfig) -> None:
+    def claim(self, config: RunConfig, *, version_2: bool) -> None:
         """Take the folder over: from here on it holds this run, and no longer an earlier one that may be replaced.
 
         Args:
-            config: What alone repeats the run, for config.yaml.
+            config: The run's options, kept in config.yaml as what repeats the run.
+            version_2: Whether questions of the run's data may have no answer: what `auto` came to.
 
         Raises:
             ConfigError: Results of the earlier run cannot be removed, or files cannot be written.
         """
+        data = dataclasses.replace(
+            config.data, version_2_with_negative=version_2 or config.data.version_2_with_negative
+        )
+        # Where this process came in is no part of what the run is.
+        training = dataclasses.replace(config.training, resume_from_checkpoint="no")
         with _usable(self.directory):
             if not self.keeps_own:
                 self._clear()
-            write_config(config, self.directory / "config.yaml")
+            write_config(dataclasses.replace(config, data=data, training=training), self.directory / "config.yaml")
             if self._launchers:
                 (self.directory / LAUNCHERS).write_text("\n".join(sorted(self._launchers)), encoding="utf-8")
 

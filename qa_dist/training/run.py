@@ -1,6 +1,5 @@
 """One training run: what is done around the steps, by all ranks together."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Self
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.common.signals import Stopped
 from qa_dist.config.options import RunConfig
-from qa_dist.data.sources import subset
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.rendezvous import launcher_name
-from qa_dist.evaluation import loop as evaluating
 from qa_dist.evaluation.results import Evaluation, write_results
-from qa_dist.features.store import FeatureStore
 from qa_dist.model.saved import save_trained
 from qa_dist.training.best_weights import BestWeights
 from qa_dist.training.checkpoints import CheckpointWriter, discard_after
+from qa_dist.training.evaluator import Evaluator
 from qa_dist.training.identity import differences
 from qa_dist.training.inputs import RunData
 from qa_dist.training.output_folder import BEST, OutputFolder
@@ -59,6 +56,7 @@ class Run:
             logging_steps=training.logging_steps,
         )
         self.best = BestWeights(training.metric_for_best_model, patience=training.early_stopping_patience)
+        self._evaluator = Evaluator(config, ranks, directory / "logits.npy")
         self.is_evaluation_pending = training.eval_on_start
         self._num_steps = 0
         self._steps_per_epoch = 1
@@ -121,20 +119,14 @@ class Run:
         self.log.notice(f"resumed after step {checkpoint.step} of {trainer.num_steps}")
         return checkpoint.step
 
-    def claim(self, *, version_2: bool) -> None:
+    def claim(self, data: RunData) -> None:
         """Take the folder over, and open the trackers.
 
         Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
-        nobody's results. `version_2` says whether questions may have no answer.
+        nobody's results.
         """
         if self.ranks.is_main:
-            # With what `auto` came to, so that config.yaml alone repeats the run.
-            data = dataclasses.replace(
-                self.config.data, version_2_with_negative=version_2 or self.config.data.version_2_with_negative
-            )
-            # Where this process came in is no part of what the run is.
-            training = dataclasses.replace(self.config.training, resume_from_checkpoint="no")
-            self.folder.claim(dataclasses.replace(self.config, data=data, training=training))
+            self.folder.claim(self.config, version_2=data.version_2)
         if self.config.training.report_to:
             self.ranks.start_trackers("qa_dist", self.config.flat())
 
@@ -169,23 +161,10 @@ class Run:
 
     def evaluate(self, trainer: Trainer, data: RunData) -> None:
         """Evaluate the model as it is, log that, and keep its weights if they are the best so far."""
-        if data.validation is None:
-            raise ValueError("nothing to evaluate on")
+        step = self._last_step
         self.is_evaluation_pending = True
-        step, limit = self._last_step, self.config.data.max_eval_features
         with self.clock.phase("evaluate"), self.log.paused():
-            if limit is None:
-                evaluation = self._evaluate_whole(trainer, data.validation, version_2=data.version_2)
-            else:
-                chosen = subset(data.validation.num_features, limit, self.config.data.subset_seed)
-                evaluation = evaluating.evaluate_loss(
-                    trainer.model,
-                    data.validation,
-                    self.ranks,
-                    self.config.evaluation,
-                    chosen,
-                    forward_needs_all_ranks=trainer.engine.forward_needs_all_ranks,
-                )
+            evaluation = self._evaluator.during_training(trainer, data)
         self._latest = (step, evaluation)
         self.log.evaluation(step, evaluation)
         # The model is no candidate before it has been trained.
@@ -194,20 +173,6 @@ class Run:
             with self.folder.writing(step):
                 self.best.write(trainer.model, data.tokenizer, self.folder.directory / BEST)
         self.is_evaluation_pending = False
-
-    def _evaluate_whole(self, trainer: Trainer, store: FeatureStore, *, version_2: bool) -> Evaluation:
-        is_shown = self.ranks.is_main and not self.config.training.disable_tqdm
-        with evaluating.evaluation_bar(shown=is_shown) as advance:
-            return evaluating.evaluate(
-                trainer.model,
-                store,
-                self.ranks,
-                self.config.evaluation,
-                version_2=version_2,
-                forward_needs_all_ranks=trainer.engine.forward_needs_all_ranks,
-                logits_path=self.folder.directory / "logits.npy",
-                advance=advance,
-            )
 
     def save_checkpoint(self, trainer: Trainer) -> None:
         """Write a checkpoint of the run after the step just recorded, in the background."""
@@ -259,7 +224,7 @@ class Run:
         weights_of_step, final = self._take_final_weights(trainer)
         if data.validation is not None and (final is None or not final.metrics):
             with self.clock.phase("evaluate"):
-                final = self._evaluate_whole(trainer, data.validation, version_2=data.version_2)
+                final = self._evaluator.whole(trainer, data)
             self.log.notice(summary("final", final))
         self.log.close_bar()
         memory = self.ranks.peak_memory_bytes()

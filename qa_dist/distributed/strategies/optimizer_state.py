@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qa_dist.config.optimizers import OPTIMIZERS
+
 if TYPE_CHECKING:
     import torch
 
-_TABLES = ("qmap1", "qmap2")
-"""What bitsandbytes' 8 bits stand for: the same for every tensor of every run, so that no checkpoint holds it."""
+_LOOKUPS = frozenset(
+    name for optimizer in OPTIMIZERS.values() if optimizer.quantisation for name in optimizer.quantisation.lookups
+)
+"""What 8 bits stand for: the same for every tensor of every run, so that no checkpoint holds it."""
 
 
 def optimizer_tensors(
@@ -28,7 +32,7 @@ def optimizer_tensors(
         f"{kind}/{name}": whole(torch.as_tensor(value)).detach().to("cpu", copy=True).contiguous()
         for name, parameter in named_parameters
         for kind, value in optimizer.state.get(parameter, {}).items()
-        if kind not in _TABLES
+        if kind not in _LOOKUPS
     }
 
 

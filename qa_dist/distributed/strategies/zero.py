@@ -14,11 +14,13 @@ from torch import nn
 from typing_extensions import override
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.distributed.engine import Engine, MakeOptimizer, TrainableModel, collective
 from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.model.span_model import Weights
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = OPTIMIZERS["adamw"].moments
+"""DeepSpeed finds moments by these names; every optimiser that is shardable must have them."""
 
 
 class Zero(Engine):

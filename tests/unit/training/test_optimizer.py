@@ -15,6 +15,7 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.config.optimizers import OPTIMIZERS, Optimizer, OptimizerName
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
+from qa_dist.distributed.strategies import zero
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from qa_dist.distributed.watchdog import Watchdog
@@ -172,6 +173,7 @@ def test_what_a_row_says_of_an_optimiser_is_so(kind: OptimizerName) -> None:
     assert kinds == set(row.state), "what a checkpoint holds of the state"
     assert (row.unpaged is None) == (not getattr(strategy.optimizer, "is_paged", False))
     assert row.unpaged is None or OPTIMIZERS[row.unpaged].unpaged is None
+    assert not row.is_shardable or row.moments == zero._MOMENTS, "ZeRO looks for its moments by name"
 
 
 def test_moments_in_8_bits_are_counted_by_whole_blocks_from_the_least_size_on() -> None:

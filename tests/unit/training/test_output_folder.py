@@ -27,7 +27,8 @@ def open_and_claim(folder: Path, wanted: str = "no", *, overwrite: bool = False,
     """Steps that a run of this folder has behind it when it begins."""
     opened = OutputFolder(folder, [launcher] if launcher else [])
     checkpoint = opened.open(wanted, overwrite=overwrite, notice=pytest.fail)
-    opened.claim(RunConfig(training=TrainingConfig(output_dir=str(folder), seed=5)))
+    training = TrainingConfig(output_dir=str(folder), seed=5, resume_from_checkpoint=wanted)
+    opened.claim(RunConfig(training=training), version_2=True)
     opened.close()
     return checkpoint.step if checkpoint else 0
 
@@ -46,7 +47,9 @@ def results(tmp_path: Path) -> Path:
 def test_a_new_folder_is_made_and_holds_what_repeats_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "out"
     assert open_and_claim(folder) == 0
-    assert read_recipe(str(folder / "config.yaml"))["seed"] == 5
+    kept = read_recipe(str(folder / "config.yaml"))
+    assert kept["seed"] == 5
+    assert kept["version_2_with_negative"] is True, "what `auto` came to"
     assert os.listdir(folder) == ["config.yaml"]
 
 
@@ -72,7 +75,7 @@ def test_results_that_may_be_replaced_stay_until_the_folder_is_claimed(results: 
     folder = OutputFolder(results)
     assert folder.open("no", overwrite=True, notice=pytest.fail) is None
     assert all((results / name).exists() for name in (*FILES, "best", CHECKPOINTS))
-    folder.claim(RunConfig())
+    folder.claim(RunConfig(), version_2=False)
     folder.close()
     assert sorted(os.listdir(results)) == ["config.yaml", "notes.txt"], "what no run writes is none of its business"
 
@@ -83,6 +86,7 @@ def test_a_run_that_goes_on_takes_the_newest_checkpoint_and_keeps_what_is_there(
     assert open_and_claim(results, "auto", overwrite=overwrite) == 15
     assert all((results / name).read_text(encoding="utf-8") == "before" for name in FILES)
     assert len(os.listdir(results / CHECKPOINTS)) == 3
+    assert read_recipe(str(results / "config.yaml"))["resume_from_checkpoint"] == "no"
 
 
 def test_a_run_that_would_go_on_and_cannot_clears_what_ended_early_and_nothing_else(tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
     folder.open("no", overwrite=False, notice=pytest.fail)
     (tmp_path / "out" / "config.yaml").mkdir()
     with pytest.raises(ConfigError, match=r"--output_dir .*/out cannot be used: Is a directory; choose another"):
-        folder.claim(RunConfig())
+        folder.claim(RunConfig(), version_2=False)
     folder.close()
 
 

@@ -15,7 +15,6 @@ import torch
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.common.signals import Stopped
 from qa_dist.config.options import DataConfig, RunConfig, TrainingConfig
-from qa_dist.config.parsing import read_recipe
 from qa_dist.evaluation import loop as evaluation_loop
 from qa_dist.evaluation.results import Evaluation
 from qa_dist.training import checkpoints
@@ -25,6 +24,7 @@ from qa_dist.training.run_state import BestScore, RunState
 from qa_dist.training.trainer import StepResult
 
 NUM_STEPS, STEPS_PER_EPOCH = 10, 4
+DATA: Any = SimpleNamespace(validation=SimpleNamespace(num_features=9), version_2=False, tokenizer=None)
 
 
 class FakeRanks:
@@ -100,7 +100,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
             trainer: Any = FakeTrainer(seed)
             run = stack.enter_context(Run(config, ranks, tmp_path / "out"))
             done = run.resume(trainer)
-            run.claim(version_2=False)
+            run.claim(DATA)
             run.start(trainer, done)
             return run, trainer
 
@@ -111,9 +111,6 @@ def take_steps(run: Run, trainer: Any, steps: range) -> None:
     for step in steps:
         trainer.engine.weight = step + 1.0
         run.record(step, StepResult(1.0, 1.0, 8, 100), 1e-3)
-
-
-DATA: Any = SimpleNamespace(validation=SimpleNamespace(num_features=9), version_2=False, tokenizer=None)
 
 
 def let_evaluations_end_in(monkeypatch: pytest.MonkeyPatch, *f1: float) -> None:
@@ -239,14 +236,6 @@ def test_a_run_that_goes_back_removes_the_checkpoints_of_later_steps(begin: Begi
     folder = tmp_path / "out" / "checkpoints"
     begin(resume_from_checkpoint=str(folder / "step-00000004"))
     assert os.listdir(folder) == ["step-00000004"]
-
-
-def test_the_configuration_that_is_kept_repeats_the_run_from_its_beginning(begin: Begin, tmp_path: Path) -> None:
-    run, _ = begin(resume_from_checkpoint="auto")
-    run.claim(version_2=True)
-    kept = read_recipe(str(tmp_path / "out" / "config.yaml"))
-    assert kept["resume_from_checkpoint"] == "no"
-    assert kept["version_2_with_negative"] is True, "what `auto` came to"
 
 
 def test_the_model_before_training_is_never_the_best(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

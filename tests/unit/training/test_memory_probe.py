@@ -1,0 +1,97 @@
+"""The token budget: as it is wanted, a constant on a CPU, and on CUDA what passes of the longest features show."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.features.token_budget import CPU_TOKENS
+from qa_dist.training import memory_probe
+from qa_dist.training.memory_probe import token_budget
+
+LENGTHS = np.array([30, 10, 50, 20, 40], dtype=np.int32)
+
+
+class FakeRanks:
+    """Ranks on such a device, of which another one has room for 70 tokens less."""
+
+    def __init__(self, kind: str) -> None:
+        self.device = SimpleNamespace(type=kind)
+
+    def autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    def minimum(self, value: int) -> int:
+        return value - 70
+
+
+class FakeEngine:
+    """Notes the features of each pass, and that it had the precision of the run and left nothing behind."""
+
+    def __init__(self) -> None:
+        self.module = self
+        self.passes: list[list[int]] = []
+        self.is_training = False
+        self.dry_passes = 0
+
+    def train(self) -> None:
+        self.is_training = True
+
+    def __call__(self, features: list[int], types: Any, lengths: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        assert torch.is_autocast_enabled("cpu")
+        self.passes.append(features)
+        return torch.zeros(1), torch.zeros(1)
+
+    def dry_backward(self, loss: torch.Tensor) -> None:
+        assert not loss.ndim
+        self.dry_passes += 1
+
+
+def budget(kind: str, engine: Any = None, **options: Any) -> int:
+    ranks: Any = FakeRanks(kind)
+    store: Any = SimpleNamespace(lengths=LENGTHS)
+    wanted = {"wanted": None, "longest": 50, "max_features": 4, "reserved_bytes": 7, **options}
+    return token_budget(ranks, engine or FakeEngine(), store, np.array([1, 2, 3, 4]), **wanted)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_what_is_wanted_is_taken_if_the_longest_feature_fits(kind: str) -> None:
+    assert budget(kind, wanted=50) == 50
+    with pytest.raises(ConfigError, match=r"--max_tokens_per_device 49 is less than one feature, .* have 50 tokens"):
+        budget(kind, wanted=49)
+
+
+def test_on_a_cpu_it_is_a_constant_or_the_longest_feature() -> None:
+    assert budget("cpu") == CPU_TOKENS
+    assert budget("cpu", longest=CPU_TOKENS + 1) == CPU_TOKENS + 1
+
+
+def test_on_cuda_it_is_measured_by_passes_of_the_longest_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    tokens: list[int] = []
+
+    def measured(run_pass: Any, **options: Any) -> int:
+        given.update(options)
+        tokens.extend(run_pass(wanted) for wanted in (20, 100, 1000))
+        return 130
+
+    monkeypatch.setattr(memory_probe, "measured_budget", measured)
+    monkeypatch.setattr(memory_probe, "span_loss", lambda *_: torch.zeros(3))
+    batch = SimpleNamespace(token_type_ids_T=None, lengths=None, labels_B2=None)
+    monkeypatch.setattr(
+        memory_probe.FeatureBatch,
+        "of",
+        lambda store, chosen, device: SimpleNamespace(input_ids_T=chosen.tolist(), **vars(batch)),
+    )
+    engine = FakeEngine()
+    assert budget("cuda", engine) == 60, "the smallest of all ranks"
+    # Feature 0 is not trained on; each pass counts as if all its features were of the longest.
+    assert engine.passes == [[2], [2, 4], [2, 4, 3, 1]]
+    assert tokens == [50, 100, 200]
+    assert (engine.dry_passes, engine.is_training) == (3, True)
+    assert (given["longest"], given["most"], given["reserved_bytes"]) == (50, 200, 7)
+    budget("cuda", FakeEngine(), max_features=3)
+    assert given["most"] == 150
