@@ -8,10 +8,11 @@
 #   python -m qa_dist.bench report outputs/gpu/bench.json --output docs/benchmarks.md
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
 output=${1:?name the folder for the results}
 shift
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+[ ! -f "$root/qa_dist/__init__.py" ] || export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 python=${PYTHON:-python}
 limit=${TIME_LIMIT:-600}
 "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "launch/benchmark_gpu.sh needs a CUDA device")'

@@ -9,8 +9,8 @@
 # arguments go to qa_dist.bench: --quick, --repeats 5, --num_processes 1 4 8, --global_batch_size 32 (of one process), ...
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+root=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
+[ ! -f "$root/qa_dist/__init__.py" ] || export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python}
 model=${MODEL:-$("$python" -c 'import torch; print("bert-base" if torch.cuda.is_available() else "minilm-l6")')}
 exec "$python" -m qa_dist.bench scaling --model_config "$model" "$@"

@@ -8,6 +8,18 @@
 # as in launch/torchrun.sh. In a Slurm job: DS_CONFIG=ds_configs/zero2.json sbatch launch/slurm.sh ...
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export DS_CONFIG=${DS_CONFIG:-$root/ds_configs/zero2.json}
-exec bash "$root/launch/torchrun.sh" "$@"
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here")
+python=${PYTHON:-python}
+
+# The file of this name: beside this script, in the folder above as in the repository, or in the installed package.
+shipped() {
+  for folder in "$here" "$root"; do
+    [ ! -f "$folder/$1" ] || { echo "$folder/$1"; return; }
+  done
+  "$python" -m qa_dist.recipe_command path "$1"
+}
+
+export DS_CONFIG=${DS_CONFIG:-$(shipped ds_configs/zero2.json)}
+torchrun=$(shipped torchrun.sh)
+exec bash "$torchrun" "$@"

@@ -6,8 +6,18 @@
 # Arguments go to qa_dist.train. NUM_PROCESSES sets the number of processes, PYTHON the interpreter.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here")
 python=${PYTHON:-python}
+
+# The file of this name: beside this script, in the folder above as in the repository, or in the installed package.
+shipped() {
+  for folder in "$here" "$root"; do
+    [ ! -f "$folder/$1" ] || { echo "$folder/$1"; return; }
+  done
+  "$python" -m qa_dist.recipe_command path "$1"
+}
+
 count=${NUM_PROCESSES:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}
 
 # One process may use every core; several share them.
@@ -16,5 +26,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > count ? cores / count : 1))
 
 config=ddp
 [ "$count" -eq 1 ] && config=single
-exec "$python" -m accelerate.commands.launch --config_file "$root/accelerate_configs/$config.yaml" \
-  --num_processes "$count" -m qa_dist.train "$@"
+config=$(shipped "accelerate_configs/$config.yaml")
+exec "$python" -m accelerate.commands.launch --config_file "$config" --num_processes "$count" -m qa_dist.train "$@"

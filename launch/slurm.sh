@@ -33,12 +33,14 @@ fail() {
 
 [ -n "${SLURM_JOB_ID:-}" ] || fail "this is no Slurm job; use sbatch launch/slurm.sh, or launch/torchrun.sh elsewhere"
 
-launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [ ! -f "$launch/torchrun.sh" ]; then
+torchrun=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/torchrun.sh
+if [ ! -f "$torchrun" ]; then
   # sbatch runs a copy of this file; the job's record says where the original is.
   command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-  launch=${command%%/slurm.sh*}
-  [ -f "$launch/torchrun.sh" ] || fail "there is no torchrun.sh beside $command; submit the script from its checkout"
+  command=${command%%.sh*}
+  torchrun=${command%/*}/torchrun.sh
+  [ -f "$torchrun" ] || torchrun=$("${PYTHON:=python}" -m qa_dist.recipe_command path launch/torchrun.sh) ||
+    fail "there is no torchrun.sh beside $command.sh, and $PYTHON has no qa_dist to take it from"
 fi
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -75,7 +77,7 @@ status=0
 # A launcher gets all CPUs of the job on its node (no binding). When one has ended the others have a minute to end too:
 # processes may hang that wait for those of a lost node.
 srun --nodes="$NNODES" --ntasks="$NNODES" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
-  --kill-on-bad-exit=0 --wait=60 bash -c "$on_each_node" "$launch/torchrun.sh" "$@" || status=$?
+  --kill-on-bad-exit=0 --wait=60 bash -c "$on_each_node" "$torchrun" "$@" || status=$?
 
 if [ "$status" -ne 0 ] && [ -s "$QA_DIST_EXIT_FILE" ]; then
   noted=$(<"$QA_DIST_EXIT_FILE")

@@ -26,8 +26,17 @@ fail() {
   exit 2
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here")
 python=${PYTHON:-python}
+
+# The file of this name: beside this script, in the folder above as in the repository, or in the installed package.
+shipped() {
+  for folder in "$here" "$root"; do
+    [ ! -f "$folder/$1" ] || { echo "$folder/$1"; return; }
+  done
+  "$python" -m qa_dist.recipe_command path "$1"
+}
 
 processes=${NPROC_PER_NODE:-}
 if [ -z "$processes" ]; then
@@ -68,8 +77,10 @@ else
   fi
 fi
 if [ -n "${DS_CONFIG:-}" ]; then
-  [ -f "$DS_CONFIG" ] || fail "there is no file DS_CONFIG=$DS_CONFIG; name one of those in $root/ds_configs"
-  export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_CONFIG_FILE=$DS_CONFIG
+  file=$DS_CONFIG
+  [ -f "$file" ] || file=$(shipped "$DS_CONFIG" 2>/dev/null) ||
+    fail "there is no file DS_CONFIG=$DS_CONFIG; name one of ds_configs/, which qa-dist recipes ls lists"
+  export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_CONFIG_FILE=$file
 fi
 [ -z "${LOG_DIR:-}" ] || options+=(--log-dir "$LOG_DIR" --tee 3)
 
@@ -78,5 +89,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / process
 # What a process says is shown, and in its log, at once and with its rank.
 # shellcheck disable=SC2016  # torchrun fills in the rank
 export PYTHONUNBUFFERED=1 TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] '
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+[ ! -f "$root/qa_dist/__init__.py" ] || export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m torch.distributed.run "${options[@]}" -m qa_dist.train "$@"

@@ -12,6 +12,7 @@ COMMANDS = {
     "merge": "fold an adapter into its base model",
     "estimate": "the memory that a run will take, by part, and the token budget that fits",
     "doctor": "look at this machine: devices, versions, communication, disks, limits",
+    "recipes": "recipes, launcher configurations and scripts: list, show, copy and check them",
     "bench": "measure speed and memory, beside transformers' Trainer",
 }
 
@@ -20,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `qa-dist COMMAND ...`; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
-        code: int = importlib.import_module(f"qa_dist.{words[0]}").main(words[1:])
+        # qa_dist/recipes is the folder of the recipes themselves.
+        module = "recipe_command" if words[0] == "recipes" else words[0]
+        code: int = importlib.import_module(f"qa_dist.{module}").main(words[1:])
         return code
     asked = not words or words[0] in ("-h", "--help")
     listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())

@@ -9,13 +9,13 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.common.secrets import masked
+from qa_dist.common.shipped import shipped_folder
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, T, defaults, shown
 
 _NO_VALUE = object()
@@ -40,7 +40,7 @@ def recipe_path(name: str) -> Path:
     # Not Path.is_file, which raises for a name that no file can have.
     if os.path.isfile(path):
         return path
-    recipes = Path(str(resources.files("qa_dist"))) / "recipes"
+    recipes = shipped_folder("recipes")
     shipped = recipes / f"{name}.yaml"
     if os.path.isfile(shipped):
         return shipped

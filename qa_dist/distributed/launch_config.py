@@ -9,11 +9,11 @@ Here they are read once, compared with the recipe - a value is set in one place 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.common.shipped import file_or_shipped
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, TrainingConfig
 
@@ -202,7 +202,7 @@ def _deepspeed_launch_config(
         )
         return None
     try:
-        found = read_json(Path(path).read_text(encoding="utf-8"))
+        found = read_json(file_or_shipped(path).read_text(encoding="utf-8"))
     except OSError as error:
         problems.append(
             f"the launcher's deepspeed_config_file {path} cannot be read ({error.strerror}); start in the folder that "

@@ -26,7 +26,7 @@ ROOMS = (
     "benchmarking",
 )
 COMMANDS = ("train", "prepare", "evaluate", "score", "merge", "estimate", "doctor", "bench")
-ENTRIES = (*COMMANDS, "cli", "documentation")
+ENTRIES = (*COMMANDS, "recipe_command", "cli", "documentation")
 """The files at the top: the commands, what holds them under one name, and what writes the generated tables."""
 
 MAY_IMPORT = {
