@@ -250,10 +250,16 @@ def _deepspeed_problems(
     unknown = [name for name in found if name not in (*_DEEPSPEED_KEYS, "optimizer", "scheduler")]
     if unknown:
         yield f"{', '.join(unknown)} would have no effect; keep to {', '.join(_DEEPSPEED_KEYS)}"
-    zero = found["zero_optimization"]
-    stage = zero.get("stage")
-    if stage not in _STAGES:
-        yield f"zero_optimization.stage is {stage}; use 1, 2 or 3, or accelerate_configs/ddp.yaml for no partitioning"
+    yield from _batch_problems(found, training)
+    yield from _precision_problems(found, training)
+    if found.get("zero_force_ds_cpu_optimizer"):
+        yield "zero_force_ds_cpu_optimizer is true, but the optimiser is torch's AdamW; set it to false"
+    yield from _stage_problems(found["zero_optimization"], environment)
+    yield from _offload_problems(found["zero_optimization"], environment, training)
+
+
+def _batch_problems(found: Mapping[str, Any], training: TrainingConfig) -> Iterable[str]:
+    """What contradicts the recipe's batches and clipping."""
     for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         if found.get(name, "auto") != "auto":
             yield (
@@ -267,6 +273,9 @@ def _deepspeed_problems(
     clipping = found.get("gradient_clipping", "auto")
     if clipping != "auto" and not _same_clipping(clipping, training.max_grad_norm):
         yield _contradiction("gradient_clipping", clipping, "max_grad_norm", training.max_grad_norm)
+
+
+def _precision_problems(found: Mapping[str, Any], training: TrainingConfig) -> Iterable[str]:
     for name in ("bf16", "fp16", "torch_autocast"):
         section = found.get(name, {})
         settings = section.items() if isinstance(section, dict) else [("enabled", section)]
@@ -276,8 +285,31 @@ def _deepspeed_problems(
                     f"{name}.{key} is {value}, but precision is the recipe's (--mixed_precision "
                     f"{training.mixed_precision}), over float32 weights; keep to enabled: auto"
                 )
-    if found.get("zero_force_ds_cpu_optimizer"):
-        yield "zero_force_ds_cpu_optimizer is true, but the optimiser is torch's AdamW; set it to false"
+
+
+def _stage_problems(zero: Mapping[str, Any], environment: Mapping[str, str]) -> Iterable[str]:
+    """What is no stage, does not go with the stage, or is filled in by nobody."""
+    stage = zero.get("stage")
+    if stage not in _STAGES:
+        yield f"zero_optimization.stage is {stage}; use 1, 2 or 3, or accelerate_configs/ddp.yaml for no partitioning"
+    asked = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if asked is not None and asked != str(stage):
+        yield f"zero_optimization.stage is {stage}, but the launcher's zero_stage is {asked}; remove the latter"
+    if zero.get("offload_param") and stage in (1, 2):
+        yield f"zero_optimization.offload_param has no effect in stage {stage}; remove it or use stage 3"
+    if stage == 1 and zero.get("overlap_comm"):
+        yield "zero_optimization.overlap_comm has no effect in stage 1; remove it"
+    for name, value in zero.items():
+        if value == "auto":
+            yield f"zero_optimization.{name} is auto, which nothing fills in; remove it to get DeepSpeed's default"
+    if _is_true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_INIT")):
+        yield "the launcher's zero3_init_flag is true, but every rank builds the whole model first; set it to false"
+
+
+def _offload_problems(
+    zero: Mapping[str, Any], environment: Mapping[str, str], training: TrainingConfig
+) -> Iterable[str]:
+    """Devices that the recipe or the launcher contradicts, or that nothing is offloaded to here."""
     for name in ("offload_optimizer", "offload_param"):
         device = (zero.get(name) or {}).get("device", "none")
         if device not in ("cpu", "none"):
@@ -290,18 +322,6 @@ def _deepspeed_problems(
                 f"zero_optimization.{name}.device is {device}, but the launcher's {name}_device is {asked}; remove "
                 "the latter"
             )
-    if zero.get("offload_param") and stage in (1, 2):
-        yield f"zero_optimization.offload_param has no effect in stage {stage}; remove it or use stage 3"
-    if stage == 1 and zero.get("overlap_comm"):
-        yield "zero_optimization.overlap_comm has no effect in stage 1; remove it"
-    for name, value in zero.items():
-        if value == "auto":
-            yield f"zero_optimization.{name} is auto, which nothing fills in; remove it to get DeepSpeed's default"
-    asked_stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-    if asked_stage is not None and asked_stage != str(stage):
-        yield f"zero_optimization.stage is {stage}, but the launcher's zero_stage is {asked_stage}; remove the latter"
-    if _is_true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_INIT")):
-        yield "the launcher's zero3_init_flag is true, but every rank builds the whole model first; set it to false"
 
 
 def _same_clipping(value: Any, max_grad_norm: float | None) -> bool:

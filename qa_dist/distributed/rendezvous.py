@@ -24,7 +24,6 @@ from qa_dist.distributed.roll_call import Member, call_the_roll
 _START_SECONDS = 600
 """Longest wait for ranks that have not started: what torchrun waits for its machines."""
 
-
 _CONNECTION_SECONDS = 300
 """Longest wait for the first exchange between ranks that have all started."""
 
@@ -58,16 +57,35 @@ def meeting(timeout_seconds: int) -> Iterator[None]:
     if world_size == 1 or not described or dist.is_initialized():
         yield
         return
-    host = host_name()
-    store = _store(rank, min(timeout_seconds, _START_SECONDS))
+    start_seconds = min(timeout_seconds, _START_SECONDS)
+    store = _store(rank, start_seconds)
     call = call_the_roll(
         store,
-        Member(rank, host, _facts()),
+        Member(rank, host_name(), _facts()),
         world_size,
-        seconds=min(timeout_seconds, _START_SECONDS),
+        seconds=start_seconds,
         notice=lambda text: sys.stderr.write(f"[rank 0] {text}\n"),
     )
-    seconds = min(timeout_seconds, _CONNECTION_SECONDS)
+    with _connecting(rank, world_size, seconds=min(timeout_seconds, _CONNECTION_SECONDS)):
+        # Under a name of its own: the launcher's store keeps the addresses that an earlier group left there.
+        own = dist.PrefixStore(call, store)  # type: ignore[attr-defined]
+        timeout = timedelta(seconds=timeout_seconds)
+        own.set_timeout(timeout)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
+        yield
+
+
+@contextmanager
+def _connecting(rank: int, world_size: int, *, seconds: int) -> Iterator[None]:
+    """Bound the time in which a library connects the ranks inside, and make one sentence of what it raises.
+
+    The process ends when the time is over.
+
+    Raises:
+        ConfigError: The ranks cannot be connected.
+    """
+    host = host_name()
 
     def unreachable(reason: str) -> str:
         return (
@@ -85,16 +103,10 @@ def meeting(timeout_seconds: int) -> Iterator[None]:
         sys.stderr.flush()
         os._exit(note_exit(EXIT_USER_ERROR))
 
-    watchdog = threading.Timer(seconds, give_up)
-    watchdog.daemon = True
-    watchdog.start()
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
     try:
-        # Under a name of its own: the launcher's store keeps the addresses that an earlier group left there.
-        own = dist.PrefixStore(call, store)  # type: ignore[attr-defined]
-        timeout = timedelta(seconds=timeout_seconds)
-        own.set_timeout(timeout)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
         yield
     except RuntimeError as error:
         text = str(error)
@@ -104,7 +116,7 @@ def meeting(timeout_seconds: int) -> Iterator[None]:
             raise ConfigError([f"{host} has fewer GPUs than processes; start one process per GPU"]) from error
         raise ConfigError([unreachable(_first_words(error))]) from error
     finally:
-        watchdog.cancel()
+        timer.cancel()
 
 
 def _facts() -> dict[str, str | None]:
