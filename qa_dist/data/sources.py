@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.common.errors import DataError
+from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, validate
 from qa_dist.data.formats import COLUMNS, Record, Row, parse, read_bytes, read_rows
@@ -202,12 +203,12 @@ def _load_hub(data: DataConfig) -> Any:
             "read; name files with --train_file and --validation_file"
         )
     try:
-        found = datasets.load_dataset(source, data.dataset_config_name)
+        with logs_held_back("huggingface_hub", "datasets"):
+            found = datasets.load_dataset(source, data.dataset_config_name)
     except Exception as error:  # the library raises a dozen unrelated types
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
-            f"--dataset_name {data.source} cannot be loaded ({reason}); it must be `sample`, `synthetic:N`, a local "
-            "folder, or a hub data set while the hub can be reached: without it, pass --train_file and "
+            f"--dataset_name {data.source} cannot be loaded ({reason(error)}); it must be `sample`, `synthetic:N`, a "
+            "local folder, or a hub data set while the hub can be reached: without it, pass --train_file and "
             "--validation_file"
         ) from error
     return found

@@ -18,6 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from qa_dist.common.command import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.hosts import host_name
+from qa_dist.common.libraries import shortened
 from qa_dist.distributed.failures import is_lost_peer, launched_rank
 from qa_dist.distributed.roll_call import Member, call_the_roll
 
@@ -212,4 +213,4 @@ def _first_words(error: Exception) -> str:
     """What a library's long error says first, without the place in its source; of nccl, what it calls the cause."""
     text = str(error)
     text = text.partition("Last error:")[2].strip() or text
-    return re.sub(r"^\[[^\]]*\]\s*", "", text.partition("\n")[0])[:200]
+    return shortened(re.sub(r"^\[[^\]]*\]\s*", "", text.partition("\n")[0]))

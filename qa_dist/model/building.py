@@ -25,7 +25,14 @@ from qa_dist.model.families import (
     MODEL_TYPES_UNPADDED,
     OFFSET_POSITIONS,
 )
-from qa_dist.model.pretrained import loading, loading_error, quiet, resolve_model_path, weights_folder
+from qa_dist.model.pretrained import (
+    hub_logs_held_back,
+    loading,
+    loading_error,
+    quiet,
+    resolve_model_path,
+    weights_folder,
+)
 from qa_dist.model.quantization import outline_quantized, quantization_options, require_quantized
 from qa_dist.model.span_model import (
     Padding,
@@ -158,9 +165,10 @@ def model_configuration(config: ModelConfig) -> Any:
         )
     wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
     try:
-        found = AutoConfig.from_pretrained(
-            wanted, revision=config.model_revision, cache_dir=config.cache_dir, trust_remote_code=False
-        )
+        with hub_logs_held_back():
+            found = AutoConfig.from_pretrained(
+                wanted, revision=config.model_revision, cache_dir=config.cache_dir, trust_remote_code=False
+            )
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a file
         raise loading_error("configuration of the model", name or config.model_name_or_path, error) from error
     if getattr(found, "transformers_weights", None) is not None:

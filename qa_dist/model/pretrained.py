@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.common.parsers import ParseError, read_json, type_name
 from qa_dist.config.options import ModelConfig
 
@@ -77,12 +78,11 @@ def loading_error(what: str, name: str, error: Exception) -> UserError:
             f"the {what} {name} brings code of its own, which is never run here; use a model of an architecture that "
             "transformers itself has"
         )
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
     if name.startswith(_PACKAGE_PREFIX) or os.path.isdir(os.path.expanduser(name)):
-        return UserError(f"the {what} in {name} cannot be loaded ({reason}); check the files in that folder")
+        return UserError(f"the {what} in {name} cannot be loaded ({reason(error)}); check the files in that folder")
     return UserError(
-        f"the {what} {name} cannot be loaded ({reason}); a hub id needs its exact spelling and either a network or a "
-        "copy in the cache: else name a local folder or package:NAME/FOLDER"
+        f"the {what} {name} cannot be loaded ({reason(error)}); a hub id needs its exact spelling and either a network "
+        "or a copy in the cache: else name a local folder or package:NAME/FOLDER"
     )
 
 
@@ -197,9 +197,10 @@ def load_tokenizer(model: ModelConfig) -> Any:
     # The revision is the model's; a tokenizer of its own has another history.
     revision = "main" if model.tokenizer_name else model.model_revision
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            path, revision=revision, cache_dir=model.cache_dir, use_fast=True, trust_remote_code=False
-        )
+        with hub_logs_held_back():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, revision=revision, cache_dir=model.cache_dir, use_fast=True, trust_remote_code=False
+            )
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
         raise loading_error("tokenizer", name, error) from error
     # Where there is a model but no file of a tokenizer, the library makes one up that knows no word.
@@ -212,17 +213,27 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 @contextmanager
+def hub_logs_held_back() -> Iterator[None]:
+    """Hold back what is logged about a model, such as each attempt to reach the hub, until it is there."""
+    # It sets up both loggers.
+    import transformers  # noqa: F401
+
+    with logs_held_back("huggingface_hub", "transformers"):
+        yield
+
+
+@contextmanager
 def loading(name: str) -> Iterator[None]:
     """Make one sentence of whatever a library raises about a model."""
     try:
-        yield
+        with hub_logs_held_back():
+            yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
-        first = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--model_name_or_path {name} cannot be loaded as a question-answering encoder ({first}); give a local "
-            "folder of a transformers model, package:NAME/FOLDER, or a hub id that is reachable or cached"
+            f"--model_name_or_path {name} cannot be loaded as a question-answering encoder ({reason(error)}); give a "
+            "local folder of a transformers model, package:NAME/FOLDER, or a hub id that is reachable or cached"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import CPU, load_base
 from qa_dist.model.pretrained import check_adapter, quiet
@@ -135,9 +136,8 @@ def load_trained(
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
-        first = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"the model in {directory} cannot be loaded ({first}); give a folder that training wrote"
+            f"the model in {directory} cannot be loaded ({reason(error)}); give a folder that training wrote"
         ) from error
     if fresh:
         named = f"{', '.join(fresh[:3])}{' and others' if len(fresh) > 3 else ''}"

@@ -93,6 +93,7 @@ def test_only_the_room_of_the_ranks_talks_to_other_ranks(module: str, library: s
     assert not names or module.startswith(MAY_IMPORT[library])
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith(PURE)])
+# What holds back the log lines of libraries has none of its own.
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith(PURE) and name != "common/libraries"])
 def test_pure_modules_do_not_log(module: str) -> None:
     assert "logging" not in imports(module)

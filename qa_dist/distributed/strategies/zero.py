@@ -14,6 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.distributed.engine import Engine, MakeOptimizer, TrainableModel, collective
 from qa_dist.distributed.watchdog import Watchdog
@@ -45,11 +46,13 @@ class Zero(Engine):
         self._deepspeed = deepspeed
         optimizer = make_optimizer(model.trainable())
         try:
-            held: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
+            with logs_held_back("DeepSpeed"):
+                held: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
         except ValueError as error:
             # DeepSpeed checks its sections when it starts; its messages name the key.
-            first = " ".join(str(error).split())
-            raise ConfigError([f"DeepSpeed refuses its configuration ({first}); mend ds_configs/*.json"]) from error
+            raise ConfigError(
+                [f"DeepSpeed refuses its configuration ({reason(error)}); mend ds_configs/*.json"]
+            ) from error
         super().__init__(held, watchdog)
         self._stage = int(config["zero_optimization"]["stage"])
         self.forward_needs_all_ranks = self._stage == 3
@@ -215,7 +218,10 @@ def _import_deepspeed(device: torch.device) -> Any:
         import deepspeed.ops
     except ImportError as error:
         raise ConfigError(
-            [f"the launcher asks for DeepSpeed, which cannot be imported ({error}); pip install 'qa-dist[deepspeed]'"]
+            [
+                f"the launcher asks for DeepSpeed, which cannot be imported ({reason(error)}); pip install "
+                "'qa-dist[deepspeed]'"
+            ]
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 would rather not hear.

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,23 @@ def test_an_unreachable_data_set_is_one_sentence(hub_cache: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- malformed files
+
+
+def test_what_a_library_logs_before_its_error_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        for library in ("huggingface_hub.utils._http", "datasets.load"):
+            logging.getLogger(library).warning("thrown while requesting, retrying in 1 s")
+        raise ConnectionError(f"{'no connection ' * 13} see https://example.org/some/page or another one")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"cannot be loaded \(no connection .* see \.\.\.\); it must be"):
+        load_examples(DataConfig(dataset_name="nobody/nothing"), "train")
+    assert "retrying" not in capfd.readouterr().err
+    assert caplog.messages == []
 
 
 def test_the_table_of_malformed_files_is_complete() -> None:

@@ -1,5 +1,7 @@
 """What was asked of a library and dropped by it is an error, in one process."""
 
+import io
+import logging
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -73,6 +75,24 @@ def test_a_key_that_deepspeed_does_not_know_is_one_sentence(group: None, model: 
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2, "overlap_com": True}}
     with pytest.raises(ConfigError, match=r"DeepSpeed refuses its configuration \(.*overlap_com"):
         make(LaunchConfig(strategy="zero2", deepspeed=config), model)
+
+
+def test_what_deepspeed_logs_before_it_refuses_is_not_shown(
+    group: None, model: SpanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deepspeed = pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+
+    def refuse(**_: Any) -> None:
+        logging.getLogger("DeepSpeed").warning("configuration: 300 lines of it")
+        raise ValueError(f"{'an input that is not permitted, ' * 6}for information visit https://example.org/a")
+
+    monkeypatch.setattr(deepspeed, "initialize", refuse)
+    shown = io.StringIO()
+    monkeypatch.setattr(logging.getLogger("DeepSpeed"), "handlers", [logging.StreamHandler(shown)])
+    with pytest.raises(ConfigError, match=r"refuses its configuration \(an input .* \.\.\.\); mend") as refused:
+        make(LaunchConfig(strategy="zero2", deepspeed={"zero_optimization": {"stage": 2}}), model)
+    assert "http" not in str(refused.value)
+    assert shown.getvalue() == ""
 
 
 def engine(stage: int, **changes: Any) -> Any:

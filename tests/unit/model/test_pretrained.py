@@ -1,11 +1,17 @@
+import io
+import logging
 import sys
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
+import transformers
 
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.pretrained import load_tokenizer, resolve_model_path, weights_folder
+from qa_dist.model.building import model_configuration
+from qa_dist.model.pretrained import load_tokenizer, loading, resolve_model_path, weights_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.data_fixtures import save_tokenizer
 
@@ -126,6 +132,40 @@ def test_a_hub_model_that_is_not_in_the_cache_is_one_sentence(tmp_path: Path) ->
     with pytest.raises(UserError, match="the model somebody/tiny cannot be loaded") as caught:
         weights_folder("somebody/tiny", ModelConfig(cache_dir=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["AutoTokenizer", "AutoConfig", "snapshot_download"])
+def test_what_a_library_logs_before_its_error_is_not_shown(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        for library in ("huggingface_hub.utils._http", "transformers.configuration_utils"):
+            logging.getLogger(library).warning("thrown while requesting, retrying in 1 s")
+        raise OSError(f"{'no connection ' * 12} see https://example.org/docs/an/offline-mode/{'x' * 30} and others")
+
+    if part == "snapshot_download":
+        monkeypatch.setattr(huggingface_hub, part, unreachable)
+    else:
+        monkeypatch.setattr(getattr(transformers, part), "from_pretrained", unreachable)
+    config = ModelConfig(model_name_or_path="nobody/nothing")
+    shown = io.StringIO()
+    for library in ("huggingface_hub", "transformers"):
+        monkeypatch.setattr(logging.getLogger(library), "handlers", [logging.StreamHandler(shown)])
+
+    def load() -> None:
+        if part == "AutoTokenizer":
+            load_tokenizer(config)
+        elif part == "AutoConfig":
+            model_configuration(config)
+        else:
+            with loading("nobody/nothing"):
+                weights_folder("nobody/nothing", config)
+
+    with pytest.raises(UserError, match=r"nobody/nothing cannot be loaded \(no connection .* \.\.\.\); ") as caught:
+        load()
+    assert "http" not in str(caught.value)
+    assert shown.getvalue() == ""
+    assert caplog.messages == []
 
 
 def test_a_tokenizer_without_files_is_refused(tmp_path: Path) -> None:
