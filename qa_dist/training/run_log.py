@@ -174,10 +174,10 @@ class RunLog:
             LocalTrainingError: It cannot be written.
         """
         noted = dict(self._described)
-        if self.evaluations or self.resumed_at_steps:
-            noted["evaluations"] = self.evaluations
         if self.skipped_steps:
             noted["skipped_steps"] = self.skipped_steps
+        if self.evaluations or self.resumed_at_steps:
+            noted["evaluations"] = self.evaluations
         if self.resumed_at_steps:
             noted["resumed_at_steps"] = self.resumed_at_steps
         record = {
