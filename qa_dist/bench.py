@@ -39,7 +39,7 @@ def _bench(argv: list[str]) -> int:
         raise UserError(f"{said} cannot be measured; use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
     if command == "report":
         return _report(argv[1:])
-    config, own = parse(
+    config, options = parse(
         _joined(argv[1:] if command else argv),
         prog=f"{PROG} {command}".strip(),
         description=__doc__ or "",
@@ -48,8 +48,8 @@ def _bench(argv: list[str]) -> int:
         base=REFERENCE,
     )
     charts.require_matplotlib()
-    settings = Settings.of(config, own)
-    directory = Path(str(own.output_dir))
+    settings = Settings.of(config, options)
+    directory = Path(str(options.output_dir))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,10 +65,10 @@ def _bench(argv: list[str]) -> int:
 def _measure(name: str, settings: Settings, directory: Path) -> None:
     """Measure one section and write everything that shows it."""
 
-    def tell(line: str) -> None:
+    def notice(line: str) -> None:
         sys.stderr.write(f"{name} {line}\n")
 
-    section = import_module(f"qa_dist.benchmarking.{name}").run(settings, tell)
+    section = import_module(f"qa_dist.benchmarking.{name}").measure_section(settings, notice)
     whole = report.merge(directory / "bench.json", name, section, settings.to_json())
     drawn = charts.draw(whole, directory)
     (directory / "bench.md").write_text(report.summary(whole, drawn), encoding="utf-8")

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    config, own = parse(
+    config, options = parse(
         argv,
         prog=PROG,
         description=__doc__ or "",
@@ -50,7 +50,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         entry=EvaluateConfig,
         base=base_options(peek(argv, "adapter")),
     )
-    directory = Path(own.results_dir) if own.results_dir else None
+    directory = Path(options.results_dir) if options.results_dir else None
     if config.evaluation.gather == "logits" and directory is None:
         raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
     # DeepSpeed, where it is installed, greets on standard output, which belongs to the metrics.
@@ -74,7 +74,7 @@ def _evaluate(argv: Sequence[str]) -> int:
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
         model = load_trained(
             config.model,
-            str(own.adapter),
+            str(options.adapter),
             max_seq_length=config.data.max_seq_length,
             tokenizer_pads_left=tokenizer.padding_side == "left",
             device=ranks.device,
@@ -82,7 +82,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         check_vocabulary(model, store.largest_token_id)
         version_2 = config.data.version_2_with_negative
         with evaluation_bar(shown=ranks.is_main) as advance:
-            found = evaluate(
+            evaluation = evaluate(
                 model,
                 store,
                 ranks,
@@ -93,8 +93,8 @@ def _evaluate(argv: Sequence[str]) -> int:
             )
         if ranks.is_main:
             if directory is not None:
-                write_results(found, directory)
-            sys.stdout.write(json.dumps(found.metrics, indent=2) + "\n")
+                write_results(evaluation, directory)
+            sys.stdout.write(json.dumps(evaluation.metrics, indent=2) + "\n")
         ranks.close()
     return 0
 

@@ -20,7 +20,7 @@ def simulate(world_sizes: Sequence[int] = WORLD_SIZES, *, seed: int = 0) -> list
     `dealt` divides a step as qa_dist does, `plain` as data loaders do, by position in a random order. Each rank has 16
     features of SQuAD's lengths per step.
     """
-    found = []
+    simulated = []
     for world_size in world_sizes:
         num_steps = max(_MIN_STEPS, _SIMULATED_RANKS // world_size)
         size = world_size * FEATURES_PER_RANK
@@ -29,7 +29,7 @@ def simulate(world_sizes: Sequence[int] = WORLD_SIZES, *, seed: int = 0) -> list
         lengths = np.random.default_rng(seed).permutation(lengths).reshape(num_steps, size)
         dealt = [token_imbalance([int(step[share].sum()) for share in deal(step, world_size)]) for step in lengths]
         plain = [token_imbalance(step.reshape(world_size, -1).sum(1).tolist()) for step in lengths]
-        found.append(
+        simulated.append(
             {
                 "world_size": world_size,
                 "features_per_rank": FEATURES_PER_RANK,
@@ -38,4 +38,4 @@ def simulate(world_sizes: Sequence[int] = WORLD_SIZES, *, seed: int = 0) -> list
                 "plain": float(np.mean(plain)),
             }
         )
-    return found
+    return simulated

@@ -57,8 +57,8 @@ def _bars(section: Mapping[str, Any], title: str, path: Path) -> str:
 
 def _efficiency(section: Mapping[str, Any], path: Path) -> str:
     """Efficiency at every world size, and the ideal."""
-    found = section["efficiency"]
-    sizes = [1, *(entry["world_size"] for entry in found)]
+    efficiencies = section["efficiency"]
+    sizes = [1, *(entry["world_size"] for entry in efficiencies)]
     figure, axes = _figure(height=3.6)
     axes.plot(sizes, [1.0] * len(sizes), color="black", linestyle="--", linewidth=1, label="ideal")
     lines = {
@@ -67,7 +67,7 @@ def _efficiency(section: Mapping[str, Any], path: Path) -> str:
         "strong_over_one_process": ("strong, over one process alone", _THIRD),
     }
     for name, (label, colour) in lines.items():
-        measured = [(entry["world_size"], entry[name]) for entry in found if entry[name] is not None]
+        measured = [(entry["world_size"], entry[name]) for entry in efficiencies if entry[name] is not None]
         middles = [1.0, *(values["median"] for _, values in measured)]
         below = [0.0, *(values["median"] - values["min"] for _, values in measured)]
         above = [0.0, *(values["max"] - values["median"] for _, values in measured)]

@@ -14,47 +14,47 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qa_dist.benchmarking.job import Result, Work, alternate, spread
+from qa_dist.benchmarking.job import Job, Result, alternate, spread
 from qa_dist.benchmarking.settings import Settings
 
 PHASES = ("tokenise", "forward", "decode", "score")
 OURS, THEIRS, DYNAMIC = "qa_dist", "Hugging Face", "Hugging Face, dynamic padding"
 
 
-def works(settings: Settings) -> dict[str, Work]:
+def jobs(settings: Settings) -> dict[str, Job]:
     """What is compared, by name."""
-    own = settings.own
+    options = settings.options
     count = settings.num_questions
-    if own.validation_file:
-        data = {"validation_file": str(Path(own.validation_file).resolve()), "max_eval_samples": count}
-        data |= {"subset_seed": own.seed}
+    if options.validation_file:
+        data = {"validation_file": str(Path(options.validation_file).resolve()), "max_eval_samples": count}
+        data |= {"subset_seed": options.seed}
     else:
         data = {"dataset_name": f"synthetic:{count}", "max_eval_samples": None}
-    options = settings.options(**data, mixed_precision=settings.best_precision)
-    if own.model_config is not None and own.tokenizer_name is None:
+    run_options = settings.run_options(**data, mixed_precision=settings.best_precision)
+    if options.model_config is not None and options.tokenizer_name is None:
         # Random weights need some tokenizer of their vocabulary: the reference model has that of BERT.
-        options["tokenizer_name"] = settings.config.model.model_name_or_path
+        run_options["tokenizer_name"] = settings.config.model.model_name_or_path
 
-    def work(kind: Any, **trainer: Any) -> Work:
-        return Work(
+    def job(kind: Any, **trainer: Any) -> Job:
+        return Job(
             kind=kind,
-            options=options,
+            options=run_options,
             num_features=0,
-            threads=own.threads,
+            threads=options.threads,
             trainer=trainer,
             device=settings.single_device,
         )
 
     return {
-        OURS: work("evaluate"),
-        THEIRS: work("evaluate_hugging_face"),
-        DYNAMIC: work("evaluate_hugging_face", dynamic_padding=True),
+        OURS: job("evaluate"),
+        THEIRS: job("evaluate_hugging_face"),
+        DYNAMIC: job("evaluate_hugging_face", dynamic_padding=True),
     }
 
 
-def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[str, Any]:
     """The comparison, as a section of bench.json."""
-    measured = alternate(works(settings), repeats=settings.repeats, tell=tell)
+    measured = alternate(jobs(settings), repeats=settings.repeats, notice=notice)
     if any(result.get("out_of_memory") for results in measured.values() for result in results):
         return {"headline": {}, "results": [{"name": name, "out_of_memory": True} for name in measured]}
     ours = measured[OURS]

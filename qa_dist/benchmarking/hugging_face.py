@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qa_dist.benchmarking.job import Result, Work
+from qa_dist.benchmarking.job import Job, Result
 from qa_dist.benchmarking.measuring import peak_memory_bytes, rates, synchronize, synthetic_store
 from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
 from qa_dist.benchmarking.synthetic import SyntheticStore
@@ -113,14 +113,14 @@ def padding_tokenizer(pad_token_id: int) -> Any:
     )
 
 
-def train(work: Work, config: RunConfig) -> Result:
+def train(job: Job, config: RunConfig) -> Result:
     """Rates and memory of `Trainer`, over every feature once."""
     from transformers import DataCollatorWithPadding, Trainer, default_data_collator
 
-    setup = Setup(**work.trainer)
+    setup = Setup(**job.trainer)
     model = load_model(config)
     pad_token_id = model.config.pad_token_id or 0
-    store = synthetic_store(work, config, model.config.vocab_size)
+    store = synthetic_store(job, config, model.config.vocab_size)
     dataset = feature_dataset(
         store, pad_to=None if setup.dynamic_padding else config.data.max_seq_length, pad_token_id=pad_token_id
     )
@@ -141,9 +141,9 @@ def train(work: Work, config: RunConfig) -> Result:
             trainer.train()
             return trainer.args.device
 
-        if work.warmup_steps:
+        if job.warmup_steps:
             # Of the same lengths: what has to be made once for a shape is made here.
-            trained(dataset, work.warmup_steps, [])
+            trained(dataset, job.warmup_steps, [])
         device = trained(dataset, -1, [clock])
     result = rates(store.num_features, int(store.lengths.sum()), clock.seconds)
     result["peak_memory_bytes"] = peak_memory_bytes(device)
@@ -151,13 +151,13 @@ def train(work: Work, config: RunConfig) -> Result:
     return result
 
 
-def evaluate(work: Work, config: RunConfig) -> Result:
+def evaluate(job: Job, config: RunConfig) -> Result:
     """Seconds of each phase of an evaluation: `Dataset.map`, `Trainer.predict`, nested loops, scores text by text."""
     import datasets
     from transformers import DataCollatorWithPadding, Trainer, default_data_collator
 
     datasets.disable_progress_bars()
-    setup = Setup(**work.trainer)
+    setup = Setup(**job.trainer)
     tokenizer = load_tokenizer(config.model)
     examples, _, _ = load_examples(config.data, "validation")
     _require_answers(examples)

@@ -1,7 +1,7 @@
 """What is measured, and the processes that measure it.
 
-A `Work` is one measurement. It is done by processes of its own - fresh ones, so that peaks of memory are honest and no
-measurement finds what another left in a cache - which write their result as JSON. Comparisons alternate: all works
+A `Job` is one measurement. It is done by processes of its own - fresh ones, so that peaks of memory are honest and no
+measurement finds what another left in a cache - which write their result as JSON. Comparisons alternate: all jobs
 once, then all again, so that whatever disturbs the machine for a while disturbs all of them.
 """
 
@@ -28,7 +28,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Job:
     """One measurement.
 
     Attributes:
@@ -62,13 +62,13 @@ class Work:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Work":
-        """The work that `to_json` made these values of."""
+    def from_json(cls, values: Mapping[str, Any]) -> "Job":
+        """The job that `to_json` made these values of."""
         return cls(**{**values, "part": tuple(values["part"])})
 
 
-def measure(*works: Work) -> list[Result]:
-    """The results of works that run at the same time; those of several wait for each other before their clocks start.
+def measure(*jobs: Job) -> list[Result]:
+    """The results of jobs that run at the same time; those of several wait for each other before their clocks start.
 
     Raises:
         UserError: A process ended with the exit code of a user's mistake; its message is passed on.
@@ -78,8 +78,8 @@ def measure(*works: Work) -> list[Result]:
         directory = Path(name)
         running = []
         try:
-            for number, work in enumerate(works):
-                running.append(_start(work, directory, number=number, together=len(works)))
+            for number, job in enumerate(jobs):
+                running.append(_start(job, directory, number=number, together=len(jobs)))
             while any(process.poll() is None for process, _ in running):
                 # One that fails would leave those measured with it waiting.
                 for process, errors in running:
@@ -94,17 +94,16 @@ def measure(*works: Work) -> list[Result]:
                     process.terminate()
                     process.wait()
         return [
-            json.loads((directory / f"result-{number}.json").read_text(encoding="utf-8"))
-            for number in range(len(works))
+            json.loads((directory / f"result-{number}.json").read_text(encoding="utf-8")) for number in range(len(jobs))
         ]
 
 
-def _start(work: Work, directory: Path, *, number: int, together: int) -> tuple["subprocess.Popen[bytes]", Path]:
-    spec = directory / f"work-{number}.json"
+def _start(job: Job, directory: Path, *, number: int, together: int) -> tuple["subprocess.Popen[bytes]", Path]:
+    spec = directory / f"job-{number}.json"
     spec.write_text(
         json.dumps(
             {
-                "work": work.to_json(),
+                "job": job.to_json(),
                 "result": str(directory / f"result-{number}.json"),
                 "directory": str(directory),
                 "together": together,
@@ -118,13 +117,13 @@ def _start(work: Work, directory: Path, *, number: int, together: int) -> tuple[
     environment["PYTHONPATH"] = os.pathsep.join(
         part for part in (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if part
     )
-    if work.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(work.threads)
-    if work.device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = _visible_device(work.device)
+    if job.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(job.threads)
+    if job.device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = _visible_device(job.device)
     launcher = []
-    if work.num_processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(work.num_processes)]
+    if job.num_processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(job.num_processes)]
     error_path = directory / f"stderr-{number}.txt"
     with error_path.open("wb") as errors:
         process = subprocess.Popen(
@@ -147,34 +146,33 @@ def _require_success(code: int, error_path: Path) -> None:
         return
     errors = error_path.read_text(encoding="utf-8", errors="replace")
     for line in errors.splitlines():
-        before, found, message = line.partition(f"{_WORKER}: error: ")
-        if found and not before:
+        before, marker, message = line.partition(f"{_WORKER}: error: ")
+        if marker and not before:
             raise UserError(message)
     raise RuntimeError(f"a measuring process ended with code {code}:\n{errors[-4000:]}")
 
 
 def alternate(
-    cells: Mapping[str, Work | Sequence[Work]], *, repeats: int, tell: Callable[[str], None]
+    cells: Mapping[str, Job | Sequence[Job]], *, repeats: int, notice: Callable[[str], None]
 ) -> dict[str, list[Result]]:
     """Results of every cell, measured in turn: all once, then all again.
 
     Args:
-        cells: The work of each, by name; several are done at the same time and their rates added up.
+        cells: The job of each, by name; several run at the same time and their rates are added up.
         repeats: How often.
-        tell: Called with a line about each measurement.
+        notice: Called with a line about each measurement.
     """
     results: dict[str, list[Result]] = {name: [] for name in cells}
     for repeat in range(repeats):
-        for name, works in cells.items():
-            found = measure(works) if isinstance(works, Work) else measure(*works)
-            result = found[0] if isinstance(works, Work) else _added_up(found)
+        for name, jobs in cells.items():
+            result = measure(jobs)[0] if isinstance(jobs, Job) else _added_up(measure(*jobs))
             results[name].append(result)
-            tell(f"{repeat + 1}/{repeats} {name}: {_told(result)}")
+            notice(f"{repeat + 1}/{repeats} {name}: {_in_words(result)}")
     return results
 
 
 def _added_up(results: Sequence[Result]) -> Result:
-    """Work done at the same time, as one: rates and counts added, the slowest step and the largest process."""
+    """Jobs that ran at the same time, as one: rates and counts added, the slowest step and the largest process."""
     if any(result.get("out_of_memory") for result in results):
         return {"out_of_memory": True}
     added = {
@@ -188,7 +186,7 @@ def _added_up(results: Sequence[Result]) -> Result:
     return {**added, **most, "processes": list(results)}
 
 
-def _told(result: Result) -> str:
+def _in_words(result: Result) -> str:
     if result.get("out_of_memory"):
         return "out of memory"
     rate = result.get("features_per_second")
@@ -204,8 +202,8 @@ def medians(results: Sequence[Result], *names: str) -> dict[str, Any]:
     """Median and spread of some figures over repeats, and all repeats; says so if there was not enough memory."""
     if any(result.get("out_of_memory") for result in results):
         return {"out_of_memory": True, "repeats": list(results)}
-    found = {name: spread([float(result[name]) for result in results]) for name in names}
-    return {**found, "repeats": list(results)}
+    figures = {name: spread([float(result[name]) for result in results]) for name in names}
+    return {**figures, "repeats": list(results)}
 
 
 def rate(results: Sequence[Result]) -> float:

@@ -6,16 +6,16 @@ from statistics import median
 
 import torch
 
-from qa_dist.benchmarking.job import Result, Work
+from qa_dist.benchmarking.job import Job, Result
 from qa_dist.benchmarking.synthetic import SyntheticStore
 from qa_dist.config.options import RunConfig
 
 
-def synthetic_store(work: Work, config: RunConfig, vocab_size: int) -> SyntheticStore:
-    """The features that this work is measured on."""
-    part, num_parts = work.part
+def synthetic_store(job: Job, config: RunConfig, vocab_size: int) -> SyntheticStore:
+    """The features that this job is measured on."""
+    part, num_parts = job.part
     return SyntheticStore(
-        work.num_features * num_parts,
+        job.num_features * num_parts,
         seed=config.training.seed,
         vocab_size=vocab_size,
         max_seq_length=config.data.max_seq_length,

@@ -45,21 +45,21 @@ def nested_loop_answers(
         features_of[example_index].append(index)
     texts = {}
     for example_index, indices in features_of.items():
-        found: list[dict[str, Any]] = []
+        spans: list[dict[str, Any]] = []
         for index in indices:
-            own = offsets[index]
+            places = offsets[index]
             for start in np.argsort(start_logits[index])[-1 : -n_best_size - 1 : -1].tolist():
                 for end in np.argsort(end_logits[index])[-1 : -n_best_size - 1 : -1].tolist():
-                    if start >= len(own) or end >= len(own):
+                    if start >= len(places) or end >= len(places):
                         continue
-                    first, last = own[start], own[end]
+                    first, last = places[start], places[end]
                     if first is None or last is None:
                         continue
                     if start <= end < start + max_answer_length:
                         score = start_logits[index][start] + end_logits[index][end]
-                        found.append({"offsets": (first[0], last[1]), "score": score})
-        found.sort(key=lambda entry: float(entry["score"]), reverse=True)
-        begin, end = found[0]["offsets"] if found else (0, 0)
+                        spans.append({"offsets": (first[0], last[1]), "score": score})
+        spans.sort(key=lambda entry: float(entry["score"]), reverse=True)
+        begin, end = spans[0]["offsets"] if spans else (0, 0)
         texts[example_ids[example_index]] = contexts[example_index][begin:end]
     return texts
 

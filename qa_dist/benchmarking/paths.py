@@ -11,7 +11,7 @@ All of them are qa_dist's own training loop; the optimiser steps are the same.
 from collections.abc import Callable
 from typing import Any
 
-from qa_dist.benchmarking.job import Work, alternate, medians
+from qa_dist.benchmarking.job import Job, alternate, medians
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
 from qa_dist.model.families import MODEL_TYPES_UNPADDED
 
@@ -22,7 +22,7 @@ def path_options(settings: Settings) -> dict[str, dict[str, Any]]:
     """Options of every path that the architecture allows."""
     from qa_dist.model.building import model_configuration
 
-    whole_step = settings.own.global_batch_size * settings.own.max_seq_length
+    whole_step = settings.options.global_batch_size * settings.options.max_seq_length
     options: dict[str, dict[str, Any]] = {
         "padded to maximum": {"padding": "max_length"},
         # With room for a whole step, the only micro-batch is the step's features as they come.
@@ -35,15 +35,15 @@ def path_options(settings: Settings) -> dict[str, dict[str, Any]]:
     return options
 
 
-def cells(settings: Settings) -> list[tuple[Cell, Work]]:
+def cells(settings: Settings) -> list[tuple[Cell, Job]]:
     """What is measured: each path with LoRA, without and with dropout, with checkpointing, and with full training."""
     plain: Cell = {"tuning": "lora", "dropout": False, "checkpointing": False}
     axes: list[Cell] = [plain, plain | {"dropout": True}, plain | {"checkpointing": True}, plain | {"tuning": "full"}]
-    found: list[tuple[Cell, Work]] = []
+    planned: list[tuple[Cell, Job]] = []
     for precision in settings.precisions:
         for path, options in path_options(settings).items():
             chosen = axes
-            if settings.own.quick:
+            if settings.options.quick:
                 chosen = axes[:2] if path == "unpadded" else axes[:1]
             for axis in chosen:
                 cell = {"path": path, "precision": "fp32" if precision == "no" else precision, **axis}
@@ -54,17 +54,17 @@ def cells(settings: Settings) -> list[tuple[Cell, Work]]:
                     "gradient_checkpointing": axis["checkpointing"],
                     "mixed_precision": precision,
                 }
-                work = Work(
+                job = Job(
                     kind="train",
-                    options=settings.options(**changes),
+                    options=settings.run_options(**changes),
                     num_features=settings.num_features,
                     warmup_steps=settings.warmup_steps,
-                    threads=settings.own.threads,
+                    threads=settings.options.threads,
                     measure_ceiling=True,
                     device=settings.single_device,
                 )
-                found.append((cell, work))
-    return found
+                planned.append((cell, job))
+    return planned
 
 
 def name_of(cell: Cell) -> str:
@@ -74,10 +74,10 @@ def name_of(cell: Cell) -> str:
     return ", ".join(words)
 
 
-def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[str, Any]:
     """The measurements, as a section of bench.json."""
     planned = cells(settings)
-    measured = alternate({name_of(cell): work for cell, work in planned}, repeats=settings.repeats, tell=tell)
+    measured = alternate({name_of(cell): job for cell, job in planned}, repeats=settings.repeats, notice=notice)
     results = [
         {
             "name": name_of(cell),
@@ -97,7 +97,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
     ]
     # The first unpadded cell: LoRA, no dropout, in the first precision.
     best = next((result for result in results if result["path"] == "unpadded"), results[0])
-    found = {}
+    headline = {}
     if not best.get("out_of_memory"):
-        found["fraction_of_matmul_ceiling"] = best["fraction_of_matmul_ceiling"]["median"]
-    return {"headline": found, "results": results}
+        headline["fraction_of_matmul_ceiling"] = best["fraction_of_matmul_ceiling"]["median"]
+    return {"headline": headline, "results": results}

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
-from qa_dist.benchmarking.job import Result, Work
+from qa_dist.benchmarking.job import Job, Result
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.distributed.engine import Engine
@@ -96,7 +96,7 @@ class PhaseClock:
         return time.perf_counter()
 
 
-def train(work: Work, config: RunConfig, spec: Mapping[str, Any]) -> Result | None:
+def train(job: Job, config: RunConfig, spec: Mapping[str, Any]) -> Result | None:
     """Rates, memory, phases and matrix rate of qa_dist's training loop; on rank 0, None elsewhere."""
     ranks = Ranks(mixed_precision=config.training.mixed_precision)
     model, _ = build_model(
@@ -105,13 +105,13 @@ def train(work: Work, config: RunConfig, spec: Mapping[str, Any]) -> Result | No
         max_seq_length=config.data.max_seq_length,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
-    store = synthetic_store(work, config, int(transformers_model(model.model).config.vocab_size))
+    store = synthetic_store(job, config, int(transformers_model(model.model).config.vocab_size))
     trainer = Trainer(config, ranks, store, model)
-    for step in range(work.warmup_steps):
+    for step in range(job.warmup_steps):
         trainer.step(step)
     # Whole epochs later, so that the measured steps see every feature once.
-    first = -(-work.warmup_steps // trainer.steps_per_epoch) * trainer.steps_per_epoch
-    ceiling = _Ceiling(work, config, trainer) if work.measure_ceiling else None
+    first = -(-job.warmup_steps // trainer.steps_per_epoch) * trainer.steps_per_epoch
+    ceiling = _Ceiling(job, config, trainer) if job.measure_ceiling else None
     if ceiling:
         ceiling.measure()
     _rendezvous(spec)
@@ -128,7 +128,7 @@ def train(work: Work, config: RunConfig, spec: Mapping[str, Any]) -> Result | No
     memory = ranks.peak_memory_bytes()
     if ceiling:
         ceiling.measure()
-    phases = _profile(work, trainer, first)
+    phases = _profile(job, trainer, first)
     result = None
     if ranks.is_main:
         result = rates(store.num_features, num_tokens, seconds)
@@ -162,7 +162,7 @@ def evaluate(config: RunConfig) -> Result:
         remembering = cast(SpanModel, _Remembering(model))
         synchronize(ranks.device)
         begin = time.perf_counter()
-        found = evaluating.evaluate(remembering, store, ranks, config.evaluation, version_2=False)
+        evaluation = evaluating.evaluate(remembering, store, ranks, config.evaluation, version_2=False)
         whole = time.perf_counter() - begin
         # Again from the logits on: in the evaluation this went on beside the forward pass.
         batches = evaluation_batches(store.lengths, EVALUATION_TOKENS[ranks.device.type], model.padded_length)
@@ -185,8 +185,8 @@ def evaluate(config: RunConfig) -> Result:
         "num_examples": num_examples,
         "num_features": num_features,
         "peak_memory_bytes": max(memory),
-        "exact_match": found.metrics["exact_match"],
-        "f1": found.metrics["f1"],
+        "exact_match": evaluation.metrics["exact_match"],
+        "f1": evaluation.metrics["f1"],
     }
 
 
@@ -210,12 +210,12 @@ class _Remembering(nn.Module):
         return self._known[key]
 
 
-def _profile(work: Work, trainer: Trainer, first: int) -> dict[str, float]:
+def _profile(job: Job, trainer: Trainer, first: int) -> dict[str, float]:
     """Median seconds of each phase of a step on this rank; empty if no steps are to be profiled."""
     clock = PhaseClock(trainer.ranks.device)
     clock.watch(trainer.engine, trainer.ranks)
     steps: list[dict[str, float]] = []
-    for number in range(work.profiled_steps):
+    for number in range(job.profiled_steps):
         trainer.ranks.barrier()
         clock.start()
         trainer.step(first + number % trainer.steps_per_epoch)
@@ -227,10 +227,10 @@ def _profile(work: Work, trainer: Trainer, first: int) -> dict[str, float]:
 class _Ceiling:
     """Matrix products of the model's shapes, timed before and after the measured steps."""
 
-    def __init__(self, work: Work, config: RunConfig, trainer: Trainer) -> None:
+    def __init__(self, job: Job, config: RunConfig, trainer: Trainer) -> None:
         self._flops = StepFlops.of_training(trainer.model)
         lengths = trainer.store.lengths
-        share = lengths.mean() * min(config.training.global_batch_size, len(lengths)) / work.num_processes
+        share = lengths.mean() * min(config.training.global_batch_size, len(lengths)) / job.num_processes
         self._num_tokens = max(1, min(trainer.max_tokens, int(share)))
         self._dtype = torch.bfloat16 if config.training.mixed_precision == "bf16" else torch.float32
         self._device = trainer.ranks.device
@@ -259,7 +259,7 @@ class _Ceiling:
 
 
 def _rendezvous(spec: Mapping[str, Any]) -> None:
-    """Wait for the processes of the other works that are measured at the same time."""
+    """Wait for the processes of the other jobs that are measured at the same time."""
     together, directory = spec["together"], Path(spec["directory"])
     if together == 1:
         return

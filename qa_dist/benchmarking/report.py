@@ -117,8 +117,8 @@ def documentation(reports: Sequence[Mapping[str, Any]]) -> str:
             "python -m qa_dist.bench report outputs/bench/bench.json --output docs/benchmarks.md",
             "```",
             "",
-            "`bash launch/benchmark_gpu.sh outputs/gpu` measures a CUDA machine in ten minutes. Several bench.json make",
-            "one page.",
+            "`bash launch/benchmark_gpu.sh outputs/gpu` measures a CUDA machine in ten minutes. Several bench.json",
+            "make one page.",
             "",
             *_body(reports),
         ]
@@ -152,7 +152,8 @@ def _headline_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     devices = {section["settings"]["device"] for report in reports for section in report["sections"].values()}
     columns += [(f"a {device.upper()} machine", {}) for device in ("cpu", "cuda") if device not in devices]
     rows = [
-        [f"`{key}`", meaning, *(_figure(found.get(key)) for _, found in columns)] for key, meaning in HEADLINES.items()
+        [f"`{key}`", meaning, *(_figure(figures.get(key)) for _, figures in columns)]
+        for key, meaning in HEADLINES.items()
     ]
     return ["## Headline", "", *_table(["figure", "what it is", *(name for name, _ in columns)], rows), ""]
 
@@ -218,8 +219,8 @@ def _scaling_table(section: Section) -> list[str]:
     rows = []
     for result in section["results"]:
         shares = result["phase_shares"]
-        told = "" if shares is None else ", ".join(f"{name} {value:.1%}" for name, value in shares.items())
-        rows.append([result["name"], *_cells(result, _rate, _tokens, _step, _memory), told])
+        in_words = "" if shares is None else ", ".join(f"{name} {value:.1%}" for name, value in shares.items())
+        rows.append([result["name"], *_cells(result, _rate, _tokens, _step, _memory), in_words])
     return _table(
         ["", "features/s", "real tokens/s", "step, s", "peak memory of a rank, GiB", "time of a step on rank 0"], rows
     )
@@ -227,7 +228,7 @@ def _scaling_table(section: Section) -> list[str]:
 
 def _efficiency_table(section: Section) -> list[str]:
     names = ("weak_over_independent", "weak_over_one_process", "strong_over_one_process")
-    rows = [[str(found["world_size"]), *(_spread(found[name], 3) for name in names)] for found in section["efficiency"]]
+    rows = [[str(entry["world_size"]), *(_spread(entry[name], 3) for name in names)] for entry in section["efficiency"]]
     if not rows:
         return ["One world size only: no efficiency."]
     return _table(["ranks", "weak, over independent processes", "weak, over one process", "strong"], rows)
@@ -235,7 +236,7 @@ def _efficiency_table(section: Section) -> list[str]:
 
 def _balance_table(section: Section) -> list[str]:
     rows = [
-        [str(found["world_size"]), f"{found['dealt']:.4f}", f"{found['plain']:.3f}"] for found in section["balance"]
+        [str(entry["world_size"]), f"{entry['dealt']:.4f}", f"{entry['plain']:.3f}"] for entry in section["balance"]
     ]
     return _table(["ranks", "most tokens of a rank over the mean", "by position, as data loaders divide"], rows)
 

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from qa_dist.benchmarking.balance import simulate
-from qa_dist.benchmarking.job import Result, Work, alternate, medians, spread
+from qa_dist.benchmarking.job import Job, Result, alternate, medians, spread
 from qa_dist.benchmarking.settings import NO_DROPOUT, Settings
 from qa_dist.common.errors import ConfigError
 
@@ -29,7 +29,7 @@ def world_sizes(settings: Settings) -> list[int]:
         ConfigError: There are not as many GPUs.
     """
     largest = settings.num_devices if settings.device == "cuda" else 2
-    asked = [int(size) for size in settings.own.num_processes]
+    asked = [int(size) for size in settings.options.num_processes]
     if not asked:
         asked = [size for size in (1, 2, 4, 8, 16) if size <= largest] + [largest]
     if settings.device == "cuda" and max(asked) > settings.num_devices:
@@ -41,22 +41,22 @@ def world_sizes(settings: Settings) -> list[int]:
 
 def threads_per_process(settings: Settings, sizes: Sequence[int]) -> int | None:
     """CPU threads of every process, the same at all world sizes; None on CUDA: as torch chooses."""
-    if settings.own.threads is not None or settings.device == "cuda":
-        return settings.own.threads
+    if settings.options.threads is not None or settings.device == "cuda":
+        return settings.options.threads
     return max(1, settings.num_devices // max(sizes))
 
 
-def works(settings: Settings, sizes: Sequence[int]) -> dict[str, Work | list[Work]]:
+def jobs(settings: Settings, sizes: Sequence[int]) -> dict[str, Job | list[Job]]:
     """What is measured, by name."""
-    own = settings.own
+    options = settings.options
     threads = threads_per_process(settings, sizes)
-    profiled_steps = (3 if own.quick else 8) if settings.device == "cpu" else 20
+    profiled_steps = (3 if options.quick else 8) if settings.device == "cpu" else 20
 
-    def work(ranks: int, *, factor: int = 1, part: tuple[int, int] = (0, 1), device: int | None = None) -> Work:
-        options = {"mixed_precision": settings.best_precision, "global_batch_size": own.global_batch_size * factor}
-        return Work(
+    def job(ranks: int, *, factor: int = 1, part: tuple[int, int] = (0, 1), device: int | None = None) -> Job:
+        batch = {"global_batch_size": options.global_batch_size * factor}
+        return Job(
             kind="train",
-            options=settings.options(**NO_DROPOUT, **options),
+            options=settings.run_options(**NO_DROPOUT, **batch, mixed_precision=settings.best_precision),
             num_features=settings.num_features * factor,
             warmup_steps=settings.warmup_steps,
             num_processes=ranks,
@@ -67,29 +67,29 @@ def works(settings: Settings, sizes: Sequence[int]) -> dict[str, Work | list[Wor
         )
 
     on_cuda = settings.device == "cuda"
-    found: dict[str, Work | list[Work]] = {ALONE: work(1, device=settings.single_device)}
+    cells: dict[str, Job | list[Job]] = {ALONE: job(1, device=settings.single_device)}
     for size in sizes:
         if size > 1:
-            found[f"{size} independent"] = [
-                work(1, part=(index, size), device=index if on_cuda else None) for index in range(size)
+            cells[f"{size} independent"] = [
+                job(1, part=(index, size), device=index if on_cuda else None) for index in range(size)
             ]
-            found[f"{size} ranks, weak"] = work(size, factor=size)
-            found[f"{size} ranks, strong"] = work(size)
-    return found
+            cells[f"{size} ranks, weak"] = job(size, factor=size)
+            cells[f"{size} ranks, strong"] = job(size)
+    return cells
 
 
-def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[str, Any]:
     """The measurements and the simulated balance, as a section of bench.json."""
     sizes = world_sizes(settings)
-    planned = works(settings, sizes)
-    measured = alternate(planned, repeats=settings.repeats, tell=tell)
+    planned = jobs(settings, sizes)
+    measured = alternate(planned, repeats=settings.repeats, notice=notice)
     efficiencies = [efficiency(measured, size) for size in sizes if size > 1]
     return {
         "headline": headline(efficiencies),
         "world_sizes": sizes,
         "threads_per_process": threads_per_process(settings, sizes),
         "efficiency": efficiencies,
-        "balance": simulate(seed=settings.own.seed),
+        "balance": simulate(seed=settings.options.seed),
         "results": [
             {
                 "name": name,
@@ -110,7 +110,7 @@ def efficiency(measured: Mapping[str, Sequence[Result]], size: int) -> dict[str,
         pairs = list(zip(measured[name], measured[base], strict=True))
         if any(result.get("out_of_memory") for pair in pairs for result in pair):
             return None
-        return spread([own["features_per_second"] / (factor * other["features_per_second"]) for own, other in pairs])
+        return spread([own["features_per_second"] / (factor * alone["features_per_second"]) for own, alone in pairs])
 
     return {
         "world_size": size,

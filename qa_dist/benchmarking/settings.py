@@ -100,54 +100,56 @@ class Settings:
 
     Attributes:
         config: options of the runs that are measured.
-        own: options of the benchmark.
+        options: options of the benchmark.
         device: "cpu" or "cuda".
         num_devices: GPUs, or CPU cores this process may use.
     """
 
     config: RunConfig
-    own: BenchConfig
+    options: BenchConfig
     device: str
     num_devices: int
 
     @classmethod
-    def of(cls, config: RunConfig, own: BenchConfig) -> "Settings":
+    def of(cls, config: RunConfig, options: BenchConfig) -> "Settings":
         """On this machine."""
         import torch
 
         if torch.cuda.is_available():
-            return cls(config, own, "cuda", torch.cuda.device_count())
+            return cls(config, options, "cuda", torch.cuda.device_count())
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cls(config, own, "cpu", cores)
+        return cls(config, options, "cpu", cores)
 
     @property
     def repeats(self) -> int:
         """How often everything is measured."""
-        return self.own.repeats or (1 if self.own.quick else 3)
+        return self.options.repeats or (1 if self.options.quick else 3)
 
     @property
     def num_features(self) -> int:
         """Features of one measurement: whole steps."""
-        if self.own.num_features:
-            return self.own.num_features
-        wanted = (96 if self.device == "cpu" else 6000) // (3 if self.own.quick else 1)
-        size = self.own.global_batch_size
+        if self.options.num_features:
+            return self.options.num_features
+        wanted = (96 if self.device == "cpu" else 6000) // (3 if self.options.quick else 1)
+        size = self.options.global_batch_size
         return max(2, -(-wanted // size)) * size
 
     @property
     def num_questions(self) -> int:
         """Questions that evaluation is measured on, if there are as many."""
-        return self.own.max_eval_samples or (1000 if self.device == "cpu" else 10_000) // (10 if self.own.quick else 1)
+        return self.options.max_eval_samples or (1000 if self.device == "cpu" else 10_000) // (
+            10 if self.options.quick else 1
+        )
 
     @property
     def warmup_steps(self) -> int:
         """Optimiser steps before the clock starts."""
-        return self.own.warmup_steps or (1 if self.device == "cpu" else 5)
+        return self.options.warmup_steps or (1 if self.device == "cpu" else 5)
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """Precisions to measure in; headlines are in the first."""
-        return self.own.precisions or (("no",) if self.device == "cpu" else ("bf16", "no"))
+        return self.options.precisions or (("no",) if self.device == "cpu" else ("bf16", "no"))
 
     @property
     def best_precision(self) -> str:
@@ -159,7 +161,7 @@ class Settings:
         """Index of the GPU that a single process may see."""
         return 0 if self.device == "cuda" else None
 
-    def options(self, **changes: Any) -> dict[str, Any]:
+    def run_options(self, **changes: Any) -> dict[str, Any]:
         """Options of a measured run under their flag names: those of the benchmark with some changed."""
         values = (
             self.config.flat() | {"output_dir": None, "lr_scheduler_type": "constant", "warmup_ratio": 0.0} | changes
@@ -171,7 +173,7 @@ class Settings:
 
     def to_json(self) -> Mapping[str, Any]:
         """What was asked for and what `auto` came to, without the paths of this machine."""
-        asked = dataclasses.asdict(self.own)
+        asked = dataclasses.asdict(self.options)
         for name in ("validation_file", "model_name_or_path", "model_config", "tokenizer_name"):
             if asked[name] and os.path.exists(asked[name]):
                 asked[name] = os.path.basename(os.path.normpath(asked[name]))
@@ -184,5 +186,5 @@ class Settings:
             "num_features": self.num_features,
             "warmup_steps": self.warmup_steps,
             "precisions": list(self.precisions),
-            "lora_target_modules": list(self.own.lora_target_modules),
+            "lora_target_modules": list(self.options.lora_target_modules),
         }

@@ -10,7 +10,7 @@ measured with and without.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qa_dist.benchmarking.job import Result, Work, alternate, medians, rate, ratio
+from qa_dist.benchmarking.job import Job, Result, alternate, medians, rate, ratio
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
 
 TUTORIAL = "Trainer, tutorial"
@@ -19,44 +19,42 @@ OURS_NO_DROPOUT = "qa_dist, no dropout"
 _BEST = "Trainer, best options"
 
 
-def variants(settings: Settings) -> dict[str, Work]:
+def variants(settings: Settings) -> dict[str, Job]:
     """What is compared, by name."""
     best: dict[str, Any] = {"dynamic_padding": True, "group_by_length": True}
     num_workers = 2 if settings.device == "cpu" else 4
     precision = {"mixed_precision": settings.best_precision}
 
-    def work(kind: Any, options: Mapping[str, Any], **trainer: Any) -> Work:
-        return Work(
+    def job(kind: Any, options: Mapping[str, Any], **trainer: Any) -> Job:
+        return Job(
             kind=kind,
-            options=settings.options(**options),
+            options=settings.run_options(**options),
             num_features=settings.num_features,
             warmup_steps=settings.warmup_steps,
-            threads=settings.own.threads,
+            threads=settings.options.threads,
             trainer=trainer,
             device=settings.single_device,
         )
 
-    found = {TUTORIAL: work("train_hugging_face", MODEL_DROPOUT)}
+    jobs = {TUTORIAL: job("train_hugging_face", MODEL_DROPOUT)}
     if settings.best_precision != "no":
-        found[f"{TUTORIAL}, {settings.best_precision}"] = work("train_hugging_face", MODEL_DROPOUT | precision)
+        jobs[f"{TUTORIAL}, {settings.best_precision}"] = job("train_hugging_face", MODEL_DROPOUT | precision)
     for dropout_name, dropout in (("model's dropout", MODEL_DROPOUT), ("no dropout", NO_DROPOUT)):
         options = dropout | precision
-        found[f"{_BEST}, {dropout_name}"] = work("train_hugging_face", options, **best)
-        found[f"{_BEST}, {num_workers} workers, {dropout_name}"] = work(
+        jobs[f"{_BEST}, {dropout_name}"] = job("train_hugging_face", options, **best)
+        jobs[f"{_BEST}, {num_workers} workers, {dropout_name}"] = job(
             "train_hugging_face", options, **best, num_workers=num_workers
         )
-        found[f"qa_dist, {dropout_name}"] = work("train", options)
-        if settings.own.torch_compile:
-            found[f"{_BEST}, compiled, {dropout_name}"] = work(
-                "train_hugging_face", options, **best, torch_compile=True
-            )
-    return found
+        jobs[f"qa_dist, {dropout_name}"] = job("train", options)
+        if settings.options.torch_compile:
+            jobs[f"{_BEST}, compiled, {dropout_name}"] = job("train_hugging_face", options, **best, torch_compile=True)
+    return jobs
 
 
-def run(settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[str, Any]:
     """The comparison, as a section of bench.json."""
-    works = variants(settings)
-    measured = alternate(works, repeats=settings.repeats, tell=tell)
+    jobs = variants(settings)
+    measured = alternate(jobs, repeats=settings.repeats, notice=notice)
     # What qa_dist recommends: no dropout on CPU, where masks cost much; the model's own on CUDA.
     recipe = OURS_NO_DROPOUT if settings.device == "cpu" else OURS
     return {

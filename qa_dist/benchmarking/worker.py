@@ -1,6 +1,6 @@
-"""The process that measures: `python -m qa_dist.benchmarking.worker WORK.json`, alone or under torchrun.
+"""The process that measures: `python -m qa_dist.benchmarking.worker JOB.json`, alone or under torchrun.
 
-`bench` starts it; what it found is in a file when it ends.
+`bench` starts it; its result is in a file when it ends.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qa_dist.benchmarking.job import Result, Work
+from qa_dist.benchmarking.job import Job, Result
 from qa_dist.common.command import run_command
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
@@ -21,19 +21,19 @@ PROG = "qa_dist.benchmarking.worker"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the work that a file describes; returns the exit code."""
+    """The exit code after measuring the job that a file describes."""
     (path,) = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, lambda: _work(Path(path)))
+    return run_command(PROG, lambda: _run_job(Path(path)))
 
 
-def _work(path: Path) -> int:
+def _run_job(path: Path) -> int:
     spec = json.loads(path.read_text(encoding="utf-8"))
-    work = Work.from_json(spec["work"])
-    config, _ = parse([], prog=PROG, description="", groups=(), base=work.options)
+    job = Job.from_json(spec["job"])
+    config, _ = parse([], prog=PROG, description="", groups=(), base=job.options)
     result: Result | None
     try:
         with failures_named():
-            result = _measured(work, config, spec)
+            result = _measured(job, config, spec)
     except torch.OutOfMemoryError:
         result = {"out_of_memory": True}
     if result is not None:
@@ -41,16 +41,16 @@ def _work(path: Path) -> int:
     return 0
 
 
-def _measured(work: Work, config: RunConfig, spec: dict[str, Any]) -> Result | None:
+def _measured(job: Job, config: RunConfig, spec: dict[str, Any]) -> Result | None:
     from qa_dist.benchmarking import hugging_face, qa_dist_side
 
-    if work.kind == "train":
-        return qa_dist_side.train(work, config, spec)
-    if work.kind == "evaluate":
+    if job.kind == "train":
+        return qa_dist_side.train(job, config, spec)
+    if job.kind == "evaluate":
         return qa_dist_side.evaluate(config)
-    if work.kind == "train_hugging_face":
-        return hugging_face.train(work, config)
-    return hugging_face.evaluate(work, config)
+    if job.kind == "train_hugging_face":
+        return hugging_face.train(job, config)
+    return hugging_face.evaluate(job, config)
 
 
 if __name__ == "__main__":

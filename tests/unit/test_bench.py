@@ -15,7 +15,7 @@ from qa_dist import bench
 from qa_dist.benchmarking import report, scaling, trainer
 from qa_dist.benchmarking.balance import simulate
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
-from qa_dist.benchmarking.job import Work, spread
+from qa_dist.benchmarking.job import Job, spread
 from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
 from qa_dist.benchmarking.synthetic import SyntheticStore, squad_windows
@@ -154,10 +154,10 @@ def test_loops_score_as_the_official_script() -> None:
 
 
 def settings(*words: str, device: str = "cpu", num_devices: int = 2) -> Settings:
-    config, own = parse(
+    config, options = parse(
         ["--output_dir", "x", *words], prog="t", description="", groups=(), entry=BenchConfig, base=REFERENCE
     )
-    return Settings(config, own, device, num_devices)
+    return Settings(config, options, device, num_devices)
 
 
 def test_settings_of_a_device() -> None:
@@ -172,8 +172,8 @@ def test_settings_of_a_device() -> None:
 
 def test_options_of_full_training_have_no_adapters() -> None:
     chosen = settings("--lora_r", "4")
-    assert chosen.options(tuning="lora")["lora_r"] == 4
-    full = chosen.options(tuning="full", lora_dropout=0.0)
+    assert chosen.run_options(tuning="lora")["lora_r"] == 4
+    full = chosen.run_options(tuning="full", lora_dropout=0.0)
     parse([], prog="t", description="", groups=(), base=full)
 
 
@@ -185,19 +185,19 @@ def test_written_settings_name_no_folder_of_this_machine(tmp_path: Path) -> None
 
 
 def test_a_work_is_the_same_after_a_journey_through_json() -> None:
-    work = Work(kind="train", options={"seed": 1}, num_features=4, part=(1, 2), trainer={"num_workers": 2})
-    assert Work.from_json(json.loads(json.dumps(work.to_json()))) == work
+    job = Job(kind="train", options={"seed": 1}, num_features=4, part=(1, 2), trainer={"num_workers": 2})
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 
 def test_nothing_of_the_trainer_is_withheld() -> None:
-    works = trainer.variants(settings("--torch_compile", device="cuda"))
-    setups = [work.trainer for work in works.values() if work.kind == "train_hugging_face"]
+    jobs = trainer.variants(settings("--torch_compile", device="cuda"))
+    setups = [job.trainer for job in jobs.values() if job.kind == "train_hugging_face"]
     assert {} in setups
     best = [setup for setup in setups if setup]
     assert all(setup["dynamic_padding"] and setup["group_by_length"] for setup in best)
     assert any(setup.get("num_workers") for setup in best)
     assert any(setup.get("torch_compile") for setup in best)
-    assert all(work.options["mixed_precision"] == "bf16" for work in works.values() if work.trainer)
+    assert all(job.options["mixed_precision"] == "bf16" for job in jobs.values() if job.trainer)
 
 
 def test_the_fastest_trainer_is_the_rival() -> None:
