@@ -41,7 +41,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.machine.requirements pyproject.toml constraints.txt > qa_dist/machine/requirements.json
 	$(BIN)/python -m qa_dist.documentation docs/options.md docs/compatibility.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
-	$(BIN)/python benchmarks/memory.py report docs/memory/*.json --output docs/memory.md
+	$(BIN)/python -m qa_dist.bench memory report docs/memory/*.json --output docs/memory.md
 
 clean:
 	rm -rf $(VENV) outputs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

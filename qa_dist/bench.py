@@ -6,7 +6,12 @@ scaling     one process against several: weak and strong scaling, time by phase,
 evaluation  tokenising, forward pass, decoding and scoring against the Hugging Face way
 all         all of them
 report      `report BENCH.JSON ... --output FILE`: the results of several machines as one page
+memory      `memory measure|estimate|report`: measured peaks of memory, estimates beside them, and their page
+decoding    decoding and scoring of a data set of SQuAD's size, against nested loops
+checkpoints what a checkpoint costs the training loop
+budgets     what a token costs on a CPU at different token budgets
 
+The last five have options of their own: see `memory --help` and so on.
 Features have the lengths of SQuAD and tokens of no meaning, so nothing is downloaded; the model is the six-layer
 encoder of the quickstart extra unless --model_name_or_path or --model_config says otherwise. Results go to bench.json,
 bench.md and charts in --output_dir; further commands into the same folder add to them.
@@ -19,16 +24,18 @@ from pathlib import Path
 
 from qa_dist.benchmarking import charts, report
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
-from qa_dist.common.command import Parser, run_command
+from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
 from qa_dist.config.parsing import parse
 
 PROG = "qa_dist.bench"
-COMMANDS = (*report.SECTIONS, "all", "report")
+TOOLS = ("report", "memory", "decoding", "checkpoints", "budgets")
+"""Commands with options of their own: modules of `qa_dist.benchmarking` whose `main` takes the words behind it."""
+COMMANDS = (*report.SECTIONS, "all", *TOOLS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """The exit code of a command line without the program's name; None: this process's."""
     return run_command(PROG, lambda: _bench(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -37,8 +44,9 @@ def _bench(argv: list[str]) -> int:
     if command not in COMMANDS and not {"-h", "--help"} & set(argv):
         said = repr(command) if command else "nothing"
         raise UserError(f"{said} cannot be measured; use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
-    if command == "report":
-        return _report(argv[1:])
+    if command in TOOLS:
+        code: int = import_module(f"qa_dist.benchmarking.{command}").main(argv[1:], f"{PROG} {command}")
+        return code
     config, options = parse(
         _joined(argv[1:] if command else argv),
         prog=f"{PROG} {command}".strip(),
@@ -75,23 +83,6 @@ def _measure(name: str, settings: Settings, directory: Path) -> None:
     for key, value in section["headline"].items():
         sys.stdout.write(f"{key} {value:.3f}\n")
     sys.stdout.flush()
-
-
-def _report(argv: Sequence[str]) -> int:
-    parser = Parser(
-        prog=f"{PROG} report", description="Results of one or several machines as a Markdown page.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "files", nargs="*", type=Path, metavar="BENCH.JSON", help="what benchmarks wrote; none: a page that says so"
-    )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, as docs/benchmarks.md")
-    options = parser.parse_args(argv)
-    page = report.documentation([report.read(path) for path in options.files])
-    try:
-        options.output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {options.output} cannot be written: {error.strerror}; name another file") from error
-    return 0
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

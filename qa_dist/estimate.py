@@ -7,16 +7,13 @@ run on tensors that have shapes only. docs/memory.md compares estimates with mea
 
 import json
 import sys
-import typing
 from collections.abc import Iterable, Sequence
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
-from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.memory.by_strategy import PARTS
-from qa_dist.memory.estimate import Estimate, EstimateConfig, estimate
+from qa_dist.memory.estimate import Estimate, EstimateConfig, choose_strategies, estimate
 
 PROG = "qa_dist.estimate"
 
@@ -52,22 +49,6 @@ def _estimate(argv: Sequence[str]) -> int:
     else:
         sys.stdout.write(table(found, [*refused.values(), *notes]))
     return 0
-
-
-def choose_strategies(config: RunConfig, wanted: str) -> tuple[list[Strategy], dict[str, str]]:
-    """The strategies to estimate, and why others that were not named are left out.
-
-    Raises:
-        ConfigError: The strategy that was named, or every one, does not go with the other options.
-    """
-    if config.training.torch_compile:
-        raise ConfigError(["--torch_compile keeps other tensors than what is estimated here; estimate without it"])
-    problems = {strategy: list(recipe_problems(strategy, config)) for strategy in typing.get_args(Strategy)}
-    chosen = [name for name, found in problems.items() if wanted in ("all", name) and not found]
-    refused = {name: found[0] for name, found in problems.items() if wanted in ("all", name) and found}
-    if not chosen:
-        raise ConfigError(list(refused.values()))
-    return chosen, refused
 
 
 def table(estimates: Sequence[Estimate], notes: Sequence[str]) -> str:

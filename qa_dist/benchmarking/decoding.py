@@ -1,30 +1,48 @@
-"""Time decoding and scoring of a data set of SQuAD's size, beside the nested loops of the usual recipe.
+"""Seconds of decoding and scoring a data set of SQuAD's size, beside the nested loops of the usual recipe.
 
-    python benchmarks/decoding.py
+    python -m qa_dist.bench decoding
 
 Synthetic logits (normal, with one raised answer per feature) for features with the lengths of SQuAD v1.1 dev at
 384/128: 10,784 features of 10,570 examples. Prints JSON: seconds of each stage, the best of several repeats. The loops
 of `qa_dist.benchmarking.nested_loops` run on part of the features, and their time is scaled up.
 """
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
+from qa_dist.config.options import option
+from qa_dist.config.parsing import parse
 from qa_dist.evaluation.answers import Answers, decode
-from qa_dist.evaluation.candidates import MODES, CandidateTable, pad_rows, top_spans
+from qa_dist.evaluation.candidates import MODES, CandidateTable, Mode, pad_rows, top_spans
 from qa_dist.evaluation.scoring import score_v1
 from qa_dist.features.store import FeatureMap
 
+T = TypeVar("T")
+
 NUM_EXAMPLES, NUM_EXTRA_WINDOWS = 10_570, 214
 QUESTION_TOKENS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingConfig:
+    """What is decoded, and how often."""
+
+    n_best_size: int = option(20, "candidates kept per feature and answers per example", minimum=1, maximum=1000)
+    max_answer_length: int = option(30, "longest answer, in tokens", minimum=1)
+    max_length: int = option(384, "longest feature, in tokens", minimum=64, maximum=8192)
+    chunk: int = option(256, "features whose candidates are found in one call of top_spans", minimum=1)
+    repeats: int = option(5, "how often everything is measured; the shortest time counts", minimum=1)
+    threads: int = option(1, "of torch; more help only on cores with nothing else to do", minimum=1)
+    baseline_features: int = option(2000, "features that the loops run on", minimum=1)
+    seed: int = option(0, "of the logits and lengths", minimum=0)
 
 
 class Data:
@@ -61,7 +79,14 @@ class Data:
         logits[1, places + generator.integers(0, 4, len(places))] += 8
         self.start_logits_T, self.end_logits_T = torch.from_numpy(logits)
 
-    def candidates(self, mode: Any, num_candidates: int, max_answer_length: int, chunk: int) -> CandidateTable:
+    def references(self) -> dict[str, list[str]]:
+        """Three reference answers per question, two of them the same, as in SQuAD dev."""
+        return {
+            key: [words := " ".join(context.split()[5:8]), words, " ".join(context.split()[5:9])]
+            for key, context in zip(self.ids, self.contexts, strict=True)
+        }
+
+    def candidates(self, mode: Mode, num_candidates: int, max_answer_length: int, chunk: int) -> CandidateTable:
         """Candidates of all features, features of similar length together."""
         order = np.argsort(self.length_N, kind="stable")
         tables = []
@@ -88,12 +113,69 @@ class Data:
         return CandidateTable.concatenate(tables).ordered(len(order))
 
 
+def main(argv: Sequence[str], prog: str) -> int:
+    """Measure, and print JSON."""
+    _, options = parse(argv, prog=prog, description=__doc__ or "", groups=(), entry=DecodingConfig)
+    torch.set_num_threads(options.threads)
+    data = Data(options.seed, options.max_length)
+    report: dict[str, Any] = {
+        "num_features": len(data.length_N),
+        "num_examples": NUM_EXAMPLES,
+        "mean_tokens": round(float(data.length_N.mean()), 1),
+        **asdict(options),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    answers = {}
+    for mode in MODES:
+        report[mode], answers[mode] = time_decoding(data, mode, options)
+    report["both_modes_seconds"] = round(sum(sum(report[mode].values()) for mode in MODES), 4)
+    references = data.references()
+    predictions = answers["n_best"].predictions()
+    score_seconds, _ = best_seconds(options.repeats, lambda: score_v1(references, predictions))
+    report["score_seconds"] = round(score_seconds, 4)
+    report["loops"] = time_loops(data, references, options)
+    ours = sum(report["n_best"].values()) + score_seconds
+    report["speedup_n_best_with_scoring"] = round(sum(report["loops"].values()) / ours, 1)
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def time_decoding(data: Data, mode: Mode, options: DecodingConfig) -> tuple[dict[str, float], Answers]:
+    """Seconds of finding candidates and of choosing answers, and the answers."""
+    candidate_seconds, table = best_seconds(
+        options.repeats,
+        lambda: data.candidates(mode, options.n_best_size, options.max_answer_length, options.chunk),
+    )
+    decode_seconds, answers = best_seconds(
+        options.repeats,
+        lambda: decode(table, data.features, data.contexts, data.ids, n_best_size=options.n_best_size, version_2=True),
+    )
+    return {"top_spans_seconds": round(candidate_seconds, 4), "decode_seconds": round(decode_seconds, 4)}, answers
+
+
+def time_loops(data: Data, references: Mapping[str, Sequence[str]], options: DecodingConfig) -> dict[str, float]:
+    """Seconds that the nested loops would take for all features, from a run over some."""
+    num_features = len(data.length_N)
+    count = min(options.baseline_features, num_features)
+    decode_seconds, texts = best_seconds(
+        1, lambda: looped_texts(data, count, options.n_best_size, options.max_answer_length)
+    )
+    score_seconds, _ = best_seconds(1, lambda: nested_loop_scores(references, texts))
+    return {
+        "decode_seconds": round(decode_seconds * num_features / count, 3),
+        "score_seconds": round(score_seconds * num_features / count, 3),
+    }
+
+
 def looped_texts(data: Data, num_features: int, n_best_size: int, max_answer_length: int) -> dict[str, str]:
     """The answers by loops over examples, windows, starts and ends."""
     offsets: list[Any] = []
     for i in range(num_features):
-        own = slice(data.features.first_offset_N1[i], data.features.first_offset_N1[i + 1])
-        offsets.append([None] * int(data.context_start_N[i]) + data.features.context_offsets_T2[own].tolist() + [None])
+        tokens = slice(data.features.first_offset_N1[i], data.features.first_offset_N1[i + 1])
+        offsets.append(
+            [None] * int(data.context_start_N[i]) + data.features.context_offsets_T2[tokens].tolist() + [None]
+        )
     parts = [slice(first, first + length) for first, length in zip(data.first_N, data.length_N, strict=True)]
     return nested_loop_answers(
         data.ids,
@@ -107,81 +189,11 @@ def looped_texts(data: Data, num_features: int, n_best_size: int, max_answer_len
     )
 
 
-def best_seconds(repeats: int, work: Callable[[], Any]) -> tuple[float, Any]:
-    """Shortest wall time of several runs, and the result of the last."""
-    seconds, result = [], None
+def best_seconds(repeats: int, act: Callable[[], T]) -> tuple[float, T]:
+    """Shortest wall time of several calls, and the result of the last."""
+    seconds = []
     for _ in range(repeats):
-        begin = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - begin)
+        began = time.perf_counter()
+        result = act()
+        seconds.append(time.perf_counter() - began)
     return min(seconds), result
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark and print its JSON."""
-    parser = argparse.ArgumentParser(description="Time decoding and scoring against the usual nested loops.")
-    parser.add_argument("--n_best_size", type=int, default=20)
-    parser.add_argument("--max_answer_length", type=int, default=30)
-    parser.add_argument("--max_length", type=int, default=384)
-    parser.add_argument("--chunk", type=int, default=256, help="features per call of top_spans")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of torch; more help only on cores with nothing else to do"
-    )
-    parser.add_argument("--baseline_features", type=int, default=2000, help="features that the loops run on")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-
-    data = Data(args.seed, args.max_length)
-    num_features = len(data.length_N)
-    report: dict[str, Any] = {
-        "num_features": num_features,
-        "num_examples": NUM_EXAMPLES,
-        "mean_tokens": round(float(data.length_N.mean()), 1),
-        **vars(args),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-    total = 0.0
-    answers: dict[str, Answers] = {}
-    for mode in MODES:
-        candidate_seconds, table = best_seconds(
-            args.repeats,
-            lambda mode=mode: data.candidates(mode, args.n_best_size, args.max_answer_length, args.chunk),
-        )
-        decode_seconds, answers[mode] = best_seconds(
-            args.repeats,
-            lambda table=table: decode(
-                table, data.features, data.contexts, data.ids, n_best_size=args.n_best_size, version_2=True
-            ),
-        )
-        report[mode] = {"top_spans_seconds": round(candidate_seconds, 4), "decode_seconds": round(decode_seconds, 4)}
-        total += candidate_seconds + decode_seconds
-    report["both_modes_seconds"] = round(total, 4)
-
-    # Three reference answers per question, two of them the same, as in SQuAD dev.
-    references = {
-        key: [words := " ".join(context.split()[5:8]), words, " ".join(context.split()[5:9])]
-        for key, context in zip(data.ids, data.contexts, strict=True)
-    }
-    predictions = answers["n_best"].predictions()
-    score_seconds, _ = best_seconds(args.repeats, lambda: score_v1(references, predictions))
-    report["score_seconds"] = round(score_seconds, 4)
-
-    count = min(args.baseline_features, num_features)
-    loop_seconds, texts = best_seconds(1, lambda: looped_texts(data, count, args.n_best_size, args.max_answer_length))
-    loop_score_seconds, _ = best_seconds(1, lambda: nested_loop_scores(references, texts))
-    loops = (loop_seconds + loop_score_seconds) * num_features / count
-    ours = sum(report["n_best"].values()) + score_seconds
-    report["loops"] = {
-        "decode_seconds": round(loop_seconds * num_features / count, 3),
-        "score_seconds": round(loop_score_seconds * num_features / count, 3),
-    }
-    report["speedup_n_best_with_scoring"] = round(loops / ours, 1)
-    sys.stdout.write(json.dumps(report, indent=2) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

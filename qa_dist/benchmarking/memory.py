@@ -1,8 +1,8 @@
 """Estimated beside measured peaks of memory, and the page that shows them.
 
-    python benchmarks/memory.py measure docs/memory/cpu.json [NAME ...]
-    python benchmarks/memory.py estimate docs/memory/cpu.json [NAME ...]
-    python benchmarks/memory.py report docs/memory/*.json --output docs/memory.md
+    python -m qa_dist.bench memory measure docs/memory/cpu.json [NAME ...]
+    python -m qa_dist.bench memory estimate docs/memory/cpu.json [NAME ...]
+    python -m qa_dist.bench memory report docs/memory/*.json --output docs/memory.md
 
 `measure` runs the training command for each combination (or those named), optimiser steps of two micro-batches, and
 notes the peak that run.json gives and the tokens of the largest micro-batch. It takes some 6 GiB and ten minutes on two
@@ -10,19 +10,30 @@ cores; what the file holds already is kept. `estimate` puts beside them what `qa
 """
 
 import argparse
-import contextlib
-import io
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from qa_dist.benchmarking.report import write_page
+from qa_dist.common.command import Parser
+from qa_dist.common.errors import UserError
+from qa_dist.common.parsers import read_json
+from qa_dist.config.parsing import parse
+from qa_dist.distributed.launch_config import Strategy
+from qa_dist.machine.environment import git_commit, hardware, versions
+from qa_dist.memory.by_strategy import PARTS
+from qa_dist.memory.estimate import EstimateConfig, choose_strategies, estimate
+
+PROG = "python -m qa_dist.bench memory"
+STRATEGIES: tuple[Strategy, ...] = typing.get_args(Strategy)
+_ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 384
 TABLE_TOKENS = 8192
 
@@ -34,7 +45,7 @@ DEFAULT_HEAP = "lora, glibc's heap as it is"
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """Makes glibc give every tensor of 1 MiB and more memory of its own, and that back to the system."""
 
-TO_COMPARE: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
+TO_COMPARE: dict[str, tuple[Strategy, int, int, int, tuple[str, ...]]] = {
     # strategy, ranks, budget of tokens, features of a step, options of the run
     "lora": ("ddp", 1, 1024, 11, LORA),
     DEFAULT_HEAP: ("ddp", 1, 1024, 11, LORA),
@@ -66,69 +77,123 @@ TO_TABULATE = (
 """Rows of the table of a GPU's memory."""
 
 
-def main() -> None:
-    """Measure, or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str], prog: str) -> int:
+    """Measure, estimate, or write the page."""
+    parser = Parser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure")
-    measuring.add_argument("file", type=Path)
-    measuring.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TO_COMPARE])
-    estimating = commands.add_parser("estimate")
-    estimating.add_argument("file", type=Path)
-    estimating.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TO_COMPARE, "table"])
-    reporting = commands.add_parser("report")
-    reporting.add_argument("files", nargs="+", type=Path)
-    reporting.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
+    for name, help in (
+        ("measure", "run combinations, and note their peaks"),
+        ("estimate", "put estimates beside them"),
+    ):
+        command = commands.add_parser(name, help=help, allow_abbrev=False)
+        command.add_argument("file", type=Path, metavar="MEMORY.JSON", help="what is added to; made by measure")
+        command.add_argument("names", nargs="*", metavar="NAME", help="combinations; none: all")
+    command = commands.add_parser("report", help="write docs/memory.md", allow_abbrev=False)
+    command.add_argument("files", nargs="+", type=Path, metavar="MEMORY.JSON", help="what measure and estimate wrote")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page, as docs/memory.md")
+    options = parser.parse_args(argv)
     if options.command == "report":
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in options.files]
-        options.output.write_text(page(found), encoding="utf-8")
-        return
-    path: Path = options.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"compared": {}, "table": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in (measure if options.command == "measure" else estimate)(whole, options, Path(folder)):
-            path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        write_page(page([_read_estimated(path) for path in options.files]), options.output)
+    elif options.command == "measure":
+        _measure(options.file, options.names)
+    else:
+        _estimate(options.file, options.names)
+    return 0
 
 
-def measure(whole: dict[str, Any], options: argparse.Namespace, folder: Path) -> Iterator[None]:
-    """Add what was measured to a file's contents, which can be written at every yield."""
-    from qa_dist.machine.environment import git_commit, hardware, versions
+def read(path: Path) -> dict[str, Any]:
+    """What `measure` and `estimate` wrote.
 
+    Raises:
+        UserError: It is something else.
+    """
+    try:
+        whole: dict[str, Any] = read_json(path.read_text(encoding="utf-8"))
+        dict(whole["compared"]), dict(whole["table"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path} holds no measured memory ({reason}); give what {PROG} measure wrote") from error
+    return whole
+
+
+def _read_estimated(path: Path) -> dict[str, Any]:
+    """What `read` returns, if `estimate` has been there too."""
+    whole = read(path)
+    without = [name for name, run in whole["compared"].items() if "estimated_bytes" not in run]
+    if without:
+        raise UserError(f"{path} has no estimates of {'; '.join(without)}; run {PROG} estimate {path}")
+    return whole
+
+
+def _write(whole: Mapping[str, Any], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
+
+
+def _named(names: Sequence[str], known: Collection[str], why: str) -> Sequence[str]:
+    """These combinations, or all that are known if none is named."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"{name!r} {why}; name some of: {'; '.join(known)}")
+    return names or list(known)
+
+
+def _measure(path: Path, names: Sequence[str]) -> None:
+    """Add peaks to a file, one after another."""
+    whole = read(path) if path.exists() else {"compared": {}, "table": {}}
+    chosen = _named(names, TO_COMPARE, "is no combination")
     whole |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
-    for name in options.names or TO_COMPARE:
-        whole["compared"][name] = measured(name, folder)
-        print(name, whole["compared"][name]["measured_bytes"])
-        yield
+    _write(whole, path)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen:
+            peak = whole["compared"][name] = measured(name, Path(folder))
+            sys.stdout.write(f"{name} {peak['measured_bytes']}\n")
+            _write(whole, path)
 
 
-def estimate(whole: dict[str, Any], options: argparse.Namespace, folder: Path) -> Iterator[None]:
-    """Add the estimates of what was measured, or of some of it, and the table of a GPU."""
-    wanted = options.names or [*whole["compared"], "table"]
-    for name in wanted:
-        if name == "table":
-            continue
-        found = whole["compared"][name]
-        strategy, ranks, _, _, words = TO_COMPARE[name]
-        tokens = ("--max_tokens_per_device", str(found["num_tokens"]), "--checkpointing_steps", "no")
-        (said,) = estimates([*words, *named(words, folder), *tokens], strategy, ranks, "cpu")
-        found |= {"estimated_bytes": said["device_bytes"], "parts": said["device_parts"]}
-        print(name, found["measured_bytes"], found["estimated_bytes"])
-        yield
-    for name, words in TO_TABULATE if "table" in wanted else ():
-        # With float16 there is data parallelism alone.
-        for precision in ("no", "bf16", "fp16") if "--cpu_offload" not in words else ("no", "bf16"):
-            more = ("--mixed_precision", precision, "--max_tokens_per_device", str(TABLE_TOKENS))
-            said = estimates([*words, *named(words, folder), *more], "all", 8, "cuda", "--device_memory", "24GiB")
-            whole["table"][f"{name}, {precision}"] = said
-            yield
+def _estimate(path: Path, names: Sequence[str]) -> None:
+    """Add the estimates of what was measured, or of some of it, and the table of a GPU, to a file."""
+    whole = read(path)
+    chosen = _named(names, [*whole["compared"], "table"], f"was not measured in {path}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen:
+            if name == "table":
+                continue
+            run = whole["compared"][name]
+            strategy, ranks, _, _, words = TO_COMPARE[name]
+            tokens = ("--max_tokens_per_device", str(run["num_tokens"]), "--checkpointing_steps", "no")
+            words = (*words, *weights_option(words, Path(folder)), *tokens)
+            (estimated,) = estimates(words, EstimateConfig(strategy=strategy, num_processes=ranks, device="cpu"))
+            run |= {"estimated_bytes": estimated["device_bytes"], "parts": estimated["device_parts"]}
+            sys.stdout.write(f"{name} {run['measured_bytes']} {run['estimated_bytes']}\n")
+            _write(whole, path)
+        for name, words in TO_TABULATE if "table" in chosen else ():
+            # With float16 there is data parallelism alone.
+            for precision in ("no", "bf16", "fp16") if "--cpu_offload" not in words else ("no", "bf16"):
+                more = ("--mixed_precision", precision, "--max_tokens_per_device", str(TABLE_TOKENS))
+                whole["table"][f"{name}, {precision}"] = estimates(
+                    [*words, *weights_option(words, Path(folder)), *more],
+                    EstimateConfig(strategy="all", num_processes=8, device="cuda", device_memory="24GiB"),
+                )
+                _write(whole, path)
 
 
 def measured(name: str, folder: Path) -> dict[str, Any]:
     """The peak of one combination, and the tokens of its largest micro-batch."""
     strategy, ranks, budget, batch, words = TO_COMPARE[name]
-    options = [*words, *named(words, folder), "--max_tokens_per_device", str(budget), "--checkpointing_steps", "no"]
+    options = [
+        *words,
+        *weights_option(words, folder),
+        "--max_tokens_per_device",
+        str(budget),
+        "--checkpointing_steps",
+        "no",
+    ]
     # Gradients are there after the first micro-batch; moments after the first step, but adapters have next to none.
     num_steps = 2 if "full" in words else 1
     output = folder / name.replace(" ", "-")
@@ -138,7 +203,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
         *("--max_eval_samples", "1", "--global_batch_size", str(batch), "--max_train_steps", str(num_steps)),
         *("--output_dir", str(output), "--disable_tqdm"),
     ]
-    run([*launcher(strategy, ranks), *command], **({} if name == DEFAULT_HEAP else RETURNED))
+    _run([*launcher(strategy, ranks), *command], **({} if name == DEFAULT_HEAP else RETURNED))
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     tokens = max(micro_batch(step, ranks, budget, is_padded="max_length" in words) for step in steps if "loss" in step)
@@ -152,7 +217,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def micro_batch(step: Mapping[str, Any], ranks: int, budget: int, *, is_padded: bool) -> int:
+def micro_batch(step: Mapping[str, int], ranks: int, budget: int, *, is_padded: bool) -> int:
     """Tokens of the largest micro-batch of a step, to within a feature: ranks and micro-batches are balanced."""
     if is_padded:
         return min(step["num_features"] // ranks, budget // LENGTH) * LENGTH
@@ -160,7 +225,7 @@ def micro_batch(step: Mapping[str, Any], ranks: int, budget: int, *, is_padded: 
     return round(share / math.ceil(share / budget))
 
 
-def named(words: Sequence[str], folder: Path) -> list[str]:
+def weights_option(words: Sequence[str], folder: Path) -> list[str]:
     """The option that names a checkpoint of random weights, where weights alone do not do."""
     if "--model_config" in words:
         return []
@@ -176,22 +241,18 @@ def launcher(strategy: str, ranks: int) -> list[str]:
     if ranks == 1:
         return [sys.executable]
     name = "ddp" if strategy == "ddp" else strategy
-    config = str(ROOT / "accelerate_configs" / f"{name}.yaml")
+    config = str(_ROOT / "accelerate_configs" / f"{name}.yaml")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     return [*launch, "--num_processes", str(ranks)]
 
 
-def estimates(options: Sequence[str], strategy: str, ranks: int, device: str, *more: str) -> list[dict[str, Any]]:
-    """What `qa-dist estimate` says."""
-    words = ["--strategy", strategy, "--num_processes", str(ranks), "--device", device, "--json", *more]
-    from qa_dist import estimate
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        if estimate.main([*options, *words]):
-            sys.exit(1)
-    found: list[dict[str, Any]] = json.loads(printed.getvalue())["estimates"]
-    return found
+def estimates(words: Sequence[str], options: EstimateConfig) -> list[dict[str, Any]]:
+    """What `qa-dist estimate` prints as JSON, for these options of a run."""
+    groups = ("data", "model", "training")
+    config, _ = parse(words, prog=PROG, description="", groups=groups, base={"output_dir": "outputs"})
+    strategies, _ = choose_strategies(config, options.strategy)
+    found, _ = estimate(config, options, strategies)
+    return [each.to_json() for each in found]
 
 
 def page(files: Sequence[Mapping[str, Any]]) -> str:
@@ -199,7 +260,7 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# Memory",
         "",
-        "<!-- Written by `python benchmarks/memory.py report`; do not edit. -->",
+        f"<!-- Written by `{PROG} report`; do not edit. -->",
         "",
         "`qa-dist estimate` says what a rank of a run takes, by part, and how large `--max_tokens_per_device` may be,",
         "from the shapes of the model's tensors and of those that its operations make: the real model runs on tensors",
@@ -215,12 +276,12 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
             "| run | strategy, ranks | tokens | measured | estimated | off by | without the process |",
             "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         ]
-        for name, found in whole["compared"].items():
-            process = found["parts"].get("process", 0)
-            estimated, measured = found["estimated_bytes"], found["measured_bytes"]
+        for name, run in whole["compared"].items():
+            process = run["parts"].get("process", 0)
+            estimated, measured = run["estimated_bytes"], run["measured_bytes"]
             off, bare = ((estimated - less) / (measured - less) - 1 for less in (0, process))
             lines.append(
-                f"| {name} | {found['strategy']}, {found['num_processes']} | {found['num_tokens']:,} | "
+                f"| {name} | {run['strategy']}, {run['num_processes']} | {run['num_tokens']:,} | "
                 f"{_mib(measured)} | {_mib(estimated)} | {off:+.1%} | {bare:+.1%} |"
             )
         missing = [*(name for name in TO_COMPARE if name not in whole["compared"]), "everything on CUDA"]
@@ -249,8 +310,8 @@ _METHOD = (
     "again:",
     "",
     "```bash",
-    "python benchmarks/memory.py measure docs/memory/cpu.json",
-    "python benchmarks/memory.py estimate docs/memory/cpu.json",
+    f"{PROG} measure docs/memory/cpu.json",
+    f"{PROG} estimate docs/memory/cpu.json",
     "make docs",
     "```",
     "",
@@ -258,19 +319,15 @@ _METHOD = (
 
 
 def _parts_table(compared: Mapping[str, Any]) -> list[str]:
-    from qa_dist.memory.by_strategy import PARTS
-
-    used = [part for part in PARTS if any(found["parts"].get(part) for found in compared.values())]
+    used = [part for part in PARTS if any(run["parts"].get(part) for run in compared.values())]
     rows = [
-        f"| {name} | " + " | ".join(_mib(found["parts"].get(part, 0)) for part in used) + " |"
-        for name, found in compared.items()
+        f"| {name} | " + " | ".join(_mib(run["parts"].get(part, 0)) for part in used) + " |"
+        for name, run in compared.items()
     ]
     return [f"| run | {' | '.join(used)} |", f"| --- |{' ---: |' * len(used)}", *rows]
 
 
 def _device_table(table: Mapping[str, Any]) -> list[str]:
-    from qa_dist.compatibility import NAMES
-
     lines = [
         "## For a GPU of 24 GiB",
         "",
@@ -278,16 +335,16 @@ def _device_table(table: Mapping[str, Any]) -> list[str]:
         "and below it the largest `--max_tokens_per_device`. They count what the CPU's operators make, and leave out",
         "what CUDA itself takes. A dash: this strategy does not go with these options.",
         "",
-        f"| run, `--mixed_precision` | {' | '.join(NAMES)} |",
-        f"| --- |{' ---: |' * len(NAMES)}",
+        f"| run, `--mixed_precision` | {' | '.join(STRATEGIES)} |",
+        f"| --- |{' ---: |' * len(STRATEGIES)}",
     ]
     for name, estimates in table.items():
-        found = {each["strategy"]: each for each in estimates}
+        by_strategy = {each["strategy"]: each for each in estimates}
         cells = [
-            f"{_mib(found[strategy]['device_bytes'])}<br>{found[strategy]['largest_max_tokens_per_device']:,}"
-            if strategy in found
+            f"{_mib(by_strategy[strategy]['device_bytes'])}<br>{by_strategy[strategy]['largest_max_tokens_per_device']:,}"
+            if strategy in by_strategy
             else "-"
-            for strategy in NAMES
+            for strategy in STRATEGIES
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -302,13 +359,10 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f}"
 
 
-def run(command: Sequence[str], **changes: str) -> None:
+def _run(command: Sequence[str], **changes: str) -> None:
     """Run a command, which must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    paths = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH")) if part)
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr[-4000:]}")
-
-
-if __name__ == "__main__":
-    main()
+        raise RuntimeError(f"a measured run ended with code {done.returncode}:\n{done.stderr[-4000:]}")

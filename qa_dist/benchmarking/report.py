@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.benchmarking.trainer import TUTORIAL
+from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import write_json
 from qa_dist.common.parsers import read_json
@@ -41,6 +42,30 @@ HEADLINES = {
     "decoding_speedup": "seconds of decoding and scoring alone",
 }
 """What each headline means."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Write docs/benchmarks.md."""
+    parser = Parser(prog=prog, description="Results of one or several machines as a Markdown page.", allow_abbrev=False)
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="BENCH.JSON", help="what benchmarks wrote; none: a page that says so"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, as docs/benchmarks.md")
+    options = parser.parse_args(argv)
+    write_page(documentation([read(path) for path in options.files]), options.output)
+    return 0
+
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page to the file that --output names.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}; name another file") from error
 
 
 # ------------------------------------------------------------------------------------------------------- bench.json

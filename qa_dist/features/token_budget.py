@@ -9,7 +9,7 @@ CPU_TOKENS = 1024
 """Budget on a CPU: longer rows leave the caches and take more memory, and matrix products gain nothing from them.
 
 MiniLM-L6 with LoRA on all linear layers, torch 2.13, one AVX2 core: 0.85 ms per token, against 0.95 with 4096 and 0.96
-with 512 (processor time; `benchmarks/budgets.py`).
+with 512 (processor time; `bench budgets`).
 """
 
 EVALUATION_TOKENS = {"cpu": 2048, "cuda": 16384}

@@ -4,15 +4,16 @@ import os
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qa_dist.common.errors import UserError
+from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, option
-from qa_dist.distributed.launch_config import Strategy
+from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.machine.checks import last_line
 from qa_dist.memory.by_strategy import Held, Setup, Sizes, at_peak, largest_budget, made_by
 
@@ -87,6 +88,22 @@ def num_bytes(text: str) -> int | None:
         return None
     size = round(float(found[1]) * _UNITS[found[2] or ""])
     return size or None
+
+
+def choose_strategies(config: RunConfig, wanted: str) -> tuple[list[Strategy], dict[str, str]]:
+    """The strategies to estimate, and why others that were not named are left out.
+
+    Raises:
+        ConfigError: The strategy that was named, or every one, does not go with the other options.
+    """
+    if config.training.torch_compile:
+        raise ConfigError(["--torch_compile keeps other tensors than what is estimated here; estimate without it"])
+    problems = {strategy: list(recipe_problems(strategy, config)) for strategy in typing.get_args(Strategy)}
+    chosen = [name for name, found in problems.items() if wanted in ("all", name) and not found]
+    refused = {name: found[0] for name, found in problems.items() if wanted in ("all", name) and found}
+    if not chosen:
+        raise ConfigError(list(refused.values()))
+    return chosen, refused
 
 
 def estimate(

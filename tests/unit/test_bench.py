@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qa_dist import bench
-from qa_dist.benchmarking import report, scaling, trainer
+from qa_dist.benchmarking import memory, report, scaling, trainer
 from qa_dist.benchmarking.balance import simulate
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.job import Job, spread
@@ -333,6 +334,43 @@ def test_the_page_in_docs_is_what_its_measurements_generate(tmp_path: Path) -> N
     assert page.read_text(encoding="utf-8") == (docs / "benchmarks.md").read_text(encoding="utf-8"), "run: make docs"
 
 
+def test_the_page_of_memory_is_what_its_measurements_generate(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    measured = sorted((docs / "memory").glob("*.json"))
+    assert measured
+    page = tmp_path / "memory.md"
+    assert bench.main(["memory", "report", *map(str, measured), "--output", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == (docs / "memory.md").read_text(encoding="utf-8"), "run: make docs"
+
+
+def test_memory_without_estimates_makes_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "memory.json"
+    path.write_text('{"compared": {"lora": {"measured_bytes": 1}}, "table": {}}', encoding="utf-8")
+    assert bench.main(["memory", "report", str(path), "--output", str(tmp_path / "memory.md")]) == 2
+    assert f"{path} has no estimates of lora; run" in capsys.readouterr().err
+    assert bench.main(["memory", "estimate", str(path), "full"]) == 2
+    assert f"'full' was not measured in {path}; name some of: lora; table" in capsys.readouterr().err
+
+
+def test_the_largest_micro_batch_is_that_of_a_balanced_step() -> None:
+    step = {"num_features": 11, "num_tokens": 1900}
+    assert memory.micro_batch(step, 1, 1024, is_padded=False) == 950
+    assert memory.micro_batch(step, 2, 512, is_padded=False) == 475
+    assert memory.micro_batch(step, 1, 1152, is_padded=True) == 3 * 384
+    assert memory.micro_batch(step, 8, 1152, is_padded=True) == 384
+
+
+def test_a_memory_run_is_launched_as_its_strategy_asks() -> None:
+    assert memory.launcher("ddp", 1) == [sys.executable]
+    for strategy, ranks, *_ in memory.TO_COMPARE.values():
+        words = memory.launcher(strategy, ranks)
+        if ranks > 1:
+            config = Path(words[words.index("--config_file") + 1])
+            assert config.stem == strategy
+            assert config.is_file()
+            assert words[-2:] == ["--num_processes", str(ranks)]
+
+
 def test_charts_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     charts = pytest.importorskip("qa_dist.benchmarking.charts")
     path = tmp_path / "bench.json"
@@ -367,6 +405,14 @@ REFUSED = {
     "no repeats": (["paths", "--output_dir", "x", "--repeats", "0"], "at least 1"),
     "no such data": (["evaluation", "--output_dir", "x", "--validation_file", "nowhere.json"], "is no file"),
     "no such results": (["report", "nowhere.json", "--output", "x.md"], "is no bench.json"),
+    "no page": (["report", "--output", "nowhere/x.md"], "--output nowhere/x.md cannot be written"),
+    "no part of memory": (["memory"], "see qa_dist.bench memory --help"),
+    "no measured memory": (["memory", "report", "nowhere.json", "--output", "x.md"], "holds no measured memory"),
+    "no such combination": (["memory", "measure", "x.json", "half"], "'half' is no combination; name some of: lora;"),
+    "no decoding": (["decoding", "--repeats", "0"], "at least 1"),
+    "unknown option of a tool": (["decoding", "--thread", "2"], "did you mean --threads?"),
+    "no steps": (["checkpoints", "--num_steps", "1"], "at least 2"),
+    "a word that is no option": (["budgets", "all"], "all is not an option"),
 }
 
 
