@@ -94,7 +94,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "process_bytes", lambda modules: 300 * 2**20)
+    monkeypatch.setattr("qa_dist.memory.estimate.process_bytes", lambda modules: 300 * 2**20)
 
 
 def estimated(capsys: pytest.CaptureFixture[str], model: str, *words: str) -> dict[str, Any]:
