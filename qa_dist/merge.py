@@ -7,8 +7,6 @@ adapter's own logits before anything is called done.
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
+from qa_dist.common.files import staged
 from qa_dist.config.options import ModelConfig, RunConfig, option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.model.folder import adapter_problems, base_options
@@ -65,18 +64,14 @@ def _merge(argv: Sequence[str]) -> int:
         base=base_options(peek(argv, "adapter")),
     )
     merged_dir = Path(str(own.merged_dir))
-    staging = merged_dir.with_name(f".{merged_dir.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
+        merged_dir.parent.mkdir(parents=True, exist_ok=True)
         # Libraries greet on standard output, which belongs to the result.
-        with contextlib.redirect_stdout(sys.stderr):
-            difference = merge(config, str(own.adapter), staging)
-        os.replace(staging, merged_dir)
+        with staged(merged_dir) as aside, contextlib.redirect_stdout(sys.stderr):
+            aside.mkdir()
+            difference = merge(config, str(own.adapter), aside)
     except OSError as error:
         raise CheckpointError(f"--merged_dir {merged_dir} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     sys.stdout.write(json.dumps({"merged_dir": str(merged_dir), "largest_difference": difference}, indent=2) + "\n")
     return 0
 

@@ -1,9 +1,11 @@
-"""Files written whole or not at all."""
+"""Files and folders that appear whole or not at all, and a folder for results that can be written to."""
 
+import errno
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +32,88 @@ def make_writable(directory: Path, option: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes the place of `path`, by one rename, if the block ends well.
+def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
+    """Where to write a file or folder that appears as `path`, by one rename, if the block ends well.
 
-    If it does not, `path` is as it was and nothing stays beside it.
+    Everything in it is on the disk before it gets its name, and the name is before this returns: whatever is called
+    `path` is whole, even after a power cut. If the block or the disk fails, `path` is as it was and nothing stays
+    beside it. What a killed process left there is removed first.
+
+    Args:
+        path: A file, which is replaced if it exists, or a folder that does not exist.
+        aside: Where to write meanwhile, on the same file system; None: beside `path`, with a dot before its name.
     """
-    staged = path.with_name(f".{path.name}")
-    # What a killed process left.
-    staged.unlink(missing_ok=True)
-    try:
-        yield staged
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    aside = aside or path.with_name(f".{path.name}")
+    _remove(aside)
+    with _removed_on_failure(aside):
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+    _synchronise(path.parent)
+
+
+@contextmanager
+def staged_files(directory: Path, *, order: Callable[[Path], Any]) -> Iterator[Path]:
+    """A folder whose files move into `directory`, a rename each and in this order, if the block ends well.
+
+    For the results of a run, which share a folder with others. As with `staged`, each file is on the disk before it
+    gets its name, and nothing of a block that fails is moved or stays.
+
+    Args:
+        directory: The folder, which is made if need be.
+        order: Sort key of the files.
+    """
+    aside = directory / ".staging"
+    _remove(aside)
+    aside.mkdir(parents=True)
+    with _removed_on_failure(aside):
+        yield aside
+        _flush(aside)
+        for path in sorted(aside.iterdir(), key=order):
+            os.replace(path, directory / path.name)
+        aside.rmdir()
+    _synchronise(directory)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON that is the same, byte for byte, for the same value."""
-    with replacing(path) as staged:
-        staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with staged(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def synchronise(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+@contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder and all that is in it, is on the disk."""
+    if path.is_dir():
+        for inner in sorted(path.iterdir()):
+            _flush(inner)
+    _synchronise(path)
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems of networks and buckets take no such request for a folder.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)

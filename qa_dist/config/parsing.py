@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.common.files import staged
 from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.common.secrets import masked
 from qa_dist.common.shipped import shipped_folder
@@ -78,7 +79,8 @@ def write_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as a recipe that `--config` reads back to the same configuration."""
     import yaml
 
-    path.write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with staged(path) as aside:
+        aside.write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def parse(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qa_dist.common.files import replacing
+from qa_dist.common.files import staged
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.answers import Answers, decode
@@ -76,7 +76,7 @@ def evaluate(
         passes = stack.enter_context(closing(forward(model, store, ranks, mine, losses, forward_needs_all_ranks)))
         computed = _counted(passes, sum(map(len, mine)), advance)
         if config.gather == "logits":
-            path = stack.enter_context(replacing(logits_path)) if logits_path and ranks.is_main else None
+            path = stack.enter_context(staged(logits_path)) if logits_path and ranks.is_main else None
             tables = _through_logits(computed, store, ranks, config, batches, len(mine), path)
         else:
             tables = list(candidates(computed, config))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qa_dist.common.errors import StoreError
-from qa_dist.common.files import synchronise
+from qa_dist.common.files import staged
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.data.checking import Report
 from qa_dist.data.records import Example
@@ -181,13 +181,12 @@ def _write_store(
     stats: FeatureStats,
     report: Report,
 ) -> None:
-    """Write a store under another name, then give it its own."""
     # Not tempfile: its folders are closed to other users, with whom a store may be shared.
-    staging = path.parent / f".{path.name}.{secrets.token_hex(4)}{STAGING_SUFFIX}"
-    staging.mkdir()
-    try:
-        _write_batch(staging / EXAMPLES, _example_batch(examples))
-        _write_batch(staging / FEATURES, _feature_batch(columns))
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{STAGING_SUFFIX}")
+    with staged(path, aside=aside):
+        aside.mkdir()
+        _write_batch(aside / EXAMPLES, _example_batch(examples))
+        _write_batch(aside / FEATURES, _feature_batch(columns))
         manifest = {
             "format_version": FORMAT_VERSION,
             "fingerprint": path.name,
@@ -195,19 +194,12 @@ def _write_store(
             "num_unanswerable": sum(not example.answers for example in examples),
             "stats": dataclasses.asdict(stats),
             "report": report.to_json(),
-            "files": {name: _file_entry(staging / name) for name in (EXAMPLES, FEATURES)},
+            "files": {name: _file_entry(aside / name) for name in (EXAMPLES, FEATURES)},
         }
         # Through JSON once, so that the digest is over what a reader will see.
         manifest = json.loads(json.dumps(manifest))
         manifest["manifest_sha256"] = digest(manifest)
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for name in (EXAMPLES, FEATURES, MANIFEST, "."):
-            synchronise(staging / name)
-        staging.rename(path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    synchronise(path.parent)
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _example_batch(examples: Sequence[Example]) -> pa.RecordBatch:

@@ -1,8 +1,6 @@
 """Weights on disk: written whole or not at all, and read back before success is reported."""
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import torch
 
 from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.common.files import staged_files
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import CPU, load_base
@@ -38,22 +37,18 @@ def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: 
     Raises:
         CheckpointError: A tensor is empty or not finite, or what was read back is not what was written.
     """
-    staging = directory / ".staging"
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    try:
-        weights = _write(model, trained, staging)
-        tokenizer.save_pretrained(staging)
+    with staged_files(directory, order=_weights_last) as aside:
+        weights = _write(model, trained, aside)
+        tokenizer.save_pretrained(aside)
         # The card that peft writes is an empty form.
-        (staging / "README.md").unlink(missing_ok=True)
-        _compare(weights, staging)
-        names = sorted((path.name for path in staging.iterdir()), key=lambda name: name.endswith(".safetensors"))
-        for name in names:
-            os.replace(staging / name, directory / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        (aside / "README.md").unlink(missing_ok=True)
+        _compare(weights, aside)
+        names = [path.name for path in sorted(aside.iterdir(), key=_weights_last)]
     return [directory / name for name in names]
+
+
+def _weights_last(path: Path) -> tuple[bool, str]:
+    return path.suffix == ".safetensors", path.name
 
 
 def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:

@@ -9,7 +9,6 @@ name, and one rename makes it a checkpoint. Tensors are whole and named as in th
 number of ranks was, so that any other can go on.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from qa_dist.common.errors import CheckpointError
-from qa_dist.common.files import synchronise
+from qa_dist.common.files import staged
 from qa_dist.model.span_model import Weights
 from qa_dist.training.run_state import RunState
 
@@ -72,34 +71,32 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
             other checkpoints are as they were.
     """
     final = directory / _name(checkpoint.step)
-    staging = directory / f"{_PARTIAL}{final.name}"
-    position = {"step": checkpoint.step, "identity": checkpoint.identity, "progress": checkpoint.state.to_json()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _remove(staging)
-        staging.mkdir()
-        files = {WEIGHTS: save(checkpoint.weights), OPTIMIZER: save(checkpoint.optimizer)}
-        if checkpoint.best is not None:
-            files[BEST] = save(checkpoint.best)
-        files[STATE] = json.dumps(position, indent=1).encode()
-        entries = {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in files.items()}
-        files[MANIFEST] = json.dumps({"format": FORMAT, "files": entries}, indent=1).encode()
-        for name, data in files.items():
-            _write(staging / name, data)
-        synchronise(staging)
-        if final.exists() or final.is_symlink():
-            # It did not verify, or the run would have gone on from it.
+        with staged(final, aside=directory / f"{_PARTIAL}{final.name}") as aside:
+            aside.mkdir()
+            for name, data in _files_of(checkpoint).items():
+                (aside / name).write_bytes(data)
+            # A checkpoint of this step that is there did not verify, or the run would have gone on from it.
             _remove(final)
-        os.replace(staging, final)
-        synchronise(directory)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            _remove(staging)
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} cannot be written to {directory}: {error.strerror or error}; "
             "free some space or make the folder writable"
         ) from error
     return final
+
+
+def _files_of(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Content of every file of a checkpoint by name; the manifest, which is about the others, is last."""
+    position = {"step": checkpoint.step, "identity": checkpoint.identity, "progress": checkpoint.state.to_json()}
+    files = {WEIGHTS: save(checkpoint.weights), OPTIMIZER: save(checkpoint.optimizer)}
+    if checkpoint.best is not None:
+        files[BEST] = save(checkpoint.best)
+    files[STATE] = json.dumps(position, indent=1).encode()
+    entries = {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in files.items()}
+    files[MANIFEST] = json.dumps({"format": FORMAT, "files": entries}, indent=1).encode()
+    return files
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -228,11 +225,6 @@ def _name(step: int) -> str:
 def _checkpoints(directory: Path) -> list[Path]:
     """Folders that are named as checkpoints, oldest first."""
     return sorted(directory.glob(f"{_PREFIX}*")) if directory.is_dir() else []
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    synchronise(path)
 
 
 def _remove(path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from qa_dist.common.files import replacing
+from qa_dist.common.files import staged
 
 
 class MetricsLog:
@@ -24,8 +24,8 @@ class MetricsLog:
         if not self._path or not self._path.exists():
             return
         kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
-        with replacing(self._path) as staged:
-            staged.write_bytes(b"".join(kept))
+        with staged(self._path) as aside:
+            aside.write_bytes(b"".join(kept))
         self._mode = "a"
 
     def write(self, values: Mapping[str, float | None]) -> None:

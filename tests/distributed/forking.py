@@ -212,7 +212,7 @@ def _install(fault: Fault) -> None:
         for owner, name in (
             (os, "fsync"),
             (os, "replace"),
-            (checkpoints, "_write"),
+            (Path, "write_bytes"),
             (checkpoints, "_remove"),
             (checkpoints, "prune"),
         ):

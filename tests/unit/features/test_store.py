@@ -334,7 +334,7 @@ def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path
 # ---------------------------------------------------------------------------------------------------------- building
 
 
-@pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "synchronise"])
+@pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "os.fsync", "os.replace"])
 def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_path: Path, moment: str) -> None:
     kill = f"building.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
     code = f"{kill}\nprepare(folder, train_file, store_dir)"
