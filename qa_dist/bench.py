@@ -35,7 +35,6 @@ COMMANDS = (*report.SECTIONS, "all", *TOOLS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of a command line without the program's name; None: this process's."""
     return run_command(PROG, lambda: _bench(list(sys.argv[1:] if argv is None else argv)))
 
 

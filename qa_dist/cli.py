@@ -1,35 +1,70 @@
-"""The `qa-dist` command: every entry point under one name."""
+"""The `qa-dist` command: every command under one name."""
 
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A module with `PROG`, its name in help and errors, and `main(argv)`, which returns the exit code.
+
+    Attributes:
+        module: The module.
+        summary: What it does.
+        guides: Sections of docs/ that tell more.
+    """
+
+    module: str
+    summary: str
+    guides: tuple[str, ...]
+
 
 COMMANDS = {
-    "prepare": "build the feature store of a data set, once",
-    "train": "train on this process (several: accelerate launch -m qa_dist.train)",
-    "evaluate": "score a trained model",
-    "score": "score a predictions file as the official SQuAD scripts do",
-    "merge": "fold an adapter into its base model",
-    "estimate": "the memory that a run will take, by part, and the token budget that fits",
-    "doctor": "look at this machine: devices, versions, communication, disks, limits",
-    "recipes": "recipes, launcher configurations and scripts: list, show, copy and check them",
-    "bench": "measure speed and memory, beside transformers' Trainer",
+    "train": Command("qa_dist.train", "trains, in one process or behind a launcher", ("training.md", "options.md")),
+    "prepare": Command(
+        "qa_dist.prepare",
+        "tokenises a data set into its feature store, ahead of a job",
+        ("training.md#prepared-features",),
+    ),
+    "evaluate": Command("qa_dist.evaluate", "scores a trained model on a data set", ("results.md#evaluate-again",)),
+    "score": Command(
+        "qa_dist.score",
+        "scores a predictions file as the official SQuAD scripts do",
+        ("results.md#score-any-predictions",),
+    ),
+    "merge": Command("qa_dist.merge", "folds an adapter into its base model", ("results.md#merge-the-adapter",)),
+    "estimate": Command(
+        "qa_dist.estimate",
+        "says what a run will take in memory, and which token budget fits",
+        ("clusters.md#estimate-the-memory",),
+    ),
+    "doctor": Command(
+        "qa_dist.doctor",
+        "looks at this machine: devices, versions, network, disks, limits",
+        ("clusters.md#look-before-a-long-run",),
+    ),
+    # qa_dist/recipes is the folder of the recipes themselves.
+    "recipes": Command(
+        "qa_dist.recipe_command",
+        "lists, shows, copies and checks recipes, launcher configurations and scripts",
+        ("training.md#recipes",),
+    ),
+    "bench": Command("qa_dist.bench", "measures speed and memory beside transformers' Trainer", ("benchmarks.md",)),
 }
+"""Every command by name: `--help`, README's table, the options in docs/ and a test of the floor plan follow from it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `qa-dist COMMAND ...`; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
-        # qa_dist/recipes is the folder of the recipes themselves.
-        module = "recipe_command" if words[0] == "recipes" else words[0]
-        code: int = importlib.import_module(f"qa_dist.{module}").main(words[1:])
+        code: int = importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
         return code
-    asked = not words or words[0] in ("-h", "--help")
-    listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
-    usage = f"usage: qa-dist COMMAND [options]\n\n{listing}\n\nqa-dist COMMAND --help lists the options of a command.\n"
-    if asked:
-        sys.stdout.write(usage)
+    if not words or words[0] in ("-h", "--help"):
+        listing = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+        sys.stdout.write(
+            f"usage: qa-dist COMMAND [options]\n\n{listing}\n\nqa-dist COMMAND --help lists the options of a command.\n"
+        )
         return 0
     sys.stderr.write(f"qa-dist: error: {words[0]!r} is no command; use one of {', '.join(COMMANDS)}\n")
     return 2

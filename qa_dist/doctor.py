@@ -53,7 +53,6 @@ class DoctorConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
     return run_command(PROG, lambda: _doctor(sys.argv[1:] if argv is None else argv))
 
 

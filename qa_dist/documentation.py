@@ -1,5 +1,6 @@
 """Generated parts of the documentation: `python -m qa_dist.documentation FILE ...` rewrites them in place."""
 
+import importlib
 import itertools
 import re
 import sys
@@ -9,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qa_dist.cli import COMMANDS
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.parsing import option_table
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
-from qa_dist.doctor import DoctorConfig
-from qa_dist.evaluate import EvaluateConfig
-from qa_dist.memory.estimate import EstimateConfig
 
 PROG = "qa_dist.documentation"
 
@@ -35,17 +34,30 @@ _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end of genera
 def parts() -> dict[str, str]:
     """Every generated part by name, as Markdown."""
     return {
-        "options": option_table(
-            {
-                **GROUPS,
-                "evaluate only": EvaluateConfig,
-                "estimate only": EstimateConfig,
-                "doctor only": DoctorConfig,
-            }
-        ),
+        "commands": command_table(),
+        "options": option_table({**GROUPS, **own_options()}),
         "compatibility": compatibility_table(),
         "refusals": refusal_table(),
     }
+
+
+def command_table() -> str:
+    """The commands as Markdown, as README.md shows them."""
+    rows = []
+    for name, command in COMMANDS.items():
+        guides = ", ".join(f"[{guide.partition('.')[0]}](docs/{guide})" for guide in command.guides)
+        rows.append(f"| `qa-dist {name}` | {command.summary} | {guides} |")
+    return "\n".join(["| command | what it does | more |", "|---|---|---|", *rows, ""])
+
+
+def own_options() -> dict[str, type[Any]]:
+    """Options that only one command has, by group: the `MergeConfig` of `merge` as "merge only"."""
+    found = {}
+    for name, command in COMMANDS.items():
+        group = getattr(importlib.import_module(command.module), f"{name.capitalize()}Config", None)
+        if group is not None:
+            found[f"{name} only"] = group
+    return found
 
 
 def regenerated(text: str) -> str:
@@ -65,7 +77,6 @@ def regenerated(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the files named on the command line."""
     words = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> int:

@@ -19,7 +19,6 @@ PROG = "qa_dist.estimate"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
     return run_command(PROG, lambda: _estimate(sys.argv[1:] if argv is None else argv))
 
 

@@ -37,7 +37,6 @@ class EvaluateConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
     return run_command(PROG, lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 

@@ -50,7 +50,6 @@ class MergeConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
     return run_command(PROG, lambda: _merge(sys.argv[1:] if argv is None else argv))
 
 

@@ -15,16 +15,15 @@ from qa_dist.common import command
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
 
-PROGRAM = "qa_dist.prepare"
+PROG = "qa_dist.prepare"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    return command.run_command(PROGRAM, lambda: _prepare(sys.argv[1:] if argv is None else argv))
+    return command.run_command(PROG, lambda: _prepare(sys.argv[1:] if argv is None else argv))
 
 
 def _prepare(argv: Sequence[str]) -> int:
-    config, _ = parse(argv, prog=PROGRAM, description=__doc__ or "", groups=("data", "model"), entry=None)
+    config, _ = parse(argv, prog=PROG, description=__doc__ or "", groups=("data", "model"), entry=None)
     sys.stdout.write(json.dumps(prepare(config), indent=2) + "\n")
     return 0
 

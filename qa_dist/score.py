@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 
 from qa_dist.common import command
 from qa_dist.common.errors import ScoringError
@@ -22,13 +23,13 @@ from qa_dist.evaluation.scoring import (
     unknown_predictions,
 )
 
-PROGRAM = "qa_dist.score"
+PROG = "qa_dist.score"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this entry point."""
     parser = command.Parser(
-        prog=PROGRAM,
+        prog=PROG,
         description="Score predictions as the official SQuAD v1.1 or v2.0 script does; the references decide which. "
         "All files may be gzipped.",
         allow_abbrev=False,
@@ -52,12 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return command.run_command(PROGRAM, lambda: _print_scores(argv))
+def main(argv: Sequence[str] | None = None) -> int:
+    return command.run_command(PROG, lambda: _print_scores(argv))
 
 
-def _print_scores(argv: list[str] | None) -> int:
+def _print_scores(argv: Sequence[str] | None) -> int:
     scores = _scores(build_parser().parse_args(argv))
     sys.stdout.write(json.dumps(scores, indent=2) + "\n")
     return 0
@@ -89,7 +89,7 @@ def _scores(args: argparse.Namespace) -> Scores:
 
 def _tell(remark: str | None) -> None:
     if remark is not None:
-        sys.stderr.write(f"{PROGRAM}: note: {remark}\n")
+        sys.stderr.write(f"{PROG}: note: {remark}\n")
 
 
 def _limit(text: str) -> float:

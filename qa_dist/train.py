@@ -11,7 +11,6 @@ PROG = "qa_dist.train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
     return note_exit(run_command(PROG, lambda: _train(sys.argv[1:] if argv is None else argv)))
 
 

@@ -29,7 +29,7 @@ PRECISIONS = ("no", "bf16")
 def _same(group: type[Any], name: str) -> Any:
     """The option of a group, for an entry that has not all the others."""
     item = next(item for item in dataclasses.fields(group) if item.name == name)
-    return dataclasses.field(default=item.default, metadata=item.metadata)
+    return dataclasses.field(default=REFERENCE.get(name, item.default), metadata=item.metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -347,14 +347,11 @@ def type_name(hint: Any) -> str:
 def _default_text(item: "dataclasses.Field[Any]") -> str:
     if item.metadata["required"]:
         return "required"
-    if item.default is None:
-        return (
-            "default: none"
-            if "none:" in item.metadata["help"] or "auto:" not in item.metadata["help"]
-            else "default: auto"
-        )
-    if isinstance(item.default, tuple):
-        return f"default: {','.join(item.default) or 'none'}"
+    if item.default in (None, ()):
+        is_auto = "auto:" in item.metadata["help"] and "none:" not in item.metadata["help"]
+        return f"default: {'auto' if is_auto else 'none'}"
+    if isinstance(item.default, tuple) and item.default:
+        return f"default: {','.join(item.default)}"
     return f"default: {str(item.default).lower() if isinstance(item.default, bool) else item.default}"
 
 

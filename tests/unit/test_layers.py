@@ -5,12 +5,17 @@ accelerate, torch.distributed and DeepSpeed is left to the room of the ranks.
 """
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "qa_dist"
+from qa_dist.cli import COMMANDS
+from qa_dist.documentation import own_options
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "qa_dist"
 
 ROOMS = (
     "common",
@@ -25,9 +30,8 @@ ROOMS = (
     "memory",
     "benchmarking",
 )
-COMMANDS = ("train", "prepare", "evaluate", "score", "merge", "estimate", "doctor", "bench")
-ENTRIES = (*COMMANDS, "recipe_command", "cli", "documentation")
-"""The files at the top: the commands, what holds them under one name, and what writes the generated tables."""
+BESIDE_COMMANDS = ("__init__", "cli", "documentation")
+"""Files at the top that are no commands: `cli` holds those under one name, `documentation` writes generated tables."""
 
 MAY_IMPORT = {
     "torch.distributed": ("distributed/",),
@@ -61,10 +65,46 @@ def rooms_of(names: set[str]) -> set[str]:
     return inside - {"__version__"}
 
 
-def test_every_folder_is_a_room_and_every_file_at_the_top_a_command() -> None:
-    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms == set(ROOMS)
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ENTRIES, "__init__"}
+def test_every_folder_is_a_room() -> None:
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
+
+
+def lacks_of_command(module: str) -> list[str]:
+    """What a file at the top of the package has not got and a command needs."""
+    text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    names = [name for name, command in COMMANDS.items() if command.module == f"qa_dist.{module}"]
+    if not names:
+        return ["a row in cli.COMMANDS"]
+    (name,) = names
+    heading = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    entry = re.search(r"\bentry=(\w+)", text)
+    options = own_options().get(f"{name} only")
+    has = {
+        "a summary without a full stop": not COMMANDS[name].summary.endswith("."),
+        f'PROG = "qa_dist.{module}"': f'\nPROG = "qa_dist.{module}"\n' in text,
+        "main(argv)": "\ndef main(argv: Sequence[str] | None = None) -> int:\n" in text,
+        "sys.exit(main()) at its end": text.endswith('\n\nif __name__ == "__main__":\n    sys.exit(main())\n'),
+        "its command line in the first line of its docstring": f"qa_dist.{module}" in heading
+        or f"qa-dist {name}" in heading,
+        f"options called {name.capitalize()}Config": not entry
+        or entry[1] == "None"
+        or (options and options.__name__ == entry[1]),
+        "a row in README's table (make docs)": f"| `qa-dist {name}` | "
+        in (ROOT / "README.md").read_text(encoding="utf-8"),
+    }
+    return [what for what, is_there in has.items() if not is_there]
+
+
+@pytest.mark.parametrize("module", sorted({path.stem for path in PACKAGE.glob("*.py")} - {*BESIDE_COMMANDS}))
+def test_a_command_has_all_that_one_needs(module: str) -> None:
+    lacks = lacks_of_command(module)
+    assert not lacks, f"the command {module} lacks {'; '.join(lacks)}"
+
+
+def test_every_command_has_a_module() -> None:
+    assert [
+        name for name, command in COMMANDS.items() if not (ROOT / f"{command.module.replace('.', '/')}.py").exists()
+    ] == []
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if "/" in module])
