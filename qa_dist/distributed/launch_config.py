@@ -22,6 +22,12 @@ Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 USE_VARIABLES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
 """With these accelerate and transformers act on their own; `Ranks` takes them out of the environment."""
 
+GRADIENT_BUCKET = 1 << 24
+"""Elements of the gradients that are reduced at once, 64 MiB in float32, whatever the strategy.
+
+Plain data parallelism takes it from here; the files of ds_configs/ repeat it as `reduce_bucket_size`.
+"""
+
 _DEEPSPEED_KEYS = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qa_dist.config.optimizers import OPTIMIZERS, OptimizerName
-from qa_dist.distributed.launch_config import Strategy
+from qa_dist.distributed.launch_config import GRADIENT_BUCKET, Strategy
 
 PARTS = (
     "base weights",
@@ -33,8 +33,11 @@ PARTS = (
 FLOAT = 4
 """Bytes of a float32 number: weights that train, gradients and moments are of no other kind."""
 
-REDUCE_BUCKET = 500_000_000 * FLOAT
-"""DeepSpeed's `reduce_bucket_size`, in bytes: a buffer that is made whole, whatever the gradients need of it."""
+REDUCE_BUCKET = GRADIENT_BUCKET * FLOAT
+"""Bytes of gradients that are reduced at once: what plain data parallelism takes of them, and DeepSpeed's buffer.
+
+The latter is made whole, whatever the gradients need of it: `reduce_bucket_size` as the files of ds_configs/ set it.
+"""
 
 GATHERED = 500_000_000 * FLOAT
 """Most that ZeRO-3 keeps gathered at the end of the forward pass.
@@ -48,9 +51,6 @@ PREFETCHED = 50_000_000 * FLOAT
 
 The buffer that it comes through is kept, beside the tensors, until the last of them is used.
 """
-
-EXCHANGE_BUCKET = (1 << 24) * FLOAT
-"""Plain data parallelism exchanges gradients in buffers of this size, see `qa_dist.distributed.strategies.choice`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,9 +253,10 @@ def _update_bytes(sizes: Sizes, setup: Setup) -> int:
     """What exchange and optimiser take, beside what is there all the time."""
     trained = sizes.trained_bytes
     ranks, largest = setup.num_processes, max(sizes.trained, default=0) * FLOAT
+    # A tensor that is larger than a bucket goes by itself.
+    reduced = min(trained, max(REDUCE_BUCKET, largest))
     if setup.strategy == "ddp":
-        exchange = min(trained, max(EXCHANGE_BUCKET, largest)) if ranks > 1 else 0
-        return max(exchange, _stepping(trained, largest, setup))
+        return max(reduced if ranks > 1 else 0, _stepping(trained, largest, setup))
     share = math.ceil(trained / ranks)
     if setup.strategy == "fsdp2":
         return _stepping(share, math.ceil(largest / ranks), setup)
@@ -263,7 +264,7 @@ def _update_bytes(sizes: Sizes, setup: Setup) -> int:
     step = share + _stepping(share, share, setup)
     if setup.strategy == "zero3":
         # It sends a copy of what is in the bucket.
-        return max(step, min(REDUCE_BUCKET, trained))
+        return max(step, reduced)
     return step
 
 

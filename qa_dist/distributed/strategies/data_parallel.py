@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
+from qa_dist.distributed.launch_config import GRADIENT_BUCKET
 from qa_dist.distributed.strategies.torch_engine import TorchEngine
 
 
@@ -48,7 +49,7 @@ class DataParallel(TorchEngine):
         return norm
 
 
-def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = 1 << 24) -> list[list[torch.Tensor]]:
+def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = GRADIENT_BUCKET) -> list[list[torch.Tensor]]:
     """Neighbours of one dtype together, at most `most_elements` of them (64 MiB of float32), in the order given."""
     buckets: list[list[torch.Tensor]] = []
     size = 0

@@ -10,7 +10,7 @@ import pytest
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
-from qa_dist.distributed.launch_config import LaunchConfig, asks_for, read_launch_config
+from qa_dist.distributed.launch_config import GRADIENT_BUCKET, LaunchConfig, asks_for, read_launch_config
 
 ROOT = Path(__file__).parents[3]
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -93,6 +93,8 @@ def test_deepspeed_reads_what_it_is_given(path: Path) -> None:
     assert config.gradient_clipping == 0.7
     assert not config.float16_config.enabled
     assert not config.bfloat16_config.enabled
+    # DeepSpeed's default takes 1.9 GiB on every rank; estimates of memory count on this.
+    assert config.zero_config.reduce_bucket_size == GRADIENT_BUCKET
     offloaded = config.zero_config.offload_optimizer
     assert (offloaded is not None) == path.stem.endswith("_offload")
 

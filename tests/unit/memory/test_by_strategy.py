@@ -10,7 +10,6 @@ import torch
 
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.memory.by_strategy import (
-    EXCHANGE_BUCKET,
     REDUCE_BUCKET,
     Held,
     Setup,
@@ -97,8 +96,8 @@ def test_the_update_has_no_activations_but_needs_room() -> None:
     assert in_update(SIZES, setup("fsdp2")).device["gradients"] == 400
     assert in_update(SIZES, setup("fsdp2")).device["sharing"] == 0
     many = Sizes(frozen=(), trained=(1 << 24, 1 << 24), new=0, largest_block=0, outside=0)
-    assert in_update(many, setup("ddp", 2, "cuda")).device["workspace"] == 2 * EXCHANGE_BUCKET
-    assert in_update(many, setup("ddp", 2, "cpu")).device["workspace"] == 2 * EXCHANGE_BUCKET
+    assert in_update(many, setup("ddp", 2, "cuda")).device["workspace"] == 2 * REDUCE_BUCKET
+    assert in_update(many, setup("ddp", 2, "cpu")).device["workspace"] == 2 * REDUCE_BUCKET
     small = {"activations": 10}
     assert at_peak(SIZES, setup("ddp", 1), small) == in_update(SIZES, setup("ddp", 1))
     assert at_peak(SIZES, setup("ddp", 1), MADE) == in_pass(SIZES, setup("ddp", 1), MADE)
