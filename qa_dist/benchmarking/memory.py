@@ -264,7 +264,7 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
         "",
         "`qa-dist estimate` says what a rank of a run takes, by part, and how large `--max_tokens_per_device` may be,",
         "from the shapes of the model's tensors and of those that its operations make: the real model runs on tensors",
-        "without numbers while a ledger counts what lives. Here its estimates stand beside peaks that were measured.",
+        "without numbers while living storages are counted. Here its estimates stand beside peaks that were measured.",
         "",
         *_METHOD,
     ]

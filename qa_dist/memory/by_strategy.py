@@ -106,7 +106,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class MemoryUse:
     """Bytes by part at one moment: on the device, and beside it in the memory of the host."""
 
     device: Mapping[str, int]
@@ -119,20 +119,20 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Traced:
+class TracedPass:
     """What a pass makes at its peak, beside weights and gradients: bytes by part."""
 
     num_tokens: int
     made: Mapping[str, int]
 
 
-def in_pass(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> Held:
+def in_pass(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> MemoryUse:
     """What a rank holds when a pass peaks; `made` is what the pass itself makes."""
     held = _held(sizes, setup)
     return replace(held, device={**held.device, **made})
 
 
-def in_update(sizes: Sizes, setup: Setup) -> Held:
+def in_update(sizes: Sizes, setup: Setup) -> MemoryUse:
     """What a rank holds when gradients are exchanged and the optimiser steps."""
     held = _held(sizes, setup)
     # Layers are given back after the backward pass, and FSDP2 has shared the gradients out.
@@ -146,12 +146,12 @@ def in_update(sizes: Sizes, setup: Setup) -> Held:
     return replace(held, device=device)
 
 
-def at_peak(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> Held:
+def at_peak(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> MemoryUse:
     """The greater of both moments."""
     return max(in_pass(sizes, setup, made), in_update(sizes, setup), key=lambda held: held.device_bytes)
 
 
-def made_by(passes: Sequence[Traced], num_tokens: int) -> dict[str, int]:
+def made_by(passes: Sequence[TracedPass], num_tokens: int) -> dict[str, int]:
     """What a pass over so many tokens makes, by the straight lines between traced passes.
 
     Every tensor grows linearly with the tokens, so the peak is the largest of some lines: between two traced passes it
@@ -165,7 +165,7 @@ def made_by(passes: Sequence[Traced], num_tokens: int) -> dict[str, int]:
     }
 
 
-def largest_budget(sizes: Sizes, setup: Setup, passes: Sequence[Traced], available_bytes: int) -> int:
+def largest_budget(sizes: Sizes, setup: Setup, passes: Sequence[TracedPass], available_bytes: int) -> int:
     """Tokens of the largest pass that a rank with so much memory can make; 0 if there is room for none."""
     # It imports torch, which an entry that prints its help does without.
     from qa_dist.features.token_budget import tokens_that_fit
@@ -178,14 +178,14 @@ def largest_budget(sizes: Sizes, setup: Setup, passes: Sequence[Traced], availab
     return tokens_that_fit(peaks[number - 1 : number + 1], available_bytes)
 
 
-def _around(passes: Sequence[Traced], num_tokens: int) -> tuple[Traced, Traced]:
+def _around(passes: Sequence[TracedPass], num_tokens: int) -> tuple[TracedPass, TracedPass]:
     """The two neighbours of a number of tokens among passes of ascending size, or the two nearest to it."""
     number = next((place for place, traced in enumerate(passes) if traced.num_tokens > num_tokens), len(passes) - 1)
     number = max(1, number)
     return passes[number - 1], passes[number]
 
 
-def _held(sizes: Sizes, setup: Setup) -> Held:
+def _held(sizes: Sizes, setup: Setup) -> MemoryUse:
     """What is there all the time."""
     ranks, strategy = setup.num_processes, setup.strategy
     trained = sizes.trained_bytes
@@ -221,7 +221,7 @@ def _held(sizes: Sizes, setup: Setup) -> Held:
             device["checkpoint file"] = sizes.quantised * FLOAT
         # One memory for both.
         device, host = {part: device.get(part, 0) + host.get(part, 0) for part in {**device, **host}}, {}
-    return Held(device, host)
+    return MemoryUse(device, host)
 
 
 def _gathered(sizes: Sizes) -> int:

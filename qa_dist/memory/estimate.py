@@ -15,7 +15,7 @@ from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, option
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.machine.checks import last_line
-from qa_dist.memory.by_strategy import Held, Setup, Sizes, at_peak, largest_budget, made_by
+from qa_dist.memory.by_strategy import MemoryUse, Setup, Sizes, at_peak, largest_budget, made_by
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class Estimate:
 
     strategy: Strategy
     num_tokens: int
-    held: Held
+    held: MemoryUse
     largest_budget: int | None
 
     def to_json(self) -> dict[str, Any]:
@@ -118,13 +118,13 @@ def estimate(
 
     from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
     from qa_dist.memory.tracing import trace_passes
-    from qa_dist.model.building import build_outline
+    from qa_dist.model.building import build_meta_model
 
     has_cuda = torch.cuda.is_available()
     kind: Literal["cpu", "cuda"] = own.device if own.device != "auto" else "cuda" if has_cuda else "cpu"
     processes = _start_processes(strategies, config) if kind == "cpu" else {}
     length = config.data.max_seq_length
-    model = build_outline(
+    model = build_meta_model(
         config.model,
         max_seq_length=length,
         gradient_checkpointing=config.training.gradient_checkpointing,
@@ -169,7 +169,7 @@ def estimate(
         if tokens is None:
             tokens = max(CPU_TOKENS, length) if kind == "cpu" or budget is None else max(length, budget)
         held = at_peak(sizes, setup, made_by(passes, tokens))
-        held = Held({**held.device, **({"process": process} if process else {})}, held.host)
+        held = MemoryUse({**held.device, **({"process": process} if process else {})}, held.host)
         found.append(Estimate(strategy, tokens, held, budget))
     return found, notes
 

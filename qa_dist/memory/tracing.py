@@ -1,7 +1,7 @@
 """What a forward and backward pass takes, counted tensor by tensor while nothing is computed.
 
 The real model runs on fake tensors: shapes, dtypes and the life of every tensor are those of a real pass, numbers and
-memory there are none. A ledger sees every operation, counts the storages that it makes, and counts them out when they
+memory there are none. A tracer sees every operation, counts the storages that it makes, and counts them out when they
 are dropped - as an allocator would, without its rounding and fragmentation. So that boundaries of features can be read
 from a tensor, as some operators do, integers and single numbers are computed for real beside it.
 
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qa_dist.memory.by_strategy import Traced
+from qa_dist.memory.by_strategy import TracedPass
 from qa_dist.model.span_model import SpanModel, head_names, span_loss, transformers_model
 
 Part = Literal["weights", "gradients", "activations", "logits", "workspace"]
@@ -36,7 +36,7 @@ _MOST_FOLLOWED = 1 << 17
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of all tensors made while it is entered.
 
     Attributes:
@@ -118,11 +118,11 @@ def trace_passes(
     length: int,
     device: torch.device,
     precision: Literal["no", "bf16", "fp16"],
-) -> list[Traced]:
+) -> list[TracedPass]:
     """What the passes of some batches make, each as the second micro-batch of a step: all gradients are there already.
 
     Args:
-        model: A model on the meta device, as `build_outline` gives it; it is used up.
+        model: A model on the meta device, as `build_meta_model` gives it; it is used up.
         sizes: Features of each batch.
         length: Tokens of every feature. Equal lengths are the worst case of attention that computes whole squares.
         device: Where the tensors pretend to be; torch must have been built for such devices.
@@ -130,18 +130,18 @@ def trace_passes(
     """
     model.train()
     found = []
-    with FakeTensorMode(), Ledger() as ledger:
+    with FakeTensorMode(), StorageTracer() as tracer:
         _fill(model, device)
         for head in head_names(transformers_model(model.model)):
             module = transformers_model(model.model).get_submodule(head)
-            module.register_forward_pre_hook(lambda *_: setattr(ledger, "part", "logits"))
+            module.register_forward_pre_hook(lambda *_: setattr(tracer, "part", "logits"))
         # Every tensor has its gradient from here on.
-        run_pass(model, (length,) * min(sizes), device, precision, ledger)
-        ledger.rename("workspace", "gradients")
+        run_pass(model, (length,) * min(sizes), device, precision, tracer)
+        tracer.rename("workspace", "gradients")
         for size in sizes:
-            ledger.reset_peak()
-            run_pass(model, (length,) * size, device, precision, ledger)
-            found.append(Traced(size * length, {part: ledger.peak.get(part, 0) for part in MADE}))
+            tracer.reset_peak()
+            run_pass(model, (length,) * size, device, precision, tracer)
+            found.append(TracedPass(size * length, {part: tracer.peak.get(part, 0) for part in MADE}))
     return found
 
 
@@ -150,16 +150,16 @@ def run_pass(
     lengths: tuple[int, ...],
     device: torch.device,
     precision: Literal["no", "bf16", "fp16"],
-    ledger: Ledger,
+    tracer: StorageTracer,
 ) -> None:
-    """A forward and backward pass over features of these lengths, entered into the ledger."""
-    ledger.part = "activations"
+    """A forward and backward pass over features of these lengths, entered into the tracer."""
+    tracer.part = "activations"
     input_ids_T = torch.zeros(sum(lengths), dtype=torch.long, device=device)
     with _autocast(device, precision):
         start_T, end_T = model(input_ids_T, torch.zeros_like(input_ids_T), lengths)
     labels_B2 = torch.zeros(len(lengths), 2, dtype=torch.long, device=device)
     loss = span_loss(start_T, end_T, lengths, labels_B2).sum()
-    ledger.part = "workspace"
+    tracer.part = "workspace"
     loss.backward()  # type: ignore[no-untyped-call]
 
 

@@ -10,7 +10,7 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.model.families import (
     ATTENTION_PROJECTIONS,
 )
-from qa_dist.model.pretrained import quiet
+from qa_dist.model.pretrained import without_library_messages
 from qa_dist.model.span_model import (
     head_names,
 )
@@ -68,7 +68,7 @@ def add_adapters(base: Any, config: ModelConfig) -> Any:
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
-    with quiet():
+    with without_library_messages():
         model = get_peft_model(base, lora)
     # peft notes the folder that a package or the hub cache happens to have on this machine.
     model.peft_config["default"].base_model_name_or_path = config.model_name_or_path

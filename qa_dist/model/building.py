@@ -27,13 +27,13 @@ from qa_dist.model.families import (
 )
 from qa_dist.model.pretrained import (
     hub_logs_held_back,
-    loading,
     loading_error,
-    quiet,
+    loading_errors_named,
     resolve_model_path,
     weights_folder,
+    without_library_messages,
 )
-from qa_dist.model.quantization import outline_quantized, quantization_options, require_quantized
+from qa_dist.model.quantization import quantization_options, quantize_meta_model, require_quantized
 from qa_dist.model.span_model import (
     Padding,
     SpanModel,
@@ -65,11 +65,11 @@ def build_model(
         UserError: The model cannot be loaded, or an option does not fit it.
     """
     torch.manual_seed(seed)
-    base, fresh, padding, notes = load_base(config, config.model_name_or_path, max_seq_length, device)
+    base, newly_initialized, padding, notes = load_base(config, config.model_name_or_path, max_seq_length, device)
     before = count_parameters(base)
-    span_model = _finished(
+    span_model = _with_adapters(
         base,
-        fresh,
+        newly_initialized,
         config,
         padding=padding,
         max_seq_length=max_seq_length,
@@ -85,7 +85,7 @@ def build_model(
     return span_model, parameter_report(span_model, before)
 
 
-def build_outline(
+def build_meta_model(
     config: ModelConfig, *, max_seq_length: int, gradient_checkpointing: bool = False, device: torch.device = CPU
 ) -> SpanModel:
     """The model that `build_model` would build for `device`, all shapes and no numbers: its tensors are on "meta".
@@ -97,11 +97,11 @@ def build_outline(
     """
     name = config.model_name_or_path
     with torch.device("meta"):
-        with loading(name), quiet():
+        with loading_errors_named(name), without_library_messages():
             model_config, padding, notes = _configured(config, name, max_seq_length)
             base = _from_configuration(model_config, padding)
-            outline_quantized(base, config.quantization, head_names(base))
-        span_model = _finished(
+            quantize_meta_model(base, config.quantization, head_names(base))
+        span_model = _with_adapters(
             base,
             (),
             config,
@@ -116,9 +116,9 @@ def build_outline(
     return span_model
 
 
-def _finished(
+def _with_adapters(
     base: Any,
-    fresh: Sequence[str],
+    newly_initialized: Sequence[str],
     config: ModelConfig,
     *,
     padding: Padding,
@@ -127,7 +127,10 @@ def _finished(
     tokenizer_pads_left: bool,
     notes: Sequence[str],
 ) -> SpanModel:
-    """A transformers model with its adapters and all else that training adds; `fresh` names its new parameters."""
+    """A transformers model with its adapters and all else that training adds.
+
+    `newly_initialized` names the parameters that the checkpoint does not have.
+    """
     model = add_adapters(base, config) if config.tuning == "lora" else base
     span_model = SpanModel(
         model,
@@ -142,7 +145,7 @@ def _finished(
         # Transformers 5.2x renamed it.
         enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    check_trainable(span_model, fresh)
+    check_trainable(span_model, newly_initialized)
     for bias in span_model.shift_invariant_biases().values():
         bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
     return span_model
@@ -187,15 +190,15 @@ def load_base(
     """A transformers model, the names of its newly initialised parameters, its padding, and notes for the user."""
     from transformers import AutoModelForQuestionAnswering
 
-    with loading(name), quiet():
+    with loading_errors_named(name), without_library_messages():
         model_config, padding, notes = _configured(config, name, max_seq_length)
         if config.model_config is not None:
             model = _from_configuration(model_config, padding)
             notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
             # As of a checkpoint without a head; that the rest is random was asked for.
             heads = head_names(model)
-            fresh = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
-            return model, sorted(fresh), padding, notes
+            newly_initialized = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
+            return model, sorted(newly_initialized), padding, notes
         heads = () if config.quantization == "no" else _heads_of(model_config)
         model, info = AutoModelForQuestionAnswering.from_pretrained(
             weights_folder(name, config),

@@ -223,7 +223,7 @@ def hub_logs_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def loading(name: str) -> Iterator[None]:
+def loading_errors_named(name: str) -> Iterator[None]:
     """Make one sentence of whatever a library raises about a model."""
     try:
         with hub_logs_held_back():
@@ -238,7 +238,7 @@ def loading(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_library_messages() -> Iterator[None]:
     """Keep transformers from listing newly initialised weights, and peft from using what transformers deprecated."""
     from transformers.utils import logging
 

@@ -52,7 +52,7 @@ def _settings(kind: Quantization, heads: tuple[str, ...]) -> Any:
     )
 
 
-def outline_quantized(model: Any, kind: Quantization, heads: tuple[str, ...]) -> None:
+def quantize_meta_model(model: Any, kind: Quantization, heads: tuple[str, ...]) -> None:
     """Give a model on the meta device the layers, the shapes and the scales that quantised loading gives.
 
     Raises:

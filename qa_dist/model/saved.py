@@ -12,7 +12,7 @@ from qa_dist.common.files import staged_files
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import CPU, load_base
-from qa_dist.model.pretrained import check_adapter, quiet
+from qa_dist.model.pretrained import check_adapter, without_library_messages
 from qa_dist.model.span_model import (
     SpanModel,
     Weights,
@@ -121,21 +121,23 @@ def load_trained(
         config = dataclasses.replace(config, model_config=None)
     try:
         if config.tuning == "full":
-            model, fresh, padding, notes = load_base(config, directory, max_seq_length, device)
+            model, newly_initialized, padding, notes = load_base(config, directory, max_seq_length, device)
         else:
             check_adapter(directory)
-            base, fresh, padding, notes = load_base(config, config.model_name_or_path, max_seq_length, device)
-            with quiet():
+            base, newly_initialized, padding, notes = load_base(
+                config, config.model_name_or_path, max_seq_length, device
+            )
+            with without_library_messages():
                 model = PeftModel.from_pretrained(base, directory)
-            fresh = _unfilled(model, fresh, Path(directory) / "adapter_model.safetensors")
+            newly_initialized = _unfilled(model, newly_initialized, Path(directory) / "adapter_model.safetensors")
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
         raise CheckpointError(
             f"the model in {directory} cannot be loaded ({reason(error)}); give a folder that training wrote"
         ) from error
-    if fresh:
-        named = f"{', '.join(fresh[:3])}{' and others' if len(fresh) > 3 else ''}"
+    if newly_initialized:
+        named = f"{', '.join(newly_initialized[:3])}{' and others' if len(newly_initialized) > 3 else ''}"
         raise CheckpointError(f"{directory} lacks {named}, which would be random; give a folder that training wrote")
     return SpanModel(
         model,
@@ -146,12 +148,12 @@ def load_trained(
     ).eval()
 
 
-def _unfilled(model: Any, fresh: Sequence[str], weights: Path) -> list[str]:
+def _unfilled(model: Any, newly_initialized: Sequence[str], weights: Path) -> list[str]:
     """Tensors of a peft model that its adapter's file should hold and does not: adapters and heads.
 
     Args:
         model: The model with the adapter.
-        fresh: Names of parameters that the base model's checkpoint left random.
+        newly_initialized: Names of parameters that the base model's checkpoint left random.
         weights: The adapter's file.
 
     Raises:
@@ -170,4 +172,4 @@ def _unfilled(model: Any, fresh: Sequence[str], weights: Path) -> list[str]:
             "was trained on"
         )
     filled = {name.removeprefix("base_model.model.") for name in stored}
-    return sorted(expected - stored) + sorted(name for name in fresh if name not in filled)
+    return sorted(expected - stored) + sorted(name for name in newly_initialized if name not in filled)

@@ -60,10 +60,10 @@ def check_vocabulary(model: SpanModel, largest_token_id: int) -> None:
         )
 
 
-def check_trainable(model: SpanModel, fresh: Sequence[str]) -> None:
+def check_trainable(model: SpanModel, newly_initialized: Sequence[str]) -> None:
     """Refuse a model in which a newly initialised parameter would stay as random as it is."""
     trained = {name for name, _ in model.trainable()}
-    frozen = [name for name in fresh if not any(_same_parameter(name, candidate) for candidate in trained)]
+    frozen = [name for name in newly_initialized if not any(_same_parameter(name, candidate) for candidate in trained)]
     if frozen:
         raise ConfigError(
             [

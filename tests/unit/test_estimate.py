@@ -12,7 +12,7 @@ from qa_dist import estimate
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import ModelConfig
 from qa_dist.memory.estimate import num_bytes, sizes_of
-from qa_dist.model.building import build_model, build_outline
+from qa_dist.model.building import build_meta_model, build_model
 from qa_dist.model.span_model import SpanModel, head_parameters
 from tests.tiny import MODEL_TYPES, tiny_model
 
@@ -43,10 +43,10 @@ def test_sizes_are_those_of_the_model_that_trains(
 ) -> None:
     config = ModelConfig(model_name_or_path=str(tiny_model(model_type, tmp_path)), tuning=tuning)
     real, _ = build_model(config, seed=0, max_seq_length=64)
-    outline = build_outline(config, max_seq_length=64)
-    assert all(tensor.device.type == "meta" for tensor in outline.parameters())
-    assert stored(outline) == stored(real)
-    sizes = sizes_of(outline)
+    meta_model = build_meta_model(config, max_seq_length=64)
+    assert all(tensor.device.type == "meta" for tensor in meta_model.parameters())
+    assert stored(meta_model) == stored(real)
+    sizes = sizes_of(meta_model)
     assert sizes == sizes_of(real)
     assert sizes.total_bytes == sum(stored(real).values())
     weights = dict(real.trainable())
@@ -65,14 +65,14 @@ def test_quantised_weights_come_with_their_scales(tmp_path: Path, kind: Literal[
     pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
     config = ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)), quantization=kind)
     real, _ = build_model(config, seed=0, max_seq_length=64)
-    outline = build_outline(config, max_seq_length=64)
-    assert stored(outline) == stored(real)
-    assert sizes_of(outline) == sizes_of(real)
+    meta_model = build_meta_model(config, max_seq_length=64)
+    assert stored(meta_model) == stored(real)
+    assert sizes_of(meta_model) == sizes_of(real)
     assert sizes_of(real).total_bytes > sum(stored(real).values())
     plain, _ = build_model(dataclasses.replace(config, quantization="no"), seed=0, max_seq_length=64)
     floats = {name for name, tensor in real.model.named_parameters() if tensor.is_floating_point()}
     quantised = [tensor.numel() for name, tensor in plain.model.named_parameters() if name not in floats]
-    assert sizes_of(outline).quantised == sum(quantised) > 0
+    assert sizes_of(meta_model).quantised == sum(quantised) > 0
     assert sizes_of(plain).quantised == 0
 
 

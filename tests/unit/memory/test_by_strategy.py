@@ -11,10 +11,10 @@ import torch
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.memory.by_strategy import (
     REDUCE_BUCKET,
-    Held,
+    MemoryUse,
     Setup,
     Sizes,
-    Traced,
+    TracedPass,
     at_peak,
     in_pass,
     in_update,
@@ -104,8 +104,8 @@ def test_the_update_has_no_activations_but_needs_room() -> None:
 
 
 def test_between_traced_passes_lies_a_straight_line() -> None:
-    passes = [Traced(100, {"activations": 1000}), Traced(200, {"activations": 1500, "workspace": 100})]
-    passes.append(Traced(400, {"activations": 4500, "workspace": 100}))
+    passes = [TracedPass(100, {"activations": 1000}), TracedPass(200, {"activations": 1500, "workspace": 100})]
+    passes.append(TracedPass(400, {"activations": 4500, "workspace": 100}))
     assert made_by(passes, 100) == {"activations": 1000, "workspace": 0}
     assert made_by(passes, 150) == {"activations": 1250, "workspace": 50}
     assert made_by(passes, 300)["activations"] == 3000
@@ -114,8 +114,8 @@ def test_between_traced_passes_lies_a_straight_line() -> None:
 
 @pytest.mark.parametrize("tokens", [150, 300, 1000])
 def test_the_largest_budget_fills_the_device(tokens: int) -> None:
-    passes = [Traced(100, {"activations": 1000}), Traced(200, {"activations": 3000})]
-    passes.append(Traced(400, {"activations": 11000}))
+    passes = [TracedPass(100, {"activations": 1000}), TracedPass(200, {"activations": 3000})]
+    passes.append(TracedPass(400, {"activations": 11000}))
     where = setup("ddp", 1)
     needed = in_pass(SIZES, where, made_by(passes, tokens)).device_bytes
     assert largest_budget(SIZES, where, passes, needed) == tokens
@@ -123,7 +123,7 @@ def test_the_largest_budget_fills_the_device(tokens: int) -> None:
 
 
 def test_no_room_for_the_update_is_no_budget() -> None:
-    passes = [Traced(100, {"activations": 1}), Traced(200, {"activations": 2})]
+    passes = [TracedPass(100, {"activations": 1}), TracedPass(200, {"activations": 2})]
     where = setup("ddp", 1)
     needed = in_update(SIZES, where).device_bytes
     assert largest_budget(SIZES, where, passes, needed - 1) == 0
@@ -131,32 +131,32 @@ def test_no_room_for_the_update_is_no_budget() -> None:
 
 
 def test_adamw_holds_and_takes_what_is_said() -> None:
-    from qa_dist.memory.tracing import Ledger
+    from qa_dist.memory.tracing import StorageTracer
 
     weights = [torch.nn.Parameter(torch.zeros(300, 7)), torch.nn.Parameter(torch.zeros(50))]
     optimizer = torch.optim.AdamW(weights)
     for _ in range(2):
         for weight in weights:
             weight.grad = torch.ones_like(weight)
-        with Ledger() as ledger:
+        with StorageTracer() as tracer:
             for tensor in (*weights, *(weight.grad for weight in weights)):
                 assert tensor is not None
-                ledger.count(tensor)
+                tracer.count(tensor)
             for state in optimizer.state.values():
                 for tensor in state.values():
-                    ledger.count(tensor)
-            before = sum(ledger.live.values())
-            ledger.reset_peak()
+                    tracer.count(tensor)
+            before = sum(tracer.live.values())
+            tracer.reset_peak()
             optimizer.step()
     moments = [tensor for state in optimizer.state.values() for name, tensor in state.items() if name != "step"]
     assert sum(tensor.nbytes for tensor in moments) == sum(map(OPTIMIZERS["adamw"].moment_bytes, (2100, 50)))
     sizes = Sizes(frozen=(), trained=(2100, 50), new=0, largest_block=0, outside=0)
-    taken = sum(ledger.peak.values()) - before
+    taken = sum(tracer.peak.values()) - before
     assert taken == pytest.approx(in_update(sizes, setup("ddp", 1, "cpu")).device["workspace"], abs=64)
 
 
 def test_a_moment_is_added_up() -> None:
-    assert Held({"gradients": 3, "logits": 4}, {"optimiser": 5}).device_bytes == 7
+    assert MemoryUse({"gradients": 3, "logits": 4}, {"optimiser": 5}).device_bytes == 7
 
 
 def test_moments_in_8_bits_take_a_quarter_and_a_step_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The ledger counts what a real pass allocates, without allocating it."""
+"""The tracer counts what a real pass allocates, without allocating it."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -8,10 +8,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qa_dist.config.options import ModelConfig
-from qa_dist.memory.by_strategy import Traced
-from qa_dist.memory.tracing import MADE, Ledger, run_pass, trace_passes
+from qa_dist.memory.by_strategy import TracedPass
+from qa_dist.memory.tracing import MADE, StorageTracer, run_pass, trace_passes
 from qa_dist.model.attention import cumulative_lengths
-from qa_dist.model.building import build_model, build_outline
+from qa_dist.model.building import build_meta_model, build_model
 from qa_dist.model.span_model import SpanModel
 from tests.tiny import MODEL_TYPES, tiny_model
 
@@ -22,38 +22,38 @@ Precision = Literal["no", "bf16", "fp16"]
 
 
 def test_storages_are_counted_while_they_live() -> None:
-    with FakeTensorMode(), Ledger() as ledger:
+    with FakeTensorMode(), StorageTracer() as tracer:
         first = torch.empty(1000)
-        ledger.part = "activations"
+        tracer.part = "activations"
         second = first + 1
         assert second.view(10, 100)[3:].shape == (7, 100), "views share a storage"
         third = second.double()
-        assert ledger.live == {"weights": 4000, "activations": 12000}
+        assert tracer.live == {"weights": 4000, "activations": 12000}
         del second
-        assert ledger.live == {"weights": 4000, "activations": 8000}
-        assert ledger.peak == {"weights": 4000, "activations": 12000}
-        ledger.rename("activations", "gradients")
-        ledger.reset_peak()
-        assert ledger.peak == {"weights": 4000, "gradients": 8000}
+        assert tracer.live == {"weights": 4000, "activations": 8000}
+        assert tracer.peak == {"weights": 4000, "activations": 12000}
+        tracer.rename("activations", "gradients")
+        tracer.reset_peak()
+        assert tracer.peak == {"weights": 4000, "gradients": 8000}
         del third
-        assert ledger.live["gradients"] == 0
+        assert tracer.live["gradients"] == 0
 
 
 def test_autograd_keeps_what_the_backward_pass_needs() -> None:
-    with FakeTensorMode(), Ledger() as ledger:
+    with FakeTensorMode(), StorageTracer() as tracer:
         weight = torch.empty(8, 8, requires_grad=True)
         rows = torch.empty(100, 8)
-        ledger.part = "activations"
+        tracer.part = "activations"
         # The product keeps its input, exp its output, and the sum nothing.
         loss = (rows @ weight.t()).exp().sum()
-        assert ledger.live["activations"] == 100 * 8 * 4 + 4
-        ledger.part = "workspace"
+        assert tracer.live["activations"] == 100 * 8 * 4 + 4
+        tracer.part = "workspace"
         loss.backward()  # type: ignore[no-untyped-call]
-        assert ledger.live == {"weights": 4 * (64 + 800), "activations": 4, "workspace": 4 * 64}
+        assert tracer.live == {"weights": 4 * (64 + 800), "activations": 4, "workspace": 4 * 64}
 
 
 def test_boundaries_can_be_read() -> None:
-    with FakeTensorMode(), Ledger():
+    with FakeTensorMode(), StorageTracer():
         cumulative = cumulative_lengths((3, 1, 5), CPU)
         assert cumulative.tolist() == [0, 3, 4, 9]
         assert int(cumulative.diff().max()) == 5
@@ -67,31 +67,31 @@ def lengths(size: int) -> tuple[int, ...]:
     return (*(LENGTH,) * (size - 1), LENGTH - 1)
 
 
-def real_passes(model: SpanModel, precision: Precision) -> list[Traced]:
+def real_passes(model: SpanModel, precision: Precision) -> list[TracedPass]:
     """What `trace_passes` says, of a model that computes."""
     model.train()
     found = []
-    with Ledger() as ledger:
+    with StorageTracer() as tracer:
         for tensor in (*model.parameters(), *model.buffers()):
-            ledger.count(tensor)
-        run_pass(model, lengths(SIZES[0]), CPU, precision, ledger)
-        ledger.rename("workspace", "gradients")
+            tracer.count(tensor)
+        run_pass(model, lengths(SIZES[0]), CPU, precision, tracer)
+        tracer.rename("workspace", "gradients")
         for size in SIZES:
-            ledger.reset_peak()
-            run_pass(model, lengths(size), CPU, precision, ledger)
-            found.append(Traced(size * LENGTH, {part: ledger.peak.get(part, 0) for part in MADE}))
+            tracer.reset_peak()
+            run_pass(model, lengths(size), CPU, precision, tracer)
+            found.append(TracedPass(size * LENGTH, {part: tracer.peak.get(part, 0) for part in MADE}))
     return found
 
 
 def both(
     config: ModelConfig, *, precision: Precision = "no", checkpointing: bool = False
-) -> tuple[list[Traced], list[Traced]]:
+) -> tuple[list[TracedPass], list[TracedPass]]:
     options: dict[str, Any] = {"max_seq_length": LENGTH, "gradient_checkpointing": checkpointing}
-    traced = trace_passes(build_outline(config, **options), SIZES, length=LENGTH, device=CPU, precision=precision)
+    traced = trace_passes(build_meta_model(config, **options), SIZES, length=LENGTH, device=CPU, precision=precision)
     return traced, real_passes(build_model(config, seed=1, **options)[0], precision)
 
 
-def peaks(passes: list[Traced]) -> list[int]:
+def peaks(passes: list[TracedPass]) -> list[int]:
     return [sum(traced.made.values()) for traced in passes]
 
 
@@ -130,9 +130,9 @@ def test_so_it_does_over_quantised_weights(tmp_path: Path, kind: Literal["8bit",
     assert peaks(traced) == pytest.approx(peaks(real), rel=0.01)
 
 
-def traced(folder: Path, sizes: tuple[int, ...], *, checkpointing: bool = False, **options: Any) -> list[Traced]:
+def traced(folder: Path, sizes: tuple[int, ...], *, checkpointing: bool = False, **options: Any) -> list[TracedPass]:
     config = ModelConfig(model_name_or_path=str(tiny_model("bert", folder)), **options)
-    model = build_outline(config, max_seq_length=LENGTH, gradient_checkpointing=checkpointing)
+    model = build_meta_model(config, max_seq_length=LENGTH, gradient_checkpointing=checkpointing)
     return trace_passes(model, sizes, length=LENGTH, device=CPU, precision="no")
 
 
