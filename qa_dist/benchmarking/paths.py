@@ -13,7 +13,7 @@ from typing import Any
 
 from qa_dist.benchmarking.job import Job, alternate, medians
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
-from qa_dist.model.families import MODEL_TYPES_UNPADDED
+from qa_dist.model.families import family_of
 
 Cell = dict[str, Any]
 
@@ -30,7 +30,7 @@ def path_options(settings: Settings) -> dict[str, dict[str, Any]]:
         "sorted": {"padding": "sorted"},
         "unpadded": {"padding": "unpadded"},
     }
-    if model_configuration(settings.config.model).model_type not in MODEL_TYPES_UNPADDED:
+    if not family_of(model_configuration(settings.config.model)).unpadded:
         del options["unpadded"]
     return options
 

@@ -7,13 +7,9 @@ from torch import nn
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.families import (
-    ATTENTION_PROJECTIONS,
-)
+from qa_dist.model.families import family_of
 from qa_dist.model.pretrained import without_library_messages
-from qa_dist.model.span_model import (
-    head_names,
-)
+from qa_dist.model.span_model import head_names
 
 
 def target_modules(model: Any, wanted: Sequence[str]) -> list[str]:
@@ -31,14 +27,15 @@ def target_modules(model: Any, wanted: Sequence[str]) -> list[str]:
     if tuple(wanted) == ("all-linear",):
         return linear
     if tuple(wanted) == ("attention",):
-        if model.config.model_type not in ATTENTION_PROJECTIONS:
+        projections = family_of(model.config).projections
+        if not projections:
             raise ConfigError(
                 [
                     f"--lora_target_modules attention is unknown for a {model.config.model_type} model; "
                     f"use all-linear or some of {', '.join(linear)}"
                 ]
             )
-        return list(ATTENTION_PROJECTIONS[model.config.model_type])
+        return list(projections)
     unknown = [name for name in wanted if name not in linear]
     if unknown:
         raise ConfigError(

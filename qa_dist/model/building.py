@@ -19,12 +19,7 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import add_adapters
 from qa_dist.model.attention import UNPADDED, register
 from qa_dist.model.dropout import use_cheap_dropout
-from qa_dist.model.families import (
-    ATTENTION_DROPOUTS,
-    CONFIGURATIONS,
-    MODEL_TYPES_UNPADDED,
-    OFFSET_POSITIONS,
-)
+from qa_dist.model.families import family_of, model_types_unpadded, named_configurations
 from qa_dist.model.pretrained import (
     hub_logs_held_back,
     loading_error,
@@ -157,14 +152,16 @@ def model_configuration(config: ModelConfig) -> Any:
     Raises:
         UserError: There is none under that name.
     """
-    from transformers import AutoConfig, BertConfig
+    from transformers import AutoConfig
 
     name = config.model_config
-    if name in CONFIGURATIONS:
-        return BertConfig(**CONFIGURATIONS[name])
+    known = named_configurations()
+    if name in known:
+        model_type, changes = known[name]
+        return AutoConfig.for_model(model_type, **changes)
     if name is not None and not Path(name).expanduser().exists():
         raise ConfigError(
-            [f"--model_config {name} is neither a folder with a config.json nor one of {', '.join(CONFIGURATIONS)}"]
+            [f"--model_config {name} is neither a folder with a config.json nor one of {', '.join(known)}"]
         )
     wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
     try:
@@ -250,7 +247,7 @@ def _heads_of(model_config: Any) -> tuple[str, ...]:
 
 
 def _choose_padding(config: ModelConfig, model_config: Any) -> tuple[Padding, list[str]]:
-    possible = model_config.model_type in MODEL_TYPES_UNPADDED
+    possible = family_of(model_config).unpadded
     if config.padding == "auto":
         if possible:
             return "unpadded", []
@@ -261,7 +258,7 @@ def _choose_padding(config: ModelConfig, model_config: Any) -> tuple[Padding, li
         raise ConfigError(
             [
                 f"--padding unpadded does not work for a {model_config.model_type} model, only for "
-                f"{', '.join(MODEL_TYPES_UNPADDED)}; use --padding auto or sorted"
+                f"{', '.join(model_types_unpadded())}; use --padding auto or sorted"
             ]
         )
     return config.padding, []
@@ -271,8 +268,7 @@ def _check_length(model_config: Any, max_seq_length: int) -> None:
     longest = getattr(model_config, "max_position_embeddings", None)
     if longest is None:
         return
-    if model_config.model_type in OFFSET_POSITIONS:
-        longest -= model_config.pad_token_id + 1
+    longest -= family_of(model_config).first_position(model_config)
     if max_seq_length > longest:
         raise ConfigError(
             [f"--max_seq_length {max_seq_length} is more than the {longest} positions of this model; lower it"]
@@ -285,7 +281,7 @@ def _set_dropout(model_config: Any, probability: float | None, *, unpadded: bool
         if "dropout" not in name or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         wanted = value if probability is None else probability
-        if unpadded and name in ATTENTION_DROPOUTS and wanted:
+        if unpadded and name == family_of(model_config).attention_dropout and wanted:
             notes.append(f"unpadded attention has no dropout: {name} is 0 instead of {wanted}")
             wanted = 0.0
         setattr(model_config, name, float(wanted))

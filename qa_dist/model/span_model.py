@@ -10,7 +10,7 @@ from torch import nn
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.model.attention import cumulative_lengths, position_ids
-from qa_dist.model.families import OFFSET_POSITIONS
+from qa_dist.model.families import family_of
 from qa_dist.model.quantization import num_elements
 
 Weights = dict[str, torch.Tensor]
@@ -51,7 +51,7 @@ class SpanModel(nn.Module):
             # RoBERTa has a table of one token type, and tokenizers that number two.
             and getattr(config, "type_vocab_size", 2) > 1
         )
-        self._first_position = config.pad_token_id + 1 if config.model_type in OFFSET_POSITIONS else 0
+        self._first_position = family_of(config).first_position(config)
         self._pad_token_id = config.pad_token_id or 0
         self._padded_length = max_seq_length if padding == "max_length" else None
         self._max_seq_length = max_seq_length

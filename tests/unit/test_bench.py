@@ -25,7 +25,7 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.config.parsing import parse
 from qa_dist.evaluation.scoring import score_v1
 from qa_dist.model.building import build_model, model_configuration
-from qa_dist.model.families import CONFIGURATIONS
+from qa_dist.model.families import named_configurations
 from qa_dist.model.span_model import span_loss
 from tests.tiny import tiny_model
 
@@ -114,7 +114,7 @@ def test_parts_of_a_store_make_up_the_whole() -> None:
 
 
 def test_random_weights_have_the_size_of_their_name() -> None:
-    assert set(CONFIGURATIONS) == {"bert-base", "bert-large", "minilm-l6"}
+    assert set(named_configurations()) == {"bert-base", "bert-large", "minilm-l6"}
     large = model_configuration(ModelConfig(model_config="bert-large"))
     assert (large.hidden_size, large.num_hidden_layers, large.intermediate_size) == (1024, 24, 4096)
     with pytest.raises(UserError, match="bert-tiny is neither a folder"):
