@@ -8,7 +8,7 @@ from torch import nn
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.families import family_of
-from qa_dist.model.pretrained import without_library_messages
+from qa_dist.model.loading import without_library_messages
 from qa_dist.model.span_model import head_names
 
 
@@ -45,7 +45,11 @@ def target_modules(model: Any, wanted: Sequence[str]) -> list[str]:
 
 
 def add_adapters(base: Any, config: ModelConfig) -> Any:
-    """The model with LoRA adapters of peft and a trainable head.
+    """`base` inside a peft model, frozen, with new LoRA adapters and a trainable copy of its head.
+
+    Args:
+        base: A transformers question-answering model; its layers are replaced in place.
+        config: The adapters' rank, scale, dropout, targets and variant.
 
     Raises:
         ConfigError: A target is no linear layer of the encoder.

@@ -1,33 +1,25 @@
-"""The encoder, its question-answering head and its adapters.
+"""The model that trains, from its configuration: loaded, set up, with adapters, and checked.
 
-`SpanModel` is what training and evaluation call: features go in as one row of real tokens and logits come out as one
-row, whether the architecture computes the row as it is or padded. What is trained is decided here and checked here.
-
-Legend: B features, T real tokens of all of them, L tokens of the longest.
+`build_model` is what a run calls. `build_meta_model` makes the same model without numbers, to estimate its memory.
 """
 
 import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import add_adapters
 from qa_dist.model.attention import UNPADDED, register
 from qa_dist.model.dropout import use_cheap_dropout
 from qa_dist.model.families import family_of, model_types_unpadded, named_configurations
-from qa_dist.model.pretrained import (
-    hub_logs_held_back,
-    loading_error,
-    loading_errors_named,
-    resolve_model_path,
-    weights_folder,
-    without_library_messages,
-)
+from qa_dist.model.loading import library_errors, without_library_messages
+from qa_dist.model.pretrained import hub_logs_held_back, loading_error, resolve_model_path, weights_folder
 from qa_dist.model.quantization import quantization_options, quantize_meta_model, require_quantized
 from qa_dist.model.span_model import (
     Padding,
@@ -39,6 +31,22 @@ from qa_dist.model.span_model import (
 from qa_dist.model.trainable import ParameterReport, check_trainable, parameter_report
 
 CPU = torch.device("cpu")
+
+
+class LoadedBase(NamedTuple):
+    """A transformers model before adapters.
+
+    Attributes:
+        model: The question-answering model.
+        newly_initialized: Names of its parameters that the checkpoint does not have; they are random.
+        padding: How its batches are to be computed.
+        notes: What the user should know about choices made here, one sentence each.
+    """
+
+    model: Any
+    newly_initialized: Sequence[str]
+    padding: Padding
+    notes: Sequence[str]
 
 
 def build_model(
@@ -60,17 +68,14 @@ def build_model(
         UserError: The model cannot be loaded, or an option does not fit it.
     """
     torch.manual_seed(seed)
-    base, newly_initialized, padding, notes = load_base(config, config.model_name_or_path, max_seq_length, device)
-    before = count_parameters(base)
+    base = load_base(config, config.model_name_or_path, max_seq_length, device)
+    before = count_parameters(base.model)
     span_model = _with_adapters(
         base,
-        newly_initialized,
         config,
-        padding=padding,
         max_seq_length=max_seq_length,
         gradient_checkpointing=gradient_checkpointing,
         tokenizer_pads_left=tokenizer_pads_left,
-        notes=notes,
     )
     if torch_compile:
         # It fuses the masks of its own dropout into what surrounds them.
@@ -92,19 +97,16 @@ def build_meta_model(
     """
     name = config.model_name_or_path
     with torch.device("meta"):
-        with loading_errors_named(name), without_library_messages():
+        with library_errors(lambda error: _not_an_encoder(name, error)), without_library_messages():
             model_config, padding, notes = _configured(config, name, max_seq_length)
-            base = _from_configuration(model_config, padding)
-            quantize_meta_model(base, config.quantization, head_names(base))
+            model = _from_configuration(model_config, padding)
+            quantize_meta_model(model, config.quantization, head_names(model))
         span_model = _with_adapters(
-            base,
-            (),
+            LoadedBase(model, (), padding, notes),
             config,
-            padding=padding,
             max_seq_length=max_seq_length,
             gradient_checkpointing=gradient_checkpointing,
             tokenizer_pads_left=False,
-            notes=notes,
         )
     if device.type == "cpu":
         use_cheap_dropout(span_model)
@@ -112,27 +114,21 @@ def build_meta_model(
 
 
 def _with_adapters(
-    base: Any,
-    newly_initialized: Sequence[str],
+    base: LoadedBase,
     config: ModelConfig,
     *,
-    padding: Padding,
     max_seq_length: int,
     gradient_checkpointing: bool,
     tokenizer_pads_left: bool,
-    notes: Sequence[str],
 ) -> SpanModel:
-    """A transformers model with its adapters and all else that training adds.
-
-    `newly_initialized` names the parameters that the checkpoint does not have.
-    """
-    model = add_adapters(base, config) if config.tuning == "lora" else base
+    """The model as it trains: with adapters if they are asked for, and all that is new in it trainable."""
+    model = add_adapters(base.model, config) if config.tuning == "lora" else base.model
     span_model = SpanModel(
         model,
-        padding=padding,
+        padding=base.padding,
         max_seq_length=max_seq_length,
         tokenizer_pads_left=tokenizer_pads_left,
-        notes=notes,
+        notes=base.notes,
     )
     if gradient_checkpointing:
         # Reentrant checkpoints need an input that requires a gradient, which a frozen embedding does not give.
@@ -140,7 +136,7 @@ def _with_adapters(
         # Transformers 5.2x renamed it.
         enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    check_trainable(span_model, newly_initialized)
+    check_trainable(span_model, base.newly_initialized)
     for bias in span_model.shift_invariant_biases().values():
         bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
     return span_model
@@ -166,36 +162,40 @@ def model_configuration(config: ModelConfig) -> Any:
     wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
     try:
         with hub_logs_held_back():
-            found = AutoConfig.from_pretrained(
+            model_config = AutoConfig.from_pretrained(
                 wanted, revision=config.model_revision, cache_dir=config.cache_dir, trust_remote_code=False
             )
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a file
         raise loading_error("configuration of the model", name or config.model_name_or_path, error) from error
-    if getattr(found, "transformers_weights", None) is not None:
+    if getattr(model_config, "transformers_weights", None) is not None:
         raise UserError(
             f"the configuration of {name or config.model_name_or_path} names a file of weights (transformers_weights); "
             "only model.safetensors is read: rename the file, and take the line out"
         )
     # A configuration may name a kernel on the hub, which is code.
-    found._attn_implementation = None
-    return found
+    model_config._attn_implementation = None
+    return model_config
 
 
-def load_base(
-    config: ModelConfig, name: str, max_seq_length: int, device: torch.device
-) -> tuple[Any, list[str], Padding, list[str]]:
-    """A transformers model, the names of its newly initialised parameters, its padding, and notes for the user."""
+def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch.device) -> LoadedBase:
+    """The transformers model in the folder or on the hub under `name`, as the configuration sets it.
+
+    Quantised weights are on `device`, all else is on the CPU.
+
+    Raises:
+        UserError: There is no such model, it cannot be loaded, or an option does not fit it.
+    """
     from transformers import AutoModelForQuestionAnswering
 
-    with loading_errors_named(name), without_library_messages():
+    with library_errors(lambda error: _not_an_encoder(name, error)), without_library_messages():
         model_config, padding, notes = _configured(config, name, max_seq_length)
         if config.model_config is not None:
             model = _from_configuration(model_config, padding)
             notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
             # As of a checkpoint without a head; that the rest is random was asked for.
             heads = head_names(model)
-            newly_initialized = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
-            return model, sorted(newly_initialized), padding, notes
+            of_heads = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
+            return LoadedBase(model, sorted(of_heads), padding, notes)
         heads = () if config.quantization == "no" else _heads_of(model_config)
         model, info = AutoModelForQuestionAnswering.from_pretrained(
             weights_folder(name, config),
@@ -208,7 +208,14 @@ def load_base(
             **quantization_options(config.quantization, heads, device),
         )
         require_quantized(model, config.quantization, heads)
-    return model, sorted(info["missing_keys"]), padding, notes
+    return LoadedBase(model, sorted(info["missing_keys"]), padding, notes)
+
+
+def _not_an_encoder(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"--model_name_or_path {name} cannot be loaded as a question-answering encoder ({reason(error)}); give a "
+        "local folder of a transformers model, package:NAME/FOLDER, or a hub id that is reachable or cached"
+    )
 
 
 def _configured(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any, Padding, list[str]]:

@@ -9,13 +9,10 @@ an index that names such files, and for an adapter that lies in the folder of a 
 import importlib.util
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from qa_dist.common.errors import CheckpointError, UserError
 from qa_dist.common.libraries import logs_held_back, reason
@@ -214,47 +211,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 @contextmanager
 def hub_logs_held_back() -> Iterator[None]:
-    """Hold back what is logged about a model, such as each attempt to reach the hub, until it is there."""
+    """Context in which what is logged about a model, such as each attempt to reach the hub, waits until it is there."""
     # It sets up both loggers.
     import transformers  # noqa: F401
 
     with logs_held_back("huggingface_hub", "transformers"):
         yield
-
-
-@contextmanager
-def loading_errors_named(name: str) -> Iterator[None]:
-    """Make one sentence of whatever a library raises about a model."""
-    try:
-        with hub_logs_held_back():
-            yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
-        raise UserError(
-            f"--model_name_or_path {name} cannot be loaded as a question-answering encoder ({reason(error)}); give a "
-            "local folder of a transformers model, package:NAME/FOLDER, or a hub id that is reachable or cached"
-        ) from error
-
-
-@contextmanager
-def without_library_messages() -> Iterator[None]:
-    """Keep transformers from listing newly initialised weights, and peft from using what transformers deprecated."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
-            )
-            # They are looked for here, and are an error.
-            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import staged_files
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import CPU, load_base
-from qa_dist.model.pretrained import check_adapter, without_library_messages
+from qa_dist.model.loading import library_errors, without_library_messages
+from qa_dist.model.pretrained import check_adapter
 from qa_dist.model.span_model import (
     SpanModel,
     Weights,
@@ -119,33 +120,32 @@ def load_trained(
                 "a checkpoint to use the result"
             )
         config = dataclasses.replace(config, model_config=None)
-    try:
+    with library_errors(lambda error: _not_loaded(directory, error)):
         if config.tuning == "full":
-            model, newly_initialized, padding, notes = load_base(config, directory, max_seq_length, device)
+            base = load_base(config, directory, max_seq_length, device)
+            model, random = base.model, base.newly_initialized
         else:
             check_adapter(directory)
-            base, newly_initialized, padding, notes = load_base(
-                config, config.model_name_or_path, max_seq_length, device
-            )
+            base = load_base(config, config.model_name_or_path, max_seq_length, device)
             with without_library_messages():
-                model = PeftModel.from_pretrained(base, directory)
-            newly_initialized = _unfilled(model, newly_initialized, Path(directory) / "adapter_model.safetensors")
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
-        raise CheckpointError(
-            f"the model in {directory} cannot be loaded ({reason(error)}); give a folder that training wrote"
-        ) from error
-    if newly_initialized:
-        named = f"{', '.join(newly_initialized[:3])}{' and others' if len(newly_initialized) > 3 else ''}"
+                model = PeftModel.from_pretrained(base.model, directory)
+            random = _unfilled(model, base.newly_initialized, Path(directory) / "adapter_model.safetensors")
+    if random:
+        named = f"{', '.join(random[:3])}{' and others' if len(random) > 3 else ''}"
         raise CheckpointError(f"{directory} lacks {named}, which would be random; give a folder that training wrote")
     return SpanModel(
         model,
-        padding=padding,
+        padding=base.padding,
         max_seq_length=max_seq_length,
         tokenizer_pads_left=tokenizer_pads_left,
-        notes=notes,
+        notes=base.notes,
     ).eval()
+
+
+def _not_loaded(directory: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the model in {directory} cannot be loaded ({reason(error)}); give a folder that training wrote"
+    )
 
 
 def _unfilled(model: Any, newly_initialized: Sequence[str], weights: Path) -> list[str]:

@@ -1,4 +1,10 @@
-"""The encoder with its span head, over one row of real tokens; the loss."""
+"""The encoder with its span head, over one row of real tokens; the loss.
+
+`SpanModel` is what training and evaluation call: features go in as one row of real tokens and logits come out as one
+row, whether the architecture computes the row as it is or padded.
+
+Legend: B features, T real tokens of all of them, L tokens of the longest.
+"""
 
 import inspect
 import math
@@ -14,7 +20,7 @@ from qa_dist.model.families import family_of
 from qa_dist.model.quantization import num_elements
 
 Weights = dict[str, torch.Tensor]
-
+"""Tensors by name."""
 
 Padding = Literal["unpadded", "sorted", "max_length"]
 

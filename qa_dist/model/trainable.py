@@ -61,7 +61,15 @@ def check_vocabulary(model: SpanModel, largest_token_id: int) -> None:
 
 
 def check_trainable(model: SpanModel, newly_initialized: Sequence[str]) -> None:
-    """Refuse a model in which a newly initialised parameter would stay as random as it is."""
+    """Refuse a model in which a newly initialised parameter would stay as random as it is.
+
+    Args:
+        model: The model, with its adapters.
+        newly_initialized: Names, in the transformers model, of parameters that its checkpoint does not have.
+
+    Raises:
+        ConfigError: One of them is not trained.
+    """
     trained = {name for name, _ in model.trainable()}
     frozen = [name for name in newly_initialized if not any(_same_parameter(name, candidate) for candidate in trained)]
     if frozen:

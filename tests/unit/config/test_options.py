@@ -182,7 +182,13 @@ def test_the_table_shows_every_option() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["qa_dist", "qa_dist.cli", "qa_dist.train", "qa_dist.evaluate", "qa_dist.prepare", "qa_dist.score"]
+    "module",
+    [
+        "qa_dist",
+        *(f"qa_dist.{command}" for command in ("cli", "train", "evaluate", "prepare", "score", "merge", "estimate")),
+        # `prepare` loads a tokenizer by it.
+        "qa_dist.model.pretrained",
+    ],
 )
 def test_importing_and_helping_load_no_heavy_library(module: str) -> None:
     script = (

@@ -11,7 +11,8 @@ import transformers
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import model_configuration
-from qa_dist.model.pretrained import load_tokenizer, loading, resolve_model_path, weights_folder
+from qa_dist.model.loading import library_errors
+from qa_dist.model.pretrained import load_tokenizer, resolve_model_path, weights_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.data_fixtures import save_tokenizer
 
@@ -158,7 +159,7 @@ def test_what_a_library_logs_before_its_error_is_not_shown(
         elif part == "AutoConfig":
             model_configuration(config)
         else:
-            with loading("nobody/nothing"):
+            with library_errors(lambda error: UserError(str(error))):
                 weights_folder("nobody/nothing", config)
 
     with pytest.raises(UserError, match=r"nobody/nothing cannot be loaded \(no connection .* \.\.\.\); ") as caught:
