@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from qa_dist.common.signals import Stopped
 from qa_dist.distributed.launch_config import USE_VARIABLES, LaunchConfig, asks_for
 from qa_dist.distributed.rendezvous import group_options, meeting
 from qa_dist.distributed.watchdog import Watchdog
+from qa_dist.model.precision import Precision, autocast
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class Ranks:
     def __init__(
         self,
         *,
-        mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+        mixed_precision: Precision = "no",
         trackers: Sequence[str] = (),
         project_dir: Path | None = None,
         asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
@@ -112,8 +113,7 @@ class Ranks:
 
     def autocast(self) -> Any:
         """Context in which matrix products run in the run's precision."""
-        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.mixed_precision]
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return autocast(self.device.type, self.mixed_precision)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over the ranks, on every rank."""

@@ -11,8 +11,7 @@ What an operator takes inside itself, and gives back before it returns, is not s
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qa_dist.memory.by_strategy import TracedPass
+from qa_dist.model.precision import Precision, autocast
 from qa_dist.model.span_model import SpanModel, head_names, span_loss, transformers_model
 
 Part = Literal["weights", "gradients", "activations", "logits", "workspace"]
@@ -32,8 +32,6 @@ MADE: tuple[Part, ...] = ("activations", "logits", "workspace")
 
 _MOST_FOLLOWED = 1 << 17
 """Numbers of a tensor up to which they are computed: more than a pass has tokens, less than a mask of dropout has."""
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -117,7 +115,7 @@ def trace_passes(
     *,
     length: int,
     device: torch.device,
-    precision: Literal["no", "bf16", "fp16"],
+    precision: Precision,
 ) -> list[TracedPass]:
     """What the passes of some batches make, each as the second micro-batch of a step: all gradients are there already.
 
@@ -129,7 +127,7 @@ def trace_passes(
         precision: Of the matrix products.
     """
     model.train()
-    found = []
+    passes = []
     with FakeTensorMode(), StorageTracer() as tracer:
         _fill(model, device)
         for head in head_names(transformers_model(model.model)):
@@ -141,35 +139,26 @@ def trace_passes(
         for size in sizes:
             tracer.reset_peak()
             run_pass(model, (length,) * size, device, precision, tracer)
-            found.append(TracedPass(size * length, {part: tracer.peak.get(part, 0) for part in MADE}))
-    return found
+            passes.append(TracedPass(size * length, {part: tracer.peak.get(part, 0) for part in MADE}))
+    return passes
 
 
 def run_pass(
     model: SpanModel,
     lengths: tuple[int, ...],
     device: torch.device,
-    precision: Literal["no", "bf16", "fp16"],
+    precision: Precision,
     tracer: StorageTracer,
 ) -> None:
     """A forward and backward pass over features of these lengths, entered into the tracer."""
     tracer.part = "activations"
     input_ids_T = torch.zeros(sum(lengths), dtype=torch.long, device=device)
-    with _autocast(device, precision):
+    with autocast(device.type, precision):
         start_T, end_T = model(input_ids_T, torch.zeros_like(input_ids_T), lengths)
     labels_B2 = torch.zeros(len(lengths), 2, dtype=torch.long, device=device)
     loss = span_loss(start_T, end_T, lengths, labels_B2).sum()
     tracer.part = "workspace"
     loss.backward()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _autocast(device: torch.device, precision: Literal["no", "bf16", "fp16"]) -> Iterator[None]:
-    if precision == "no":
-        yield
-    else:
-        with torch.autocast(device.type, DTYPES[precision]):
-            yield
 
 
 def _fill(model: nn.Module, device: torch.device) -> None:
