@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _estimate(argv: Sequence[str]) -> int:
-    config, own = parse(
+    config, options = parse(
         argv,
         prog=PROG,
         description=__doc__ or "",
@@ -32,7 +32,7 @@ def _estimate(argv: Sequence[str]) -> int:
         # Nothing is written.
         base={"output_dir": "outputs"},
     )
-    strategies, refused = choose_strategies(config, own.strategy)
+    strategies, refused = choose_strategies(config, options.strategy)
     tokens, length = config.training.max_tokens_per_device, config.data.max_seq_length
     if tokens is not None and tokens < length:
         raise ConfigError(
@@ -41,12 +41,12 @@ def _estimate(argv: Sequence[str]) -> int:
                 "or lower --max_seq_length"
             ]
         )
-    found, notes = estimate(config, own, strategies)
-    if own.json:
-        whole = {"estimates": [each.to_json() for each in found], "refused": refused, "notes": notes}
+    estimates, notes = estimate(config, options, strategies)
+    if options.json:
+        whole = {"estimates": [each.to_json() for each in estimates], "refused": refused, "notes": notes}
         sys.stdout.write(json.dumps(whole, indent=2) + "\n")
     else:
-        sys.stdout.write(table(found, [*refused.values(), *notes]))
+        sys.stdout.write(table(estimates, [*refused.values(), *notes]))
     return 0
 
 
@@ -58,12 +58,12 @@ def table(estimates: Sequence[Estimate], notes: Sequence[str]) -> str:
 
     lines = [row("MiB of each rank", (each.strategy for each in estimates))]
     for where in ("device", "host"):
-        parts = [part for part in PARTS if any(getattr(each.held, where).get(part) for each in estimates)]
+        parts = [part for part in PARTS if any(getattr(each.use, where).get(part) for each in estimates)]
         if where == "host" and parts:
             lines.append("in the host's memory")
-        lines += [row(part, (_mib(getattr(each.held, where).get(part, 0)) for each in estimates)) for part in parts]
+        lines += [row(part, (_mib(getattr(each.use, where).get(part, 0)) for each in estimates)) for part in parts]
         if where == "device":
-            lines.append(row("together", (_mib(each.held.device_bytes) for each in estimates)))
+            lines.append(row("together", (_mib(each.use.device_bytes) for each in estimates)))
     lines.append(row("with tokens per pass", (f"{each.num_tokens:,}" for each in estimates)))
     if any(each.largest_budget is not None for each in estimates):
         lines.append(row("most that fit", (f"{each.largest_budget:,}" for each in estimates)))

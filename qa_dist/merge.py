@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(argv: Sequence[str]) -> int:
-    config, own = parse(
+    config, options = parse(
         argv,
         prog=PROG,
         description=__doc__ or "",
@@ -62,13 +62,13 @@ def _merge(argv: Sequence[str]) -> int:
         entry=MergeConfig,
         base=base_options(peek(argv, "adapter")),
     )
-    merged_dir = Path(str(own.merged_dir))
+    merged_dir = Path(str(options.merged_dir))
     try:
         merged_dir.parent.mkdir(parents=True, exist_ok=True)
         # Libraries greet on standard output, which belongs to the result.
         with staged(merged_dir) as aside, contextlib.redirect_stdout(sys.stderr):
             aside.mkdir()
-            difference = merge(config, str(own.adapter), aside)
+            difference = merge(config, str(options.adapter), aside)
     except OSError as error:
         raise CheckpointError(f"--merged_dir {merged_dir} cannot be written: {error.strerror or error}") from error
     sys.stdout.write(json.dumps({"merged_dir": str(merged_dir), "largest_difference": difference}, indent=2) + "\n")
@@ -101,8 +101,8 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
     merged.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
     whole = dataclasses.replace(ModelConfig(), tuning="full", model_name_or_path=str(directory), padding="sorted")
-    found = _logits(load(whole, str(directory)), len(tokenizer))
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    read_back = _logits(load(whole, str(directory)), len(tokenizer))
+    difference = float((read_back - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"the merged model's logits differ from the adapter's by {difference:.1e} of the largest, more than "

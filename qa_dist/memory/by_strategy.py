@@ -128,27 +128,27 @@ class TracedPass:
 
 def in_pass(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> MemoryUse:
     """What a rank holds when a pass peaks; `made` is what the pass itself makes."""
-    held = _held(sizes, setup)
-    return replace(held, device={**held.device, **made})
+    use = _throughout(sizes, setup)
+    return replace(use, device={**use.device, **made})
 
 
 def in_update(sizes: Sizes, setup: Setup) -> MemoryUse:
     """What a rank holds when gradients are exchanged and the optimiser steps."""
-    held = _held(sizes, setup)
+    use = _throughout(sizes, setup)
     # Layers are given back after the backward pass, and FSDP2 has shared the gradients out.
-    device = dict(held.device)
+    device = dict(use.device)
     if setup.strategy == "fsdp2":
         device["sharing"] = 0
         device["gradients"] = math.ceil(sizes.trained_bytes / setup.num_processes)
     elif setup.strategy == "zero3":
         device["sharing"] -= _gathered(sizes)
     device["workspace"] = _update_bytes(sizes, setup)
-    return replace(held, device=device)
+    return replace(use, device=device)
 
 
 def at_peak(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> MemoryUse:
     """The greater of both moments."""
-    return max(in_pass(sizes, setup, made), in_update(sizes, setup), key=lambda held: held.device_bytes)
+    return max(in_pass(sizes, setup, made), in_update(sizes, setup), key=lambda use: use.device_bytes)
 
 
 def made_by(passes: Sequence[TracedPass], num_tokens: int) -> dict[str, int]:
@@ -185,7 +185,7 @@ def _around(passes: Sequence[TracedPass], num_tokens: int) -> tuple[TracedPass, 
     return passes[number - 1], passes[number]
 
 
-def _held(sizes: Sizes, setup: Setup) -> MemoryUse:
+def _throughout(sizes: Sizes, setup: Setup) -> MemoryUse:
     """What is there all the time."""
     ranks, strategy = setup.num_processes, setup.strategy
     trained = sizes.trained_bytes

@@ -7,7 +7,7 @@ import sys
 import typing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.errors import ConfigError, UserError
@@ -15,7 +15,7 @@ from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, option
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.machine.checks import last_line
-from qa_dist.memory.by_strategy import MemoryUse, Setup, Sizes, at_peak, largest_budget, made_by
+from qa_dist.memory.by_strategy import MemoryUse, Setup, Sizes, TracedPass, at_peak, largest_budget, made_by
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,20 @@ if TYPE_CHECKING:
 TRACED_FEATURES = (4, 32, 128)
 """Features of the passes that are traced; what lies between and beyond follows from them."""
 
+DeviceKind = Literal["cpu", "cuda"]
 
-_UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
+_UNITS = {
+    "": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+"""Bytes of each unit that a size of memory may be written in."""
 
 _TIMEOUT_SECONDS = 300
 
@@ -60,13 +70,13 @@ class Estimate:
     Attributes:
         strategy: how the ranks hold the model.
         num_tokens: tokens of a forward pass that it is for.
-        held: bytes by part when memory peaks, on the device and beside it.
+        use: bytes by part when memory peaks, on the device and beside it.
         largest_budget: most tokens that a forward pass may have on the device; None if its memory is not known.
     """
 
     strategy: Strategy
     num_tokens: int
-    held: MemoryUse
+    use: MemoryUse
     largest_budget: int | None
 
     def to_json(self) -> dict[str, Any]:
@@ -74,19 +84,19 @@ class Estimate:
         return {
             "strategy": self.strategy,
             "max_tokens_per_device": self.num_tokens,
-            "device_bytes": self.held.device_bytes,
-            "device_parts": dict(self.held.device),
-            "host_parts": dict(self.held.host),
+            "device_bytes": self.use.device_bytes,
+            "device_parts": dict(self.use.device),
+            "host_parts": dict(self.use.host),
             "largest_max_tokens_per_device": self.largest_budget,
         }
 
 
 def num_bytes(text: str) -> int | None:
     """The size that text such as 24GiB, 80GB or 1000000 means; None if it means none."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([kKMGT]i?B)?", text)
-    if found is None or (found[2] or "") not in _UNITS:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([kKMGT]i?B)?", text)
+    if match is None or (match[2] or "") not in _UNITS:
         return None
-    size = round(float(found[1]) * _UNITS[found[2] or ""])
+    size = round(float(match[1]) * _UNITS[match[2] or ""])
     return size or None
 
 
@@ -99,15 +109,15 @@ def choose_strategies(config: RunConfig, wanted: str) -> tuple[list[Strategy], d
     if config.training.torch_compile:
         raise ConfigError(["--torch_compile keeps other tensors than what is estimated here; estimate without it"])
     problems = {strategy: list(recipe_problems(strategy, config)) for strategy in typing.get_args(Strategy)}
-    chosen = [name for name, found in problems.items() if wanted in ("all", name) and not found]
-    refused = {name: found[0] for name, found in problems.items() if wanted in ("all", name) and found}
+    chosen = [name for name, reasons in problems.items() if wanted in ("all", name) and not reasons]
+    refused = {name: reasons[0] for name, reasons in problems.items() if wanted in ("all", name) and reasons}
     if not chosen:
         raise ConfigError(list(refused.values()))
     return chosen, refused
 
 
 def estimate(
-    config: RunConfig, own: EstimateConfig, strategies: Sequence[Strategy]
+    config: RunConfig, options: EstimateConfig, strategies: Sequence[Strategy]
 ) -> tuple[list[Estimate], list[str]]:
     """The estimates for some strategies, and what the user should know about them.
 
@@ -116,62 +126,71 @@ def estimate(
     """
     import torch
 
-    from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
     from qa_dist.memory.tracing import trace_passes
     from qa_dist.model.building import build_meta_model
 
     has_cuda = torch.cuda.is_available()
-    kind: Literal["cpu", "cuda"] = own.device if own.device != "auto" else "cuda" if has_cuda else "cpu"
+    kind: DeviceKind = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
     processes = _start_processes(strategies, config) if kind == "cpu" else {}
-    length = config.data.max_seq_length
     model = build_meta_model(
         config.model,
-        max_seq_length=length,
+        max_seq_length=config.data.max_seq_length,
         gradient_checkpointing=config.training.gradient_checkpointing,
         device=torch.device(kind),
     )
-    notes = list(model.notes)
-    traced_on = kind
-    if kind == "cpu":
-        notes.append(
-            "what glibc's heap keeps of freed memory is not counted and can be as much again; with "
-            "MALLOC_MMAP_THRESHOLD_=1048576 in the environment it keeps little, and steps take longer"
-        )
-    else:
-        notes.append("what CUDA itself and its libraries take, some hundred MiB, is not counted")
-        if not has_cuda:
-            traced_on = "cpu"
-            notes.append("torch finds no CUDA here: the tensors counted are those of the CPU's operators")
     sizes = sizes_of(model)
     passes = trace_passes(
         model,
         TRACED_FEATURES,
-        length=length,
-        device=torch.device(traced_on),
+        length=config.data.max_seq_length,
+        device=torch.device(kind if has_cuda else "cpu"),
         precision=config.training.mixed_precision,
     )
-    memory = num_bytes(own.device_memory) if own.device_memory else _memory_here(kind, own.num_processes)
-    found = []
+    memory = num_bytes(options.device_memory) if options.device_memory else _memory_here(kind, options.num_processes)
+    estimates = []
     for strategy in strategies:
         setup = Setup(
             strategy=strategy,
-            num_processes=own.num_processes,
+            num_processes=options.num_processes,
             device=kind,
             cpu_offload=config.training.cpu_offload,
             keeps_checkpoints=config.training.checkpointing_steps != "no",
             optim=config.training.optim,
         )
         process = processes[_imports(strategy, config)].result() if processes else 0
-        budget = None
-        if memory is not None:
-            budget = largest_budget(sizes, setup, passes, int(memory * (1 - MARGIN)) - process)
-        tokens = config.training.max_tokens_per_device
-        if tokens is None:
-            tokens = max(CPU_TOKENS, length) if kind == "cpu" or budget is None else max(length, budget)
-        held = at_peak(sizes, setup, made_by(passes, tokens))
-        held = MemoryUse({**held.device, **({"process": process} if process else {})}, held.host)
-        found.append(Estimate(strategy, tokens, held, budget))
-    return found, notes
+        estimates.append(_estimate(config, sizes, setup, passes, process, memory))
+    return estimates, [*model.notes, *_not_counted(kind, has_cuda)]
+
+
+def _estimate(
+    config: RunConfig, sizes: Sizes, setup: Setup, passes: Sequence[TracedPass], process: int, memory: int | None
+) -> Estimate:
+    """The estimate for one strategy; `process` is the process's own bytes, `memory` the device's, None if unknown."""
+    from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
+
+    budget = None
+    if memory is not None:
+        budget = largest_budget(sizes, setup, passes, int(memory * (1 - MARGIN)) - process)
+    tokens, length = config.training.max_tokens_per_device, config.data.max_seq_length
+    if tokens is None:
+        tokens = max(CPU_TOKENS, length) if setup.device == "cpu" or budget is None else max(length, budget)
+    use = at_peak(sizes, setup, made_by(passes, tokens))
+    if process:
+        use = replace(use, device={**use.device, "process": process})
+    return Estimate(setup.strategy, tokens, use, budget)
+
+
+def _not_counted(kind: DeviceKind, has_cuda: bool) -> list[str]:
+    """What an estimate for this kind of device leaves out, a sentence each."""
+    if kind == "cpu":
+        return [
+            "what glibc's heap keeps of freed memory is not counted and can be as much again; with "
+            "MALLOC_MMAP_THRESHOLD_=1048576 in the environment it keeps little, and steps take longer"
+        ]
+    notes = ["what CUDA itself and its libraries take, some hundred MiB, is not counted"]
+    if not has_cuda:
+        notes.append("torch finds no CUDA here: the tensors counted are those of the CPU's operators")
+    return notes
 
 
 def sizes_of(model: "SpanModel") -> Sizes:
@@ -204,7 +223,7 @@ def _stored_bytes(parameter: "torch.Tensor") -> int:
     return size if scales is None else size + scales.numel() * scales.element_size()
 
 
-def _memory_here(kind: Literal["cpu", "cuda"], num_processes: int) -> int | None:
+def _memory_here(kind: DeviceKind, num_processes: int) -> int | None:
     """Memory that a rank of this machine has: of a GPU, or its share of the machine's."""
     import torch
 
@@ -250,11 +269,13 @@ def _imports(strategy: Strategy, config: RunConfig) -> tuple[str, ...]:
 
 def _start_processes(strategies: Iterable[Strategy], config: RunConfig) -> "dict[tuple[str, ...], Future[int]]":
     """`process_bytes` of what each strategy imports, measured while other work goes on."""
-    wanted = {_imports(strategy, config) for strategy in strategies}
     pool = ThreadPoolExecutor()
-    found = {modules: pool.submit(process_bytes, modules) for modules in wanted}
+    sizes = {
+        modules: pool.submit(process_bytes, modules)
+        for modules in {_imports(strategy, config) for strategy in strategies}
+    }
     pool.shutdown(wait=False)
-    return found
+    return sizes
 
 
 def process_bytes(modules: Sequence[str]) -> int:

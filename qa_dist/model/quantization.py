@@ -98,9 +98,9 @@ def require_quantized(model: nn.Module, kind: Quantization, heads: tuple[str, ..
     wanted = Linear8bitLt if kind == "8bit" else Linear4bit
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and isinstance(module, wanted) == (name.partition(".")[0] in heads):
-            found = "not quantised" if name.partition(".")[0] not in heads else "quantised"
+            state = "not quantised" if name.partition(".")[0] not in heads else "quantised"
             raise ConfigError(
-                [f"--quantization {kind} left {name} {found}; this model cannot be quantised, use --quantization no"]
+                [f"--quantization {kind} left {name} {state}; this model cannot be quantised, use --quantization no"]
             )
 
 
