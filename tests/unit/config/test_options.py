@@ -159,18 +159,6 @@ def test_recipes_are_all_there() -> None:
     assert expected <= {path.stem for path in RECIPES}
 
 
-def test_the_tutorial_recipe_has_the_tutorial_s_settings() -> None:
-    config = read("--config", "tutorial")
-    assert config.model.lora_r == 8
-    assert config.model.lora_alpha == 1
-    assert config.model.lora_dropout == 0.1
-    assert config.training.learning_rate == 2e-5
-    assert config.training.global_batch_size == 16
-    assert config.training.num_train_epochs == 5
-    assert config.training.eval_on_start
-    assert (config.data.subset_seed, config.data.max_train_features, config.data.max_eval_features) == (42, 5000, 1000)
-
-
 def test_no_option_name_is_in_two_groups() -> None:
     names = [name for group in GROUPS.values() for name in defaults(group)]
     assert len(names) == len(set(names)) > 50
