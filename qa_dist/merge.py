@@ -19,6 +19,7 @@ from qa_dist.common.files import staged
 from qa_dist.config.options import ModelConfig, RunConfig, option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.model.folder import adapter_problems, base_options
+from qa_dist.model.pretrained import ADAPTER_CONFIG, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ class MergeConfig:
     def problems(self) -> Iterable[str]:
         """Contradictions inside this group."""
         yield from adapter_problems(self.adapter)
-        if self.adapter and Path(self.adapter).is_dir() and not (Path(self.adapter) / "adapter_config.json").is_file():
+        if self.adapter and Path(self.adapter).is_dir() and not (Path(self.adapter) / ADAPTER_CONFIG).is_file():
             yield f"--adapter {self.adapter} holds a whole model; there is nothing to merge"
         if self.merged_dir and Path(self.merged_dir).exists():
             yield f"--merged_dir {self.merged_dir} exists already; name a folder that does not"
@@ -82,7 +83,6 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
         UserError: The adapter or its base model cannot be loaded.
         CheckpointError: The merged model, read back, gives other logits than the adapter.
     """
-    from qa_dist.model.pretrained import load_tokenizer
     from qa_dist.model.saved import load_trained
 
     tokenizer = load_tokenizer(config.model)

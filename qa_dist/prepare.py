@@ -14,6 +14,7 @@ from typing import Any
 from qa_dist.common import command
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
+from qa_dist.model.pretrained import load_tokenizer
 
 PROG = "qa_dist.prepare"
 
@@ -36,7 +37,6 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     """
     from qa_dist.data.sources import available_splits
     from qa_dist.features.building import prepare_store
-    from qa_dist.model.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     splits: dict[str, dict[str, Any]] = {}

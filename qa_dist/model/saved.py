@@ -13,7 +13,7 @@ from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import CPU, load_base
 from qa_dist.model.loading import library_errors, without_library_messages
-from qa_dist.model.pretrained import check_adapter
+from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter
 from qa_dist.model.span_model import (
     SpanModel,
     Weights,
@@ -129,7 +129,7 @@ def load_trained(
             base = load_base(config, config.model_name_or_path, max_seq_length, device)
             with without_library_messages():
                 model = PeftModel.from_pretrained(base.model, directory)
-            random = _unfilled(model, base.newly_initialized, Path(directory) / "adapter_model.safetensors")
+            random = _unfilled(model, base.newly_initialized, Path(directory) / ADAPTER_WEIGHTS)
     if random:
         named = f"{', '.join(random[:3])}{' and others' if len(random) > 3 else ''}"
         raise CheckpointError(f"{directory} lacks {named}, which would be random; give a folder that training wrote")
