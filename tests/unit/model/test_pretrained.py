@@ -52,8 +52,11 @@ def test_a_folder_in_a_package_is_found_without_importing_it(package: Path) -> N
         ("", ("does not exist",)),
     ],
 )
-@pytest.mark.usefixtures("package")
-def test_names_that_lead_nowhere(name: str, parts: tuple[str, ...]) -> None:
+def test_names_that_lead_nowhere(
+    name: str, parts: tuple[str, ...], package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where there is no model, neither here nor beside.
+    monkeypatch.chdir(package)
     with pytest.raises(UserError) as caught:
         resolve_model_path(name)
     for part in parts:
