@@ -1,6 +1,5 @@
 """What a rank holds, against hand-made figures and against a model that was built."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from qa_dist.benchmarking import memory as measurements
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.memory.by_strategy import (
     REDUCE_BUCKET,
@@ -169,16 +169,11 @@ def test_moments_in_8_bits_take_a_quarter_and_a_step_nothing() -> None:
 
 def test_the_page_of_measurements_is_up_to_date_and_within_15_percent() -> None:
     root = Path(__file__).parents[3]
-    spec = importlib.util.spec_from_file_location("memory_benchmark", root / "benchmarks" / "memory.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "docs" / "memory").glob("*.json"))]
-    assert benchmark.page(files) == (root / "docs" / "memory.md").read_text(encoding="utf-8"), "run: make docs"
+    assert measurements.page(files) == (root / "docs" / "memory.md").read_text(encoding="utf-8"), "run: make docs"
     (compared,) = (whole["compared"] for whole in files)
-    usual = {name: found for name, found in compared.items() if name != benchmark.DEFAULT_HEAP}
+    usual = {name: found for name, found in compared.items() if name != measurements.DEFAULT_HEAP}
     assert len(usual) >= 6
     for name, found in usual.items():
-        assert found["options"] == list(benchmark.TO_COMPARE[name][-1])
+        assert found["options"] == list(measurements.TO_COMPARE[name][-1])
         assert found["estimated_bytes"] == pytest.approx(found["measured_bytes"], rel=0.15), name
