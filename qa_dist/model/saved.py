@@ -1,7 +1,7 @@
 """Weights on disk: written whole or not at all, and read back before success is reported."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: 
 
     Args:
         model: The model; its tensors may be shared out among the ranks.
-        trained: The trainable tensors, whole, as `Ranks.weights` gives them.
+        trained: The trainable tensors, whole, as `Engine.weights` gives them.
         tokenizer: The tokenizer.
         directory: Where the files go.
 
@@ -53,6 +53,11 @@ def _weights_last(path: Path) -> tuple[bool, str]:
 
 
 def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:
+    """The tensors, whole and on the CPU, that peft or transformers has written into `directory`, by their names there.
+
+    Raises:
+        CheckpointError: There are none, or one is empty or not finite.
+    """
     inner = model.model
     extra: dict[str, Any]
     if hasattr(inner, "peft_config"):
@@ -77,16 +82,24 @@ def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:
     return weights
 
 
-def _compare(weights: Weights, directory: Path) -> None:
+def _compare(written: Weights, directory: Path) -> None:
+    """Read the weights in a folder back, and refuse it if they are not those that were written.
+
+    Raises:
+        CheckpointError: One is missing or different; the message names it.
+    """
     from safetensors.torch import load_file
 
-    found: Weights = {}
+    read_back: Weights = {}
     for path in directory.glob("*.safetensors"):
-        found.update(load_file(path))
+        read_back.update(load_file(path))
     # Tied tensors are written once, under one of their names.
-    stored = {name: tensor for name, tensor in weights.items() if name in found}
-    missing = [name for name in weights if name not in found and not _tied(weights, name, found)]
-    differing = [name for name, tensor in stored.items() if not torch.equal(found[name], tensor)]
+    missing = [
+        name for name, tensor in written.items() if name not in read_back and not _is_among(tensor, read_back.values())
+    ]
+    differing = [
+        name for name, tensor in read_back.items() if name in written and not torch.equal(written[name], tensor)
+    ]
     if missing or differing:
         raise CheckpointError(
             f"the weights read back from {directory} are not those written: "
@@ -94,8 +107,8 @@ def _compare(weights: Weights, directory: Path) -> None:
         )
 
 
-def _tied(weights: Weights, name: str, found: Weights) -> bool:
-    return any(torch.equal(weights[name], tensor) for tensor in found.values() if tensor.shape == weights[name].shape)
+def _is_among(tensor: torch.Tensor, tensors: Iterable[torch.Tensor]) -> bool:
+    return any(torch.equal(tensor, other) for other in tensors if other.shape == tensor.shape)
 
 
 def load_trained(
