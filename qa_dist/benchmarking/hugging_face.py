@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from qa_dist.benchmarking.job import Job, Result
-from qa_dist.benchmarking.measuring import peak_memory_bytes, rates, synchronize, synthetic_store
+from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
 from qa_dist.benchmarking.synthetic import SyntheticStore
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import RunConfig
 from qa_dist.data.records import Example
 from qa_dist.data.sources import load_examples
+from qa_dist.machine.environment import peak_memory_bytes
 from qa_dist.model.adapters import target_modules
 from qa_dist.model.building import model_configuration
 from qa_dist.model.pretrained import load_tokenizer, weights_folder

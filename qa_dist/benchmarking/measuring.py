@@ -1,6 +1,5 @@
 """What both sides of a comparison measure with."""
 
-import sys
 from collections.abc import Sequence
 from statistics import median
 
@@ -43,14 +42,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has used so far: of the device on CUDA, resident in RAM elsewhere."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    # ru_maxrss counts KiB on Linux and bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

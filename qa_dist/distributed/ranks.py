@@ -8,7 +8,6 @@ of `qa_dist.distributed.engine`.
 import math
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +24,10 @@ from qa_dist.common.signals import Stopped
 from qa_dist.distributed.launch_config import USE_VARIABLES, LaunchConfig, asks_for
 from qa_dist.distributed.rendezvous import group_options, meeting
 from qa_dist.distributed.watchdog import Watchdog
+from qa_dist.machine import environment
 from qa_dist.model.precision import Precision, autocast
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 
@@ -111,6 +112,12 @@ class Ranks:
         """Whether this is rank 0, which decodes, scores and writes."""
         return self.rank == 0
 
+    def place(self, model: M) -> M:
+        """The model, moved to this rank's device and left as it is otherwise."""
+        # In training mode it would be wrapped, and its gradients averaged inside the last backward pass.
+        placed: M = self._accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+        return placed
+
     def autocast(self) -> Any:
         """Context in which matrix products run in the run's precision."""
         return autocast(self.device.type, self.mixed_precision)
@@ -190,13 +197,7 @@ class Ranks:
 
     def peak_memory_bytes(self) -> list[int]:
         """Most memory each rank has used so far, on rank 0: of the device on CUDA, resident in RAM elsewhere."""
-        if self.device.type == "cuda":
-            return self.gather(torch.cuda.max_memory_allocated(self.device))
-        import resource
-
-        # ru_maxrss counts KiB on Linux and bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
-        return self.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        return self.gather(environment.peak_memory_bytes(self.device))
 
     def close(self) -> None:
         """Leave the process group; ranks must close together."""

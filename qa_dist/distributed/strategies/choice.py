@@ -1,7 +1,6 @@
 """Which engine holds the model: plain data parallelism, DeepSpeed's ZeRO or torch's FSDP2."""
 
 import os
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +30,7 @@ def make_engine(
     launch, device, watchdog = ranks.launch_config, ranks.device, ranks.watchdog
     if launch.strategy == "ddp":
         scaler = torch.amp.GradScaler(device.type) if ranks.mixed_precision == "fp16" else None
-        module: Any = model
-        return DataParallel(module.to(device), make_optimizer, max_grad_norm, watchdog=watchdog, scaler=scaler)
+        return DataParallel(ranks.place(model), make_optimizer, max_grad_norm, watchdog=watchdog, scaler=scaler)
     _require_group(launch.strategy, device)
     if launch.strategy == "fsdp2":
         return FullyShard(
