@@ -232,7 +232,7 @@ def test_problems_are_reported_together(edited: Any) -> None:
     assert all(sign in found for sign in ("mixed_precision (fp16)", "section optimizer", "gradient_clipping is 3"))
 
 
-def test_reading_a_request_loads_no_library() -> None:
+def test_reading_a_launch_configuration_loads_no_library() -> None:
     code = (
         "import sys, qa_dist.distributed.launch_config; sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
     )
