@@ -29,7 +29,7 @@ def commands(document: str) -> list[str]:
 
 
 DOCUMENTS = {document: commands(document) for document in ("README.md", "CONTRIBUTING.md", *PAGES)}
-ALL = {command for found in DOCUMENTS.values() for command in found}
+COMMANDS = list(dict.fromkeys(command for found in DOCUMENTS.values() for command in found))
 
 NOT_RUN = {
     "make test": "it is what runs this test; what follows it is looked for in tests/unit/test_documents.py",
@@ -99,10 +99,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 def test_there_are_commands() -> None:
     assert len(DOCUMENTS["README.md"]) >= 4
-    assert "make quickstart" in ALL
+    assert "make quickstart" in COMMANDS
     assert len([document for document, found in DOCUMENTS.items() if found]) >= 6
     for start in (*NOT_RUN, *SHORTENED):
-        assert any(command.startswith(start) for command in ALL), f"no command starts with {start}"
+        assert any(command.startswith(start) for command in COMMANDS), f"no command starts with {start}"
 
 
 @pytest.mark.parametrize("document", [document for document, found in DOCUMENTS.items() if found])
@@ -134,7 +134,7 @@ def test_a_run_writes_the_files_that_the_table_lists(workplace: Workplace) -> No
 
 def test_two_ranks_are_the_same_whatever_launched_them(workplace: Workplace) -> None:
     outputs = ("outputs/two", "outputs/three")
-    for command in ALL:
+    for command in COMMANDS:
         if command.endswith(outputs):
             workplace.run(command)
     # Each rank draws its own dropout, from the seed.
