@@ -186,9 +186,11 @@ def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
         )
     optimizer = OPTIMIZERS[training.optim]
     if strategy != "ddp" and not optimizer.is_shardable:
+        quantised = f"whose moments {optimizer.package} would quantise"
+        taken = "that it takes whole" if optimizer.quantisation is None else quantised
         yield (
-            f"--optim {training.optim} does not work with {strategy}, which cuts the tensors apart whose "
-            f"moments {optimizer.package} would quantise; drop it, or use accelerate_configs/ddp.yaml"
+            f"--optim {training.optim} does not work with {strategy}, which cuts the tensors apart {taken}; drop it, "
+            "or use accelerate_configs/ddp.yaml"
         )
     if training.cpu_offload and strategy in ("ddp", "fsdp2"):
         yield (

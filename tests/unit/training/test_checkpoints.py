@@ -318,8 +318,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit(kind: OptimizerName) -> None:
-    if kind != "adamw":
-        pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    pytest.importorskip(OPTIMIZERS[kind].package, reason="an extra is not installed")
 
     def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
@@ -342,7 +341,7 @@ def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit(kind: OptimizerName) 
 
     expected = optimizer_tensors(optimizer, model.named_parameters())
     assert {value.dtype for key, value in tensors.items() if key.endswith("/0.weight")} >= (
-        {torch.float32} if kind == "adamw" else {torch.uint8, torch.float32}
+        {torch.float32} if OPTIMIZERS[kind].quantisation is None else {torch.uint8, torch.float32}
     )
     again, fresh = build()
     # As in a new process, and in one that has gone on meanwhile.

@@ -95,8 +95,7 @@ class Net(nn.Module):
 
 
 def held(kind: OptimizerName, weight_decay: float = 0.1) -> tuple[Net, DataParallel]:
-    if kind != "adamw":
-        pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    pytest.importorskip(OPTIMIZERS[kind].package, reason="an extra is not installed")
     net = Net()
 
     def make(parameters: Any) -> torch.optim.Optimizer:
