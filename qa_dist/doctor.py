@@ -28,6 +28,7 @@ from qa_dist.distributed.roll_call import Member, places
 from qa_dist.machine import checks
 from qa_dist.machine.checks import Check
 from qa_dist.machine.requirements import requirements
+from qa_dist.machine.usage import num_cores
 
 PROG = "qa_dist.doctor"
 FORMULA = "GB/s are bus bandwidth, bytes * 2 (n - 1) / n / seconds with n processes, as in NCCL tests (PERFORMANCE.md)"
@@ -81,7 +82,7 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
     required = requirements()
     installed = checks.find_packages(required)
     gpus = checks.find_devices()
-    cores = checks.find_cores()
+    cores = num_cores()
     backends = ("gloo", "nccl") if gpus else ("gloo",)
     # These wait for the network, or for processes of their own.
     with ThreadPoolExecutor() as pool:

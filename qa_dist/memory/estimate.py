@@ -233,10 +233,11 @@ def _memory_here(kind: DeviceKind, num_processes: int) -> int | None:
 
 
 _EMPTY_RUN = """
-import resource, sys
+import sys
 import torch
 from transformers import BertConfig, BertForQuestionAnswering
 import qa_dist.training.loop
+from qa_dist.machine.usage import peak_resident_bytes
 for name in sys.argv[1:]:
     __import__(name)
 size = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=100)
@@ -248,12 +249,7 @@ for precision in (torch.float32, torch.bfloat16):
                        end_positions=torch.ones(2, dtype=torch.long))
     output.loss.backward()
     optimizer.step()
-if sys.platform == "linux":
-    # Unlike ru_maxrss, it does not begin with what the process had that started this one.
-    lines = open("/proc/self/status").read().splitlines()
-    print(1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))))
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+print(peak_resident_bytes())
 """
 
 

@@ -1,0 +1,34 @@
+"""What this process may use of the machine, and has used."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_bytes(device: "torch.device") -> int:
+    """Most memory this process has used so far: of the device on CUDA, resident in RAM elsewhere."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The greatest resident set that this process has had."""
+    if sys.platform == "linux":
+        # ru_maxrss begins with what the process had that started this one.
+        with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    import resource
+
+    # Bytes on macOS, KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
