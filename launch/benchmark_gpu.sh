@@ -15,7 +15,8 @@ shift
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 python=${PYTHON:-python}
 limit=${TIME_LIMIT:-600}
-"$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "launch/benchmark_gpu.sh needs a CUDA device")'
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+  { echo "launch/benchmark_gpu.sh needs a CUDA device; without one use: qa-dist bench all --quick" >&2; exit 2; }
 
 for command in trainer paths evaluation scaling; do
   left=$((limit - SECONDS))

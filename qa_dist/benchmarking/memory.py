@@ -25,6 +25,7 @@ from qa_dist.benchmarking.report import write_page
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
 from qa_dist.common.parsers import read_json
+from qa_dist.common.shipped import shipped_folder
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.launch_config import Strategy
 from qa_dist.machine.environment import git_commit, hardware, versions
@@ -33,7 +34,7 @@ from qa_dist.memory.estimate import EstimateConfig, choose_strategies, estimate
 
 PROG = "python -m qa_dist.bench memory"
 STRATEGIES: tuple[Strategy, ...] = typing.get_args(Strategy)
-_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 384
 TABLE_TOKENS = 8192
 
@@ -240,8 +241,7 @@ def launcher(strategy: str, ranks: int) -> list[str]:
     """What comes before `-m qa_dist.train`."""
     if ranks == 1:
         return [sys.executable]
-    name = "ddp" if strategy == "ddp" else strategy
-    config = str(_ROOT / "accelerate_configs" / f"{name}.yaml")
+    config = str(shipped_folder("accelerate_configs") / f"{strategy}.yaml")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     return [*launch, "--num_processes", str(ranks)]
 
@@ -361,7 +361,7 @@ def _mib(size: int) -> str:
 
 def _run(command: Sequence[str], **changes: str) -> None:
     """Run a command, which must succeed."""
-    paths = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH")) if part)
+    paths = os.pathsep.join(part for part in (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if part)
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
