@@ -59,16 +59,6 @@ class Record:
     problem: str | None = None
 
 
-def read_file(path: str | Path) -> list[Record]:
-    """The records of a file: SQuAD JSON, or JSONL, CSV or Parquet rows, plain or gzip-compressed.
-
-    Raises:
-        DataError: The file cannot be read or parsed, or is laid out in another way.
-    """
-    path = Path(path)
-    return list(parse(read_bytes(path), path))
-
-
 def read_rows(rows: Iterable[Row]) -> Iterator[Record]:
     """Records of rows that already have the schema of the hub's `squad` and `squad_v2`."""
     for number, row in enumerate(rows, 1):
@@ -79,7 +69,7 @@ def parse(content: bytes, path: Path) -> Iterable[Record]:
     """The records in the bytes of a file; `path` says by its name how they are laid out, else the content does.
 
     Raises:
-        DataError: As for `read_file`.
+        DataError: They cannot be parsed, or are laid out in another way.
     """
     content = _decompressed(content, path)
     if not content.strip():

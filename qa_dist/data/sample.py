@@ -126,19 +126,13 @@ def sample_path(split: Split) -> Path:
     return Path(str(files("qa_dist"))) / "data" / f"sample-{split}.json"
 
 
-def synthetic_examples(num_examples: int, *, seed: int, first: int = 0) -> Iterator[Example]:
-    """The synthetic examples number `first` to `first + num_examples - 1` of `seed`, one after another.
+def synthetic_examples(num_examples: int, *, seed: int) -> Iterator[Example]:
+    """The first synthetic examples of `seed`, one after another.
 
-    An example depends on the seed and its number only, so a set may be made in pieces, in any order, on any number of
-    processes. The generator is counter-based (Philox, raw bits), hence the same with every version of numpy.
-
-    Raises:
-        UserError: a negative number of examples, seed or first example.
+    An example depends on the seed and its number only, so a longer set begins with a shorter one. The generator is
+    counter-based (Philox, raw bits), hence the same with every version of numpy.
     """
-    for name, value in (("num_examples", num_examples), ("seed", seed), ("first", first)):
-        if value < 0:
-            raise UserError(f"{name} is {value}; it must be 0 or more")
-    return (_synthetic_example(index, seed) for index in range(first, first + num_examples))
+    return (_synthetic_example(index, seed) for index in range(num_examples))
 
 
 def synthetic_lengths(num_examples: int, *, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -30,11 +30,6 @@ class StepPlan:
     features: Indices
     shares: tuple[tuple[Indices, ...], ...]
 
-    @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches of each rank."""
-        return len(self.shares[0])
-
 
 def epoch_order(num_features: int, *, seed: int, epoch: int) -> Indices:
     """The order of the features in an epoch, int64 [num_features]: a permutation drawn from (seed, epoch)."""

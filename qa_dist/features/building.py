@@ -50,9 +50,7 @@ def store_root(data: DataConfig) -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "qa_dist"
 
 
-def prepare_store(
-    config: RunConfig, split: Split, *, tokenizer: Any, progress: bool = False, verify: bool = True
-) -> FeatureStore:
+def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: bool = False) -> FeatureStore:
     """The store of one split, built first if it is not there.
 
     Any number of processes may call this at once: one builds, the others wait for it and map what it built. The lock
@@ -64,7 +62,6 @@ def prepare_store(
         tokenizer: The tokenizer of `config.model`, a fast one of transformers.
         progress: Whether to tell on stderr what goes on: a bar while tokenising, and what validation found. One rank
             does.
-        verify: Whether to check the files of a store that was there already.
 
     Raises:
         UserError: The data, the tokenizer or the lengths cannot be used, the store is damaged, or it cannot be written.
@@ -79,6 +76,7 @@ def prepare_store(
     fingerprint = digest(ingredients)
     root = store_root(data)
     path = root / fingerprint
+    is_built_here = False
     if not os.path.exists(path):
         with _locked(root, fingerprint):
             if not os.path.exists(path):
@@ -93,8 +91,8 @@ def prepare_store(
                 )
                 with _writing(root):
                     _write_store(path, ingredients, examples, columns, stats, report)
-                verify = False
-    store = FeatureStore(path, verify=verify)
+                is_built_here = True
+    store = FeatureStore(path, verify=not is_built_here)
     if store.fingerprint != fingerprint:
         raise damaged(path, f"its manifest is that of {store.fingerprint}")
     if progress and (store.report.problems or store.report.num_mended):

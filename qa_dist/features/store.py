@@ -16,11 +16,11 @@ views of the mapped pages.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ import pyarrow as pa
 
 from qa_dist.common.errors import ScoringError, StoreError
 from qa_dist.data.checking import Report
-from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.features.windows import FeatureStats
 
 Int8 = npt.NDArray[np.int8]
@@ -61,20 +60,6 @@ class FeatureMap:
     context_start_N: Int32
     context_offsets_T2: Int32
     first_offset_N1: Int64
-
-    @classmethod
-    def from_features(cls, features: Iterable[Feature]) -> Self:
-        """The map of features at hand, in their order."""
-        rows = list(features)
-        lengths = [len(feature.context_offsets) for feature in rows]
-        no_offsets = np.zeros((0, 2), np.int32)
-        return cls(
-            example_index_N=np.array([feature.example_index for feature in rows], np.int32),
-            window_N=np.array([feature.window for feature in rows], np.int32),
-            context_start_N=np.array([feature.context_start for feature in rows], np.int32),
-            context_offsets_T2=np.concatenate([no_offsets, *(feature.context_offsets for feature in rows)]),
-            first_offset_N1=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-        )
 
     def __len__(self) -> int:
         return len(self.example_index_N)
@@ -187,10 +172,6 @@ class FeatureStore:
         """Token types int8 [L] of a feature, a view."""
         return self._token_type_ids[self._first_token[feature_index] : self._first_token[feature_index + 1]]
 
-    def context_offsets(self, feature_index: int) -> Int32:
-        """Start and end character int32 [C, 2] of the context tokens of a feature, a view."""
-        return self._context_offsets[self._first_offset[feature_index] : self._first_offset[feature_index + 1]]
-
     def flat(self, feature_indices: npt.NDArray[np.integer[Any]] | Sequence[int]) -> tuple[Int32, Int8]:
         """Token ids int32 [T] and token types int8 [T] of the given features, one behind the other, as copies."""
         chosen = np.asarray(feature_indices, np.int64)
@@ -205,20 +186,6 @@ class FeatureStore:
         """The largest token id of all features; reads the whole column."""
         return int(self._input_ids.max(initial=0))
 
-    def feature(self, feature_index: int) -> Feature:
-        """One feature, whose arrays are views."""
-        return Feature(
-            example_index=int(self.example_index[feature_index]),
-            window=int(self.window[feature_index]),
-            input_ids=self.input_ids(feature_index),
-            token_type_ids=self.token_type_ids(feature_index),
-            context_start=int(self.context_start[feature_index]),
-            context_offsets=self.context_offsets(feature_index),
-            cls_token=int(self.cls_token[feature_index]),
-            start_token=int(self.start_token[feature_index]),
-            end_token=int(self.end_token[feature_index]),
-        )
-
     def feature_map(self) -> FeatureMap:
         """Where all features come from, for decoding; its arrays are views."""
         return FeatureMap(
@@ -227,18 +194,6 @@ class FeatureStore:
             context_start_N=self.context_start,
             context_offsets_T2=self._context_offsets,
             first_offset_N1=self._first_offset,
-        )
-
-    def example(self, example_index: int) -> Example:
-        """One example."""
-        row = {name: self._examples.column(name)[example_index].as_py() for name in self._examples.schema.names}
-        answers = zip(row["answer_texts"], row["answer_starts"], strict=True)
-        return Example(
-            id=row["id"],
-            question=row["question"],
-            context=row["context"],
-            answers=tuple(Answer(text, start) for text, start in answers),
-            title=row["title"],
         )
 
     @cached_property
@@ -315,6 +270,3 @@ def _check_file(path: Path, name: str, expected: Mapping[str, Any], *, verify: b
 
 def _map_batch(path: Path) -> pa.RecordBatch:
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-
-
-# ----------------------------------------------------------------------------------------------------------- writing

@@ -1,19 +1,21 @@
 """A hand-written data set and small tokenizers for the tests of the data path."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.data.checking import validate
-from qa_dist.data.formats import read_file
-from qa_dist.data.records import Example
+from qa_dist.data.formats import Record, parse, read_bytes
+from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.sources import Split
 from qa_dist.features.building import prepare_store
-from qa_dist.features.store import FeatureStore
+from qa_dist.features.store import FeatureMap, FeatureStore
 from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer
 
@@ -21,6 +23,10 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 TINY_SQUAD = FIXTURES / "tiny_squad.json"
 """Accents, emoji, combining marks, CRLF, unanswerable questions, and a context of several windows."""
 MALFORMED = FIXTURES / "malformed"
+
+
+def read_file(path: Path) -> list[Record]:
+    return list(parse(read_bytes(path), path))
 
 
 def tiny_examples() -> list[Example]:
@@ -85,6 +91,45 @@ def save_tokenizer(folder: Path, tokenizer: Any = None) -> str:
 def prepared(config: RunConfig, split: Split, **options: Any) -> FeatureStore:
     """The store of a split, made with the tokenizer of the configuration's own model."""
     return prepare_store(config, split, tokenizer=load_tokenizer(config.model), **options)
+
+
+def stored_feature(store: FeatureStore, index: int) -> Feature:
+    """A feature put together from the columns of a store."""
+    places = store.feature_map()
+    ids, types = store.flat([index])
+    return Feature(
+        example_index=int(store.example_index[index]),
+        window=int(store.window[index]),
+        input_ids=ids,
+        token_type_ids=types,
+        context_start=int(store.context_start[index]),
+        context_offsets=places.context_offsets_T2[slice(*places.first_offset_N1[index : index + 2])],
+        cls_token=int(store.cls_token[index]),
+        start_token=int(store.start_token[index]),
+        end_token=int(store.end_token[index]),
+    )
+
+
+def stored_example(store: FeatureStore, index: int) -> Example:
+    """An example put together from the columns of a store."""
+    columns = store._examples
+    row = {name: columns.column(name)[index].as_py() for name in columns.schema.names}
+    answers = zip(row.pop("answer_texts"), row.pop("answer_starts"), strict=True)
+    return Example(**row, answers=tuple(Answer(text, start) for text, start in answers))
+
+
+def map_of(features: Iterable[Feature]) -> FeatureMap:
+    """The map of features at hand, in their order."""
+    rows = list(features)
+    lengths = [len(feature.context_offsets) for feature in rows]
+    no_offsets = np.zeros((0, 2), np.int32)
+    return FeatureMap(
+        example_index_N=np.array([feature.example_index for feature in rows], np.int32),
+        window_N=np.array([feature.window for feature in rows], np.int32),
+        context_start_N=np.array([feature.context_start for feature in rows], np.int32),
+        context_offsets_T2=np.concatenate([no_offsets, *(feature.context_offsets for feature in rows)]),
+        first_offset_N1=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+    )
 
 
 def run_config(tokenizer_folder: str | Path, store_dir: str | Path, **data: Any) -> RunConfig:

@@ -27,10 +27,9 @@ from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import CandidateTable, top_spans
 from qa_dist.evaluation.scoring import load_predictions, normalize_answer, score_v1, score_v2
 from qa_dist.features.building import prepare_store
-from qa_dist.features.store import FeatureMap
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer
-from tests.unit.data_fixtures import byte_tokenizer, run_config
+from tests.unit.data_fixtures import byte_tokenizer, map_of, run_config, stored_example
 from tests.unit.evaluation.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2
 
 CLUSTERS = (
@@ -323,7 +322,7 @@ def test_a_store_gives_back_the_text_it_was_made_of(found: list[tuple[str, str, 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = run_config("unused", tmp_path / "stores", train_file=str(path))
     store = prepare_store(config, "train", tokenizer=TOKENIZERS["uncased"])
-    assert [store.example(index) for index in range(store.num_examples)] == examples
+    assert [stored_example(store, index) for index in range(store.num_examples)] == examples
     assert store.contexts == [example.context for example in examples]
 
 
@@ -387,7 +386,7 @@ def test_answers_are_those_of_three_loops_and_stand_in_the_context(
         tables.append(top.to_table([index]))
     (answer,) = decode(
         CandidateTable.concatenate(tables).ordered(len(features)),
-        FeatureMap.from_features(features),
+        map_of(features),
         [example.context],
         ["q"],
         n_best_size=n_best,

@@ -15,6 +15,7 @@ from qa_dist.data.records import Candidate, Feature, Prediction
 from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import MODES, CandidateTable, Mode, TopSpans, pad_rows, top_spans
 from qa_dist.features.store import FeatureMap
+from tests.unit.data_fixtures import map_of
 
 f32 = np.float32
 
@@ -350,7 +351,7 @@ class Case:
 
     def decode(self, *, num_candidates=20, max_answer_length=30, mode, **settings):
         table = self.table(num_candidates=num_candidates, max_answer_length=max_answer_length, mode=mode)
-        features = FeatureMap.from_features(self.features)
+        features = map_of(self.features)
         return decode(table, features, self.contexts, self.ids, n_best_size=num_candidates, **settings)
 
 
@@ -561,7 +562,7 @@ def test_extreme_logits_give_numbers_that_json_can_write():
 
 
 def test_no_examples_no_answers():
-    features = FeatureMap.from_features([])
+    features = map_of([])
     answers = decode(CandidateTable.empty(3), features, [], [], n_best_size=3, version_2=True)
     assert len(answers) == 0
     assert list(answers) == []
@@ -571,7 +572,7 @@ def test_no_examples_no_answers():
 def test_parts_that_do_not_belong_together_are_refused():
     case = Case(np.random.default_rng(1), num_examples=3, max_windows=1)
     table = case.table(num_candidates=4, max_answer_length=5, mode="span")
-    features = FeatureMap.from_features(case.features)
+    features = map_of(case.features)
     settings = {"n_best_size": 4, "version_2": False}
 
     def refused(message, table=table, features=features, contexts=case.contexts, ids=case.ids, **changed):

@@ -28,10 +28,13 @@ from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
     TINY_SQUAD,
     byte_tokenizer,
+    map_of,
     prepared,
     row,
     run_config,
     save_tokenizer,
+    stored_example,
+    stored_feature,
     tiny_examples,
     write_rows,
 )
@@ -112,13 +115,13 @@ def test_a_store_holds_the_examples_and_their_features(built: FeatureStore) -> N
     assert built.num_unanswerable == 2
     assert built.stats == stats
     assert built.report.num_examples == len(examples)
-    assert [built.example(i) for i in range(built.num_examples)] == examples
+    assert [stored_example(built, i) for i in range(built.num_examples)] == examples
     assert built.example_ids == [example.id for example in examples]
     assert built.contexts == [example.context for example in examples]
     for i, example in enumerate(examples):
         assert built.answer_texts(i) == [answer.text for answer in example.answers]
     for i, feature in enumerate(features):
-        stored = built.feature(i)
+        stored = stored_feature(built, i)
         for name in ("input_ids", "token_type_ids", "context_offsets"):
             np.testing.assert_array_equal(getattr(stored, name), getattr(feature, name))
             assert getattr(stored, name).dtype == getattr(feature, name).dtype
@@ -130,7 +133,8 @@ def test_a_store_holds_the_examples_and_their_features(built: FeatureStore) -> N
 
 
 def test_columns_are_views_that_cannot_be_written(built: FeatureStore) -> None:
-    arrays = [built.lengths, built.start_token, built.input_ids(1), built.token_type_ids(1), built.context_offsets(1)]
+    offsets = built.feature_map().context_offsets_T2
+    arrays = [built.lengths, built.start_token, built.input_ids(1), built.token_type_ids(1), offsets]
     for array in arrays:
         assert not array.flags.writeable
     assert not built.input_ids(1).flags.owndata
@@ -147,8 +151,8 @@ def test_flat_is_the_given_features_one_behind_the_other(built: FeatureStore, in
 
 
 def test_the_feature_map_is_that_of_the_features(built: FeatureStore) -> None:
-    decoding = pytest.importorskip("qa_dist.evaluation.answers")
-    expected = decoding.FeatureMap.from_features(built.feature(i) for i in range(built.num_features))
+    features, _ = FeatureBuilder(TokenizerSpec.of(tiny_tokenizer()), FeatureSpec(96, 24)).build(tiny_examples())
+    expected = map_of(features)
     found = built.feature_map()
     for name in ("example_index_N", "window_N", "context_start_N", "context_offsets_T2", "first_offset_N1"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
@@ -171,7 +175,7 @@ def test_forked_processes_share_a_store(built: FeatureStore) -> None:
         "expected = store.flat([1, 2])[0].tolist()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os._exit(0 if store.flat([1, 2])[0].tolist() == expected and store.example(1) else 1)\n"
+        "    os._exit(0 if store.flat([1, 2])[0].tolist() == expected and store.contexts[1] else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(built.path)], check=True, cwd=ROOT)
@@ -537,10 +541,10 @@ def test_every_answer_of_squad_dev_comes_back_from_its_label(squad_dev: FeatureS
     num_exact = 0
     labelled = np.flatnonzero(squad_dev.start_token != squad_dev.cls_token)
     for i in labelled:
-        feature = squad_dev.feature(i)
+        feature = stored_feature(squad_dev, i)
         first = feature.context_offsets[feature.start_token - feature.context_start, 0]
         last = feature.context_offsets[feature.end_token - feature.context_start, 1]
-        example = squad_dev.example(feature.example_index)
+        example = stored_example(squad_dev, feature.example_index)
         found, answer = example.context[first:last], example.answers[0].text
         # An answer may begin or end inside a token, as "1990" does in "1990s".
         assert scoring.normalize_answer(answer) in scoring.normalize_answer(found)
@@ -556,7 +560,7 @@ def test_squad_train_has_the_known_features(squad_dir: Path, squad_dev: FeatureS
     assert sum(now - before for now, before in zip(os.times()[:4], started[:4], strict=True)) < 120
     assert (train.num_examples, train.num_features) == (87_599, 88_524)
     assert train.stats.mean_tokens == pytest.approx(170.75, abs=0.005)
-    first = train.feature(0)
+    first = stored_feature(train, 0)
     assert (first.start_token, first.end_token) == (130, 137)
     vocabulary = load_tokenizer(squad_config(squad_dir, squad_dev.path).model)
     assert vocabulary.decode(first.input_ids[130:138]) == "saint bernadette soubirous"
