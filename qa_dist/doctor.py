@@ -48,7 +48,6 @@ class DoctorConfig:
     store_dir: str | None = option(None, "folder whose disk is looked at: --store_dir of a run to come; auto: as there")
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         if self.num_processes is not None and not self.launch:
             yield "--num_processes is for --launch; add --launch or drop it"
 
@@ -189,7 +188,7 @@ def table(checks: Sequence[Check]) -> str:
 
 
 def as_json(checks: Sequence[Check], measured: dict[str, Any] | None) -> str:
-    """The same for programs."""
+    """All checks and what was measured, as JSON."""
     whole = {"host": host_name(), "checks": [asdict(check) for check in checks], "all_reduce": measured}
     return json.dumps(whole, indent=2) + "\n"
 

@@ -32,7 +32,6 @@ class EvaluateConfig:
     )
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         yield from adapter_problems(self.adapter)
 
 

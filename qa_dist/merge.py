@@ -42,7 +42,6 @@ class MergeConfig:
     merged_dir: str | None = option(None, "folder for the merged model; it must not exist yet", required=True)
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         yield from adapter_problems(self.adapter)
         if self.adapter and Path(self.adapter).is_dir() and not (Path(self.adapter) / ADAPTER_CONFIG).is_file():
             yield f"--adapter {self.adapter} holds a whole model; there is nothing to merge"

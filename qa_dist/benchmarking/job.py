@@ -58,7 +58,6 @@ class Job:
     device: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types."""
         return dataclasses.asdict(self)
 
     @classmethod

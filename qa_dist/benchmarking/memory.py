@@ -256,7 +256,7 @@ def estimates(words: Sequence[str], options: EstimateConfig) -> list[dict[str, A
 
 
 def page(files: Sequence[Mapping[str, Any]]) -> str:
-    """docs/memory.md."""
+    """The text of docs/memory.md."""
     lines = [
         "# Memory",
         "",

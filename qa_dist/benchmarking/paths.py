@@ -68,7 +68,6 @@ def cells(settings: Settings) -> list[tuple[Cell, Job]]:
 
 
 def name_of(cell: Cell) -> str:
-    """A cell in words."""
     words = [cell["path"], {"lora": "LoRA", "full": "full"}[cell["tuning"]], cell["precision"]]
     words += [name for name in ("dropout", "checkpointing") if cell[name]]
     return ", ".join(words)

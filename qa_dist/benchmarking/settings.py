@@ -113,7 +113,6 @@ class Settings:
 
     @classmethod
     def of(cls, config: RunConfig, options: BenchConfig) -> "Settings":
-        """On this machine."""
         import torch
 
         if torch.cuda.is_available():

@@ -27,7 +27,6 @@ class Parser(argparse.ArgumentParser):
     """A parser of flags whose complaints are a `UserError` like all others: a sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print and exit with."""
         raise UserError(f"{message}; see {self.prog} --help")
 
 

@@ -25,7 +25,7 @@ def shortened(text: str, longest: int = 200) -> str:
 
 
 class _Held(logging.Handler):
-    """A handler that keeps what it gets."""
+    """A log handler that keeps the records it gets."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Every option of qa_dist: what it means, what it may be, and how a recipe and flags become one configuration.
+"""Every option of a run: what it means, which values it may have, and which of them contradict each other.
 
-Options live in four frozen dataclasses. A recipe (YAML, flat, the same names) overrides the defaults, flags override
-the recipe, and every problem of all of them is reported at once. The same dataclasses print `--help`, the table in the
-documentation and the `config.yaml` written beside results, which can be passed back with `--config`.
+Options live in four frozen dataclasses, which also print `--help` and the tables of the documentation. `problems` of a
+group yields one sentence for each contradiction between its options, `option` holds the range of one. `parsing` reads
+flags and a recipe into them.
 
 This module imports neither torch nor transformers, so that `--help` and mistakes answer at once.
 """
@@ -88,7 +88,6 @@ class DataConfig:
     )
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         if self.dataset_name and (self.train_file or self.validation_file):
             yield (
                 f"--dataset_name {self.dataset_name} and --train_file/--validation_file name two sources; "
@@ -179,7 +178,6 @@ class ModelConfig:
     show_structure: bool = option(False, "list every trainable tensor with its shape before training")
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         if self.quantization != "no":
             if self.tuning == "full":
                 yield f"--quantization {self.quantization} freezes what --tuning full trains; use --tuning lora"
@@ -298,7 +296,6 @@ class TrainingConfig:
     disable_tqdm: bool = option(False, "no progress bar")
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         if self.tf32 and self.mixed_precision != "no":
             yield f"--tf32 is about float32 products and --mixed_precision is {self.mixed_precision}; keep one of them"
         if self.eval_steps not in ("epoch", "no") and whole_number(self.eval_steps) < 1:
@@ -339,7 +336,6 @@ class EvaluationConfig:
     )
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         if math.isnan(self.null_score_diff_threshold):
             yield "--null_score_diff_threshold is nan; give a number"
 

@@ -1,4 +1,8 @@
-"""Flags and recipes read into one configuration."""
+"""Flags and recipes read into one configuration, with every problem of all of them reported at once.
+
+A recipe (YAML, flat, named as the flags) overrides the defaults, and flags override the recipe. `write_config` writes a
+configuration as a recipe that gives the same one again.
+"""
 
 import argparse
 import dataclasses

@@ -338,7 +338,7 @@ class CandidateTable:
 
     @property
     def num_candidates(self) -> int:
-        """K."""
+        """Candidates kept of every feature, K."""
         return int(self.start_token_NK.shape[1])
 
     def candidates(self, row: int) -> list[Candidate]:

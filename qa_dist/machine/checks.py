@@ -307,7 +307,7 @@ def disk(name: str, path: Path, *, free_bytes: int, writable: bool, remedy: str)
 
 
 def find_disk(name: str, path: Path, remedy: str) -> Check:
-    """The same of this machine."""
+    """`disk` of a folder of this machine."""
     path = path.expanduser().absolute()
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

@@ -75,12 +75,12 @@ class Sizes:
 
     @property
     def trained_bytes(self) -> int:
-        """P."""
+        """Bytes of the trained tensors."""
         return sum(self.trained) * FLOAT
 
     @property
     def total_bytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(self.frozen) + self.trained_bytes
 
 
@@ -114,7 +114,7 @@ class MemoryUse:
 
     @property
     def device_bytes(self) -> int:
-        """Of all parts on the device."""
+        """Bytes of all parts on the device."""
         return sum(self.device.values())
 
 

@@ -58,7 +58,6 @@ class EstimateConfig:
     json: bool = option(False, "print JSON instead of a table")
 
     def problems(self) -> Iterable[str]:
-        """Contradictions inside this group."""
         if self.device_memory is not None and num_bytes(self.device_memory) is None:
             yield f"--device_memory {self.device_memory} is no size; write it as 24GiB, 80GB or a number of bytes"
 
@@ -80,7 +79,6 @@ class Estimate:
     largest_budget: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types."""
         return {
             "strategy": self.strategy,
             "max_tokens_per_device": self.num_tokens,

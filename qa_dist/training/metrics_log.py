@@ -29,7 +29,6 @@ class MetricsLog:
         self._mode = "a"
 
     def write(self, values: Mapping[str, float | None]) -> None:
-        """Append one line."""
         if self._path and not self._file:
             self._file = self._path.open(self._mode, encoding="utf-8")
         if self._file:
@@ -37,7 +36,6 @@ class MetricsLog:
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
         if self._file:
             # A line that the disk has refused would be tried again.
             with suppress(OSError):

@@ -38,7 +38,6 @@ class Progress:
         self._tokens = 0
 
     def step(self, *, loss: float, learning_rate: float, num_features: int, num_tokens: int) -> None:
-        """Count one optimiser step."""
         self._features += num_features
         self._tokens += num_tokens
         seconds = time.perf_counter() - self._started - self._paused
@@ -59,9 +58,7 @@ class Progress:
             self._paused += time.perf_counter() - start
 
     def notice(self, text: str) -> None:
-        """Print a line above the bar."""
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
         self._bar.close()
