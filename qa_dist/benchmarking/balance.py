@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from qa_dist.benchmarking.synthetic import squad_windows
-from qa_dist.features.batching import deal, token_imbalance
+from qa_dist.features.batching import balance, token_imbalance
 
 WORLD_SIZES = (2, 8, 64, 512)
 FEATURES_PER_RANK = 16
@@ -27,7 +27,7 @@ def simulate(world_sizes: Sequence[int] = WORLD_SIZES, *, seed: int = 0) -> list
         lengths = squad_windows(num_steps * size, seed=seed).lengths
         # Windows of one context stand together; an epoch's order is random.
         lengths = np.random.default_rng(seed).permutation(lengths).reshape(num_steps, size)
-        dealt = [token_imbalance([int(step[share].sum()) for share in deal(step, world_size)]) for step in lengths]
+        dealt = [token_imbalance([int(step[share].sum()) for share in balance(step, world_size)]) for step in lengths]
         plain = [token_imbalance(step.reshape(world_size, -1).sum(1).tolist()) for step in lengths]
         simulated.append(
             {

@@ -17,7 +17,7 @@ import torch
 
 from qa_dist.config.options import ModelConfig, option
 from qa_dist.config.parsing import parse
-from qa_dist.features.batching import Lengths, cut_unpadded
+from qa_dist.features.batching import Lengths, pack_unpadded
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import SpanModel, span_loss, transformers_model
 
@@ -73,8 +73,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def train_step(model: SpanModel, lengths: Lengths, budget: int) -> None:
     """Forward and backward passes over one global batch."""
-    for cut in cut_unpadded(lengths, budget):
-        row = tuple(lengths[cut].tolist())
+    for members in pack_unpadded(lengths, budget):
+        row = tuple(lengths[members].tolist())
         input_ids_T = _some_tokens(model, sum(row))
         start_T, end_T = model(input_ids_T, torch.zeros_like(input_ids_T), row)
         loss = span_loss(start_T, end_T, row, torch.zeros(len(row), 2, dtype=torch.long)).sum()

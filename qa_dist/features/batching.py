@@ -46,7 +46,7 @@ def global_batch(order: Indices, step: int, global_batch_size: int) -> Indices:
     return order[step * global_batch_size : (step + 1) * global_batch_size]
 
 
-def deal(costs: npt.NDArray[np.int64] | Lengths, num_bins: int) -> list[Indices]:
+def balance(costs: npt.NDArray[np.int64] | Lengths, num_bins: int) -> list[Indices]:
     """Positions of `costs` for each bin: largest first, each to the bin with the least cost so far.
 
     This is Graham's longest-processing-time rule: its largest bin is at most 4/3 of the best possible (R. L. Graham,
@@ -62,7 +62,7 @@ def deal(costs: npt.NDArray[np.int64] | Lengths, num_bins: int) -> list[Indices]
     return [np.array(members, dtype=np.int64) for members in bins]
 
 
-def cut_unpadded(lengths: Lengths, max_tokens: int) -> list[Indices]:
+def pack_unpadded(lengths: Lengths, max_tokens: int) -> list[Indices]:
     """Positions of `lengths` in as few micro-batches of at most `max_tokens` real tokens as balancing finds.
 
     A feature longer than the budget gets a micro-batch of its own.
@@ -70,13 +70,13 @@ def cut_unpadded(lengths: Lengths, max_tokens: int) -> list[Indices]:
     if not len(lengths):
         return []
     for num_bins in range(math.ceil(int(lengths.sum()) / max_tokens), len(lengths)):
-        bins = deal(lengths, num_bins)
+        bins = balance(lengths, num_bins)
         if all(int(lengths[members].sum()) <= max_tokens for members in bins):
             return bins
     return [np.array([position], dtype=np.int64) for position in range(len(lengths))]
 
 
-def cut_padded(lengths: Lengths, max_tokens: int, padded_length: int | None = None) -> list[Indices]:
+def pack_padded(lengths: Lengths, max_tokens: int, padded_length: int | None = None) -> list[Indices]:
     """Positions of `lengths`, longest first, in micro-batches of at most `max_tokens` tokens after padding.
 
     Args:
@@ -84,14 +84,14 @@ def cut_padded(lengths: Lengths, max_tokens: int, padded_length: int | None = No
         max_tokens: Budget, padding included; a feature longer than it gets a micro-batch of its own.
         padded_length: Pad to this length; None: to the longest of the micro-batch.
     """
-    cuts: list[list[int]] = []
+    bins: list[list[int]] = []
     width = 0
     for position in np.argsort(-lengths, kind="stable"):
-        if not cuts or (len(cuts[-1]) + 1) * width > max_tokens:
-            cuts.append([])
+        if not bins or (len(bins[-1]) + 1) * width > max_tokens:
+            bins.append([])
             width = padded_length or int(lengths[position])
-        cuts[-1].append(int(position))
-    return [np.array(members, dtype=np.int64) for members in cuts]
+        bins[-1].append(int(position))
+    return [np.array(members, dtype=np.int64) for members in bins]
 
 
 def plan_step(
@@ -114,14 +114,14 @@ def plan_step(
         padded_length: With `padded`: the length that every feature is padded to; None: the micro-batch's longest.
     """
     shares: list[list[Indices]] = []
-    for share in deal(lengths, world_size):
-        cuts = (
-            cut_padded(lengths[share], max_tokens, padded_length)
+    for share in balance(lengths, world_size):
+        micro_batches = (
+            pack_padded(lengths[share], max_tokens, padded_length)
             if padded
-            else cut_unpadded(lengths[share], max_tokens)
+            else pack_unpadded(lengths[share], max_tokens)
         )
         # A fixed order inside a micro-batch: its sums then do not depend on how it came about.
-        shares.append([np.sort(share[cut]) for cut in cuts])
+        shares.append([np.sort(share[members]) for members in micro_batches])
     most = max(len(share) for share in shares)
     empty = np.empty(0, dtype=np.int64)
     return StepPlan(features, tuple((*share, *[empty] * (most - len(share))) for share in shares))
@@ -133,7 +133,7 @@ def evaluation_batches(lengths: Lengths, max_tokens: int, padded_length: int | N
     The batches depend on the lengths and the budget alone. Ranks take whole batches, so a feature meets the same
     neighbours, and the same rounding, at every world size.
     """
-    return cut_padded(lengths, max_tokens, padded_length)
+    return pack_padded(lengths, max_tokens, padded_length)
 
 
 def share_batches(batches: Sequence[Indices], lengths: Lengths, *, world_size: int, rank: int) -> list[Indices]:
@@ -142,9 +142,9 @@ def share_batches(batches: Sequence[Indices], lengths: Lengths, *, world_size: i
     Empty batches at the end give all ranks the same number, so that those which compute together can.
     """
     costs = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
-    dealt = deal(costs, world_size)
-    empty = [np.empty(0, dtype=np.int64)] * (max(map(len, dealt)) - len(dealt[rank]))
-    return [batches[position] for position in dealt[rank]] + empty
+    shares = balance(costs, world_size)
+    empty = [np.empty(0, dtype=np.int64)] * (max(map(len, shares)) - len(shares[rank]))
+    return [batches[position] for position in shares[rank]] + empty
 
 
 def token_imbalance(shares_tokens: Sequence[int]) -> float:

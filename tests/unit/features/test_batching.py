@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qa_dist.features.batching import (
-    cut_padded,
-    cut_unpadded,
-    deal,
+    balance,
     epoch_order,
     evaluation_batches,
     global_batch,
+    pack_padded,
+    pack_unpadded,
     plan_step,
     share_batches,
     steps_per_epoch,
@@ -38,8 +38,8 @@ def test_an_epoch_sees_every_feature_once_and_keeps_the_short_step(num_features:
 
 
 @given(LENGTHS, st.integers(1, 9))
-def test_deal_gives_every_position_to_one_bin_within_grahams_bound(costs: np.ndarray, num_bins: int) -> None:
-    bins = deal(costs, num_bins)
+def test_balance_gives_every_position_to_one_bin_within_grahams_bound(costs: np.ndarray, num_bins: int) -> None:
+    bins = balance(costs, num_bins)
     assert len(bins) == num_bins
     assert sorted(np.concatenate(bins).tolist()) == list(range(len(costs)))
     # What any list schedule keeps, and putting two large costs together needlessly breaks (Graham 1966).
@@ -47,34 +47,34 @@ def test_deal_gives_every_position_to_one_bin_within_grahams_bound(costs: np.nda
     assert max(costs[members].sum() for members in bins) <= bound + 1e-9
 
 
-def test_deal_balances_squad_like_lengths() -> None:
+def test_squad_like_lengths_are_balanced() -> None:
     costs = np.random.default_rng(0).integers(60, 384, 8 * 16).astype(np.int32)
-    assert token_imbalance([int(costs[members].sum()) for members in deal(costs, 8)]) < 1.01
+    assert token_imbalance([int(costs[members].sum()) for members in balance(costs, 8)]) < 1.01
     plain = [int(costs[rank::8].sum()) for rank in range(8)]
     assert token_imbalance(plain) > 1.03
 
 
 @given(LENGTHS, st.integers(384, 4000))
-def test_unpadded_cuts_hold_the_budget(lengths: np.ndarray, budget: int) -> None:
-    cuts = cut_unpadded(lengths, budget)
-    assert sorted(np.concatenate(cuts).tolist()) == list(range(len(lengths)))
-    assert all(lengths[cut].sum() <= budget for cut in cuts)
-    # No two cuts fit together less than half: never more than twice the least number.
-    assert len(cuts) <= max(1, 2 * int(np.ceil(lengths.sum() / budget)))
+def test_unpadded_micro_batches_hold_the_budget(lengths: np.ndarray, budget: int) -> None:
+    bins = pack_unpadded(lengths, budget)
+    assert sorted(np.concatenate(bins).tolist()) == list(range(len(lengths)))
+    assert all(lengths[members].sum() <= budget for members in bins)
+    # No two bins fit together less than half: never more than twice the least number.
+    assert len(bins) <= max(1, 2 * int(np.ceil(lengths.sum() / budget)))
 
 
 @given(LENGTHS, st.integers(384, 4000), st.sampled_from([None, 384]))
-def test_padded_cuts_hold_the_budget_with_padding(lengths: np.ndarray, budget: int, fixed: int | None) -> None:
-    cuts = cut_padded(lengths, budget, fixed)
-    assert sorted(np.concatenate(cuts).tolist()) == list(range(len(lengths)))
-    assert all((fixed or lengths[cut].max()) * len(cut) <= budget for cut in cuts)
+def test_padded_micro_batches_hold_the_budget_with_padding(lengths: np.ndarray, budget: int, fixed: int | None) -> None:
+    bins = pack_padded(lengths, budget, fixed)
+    assert sorted(np.concatenate(bins).tolist()) == list(range(len(lengths)))
+    assert all((fixed or lengths[members].max()) * len(members) <= budget for members in bins)
 
 
 def test_a_feature_longer_than_the_budget_stands_alone() -> None:
     lengths = np.array([10, 500, 10], dtype=np.int32)
-    for cuts in (cut_unpadded(lengths, 100), cut_padded(lengths, 100)):
-        assert [1] in [cut.tolist() for cut in cuts]
-        assert sorted(np.concatenate(cuts).tolist()) == [0, 1, 2]
+    for bins in (pack_unpadded(lengths, 100), pack_padded(lengths, 100)):
+        assert [1] in [members.tolist() for members in bins]
+        assert sorted(np.concatenate(bins).tolist()) == [0, 1, 2]
 
 
 @given(LENGTHS, st.integers(1, 7), st.integers(384, 3000), st.booleans())
@@ -85,7 +85,7 @@ def test_a_step_computes_each_feature_once_in_equally_many_micro_batches(
     plan = plan_step(features, lengths, world_size=world_size, max_tokens=budget, padded=padded)
     assert len(plan.shares) == world_size
     assert len({len(share) for share in plan.shares}) == 1
-    seen = np.concatenate([cut for share in plan.shares for cut in share])
+    seen = np.concatenate([members for share in plan.shares for members in share])
     assert sorted(seen.tolist()) == list(range(len(lengths)))
     assert plan.features is features
 
@@ -100,6 +100,6 @@ def test_evaluation_batches_are_the_same_at_every_world_size(lengths: np.ndarray
     batches = evaluation_batches(lengths, budget)
     shares = [share_batches(batches, lengths, world_size=world_size, rank=rank) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
-    dealt = sorted(tuple(batch.tolist()) for share in shares for batch in share if len(batch))
-    assert dealt == sorted(tuple(batch.tolist()) for batch in batches)
+    shared = sorted(tuple(batch.tolist()) for share in shares for batch in share if len(batch))
+    assert shared == sorted(tuple(batch.tolist()) for batch in batches)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
