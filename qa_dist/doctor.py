@@ -27,6 +27,7 @@ from qa_dist.config.parsing import parse
 from qa_dist.distributed.roll_call import Member, places
 from qa_dist.machine import checks
 from qa_dist.machine.checks import Check
+from qa_dist.machine.environment import installed
 from qa_dist.machine.requirements import requirements
 from qa_dist.machine.usage import num_cores
 
@@ -57,18 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
-    _, own = parse(argv, prog=PROG, description=__doc__ or "", groups=(), entry=DoctorConfig)
-    if own.launch:
+    _, options = parse(argv, prog=PROG, description=__doc__ or "", groups=(), entry=DoctorConfig)
+    if options.launch:
         os.environ.update(slurm_environment())
         if "RANK" in os.environ:
-            return _join(own)
-    checks = examine(own.output_dir, own.store_dir)
+            return _join(options)
+    results = examine(options.output_dir, options.store_dir)
     measured = None
-    if own.launch:
-        check, measured = launch(own.num_processes or _default_processes(), own.seconds)
-        checks += check
-    sys.stdout.write(as_json(checks, measured) if own.json else table(checks))
-    return int(any(check.status == "failure" for check in checks))
+    if options.launch:
+        rates, measured = launch(options.num_processes or _default_processes(), options.seconds)
+        results += rates
+    sys.stdout.write(as_json(results, measured) if options.json else table(results))
+    return int(any(check.status == "failure" for check in results))
 
 
 def examine(output_dir: str, store_dir: str | None) -> list[Check]:
@@ -79,7 +80,7 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
     from qa_dist.features.building import store_root
 
     required = requirements()
-    installed = checks.find_packages(required)
+    versions = installed(item.name for item in required)
     gpus = checks.find_devices()
     cores = num_cores()
     backends = ("gloo", "nccl") if gpus else ("gloo",)
@@ -94,7 +95,7 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
             "bitsandbytes",
             "8-bit and 4-bit models and 8-bit optimisers",
             "quant",
-            installed["bitsandbytes"],
+            versions["bitsandbytes"],
             partial(checks.try_python, checks.TRY_BITSANDBYTES),
         )
         deepspeed = pool.submit(
@@ -102,13 +103,13 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
             "deepspeed",
             "ZeRO",
             "deepspeed",
-            installed["deepspeed"],
+            versions["deepspeed"],
             partial(checks.try_python, checks.TRY_DEEPSPEED),
         )
         hub = pool.submit(checks.hub, constants.ENDPOINT, os.environ, checks.reach)
     return [
         checks.python(),
-        *checks.packages(required, installed),
+        *checks.packages(required, versions),
         *checks.devices(
             gpus,
             cuda=torch.version.cuda,
@@ -174,26 +175,26 @@ def rate_checks(measured: dict[str, Any]) -> list[Check]:
     ]
 
 
-def table(checks: Sequence[Check]) -> str:
-    """All checks as aligned lines, and how many there are of each status."""
-    width = max(len(check.name) for check in checks) + 2
+def table(results: Sequence[Check]) -> str:
+    """All results as aligned lines, and how many there are of each status."""
+    width = max(len(check.name) for check in results) + 2
     lines = [
         f"{check.status:<9}{check.name:<{width}}{check.found}{f' -> {check.remedy}' if check.remedy else ''}"
-        for check in checks
+        for check in results
     ]
-    if any(check.name.startswith("all-reduce ") for check in checks):
+    if any(check.name.startswith("all-reduce ") for check in results):
         lines.append(FORMULA)
-    counts = {status: sum(check.status == status for check in checks) for status in _STATUSES}
+    counts = {status: sum(check.status == status for check in results) for status in _STATUSES}
     return "\n".join([*lines, ", ".join(f"{status}: {count}" for status, count in counts.items())]) + "\n"
 
 
-def as_json(checks: Sequence[Check], measured: dict[str, Any] | None) -> str:
-    """All checks and what was measured, as JSON."""
-    whole = {"host": host_name(), "checks": [asdict(check) for check in checks], "all_reduce": measured}
+def as_json(results: Sequence[Check], measured: dict[str, Any] | None) -> str:
+    """All results and what was measured, as JSON."""
+    whole = {"host": host_name(), "checks": [asdict(check) for check in results], "all_reduce": measured}
     return json.dumps(whole, indent=2) + "\n"
 
 
-def _join(own: DoctorConfig) -> int:
+def _join(options: DoctorConfig) -> int:
     """Measure the processes that a launcher started, of which this is one; rank 0 prints."""
     from qa_dist.distributed.bandwidth import measure
     from qa_dist.distributed.failures import failures_named
@@ -201,7 +202,7 @@ def _join(own: DoctorConfig) -> int:
 
     with failures_named():
         ranks = Ranks(timeout_seconds=_TIMEOUT_SECONDS)
-        rates = measure(ranks, seconds=own.seconds)
+        rates = measure(ranks, seconds=options.seconds)
         members = ranks.gather(Member(ranks.rank, host_name(), {}))
         if ranks.is_main:
             measured = {
@@ -211,8 +212,8 @@ def _join(own: DoctorConfig) -> int:
                 "formula": FORMULA,
                 "rates": [asdict(rate) for rate in rates],
             }
-            checks = rate_checks(measured)
-            sys.stdout.write(as_json(checks, measured) if own.json else table(checks))
+            results = rate_checks(measured)
+            sys.stdout.write(as_json(results, measured) if options.json else table(results))
         ranks.close()
     return 0
 

@@ -1,11 +1,12 @@
 """Generated parts of the documentation: `python -m qa_dist.documentation FILE ...` rewrites them in place."""
 
+import dataclasses
 import importlib
 import itertools
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from qa_dist.cli import COMMANDS
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfig
-from qa_dist.config.parsing import option_table
+from qa_dist.config.parsing import default_text, option_type
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
 
 PROG = "qa_dist.documentation"
@@ -35,7 +36,7 @@ def parts() -> dict[str, str]:
     """Every generated part by name, as Markdown."""
     return {
         "commands": command_table(),
-        "options": option_table({**GROUPS, **own_options()}),
+        "options": option_tables({**GROUPS, **own_options()}),
         "compatibility": compatibility_table(),
         "refusals": refusal_table(),
     }
@@ -52,12 +53,29 @@ def command_table() -> str:
 
 def own_options() -> dict[str, type[Any]]:
     """Options that only one command has, by group: the `MergeConfig` of `merge` as "merge only"."""
-    found = {}
+    groups = {}
     for name, command in COMMANDS.items():
         group = getattr(importlib.import_module(command.module), f"{name.capitalize()}Config", None)
         if group is not None:
-            found[f"{name} only"] = group
-    return found
+            groups[f"{name} only"] = group
+    return groups
+
+
+def option_tables(groups: Mapping[str, type[Any]]) -> str:
+    """Every option of these groups as Markdown, a table each."""
+    lines: list[str] = []
+    for name, group in groups.items():
+        hints = typing.get_type_hints(group)
+        lines += [f"## {name}", "", str(group.__doc__), ""]
+        lines += ["| option | values | default | meaning |", "|---|---|---|---|"]
+        for item in dataclasses.fields(group):
+            values = option_type(hints[item.name]).replace("|", " \\| ")
+            default = default_text(item).removeprefix("default: ")
+            # As code, so that no underscore or asterisk in a name is taken for emphasis.
+            meaning = re.sub(r"--[\w*]+", r"`\g<0>`", item.metadata["help"]).replace("|", "\\|")
+            lines.append(f"| `--{item.name}` | {values} | {default} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def regenerated(text: str) -> str:
@@ -131,7 +149,7 @@ def combinations() -> Iterator[Combination]:
 
 def compatibility_table() -> str:
     """The combinations as Markdown: a row per strategy and precision, a column per quantisation."""
-    found = list(combinations())
+    verdicts = list(combinations())
     quantizations = _choices(ModelConfig, "quantization")
     lines = [
         "| strategy | `--mixed_precision` | " + " | ".join(f"`--quantization {name}`" for name in quantizations) + " |",
@@ -145,7 +163,7 @@ def compatibility_table() -> str:
                 wanted = {"mixed_precision": precision, "quantization": quantization}
                 problems = {
                     each.problem
-                    for each in found
+                    for each in verdicts
                     if each.strategy == strategy and wanted.items() <= each.options.items()
                 }
                 cells.append(_cell(problems, notes))

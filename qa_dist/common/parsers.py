@@ -106,10 +106,10 @@ def _value(node: Any, seen: set[int]) -> Any:
     kind = node.tag.removeprefix(_TAG)
     if kind == "map" and isinstance(node.value, list):
         pairs = [(_key(key), value) for key, value in node.value]
-        found = {key: _value(value, seen) for key, value in pairs}
-        if len(found) != len(pairs):
+        mapping = {key: _value(value, seen) for key, value in pairs}
+        if len(mapping) != len(pairs):
             raise ParseError(f"{_repeated(key for key, _ in pairs)} is there more than once; keep one")
-        return found
+        return mapping
     if kind == "seq" and isinstance(node.value, list):
         return [_value(item, seen) for item in node.value]
     if isinstance(node.value, str):

@@ -27,11 +27,11 @@ def shipped_folder(name: str, package: Path = _PACKAGE) -> Path:
 
 def shipped_files() -> dict[str, Path]:
     """Every shipped file by its whole name, such as `accelerate_configs/ddp.yaml`."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in FOLDERS:
         paths = shipped_folder(folder).glob("*")
-        found |= {f"{folder}/{path.name}": path for path in sorted(paths) if path.is_file()}
-    return found
+        files |= {f"{folder}/{path.name}": path for path in sorted(paths) if path.is_file()}
+    return files
 
 
 def find_shipped(name: str) -> tuple[str, Path]:

@@ -11,15 +11,13 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from qa_dist.common.secrets import masked
 from qa_dist.config.optimizers import OptimizerName
 
-T = TypeVar("T")
-
-
 _MOST_SYNTHETIC = 10_000_000
+_LONGEST_SHOWN = 80
 
 
 def option(
@@ -379,9 +377,6 @@ def whole_number(text: str) -> int:
 def defaults(group: type[Any]) -> dict[str, Any]:
     """Default of each option of a group."""
     return {item.name: item.default for item in dataclasses.fields(group)}
-
-
-_LONGEST_SHOWN = 80
 
 
 def shown(raw: Any) -> str:

@@ -7,31 +7,27 @@ configuration as a recipe that gives the same one again.
 import argparse
 import dataclasses
 import difflib
+import itertools
 import math
 import os
-import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.files import staged
 from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.common.secrets import masked
 from qa_dist.common.shipped import shipped_folder
-from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, T, defaults, shown
+from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, defaults, shown
+
+T = TypeVar("T")
 
 _NO_VALUE = object()
-
-
 _EARLIER = "the earlier run's configuration"
-
-
 _LARGEST_INTEGER = 2**63 - 1
-
-
 _MOST_DIGITS = 20
 
 
@@ -74,8 +70,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        found = "a list" if isinstance(loaded, list) else f"only {shown(loaded)}"
-        raise ConfigError([f"--config {path} holds {found}; write a line `name: value` for each option"])
+        content = "a list" if isinstance(loaded, list) else f"only {shown(loaded)}"
+        raise ConfigError([f"--config {path} holds {content}; write a line `name: value` for each option"])
     return loaded
 
 
@@ -114,8 +110,9 @@ def parse(
     Raises:
         ConfigError: With every problem found: unknown options, wrong types, values out of range, contradictions.
     """
-    own = [GROUPS[name] for name in groups] + ([entry] if entry else [])
-    flags, problems = _read_flags(argv, own, prog, description)
+    options = [GROUPS[name] for name in groups] + ([entry] if entry else [])
+    known = [*GROUPS.values(), *([entry] if entry else [])]
+    flags, problems = _read_flags(argv, options, prog, description)
     layers: list[tuple[str, Mapping[str, Any]]] = [(_EARLIER, base or {})]
     is_recipe_read = True
     if "config" in flags:
@@ -126,30 +123,13 @@ def parse(
             problems.extend(error.problems)
             is_recipe_read = False
     layers.append(("", flags))
-    known = [*GROUPS.values(), *([entry] if entry else [])]
-    names = {item.name: item for group in known for item in dataclasses.fields(group)}
-    common = {item.name for group in GROUPS.values() for item in dataclasses.fields(group)}
-    hints = {name: hint for group in known for name, hint in typing.get_type_hints(group).items()}
-    values: dict[str, Any] = {}
-    for where, layer in layers:
-        for name in _superseded(layer):
-            values.pop(name, None)
-        for name, raw in layer.items():
-            if name not in names or (where == _EARLIER and name not in common):
-                problems.append(_unknown(name, common if where == _EARLIER else names, where))
-                continue
-            try:
-                values[name] = _limited(names[name], _convert(raw, hints[name]))
-            except ValueError as error:
-                problems.append(f"{where + ': ' if where else ''}--{name} {shown(raw)} {error}")
-    # What was given and refused is not missing, and what a recipe would have said that cannot be read is not known.
-    given = {name for _, layer in layers for name, raw in layer.items() if raw is not None}
-    given |= {word[2:] for word in argv if word.startswith("--")}
-    for group in own:
-        for item in dataclasses.fields(group):
-            is_missing = values.get(item.name) is None and item.name not in given
-            if item.metadata.get("required") and is_missing and is_recipe_read:
-                problems.append(f"--{item.name} is missing; give the {item.metadata['help']}")
+    values, refused = _values_of(layers, known)
+    problems.extend(refused)
+    if is_recipe_read:
+        # What was given and refused is not missing.
+        given = {name for _, layer in layers for name, raw in layer.items() if raw is not None}
+        given |= {word[2:] for word in argv if word.startswith("--")}
+        problems.extend(_missing(options, values, given))
     built: dict[type[Any], Any] = {}
     for group in known:
         built[group] = group(
@@ -161,6 +141,42 @@ def parse(
         raise ConfigError(problems)
     run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
     return run, (built[entry] if entry else None)  # type: ignore[return-value]
+
+
+def _values_of(
+    layers: Sequence[tuple[str, Mapping[str, Any]]], known: Sequence[type[Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """The value of every option that some layer sets, the last one that does, and what is wrong in any layer.
+
+    Args:
+        layers: Name and raw values of each source of options; later ones override.
+        known: All groups of options.
+    """
+    fields = {item.name: item for group in known for item in dataclasses.fields(group)}
+    common = {item.name: item for group in GROUPS.values() for item in dataclasses.fields(group)}
+    hints = {name: hint for group in known for name, hint in typing.get_type_hints(group).items()}
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for where, layer in layers:
+        allowed = common if where == _EARLIER else fields
+        for name in _superseded(layer):
+            values.pop(name, None)
+        for name, raw in layer.items():
+            if name not in allowed:
+                problems.append(_unknown(name, allowed, where))
+                continue
+            try:
+                values[name] = _limited(fields[name], _convert(raw, hints[name]))
+            except ValueError as error:
+                problems.append(f"{where + ': ' if where else ''}--{name} {shown(raw)} {error}")
+    return values, problems
+
+
+def _missing(groups: Sequence[type[Any]], values: Mapping[str, Any], given: Set[str]) -> Iterator[str]:
+    """A sentence for each required option that has no value and was not given."""
+    for item in itertools.chain.from_iterable(dataclasses.fields(group) for group in groups):
+        if item.metadata["required"] and values.get(item.name) is None and item.name not in given:
+            yield f"--{item.name} is missing; give the {item.metadata['help']}"
 
 
 def _superseded(layer: Mapping[str, Any]) -> list[str]:
@@ -210,9 +226,9 @@ def _read_flags(
             const = True if boolean else _NO_VALUE
             section.add_argument(
                 f"--{item.name}",
-                metavar=type_name(hints[item.name]),
+                metavar=option_type(hints[item.name]),
                 default=argparse.SUPPRESS,
-                help=f"{item.metadata['help']} ({_default_text(item)})".replace("%", "%%"),
+                help=f"{item.metadata['help']} ({default_text(item)})".replace("%", "%%"),
                 nargs="?",
                 const=const,
             )
@@ -336,11 +352,11 @@ def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
     return value
 
 
-def type_name(hint: Any) -> str:
+def option_type(hint: Any) -> str:
     """Short name of an option's type, for help and documentation."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        return next(type_name(part) for part in typing.get_args(hint) if part is not type(None))
+        return next(option_type(part) for part in typing.get_args(hint) if part is not type(None))
     if origin is Literal:
         return "|".join(typing.get_args(hint))
     if origin is tuple:
@@ -348,29 +364,13 @@ def type_name(hint: Any) -> str:
     return {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false"}[hint.__name__]
 
 
-def _default_text(item: "dataclasses.Field[Any]") -> str:
+def default_text(item: "dataclasses.Field[Any]") -> str:
+    """What an option is if nothing sets it, for help and documentation: "default: 16", "required"."""
     if item.metadata["required"]:
         return "required"
-    if item.default in (None, ()):
+    if item.default is None or item.default == ():
         is_auto = "auto:" in item.metadata["help"] and "none:" not in item.metadata["help"]
         return f"default: {'auto' if is_auto else 'none'}"
-    if isinstance(item.default, tuple) and item.default:
+    if isinstance(item.default, tuple):
         return f"default: {','.join(item.default)}"
     return f"default: {str(item.default).lower() if isinstance(item.default, bool) else item.default}"
-
-
-def option_table(groups: Mapping[str, type[Any]] = types.MappingProxyType(GROUPS)) -> str:
-    """Every option as Markdown tables, one per group: the documentation's source."""
-    lines: list[str] = []
-    for name, group in groups.items():
-        hints = typing.get_type_hints(group)
-        lines += [f"## {name}", "", str(group.__doc__), ""]
-        lines += ["| option | values | default | meaning |", "|---|---|---|---|"]
-        for item in dataclasses.fields(group):
-            values = type_name(hints[item.name]).replace("|", " \\| ")
-            default = _default_text(item).removeprefix("default: ")
-            # As code, so that no underscore or asterisk in a name is taken for emphasis.
-            meaning = re.sub(r"--[\w*]+", r"`\g<0>`", item.metadata["help"]).replace("|", "\\|")
-            lines.append(f"| `--{item.name}` | {values} | {default} | {meaning} |")
-        lines.append("")
-    return "\n".join(lines)

@@ -102,7 +102,7 @@ def validate(records: Iterable[Record], *, allow_unanswerable: bool = True) -> t
     several records with one id is kept. Examples of one context share one string.
     """
     examples: list[Example] = []
-    found: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
+    ids_by_problem: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
     mended_ids: list[str] = []
     contexts: dict[str, str] = {}
     ids: set[str] = set()
@@ -117,7 +117,7 @@ def validate(records: Iterable[Record], *, allow_unanswerable: bool = True) -> t
             ids.add(label)
         shown = printable(label or record.place)
         for kind in problems:
-            found[kind].append(shown)
+            ids_by_problem[kind].append(shown)
         if example is None or problems:
             continue
         context = contexts.setdefault(example.context, example.context)
@@ -125,7 +125,7 @@ def validate(records: Iterable[Record], *, allow_unanswerable: bool = True) -> t
         if mended:
             mended_ids.append(shown)
     problems_found = tuple(
-        Problem(kind, len(where), tuple(where[:_NUM_IDS_SHOWN])) for kind, where in found.items() if where
+        Problem(kind, len(where), tuple(where[:_NUM_IDS_SHOWN])) for kind, where in ids_by_problem.items() if where
     )
     return examples, Report(
         num_records=num_records,
@@ -172,8 +172,8 @@ def _check(record: Record, allow_unanswerable: bool) -> tuple[Example | None, se
         problems.add("no_answers")
     placed = []
     for answer in answers:
-        found, problem = _placed(answer, context)
-        placed.append(found)
+        mended, problem = _placed(answer, context)
+        placed.append(mended)
         if problem:
             problems.add(problem)
     return Example(identity, question, context, tuple(placed), title or ""), problems, placed != answers

@@ -131,8 +131,8 @@ def _layout(content: bytes, path: Path) -> str:
     if suffixes and suffixes[-1] in _LAYOUTS:
         named = _LAYOUTS[suffixes[-1]]
         if (is_parquet and named != "parquet") or (is_json and named == "csv"):
-            found = "Parquet" if is_parquet else "JSON"
-            raise DataError(f"{path} is {found} although its name ends in {suffixes[-1]}; rename it")
+            actual = "Parquet" if is_parquet else "JSON"
+            raise DataError(f"{path} is {actual} although its name ends in {suffixes[-1]}; rename it")
         return named
     if is_parquet:
         return "parquet"
@@ -158,11 +158,11 @@ def _json_records(text: str, path: Path) -> Iterable[Record]:
     elif isinstance(value, dict) and "context" in value and "question" in value:
         value = [value]
     if not isinstance(value, list):
-        found = type_name(value)
+        top = type_name(value)
         if isinstance(value, dict):
-            found += f" with the keys {listed(list(value), len(value))}"
+            top += f" with the keys {listed(list(value), len(value))}"
         raise DataError(
-            f"{path} is JSON but not in SQuAD's layout: its top level is {found}, and must be "
+            f"{path} is JSON but not in SQuAD's layout: its top level is {top}, and must be "
             f'{{"data": [articles]}} or a list of rows with {", ".join(COLUMNS)}'
         )
     if any(isinstance(item, dict) and "context" in item and "question" in item for item in value):
@@ -268,14 +268,14 @@ def _checked_rows(rows: Sequence[Any], path: Path, word: str) -> Iterable[Record
         yield Record(place, row) if isinstance(row, dict) else Record(place, {}, "not_object")
 
 
-def _require_columns(found: Sequence[str], path: Path) -> None:
-    missing = [name for name in COLUMNS if name not in found]
+def _require_columns(columns: Sequence[str], path: Path) -> None:
+    missing = [name for name in COLUMNS if name not in columns]
     if missing:
         raise DataError(
-            f"{path} lacks {', '.join(missing)}: it has {listed(found, len(found)) or 'nothing'}, and rows need "
+            f"{path} lacks {', '.join(missing)}: it has {listed(columns, len(columns)) or 'nothing'}, and rows need "
             f"{', '.join(COLUMNS)}"
         )
-    repeated = [name for name in dict.fromkeys(found) if list(found).count(name) > 1]
+    repeated = [name for name in dict.fromkeys(columns) if list(columns).count(name) > 1]
     if repeated:
         raise DataError(f"{path} has the column {listed(repeated, len(repeated))} more than once; keep one of them")
 

@@ -107,11 +107,11 @@ def available_splits(data: DataConfig) -> tuple[Split, ...]:
         return tuple(split for split in every if _file_of(data, split))
     if data.source == "sample" or data.source.startswith("synthetic:"):
         return every
-    found = _load_hub(data)
-    splits = tuple(split for split in every if split in found)
+    loaded = _load_hub(data)
+    splits = tuple(split for split in every if split in loaded)
     if not splits:
         raise DataError(
-            f"{data.source} has the splits {', '.join(found)}, but train or validation is needed; name another data "
+            f"{data.source} has the splits {', '.join(loaded)}, but train or validation is needed; name another data "
             "set, or save its questions to a file for --train_file or --validation_file"
         )
     return splits
@@ -204,11 +204,10 @@ def _load_hub(data: DataConfig) -> Any:
         )
     try:
         with logs_held_back("huggingface_hub", "datasets"):
-            found = datasets.load_dataset(source, data.dataset_config_name)
+            return datasets.load_dataset(source, data.dataset_config_name)
     except Exception as error:  # the library raises a dozen unrelated types
         raise DataError(
             f"--dataset_name {data.source} cannot be loaded ({reason(error)}); it must be `sample`, `synthetic:N`, a "
             "local folder, or a hub data set while the hub can be reached: without it, pass --train_file and "
             "--validation_file"
         ) from error
-    return found

@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -113,17 +112,6 @@ def packages(required: Sequence[Requirement], installed: Mapping[str, str | None
     return checks
 
 
-def find_packages(required: Sequence[Requirement]) -> dict[str, str | None]:
-    """The installed version of each package."""
-    found: dict[str, str | None] = {}
-    for item in required:
-        try:
-            found[item.name] = metadata.version(item.name)
-        except metadata.PackageNotFoundError:
-            found[item.name] = None
-    return found
-
-
 def optional(name: str, purpose: str, extra: str, version: str | None, attempt: Callable[[], str]) -> Check:
     """An optional package: installed, and used for something small.
 
@@ -164,19 +152,19 @@ def try_python(code: str, *, seconds: float = _IMPORT_SECONDS) -> str:
 
 
 def devices(
-    found: Sequence[Device], *, cuda: str | None, driver: str | None, visible: str | None, num_cores: int
+    gpus: Sequence[Device], *, cuda: str | None, driver: str | None, visible: str | None, num_cores: int
 ) -> list[Check]:
     """A line per GPU; without one, whether that is as it should be.
 
     Args:
-        found: The GPUs that torch sees.
+        gpus: The GPUs that torch sees.
         cuda: The CUDA version that torch was built for; None: it was built without.
         driver: The version of NVIDIA's driver; None: there is none.
         visible: $CUDA_VISIBLE_DEVICES; None if unset.
         num_cores: CPU cores that this process may use.
     """
     checks = [] if driver is None else [Check("driver", "ok", f"NVIDIA {driver}; torch is built for CUDA {cuda}")]
-    for index, device in enumerate(found):
+    for index, device in enumerate(gpus):
         text = f"{device.name}, {device.free_bytes / GIB:.1f} of {device.total_bytes / GIB:.1f} GiB free"
         if device.error is not None:
             mend = "update the driver, or install the torch that is built for this GPU and driver"
@@ -185,7 +173,7 @@ def devices(
             checks.append(Check(f"GPU {index}", "warning", text, "see with nvidia-smi what else uses it"))
         else:
             checks.append(Check(f"GPU {index}", "ok", text))
-    if found:
+    if gpus:
         return checks
     if driver is None:
         return [Check("devices", "ok", f"no GPU; {num_cores} CPU cores, processes talk over gloo")]
@@ -203,7 +191,7 @@ def find_devices() -> list[Device]:
     """Every GPU that torch sees, after a small sum on it."""
     import torch
 
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         name, total, free, error = f"device {index}", 0, 0, None
         try:
@@ -214,8 +202,8 @@ def find_devices() -> list[Device]:
                 error = f"1024 ones add up to {total_of_ones}"
         except RuntimeError as failure:
             error = str(failure).partition("\n")[0]
-        found.append(Device(name, total, free, error))
-    return found
+        gpus.append(Device(name, total, free, error))
+    return gpus
 
 
 def find_driver() -> str | None:
@@ -262,12 +250,12 @@ def address(host: str, resolve: Callable[[str], str]) -> Check:
         "/etc/hosts), or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
     )
     try:
-        found = resolve(host)
+        resolved = resolve(host)
     except OSError as error:
         return Check("address", "warning", f"{host} has no address ({error})", mend)
-    if found.startswith("127."):
-        return Check("address", "warning", f"{host} is {found}, an address that no other machine can reach", mend)
-    return Check("address", "ok", f"{host} is {found}")
+    if resolved.startswith("127."):
+        return Check("address", "warning", f"{host} is {resolved}, an address that no other machine can reach", mend)
+    return Check("address", "ok", f"{host} is {resolved}")
 
 
 def interfaces(names: Sequence[str], environ: Mapping[str, str]) -> list[Check]:

@@ -1,8 +1,9 @@
-"""Versions, hardware and commit, for the record of a run."""
+"""What a run computes with: versions, hardware and commit."""
 
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,18 @@ PACKAGES = (
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages a result depends on; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
+    return {"python": platform.python_version(), **installed(PACKAGES)}
+
+
+def installed(packages: Iterable[str]) -> dict[str, str | None]:
+    """The version of each of these packages; None where one is not installed."""
+    by_name: dict[str, str | None] = {}
+    for name in packages:
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            by_name[name] = None
+    return by_name
 
 
 def hardware() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The packages that qa_dist stands on: the least versions it takes and the ones it was tested with.
 
-`pyproject.toml` and `constraints.txt` hold both but are not installed; a copy travels as `data/requirements.json`, made
-by `make docs` and held equal to them by a test.
+`pyproject.toml` and `constraints.txt` hold both but are not installed; a copy travels beside this file, made by `make
+docs` and held equal to them by a test.
 """
 
 import importlib.util
@@ -63,11 +63,11 @@ def generated(pyproject: str, constraints: str) -> str:
     wanted: list[tuple[str, str | None]] = [(line, None) for line in project["dependencies"]]
     wanted += [(name, None) for name in _INDIRECT]
     wanted += [(line, extra) for extra in _EXTRAS for line in project["optional-dependencies"][extra]]
-    found = []
+    entries = []
     for line, extra in wanted:
         name, _, at_least = line.partition(">=")
-        found.append(Requirement(name, at_least or None, pinned.get(_normal(name)), extra))
-    return json.dumps([asdict(requirement) for requirement in found], indent=2) + "\n"
+        entries.append(asdict(Requirement(name, at_least or None, pinned.get(_normal(name)), extra)))
+    return json.dumps(entries, indent=2) + "\n"
 
 
 def _normal(name: str) -> str:
