@@ -1,6 +1,7 @@
-"""The parts of `python -m qa_dist.bench`.
+"""Speed and memory, measured beside others: the parts of `python -m qa_dist.bench`.
 
-Every measurement is a `Job`, done by a fresh process (`worker`), or several, so that peaks of memory and warm caches
-are its own; the subcommands (`paths`, `trainer`, `scaling`, `evaluation`) say what is measured and in which
-alternation, and `report` turns the results into files.
+Every measurement is a `job`, done by one or several fresh processes (`worker`), so that peaks of memory and warm caches
+are its own. `paths`, `trainer`, `scaling` and `evaluation` say what is compared and in which alternation;
+`qa_dist_side` and `hugging_face` are the two sides, `measuring` and `synthetic` what both use. `report` turns results
+into files. `budgets`, `checkpoints`, `decoding` and `memory` measure one thing each, for the figures in docs/.
 """

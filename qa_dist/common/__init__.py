@@ -1,1 +1,7 @@
-"""What every room may use: errors, exit codes, signals, secrets, strict JSON and YAML, atomic files, host names."""
+"""What every room may use, and nothing about questions, models or ranks.
+
+`command` runs an entry point and turns its end into an exit code; `errors` are the exceptions and who is to act on
+each; `files` writes whole files or none. `parsers` reads JSON and YAML without silent losses, `secrets` masks tokens in
+text, `signals` notes that a run is asked to stop, `hosts` names machines, `shipped` finds the recipes and scripts that
+travel with the package, `libraries` shortens what libraries say.
+"""

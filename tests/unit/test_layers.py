@@ -95,6 +95,15 @@ def lacks_of_command(module: str) -> list[str]:
     return [what for what, is_there in has.items() if not is_there]
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_guide_to_a_room_names_modules_that_are_there(room: str) -> None:
+    guide = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    named = set(re.findall(r"`([a-z_]+)`", guide)) - {"evaluate"}
+    there = {path.stem for path in (PACKAGE / room).iterdir()} - {"__init__"}
+    assert len(named) > 2
+    assert named <= there
+
+
 @pytest.mark.parametrize("module", sorted({path.stem for path in PACKAGE.glob("*.py")} - {*BESIDE_COMMANDS}))
 def test_a_command_has_all_that_one_needs(module: str) -> None:
     lacks = lacks_of_command(module)
