@@ -1,44 +1,30 @@
-"""Files of questions: their layouts, read into raw records."""
+"""Files of questions read into raw records: SQuAD JSON, or rows as JSON, JSONL, CSV or Parquet, plain or gzipped.
+
+`parse` is the way in. `LAYOUTS` has a row for each layout, with the function that reads it; a new one needs such a
+function and a row. Nothing is checked here but that a file is what it claims to be: `checking` looks at the records.
+"""
 
 import csv
 import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json, type_name
 
 Row = Mapping[str, Any]
 
-
 COLUMNS = ("id", "context", "question", "answers")
 """What a row must have; `title` is optional, and `is_impossible` is honoured where it occurs."""
 
-
 _NUM_NAMES_SHOWN = 8
-
-
 _GZIP_MAGIC = b"\x1f\x8b"
-
-
 _PARQUET_MAGIC = b"PAR1"
-
-
-_LAYOUTS = {
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-
-
 _ALLOWED = (
     "allowed are SQuAD JSON, or JSONL, CSV or Parquet rows with id, context, question and answers, each plain or .gz"
 )
@@ -65,26 +51,6 @@ def read_rows(rows: Iterable[Row]) -> Iterator[Record]:
         yield Record(f"row {number}", row)
 
 
-def parse(content: bytes, path: Path) -> Iterable[Record]:
-    """The records in the bytes of a file; `path` says by its name how they are laid out, else the content does.
-
-    Raises:
-        DataError: They cannot be parsed, or are laid out in another way.
-    """
-    content = _decompressed(content, path)
-    if not content.strip():
-        raise DataError(f"{path} is empty; {_ALLOWED}")
-    layout = _layout(content, path)
-    if layout == "parquet":
-        return _parquet_records(content, path)
-    text = _decoded(content, path)
-    if layout == "csv":
-        return _csv_records(text, path)
-    if layout == "jsonl":
-        return _jsonl_records(text, path)
-    return _json_records(text, path)
-
-
 def read_bytes(path: Path) -> bytes:
     """Content of a file.
 
@@ -101,57 +67,18 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _decompressed(content: bytes, path: Path) -> bytes:
-    if not content.startswith(_GZIP_MAGIC):
-        if path.suffix.lower() == ".gz" and content:
-            raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
-        return content
-    try:
-        return gzip.decompress(content)
-    except EOFError:
-        raise DataError(f"{path} ends in the middle of its gzip stream; copy or download it again") from None
-    except (OSError, zlib.error) as error:
-        raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from error
+# ----------------------------------------------------------------------------------------------------------- layouts
 
 
-def _decoded(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start:,} is 0x{content[error.start]:02x}; convert the file to UTF-8"
-        ) from error
-
-
-def _layout(content: bytes, path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
-    is_json = start[:1] in (b"{", b"[")
-    is_parquet = content.startswith(_PARQUET_MAGIC)
-    if suffixes and suffixes[-1] in _LAYOUTS:
-        named = _LAYOUTS[suffixes[-1]]
-        if (is_parquet and named != "parquet") or (is_json and named == "csv"):
-            actual = "Parquet" if is_parquet else "JSON"
-            raise DataError(f"{path} is {actual} although its name ends in {suffixes[-1]}; rename it")
-        return named
-    if is_parquet:
-        return "parquet"
-    if is_json:
-        return "json"
-    header = start.split(b"\n", 1)[0]
-    if b"context" in header and b"question" in header:
-        return "csv"
-    raise DataError(f"{path} is neither JSON, JSONL, CSV with a header, nor Parquet; {_ALLOWED}")
-
-
-def _json_records(text: str, path: Path) -> Iterable[Record]:
+def _json_records(content: bytes, path: Path) -> Iterable[Record]:
+    text = _decoded(content, path)
     try:
         value = read_json(text)
     except ParseError as error:
         # Many tools write one object per line into a file called .json.
         first, _, rest = text.lstrip().partition("\n")
         if rest.strip() and _is_object(first):
-            return _jsonl_records(text, path)
+            return _jsonl_records(content, path)
         raise DataError(f"{path} is not JSON that can be used: {error}; mend the file") from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
@@ -211,10 +138,10 @@ def _list_problem(parent: Any, key: str) -> str | None:
     return None if isinstance(parent[key], list) else f"wrong_{key}"
 
 
-def _jsonl_records(text: str, path: Path) -> Iterable[Record]:
+def _jsonl_records(content: bytes, path: Path) -> Iterable[Record]:
     rows: list[Any] = []
     # Not splitlines: JSON strings may hold U+2028 and other characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_decoded(content, path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -225,7 +152,8 @@ def _jsonl_records(text: str, path: Path) -> Iterable[Record]:
     return _checked_rows(rows, path, "record")
 
 
-def _csv_records(text: str, path: Path) -> Iterable[Record]:
+def _csv_records(content: bytes, path: Path) -> Iterable[Record]:
+    text = _decoded(content, path)
     # The module's limit of 128 KiB per field is global, and shorter than some contexts.
     limit = csv.field_size_limit(sys.maxsize)
     try:
@@ -278,6 +206,83 @@ def _require_columns(columns: Sequence[str], path: Path) -> None:
     repeated = [name for name in dict.fromkeys(columns) if list(columns).count(name) > 1]
     if repeated:
         raise DataError(f"{path} has the column {listed(repeated, len(repeated))} more than once; keep one of them")
+
+
+class Layout(NamedTuple):
+    """A way to write questions into a file.
+
+    Attributes:
+        suffixes: What names of such files end in, apart from .gz.
+        read: Takes the content, decompressed, and the path for messages, and gives the records.
+    """
+
+    suffixes: tuple[str, ...]
+    read: Callable[[bytes, Path], Iterable[Record]]
+
+
+LAYOUTS = {
+    "JSON": Layout((".json",), _json_records),
+    "JSONL": Layout((".jsonl", ".ndjson"), _jsonl_records),
+    "CSV": Layout((".csv",), _csv_records),
+    "Parquet": Layout((".parquet", ".pq"), _parquet_records),
+}
+"""Every layout by name."""
+
+
+def parse(content: bytes, path: Path) -> Iterable[Record]:
+    """The records in the bytes of a file; `path` says by its name how they are laid out, else the content does.
+
+    Raises:
+        DataError: They cannot be parsed, or are laid out in another way.
+    """
+    content = _decompressed(content, path)
+    if not content.strip():
+        raise DataError(f"{path} is empty; {_ALLOWED}")
+    return LAYOUTS[_layout(content, path)].read(content, path)
+
+
+def _layout(content: bytes, path: Path) -> str:
+    """Which of LAYOUTS the file is in."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_json = start[:1] in (b"{", b"[")
+    is_parquet = content.startswith(_PARQUET_MAGIC)
+    for name, layout in LAYOUTS.items():
+        if suffixes and suffixes[-1] in layout.suffixes:
+            if (is_parquet and name != "Parquet") or (is_json and name == "CSV"):
+                actual = "Parquet" if is_parquet else "JSON"
+                raise DataError(f"{path} is {actual} although its name ends in {suffixes[-1]}; rename it")
+            return name
+    if is_parquet:
+        return "Parquet"
+    if is_json:
+        return "JSON"
+    header = start.split(b"\n", 1)[0]
+    if b"context" in header and b"question" in header:
+        return "CSV"
+    raise DataError(f"{path} is neither JSON, JSONL, CSV with a header, nor Parquet; {_ALLOWED}")
+
+
+def _decompressed(content: bytes, path: Path) -> bytes:
+    if not content.startswith(_GZIP_MAGIC):
+        if path.suffix.lower() == ".gz" and content:
+            raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
+        return content
+    try:
+        return gzip.decompress(content)
+    except EOFError:
+        raise DataError(f"{path} ends in the middle of its gzip stream; copy or download it again") from None
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from error
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start:,} is 0x{content[error.start]:02x}; convert the file to UTF-8"
+        ) from error
 
 
 def printable(text: str) -> str:
