@@ -65,6 +65,31 @@ def rooms_of(names: set[str]) -> set[str]:
     return inside - {"__version__"}
 
 
+def is_there(name: str) -> bool:
+    """Whether a dotted name is a module, or a word in one: strings and prose name them where no import does."""
+    place = PACKAGE
+    for part in name.split(".")[1:]:
+        if (place / part).is_dir():
+            place = place / part
+        elif (place / f"{part}.py").is_file():
+            place = place / f"{part}.py"
+        else:
+            file = place / "__init__.py" if place.is_dir() else place
+            return re.search(rf"\b{part}\b", file.read_text(encoding="utf-8")) is not None
+    return True
+
+
+def test_modules_that_strings_name_are_there() -> None:
+    texts = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "launch").glob("*.sh")]
+    gone = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (*texts, ROOT / "Makefile", ROOT / "pyproject.toml")
+        for name in sorted(set(re.findall(r"\bqa_dist(?:\.[a-z]\w*)+", path.read_text(encoding="utf-8"))))
+        if not is_there(name)
+    ]
+    assert gone == []
+
+
 def test_every_folder_is_a_room() -> None:
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
 
