@@ -7,13 +7,12 @@ run on tensors that have shapes only. docs/memory.md compares estimates with mea
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.parsing import parse
-from qa_dist.memory.by_strategy import PARTS
-from qa_dist.memory.estimate import Estimate, EstimateConfig, choose_strategies, estimate
+from qa_dist.memory.estimate import EstimateConfig, choose_strategies, estimate, table
 
 PROG = "qa_dist.estimate"
 
@@ -48,30 +47,6 @@ def _estimate(argv: Sequence[str]) -> int:
     else:
         sys.stdout.write(table(estimates, [*refused.values(), *notes]))
     return 0
-
-
-def table(estimates: Sequence[Estimate], notes: Sequence[str]) -> str:
-    """Estimates as aligned columns, MiB each, and sentences below them."""
-
-    def row(name: str, values: Iterable[str]) -> str:
-        return f"{name:<24}" + "".join(f"{value:>12}" for value in values)
-
-    lines = [row("MiB of each rank", (each.strategy for each in estimates))]
-    for where in ("device", "host"):
-        parts = [part for part in PARTS if any(getattr(each.use, where).get(part) for each in estimates)]
-        if where == "host" and parts:
-            lines.append("in the host's memory")
-        lines += [row(part, (_mib(getattr(each.use, where).get(part, 0)) for each in estimates)) for part in parts]
-        if where == "device":
-            lines.append(row("together", (_mib(each.use.device_bytes) for each in estimates)))
-    lines.append(row("with tokens per pass", (f"{each.num_tokens:,}" for each in estimates)))
-    if any(each.largest_budget is not None for each in estimates):
-        lines.append(row("most that fit", (f"{each.largest_budget:,}" for each in estimates)))
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)]) + "\n"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f}"
 
 
 if __name__ == "__main__":

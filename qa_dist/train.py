@@ -1,13 +1,31 @@
 """Train a question answerer: `accelerate launch -m qa_dist.train ...`, torchrun, or plain python."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.signals import StopSignals
+from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse
 
+if TYPE_CHECKING:
+    from qa_dist.training.plan import Plan
+
 PROG = "qa_dist.train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Whether to train at all."""
+
+    dry_run: bool = option(
+        False,
+        "print what the run would do (data, model, steps, memory, files) and every mistake that would stop it at its "
+        "start; nothing is trained or written to --output_dir, but features are prepared and kept",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    config, _ = parse(argv, prog=PROG, description=__doc__ or "")
+    config, options = parse(argv, prog=PROG, description=__doc__ or "", entry=TrainConfig)
+    if options.dry_run:
+        return _dry_run(config)
     with StopSignals() as stop:
         # Only now: these imports take seconds, and mistakes in the options should not.
         from qa_dist.distributed.failures import failures_named
@@ -24,6 +44,32 @@ def _train(argv: Sequence[str]) -> int:
         with failures_named():
             train(config, asked_to_stop=lambda: stop.received)
     return 0
+
+
+def _dry_run(config: RunConfig) -> int:
+    from qa_dist.distributed.failures import failures_named
+    from qa_dist.training.plan import plan_run
+
+    with failures_named():
+        plan = plan_run(config)
+    if plan is not None:
+        sections = {**plan.sections, "memory": _memory_lines(config, plan)}
+        for heading, lines in sections.items():
+            sys.stdout.writelines([f"{heading}\n", *(f"  {line}\n" for line in lines)])
+        sys.stdout.write("dry run: nothing was trained, and nothing was written to --output_dir\n")
+    return 0
+
+
+def _memory_lines(config: RunConfig, plan: "Plan") -> list[str]:
+    """The estimate of what a rank of the run holds."""
+    from qa_dist.memory.estimate import EstimateConfig, estimate, table
+
+    if config.training.torch_compile:
+        return ["not estimated: --torch_compile keeps other tensors than those that the estimate knows"]
+    training = dataclasses.replace(config.training, max_tokens_per_device=plan.max_tokens)
+    options = EstimateConfig(strategy=plan.strategy, num_processes=plan.world_size, device=plan.device)
+    estimates, notes = estimate(dataclasses.replace(config, training=training), options, [plan.strategy])
+    return table(estimates, notes).splitlines()
 
 
 if __name__ == "__main__":

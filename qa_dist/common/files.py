@@ -31,6 +31,22 @@ def make_writable(directory: Path, option: str) -> None:
         raise ConfigError([f"{option} {directory} cannot be used: {error.strerror}; choose another folder"]) from error
 
 
+def require_writable(directory: Path, option: str) -> None:
+    """Make sure that `make_writable` would do, as far as permissions tell, and create nothing.
+
+    Raises:
+        ConfigError: It would not.
+    """
+    existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    reason = None
+    if not existing.is_dir():
+        reason = errno.EEXIST if existing == directory else errno.ENOTDIR
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+    if reason is not None:
+        raise ConfigError([f"{option} {directory} cannot be used: {os.strerror(reason)}; choose another folder"])
+
+
 @contextmanager
 def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     """Where to write a file or folder that appears as `path`, by one rename, if the block ends well.

@@ -24,7 +24,7 @@ _OWN_PLACES = ("train_file", "validation_file", "store_dir", "cache_dir", "outpu
 
 
 def require_agreement(
-    config: RunConfig, ranks: Ranks, stores: Mapping[str, FeatureStore | None], output_dir: Path
+    config: RunConfig, ranks: Ranks, stores: Mapping[str, FeatureStore | None], output_dir: Path | None
 ) -> list[str]:
     """Notes for the user, as lines, once all ranks are found to train the same run; every rank must call this.
 
@@ -32,7 +32,7 @@ def require_agreement(
         config: This rank's configuration.
         ranks: All ranks of the run.
         stores: This rank's features of each split.
-        output_dir: Where rank 0 writes.
+        output_dir: Where rank 0 writes; None: nothing is written, and nobody needs to see the folder.
 
     Raises:
         ConfigError: On every rank alike: ranks differ in versions, program, configuration or data.
@@ -43,7 +43,7 @@ def require_agreement(
     own = Member(ranks.rank, host_name(), {**facts(config, stores), **held})
     if problems := ranks.broadcast(sentences(ranks.gather(own))):
         raise ConfigError(problems, on_all_ranks=True)
-    return without_folder(_sight(ranks, output_dir), output_dir)
+    return [] if output_dir is None else without_folder(_sight(ranks, output_dir), output_dir)
 
 
 def facts(config: RunConfig, stores: Mapping[str, FeatureStore | None]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, option
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.machine.checks import last_line
-from qa_dist.memory.by_strategy import MemoryUse, Setup, Sizes, TracedPass, at_peak, largest_budget, made_by
+from qa_dist.memory.by_strategy import PARTS, MemoryUse, Setup, Sizes, TracedPass, at_peak, largest_budget, made_by
 
 if TYPE_CHECKING:
     import torch
@@ -189,6 +189,30 @@ def _not_counted(kind: DeviceKind, has_cuda: bool) -> list[str]:
     if not has_cuda:
         notes.append("torch finds no CUDA here: the tensors counted are those of the CPU's operators")
     return notes
+
+
+def table(estimates: Sequence[Estimate], notes: Sequence[str]) -> str:
+    """Estimates as aligned columns, MiB each, and sentences below them."""
+
+    def row(name: str, values: Iterable[str]) -> str:
+        return f"{name:<24}" + "".join(f"{value:>12}" for value in values)
+
+    lines = [row("MiB of each rank", (each.strategy for each in estimates))]
+    for where in ("device", "host"):
+        parts = [part for part in PARTS if any(getattr(each.use, where).get(part) for each in estimates)]
+        if where == "host" and parts:
+            lines.append("in the host's memory")
+        lines += [row(part, (_mib(getattr(each.use, where).get(part, 0)) for each in estimates)) for part in parts]
+        if where == "device":
+            lines.append(row("together", (_mib(each.use.device_bytes) for each in estimates)))
+    lines.append(row("with tokens per pass", (f"{each.num_tokens:,}" for each in estimates)))
+    if any(each.largest_budget is not None for each in estimates):
+        lines.append(row("most that fit", (f"{each.largest_budget:,}" for each in estimates)))
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)]) + "\n"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
 
 
 def sizes_of(model: "SpanModel") -> Sizes:

@@ -5,22 +5,16 @@ rate - is a function of the configuration and that number alone; the loop carrie
 the optimiser's moments.
 """
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.agreement import require_agreement
-from qa_dist.distributed.launch_config import read_launch_config
-from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.results import Evaluation
-from qa_dist.model.building import build_model
-from qa_dist.model.span_model import SpanModel
-from qa_dist.model.trainable import ParameterReport, check_vocabulary
-from qa_dist.training.inputs import RunData, load_data
-from qa_dist.training.optimizer import require_optimizer
+from qa_dist.training.inputs import load_data
 from qa_dist.training.run import Run
+from qa_dist.training.start import build_trainable, join_ranks
 from qa_dist.training.trainer import Trainer
 
 
@@ -35,7 +29,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
     output_dir = Path(training.output_dir or "outputs")
 
     # ----------------------------------------------------------------------------------------------- join the ranks
-    ranks = _join_ranks(config, output_dir, asked_to_stop)
+    ranks = join_ranks(config, output_dir, asked_to_stop)
 
     # ---------------------------------------------------------------------------------------------- open the folder
     with Run(config, ranks, output_dir) as run:
@@ -47,7 +41,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
 
         # ------------------------------------------------------------------------------------------ build the model
         with run.clock.phase("model"):
-            model, report = _build_model(config, data, ranks)
+            model, report = build_trainable(config, ranks, data)
             trainer = Trainer(config, ranks, data.train, model, notice=run.log.notice)
             run.log.describe_model(model, report, structure=config.model.show_structure)
 
@@ -76,37 +70,3 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
 
             # ----------------------------------------------------------------------------------------------- finish
             return run.finish(trainer, data)
-
-
-def _join_ranks(config: RunConfig, output_dir: Path, asked_to_stop: Callable[[], signal.Signals | None]) -> Ranks:
-    """The ranks that the launcher started, able to do what the configuration asks of them."""
-    training = config.training
-    ranks = Ranks(
-        mixed_precision=training.mixed_precision,
-        trackers=training.report_to,
-        project_dir=output_dir,
-        asked_to_stop=asked_to_stop,
-        hang_timeout=training.hang_timeout,
-        timeout_seconds=training.ddp_timeout,
-        launch_config=read_launch_config(os.environ, config),
-    )
-    if training.tf32:
-        ranks.use_tf32()
-    require_optimizer(training.optim, ranks.device.type)
-    return ranks
-
-
-def _build_model(config: RunConfig, data: RunData, ranks: Ranks) -> tuple[SpanModel, ParameterReport]:
-    """The model to train, which has an embedding for every token of the data, and what is trained of it."""
-    model, report = build_model(
-        config.model,
-        seed=config.training.seed,
-        max_seq_length=config.data.max_seq_length,
-        gradient_checkpointing=config.training.gradient_checkpointing,
-        torch_compile=config.training.torch_compile,
-        tokenizer_pads_left=data.tokenizer.padding_side == "left",
-        device=ranks.device,
-    )
-    for store in data.stores.values():
-        check_vocabulary(model, store.largest_token_id)
-    return model, report

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from qa_dist.common.errors import ConfigError, LocalTrainingError
-from qa_dist.common.files import make_writable
+from qa_dist.common.files import make_writable, require_writable
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import write_config
 from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
@@ -64,6 +64,11 @@ class OutputFolder:
         """Where the run's checkpoints are."""
         return self.directory / CHECKPOINTS
 
+    @property
+    def results(self) -> list[str]:
+        """Names of what an earlier run left in the folder."""
+        return [name for name in (*FILES, CHECKPOINTS) if (self.directory / name).exists()]
+
     def open(self, wanted: str, *, overwrite: bool, notice: Callable[[str], object]) -> Checkpoint | None:
         """The checkpoint that the run goes on from, if any; no other run of this machine may have the folder now.
 
@@ -76,12 +81,19 @@ class OutputFolder:
             CheckpointError: The checkpoint cannot be used.
             ConfigError: The folder holds results that may not be replaced, cannot be written to, or is another run's.
         """
-        # Ranks that their launcher starts again, after a failure or with other machines, go on by themselves.
-        is_restart = not self._launchers.isdisjoint(self._earlier_launchers())
-        self.looks_for_own = is_restart or wanted == "auto"
         checkpoint = self._find_checkpoint(wanted, notice)
-        self._require_usable(overwrite=overwrite)
+        make_writable(self.directory, "--output_dir")
+        self._require_free(overwrite=overwrite)
         self._lock = _lock(self.directory)
+        return checkpoint
+
+    def look(self, wanted: str, *, overwrite: bool, notice: Callable[[str], object]) -> Checkpoint | None:
+        """As `open`, with the same checks, but nothing is created, written or kept from others."""
+        checkpoint = self._find_checkpoint(wanted, notice)
+        require_writable(self.directory, "--output_dir")
+        self._require_free(overwrite=overwrite)
+        if self.directory.exists():
+            os.close(_lock(self.directory))
         return checkpoint
 
     def claim(self, config: RunConfig, *, version_2: bool) -> None:
@@ -136,6 +148,9 @@ class OutputFolder:
             return []
 
     def _find_checkpoint(self, wanted: str, notice: Callable[[str], object]) -> Checkpoint | None:
+        # Ranks that their launcher starts again, after a failure or with other machines, go on by themselves.
+        is_restart = not self._launchers.isdisjoint(self._earlier_launchers())
+        self.looks_for_own = is_restart or wanted == "auto"
         if self.looks_for_own and (checkpoint := newest_checkpoint(self.checkpoints, notice)):
             self.keeps_own = True
             return checkpoint
@@ -145,14 +160,13 @@ class OutputFolder:
         self.keeps_own = Path(wanted).resolve().parent == self.checkpoints.resolve()
         return read_checkpoint(Path(wanted))
 
-    def _require_usable(self, *, overwrite: bool) -> None:
-        """Create the folder, and make sure that results can be written there.
+    def _require_free(self, *, overwrite: bool) -> None:
+        """Make sure that what the folder holds may be replaced or kept.
 
         A run that goes on from a checkpoint keeps what is there. One that looks for a checkpoint and finds none may
         clear what a run left that ended before its first checkpoint, but not the results of a finished run.
         """
-        make_writable(self.directory, "--output_dir")
-        present = [name for name in (*FILES, CHECKPOINTS) if (self.directory / name).exists()]
+        present = self.results
         is_finished = any((self.directory / name).exists() for name in FINAL_FILES)
         may_clear = self.looks_for_own and not is_finished
         if present and not (overwrite or self.keeps_own or may_clear):

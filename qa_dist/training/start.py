@@ -1,0 +1,64 @@
+"""How a run starts: its ranks join, its model is built. Training does so, and what only says what a run would do."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from qa_dist.config.options import RunConfig
+from qa_dist.distributed.launch_config import read_launch_config
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.model.building import build_model
+from qa_dist.model.span_model import SpanModel
+from qa_dist.model.trainable import ParameterReport, check_vocabulary
+from qa_dist.training.inputs import RunData
+from qa_dist.training.optimizer import require_optimizer
+
+
+def join_ranks(
+    config: RunConfig, output_dir: Path, asked_to_stop: Callable[[], signal.Signals | None] = lambda: None
+) -> Ranks:
+    """The ranks that the launcher started, able to do what the configuration asks of them.
+
+    Raises:
+        ConfigError: They are not, or cannot reach each other.
+    """
+    training = config.training
+    ranks = Ranks(
+        mixed_precision=training.mixed_precision,
+        trackers=training.report_to,
+        project_dir=output_dir,
+        asked_to_stop=asked_to_stop,
+        hang_timeout=training.hang_timeout,
+        timeout_seconds=training.ddp_timeout,
+        launch_config=read_launch_config(os.environ, config),
+    )
+    if training.tf32:
+        ranks.use_tf32()
+    require_optimizer(training.optim, ranks.device.type)
+    return ranks
+
+
+def build_trainable(config: RunConfig, ranks: Ranks, data: RunData | None) -> tuple[SpanModel, ParameterReport]:
+    """The model to train, on this rank's device, and what is trained of it.
+
+    Args:
+        config: The run's options.
+        ranks: Where this rank computes.
+        data: What the model must have embeddings for; None: not known, and not asked.
+
+    Raises:
+        UserError: The model cannot be loaded, or an option or the data does not fit it.
+    """
+    model, report = build_model(
+        config.model,
+        seed=config.training.seed,
+        max_seq_length=config.data.max_seq_length,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        torch_compile=config.training.torch_compile,
+        tokenizer_pads_left=data is not None and data.tokenizer.padding_side == "left",
+        device=ranks.device,
+    )
+    for store in data.stores.values() if data else ():
+        check_vocabulary(model, store.largest_token_id)
+    return model, report
