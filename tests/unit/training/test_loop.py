@@ -262,7 +262,7 @@ def test_two_runs_do_not_share_a_folder(
 ) -> None:
     from qa_dist.training import loop as training
 
-    build, codes = training.build_model, []
+    build, codes = training.build_trainable, []
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         # The first run has written nothing yet; the second is refused before it gets here.
@@ -272,16 +272,16 @@ def test_two_runs_do_not_share_a_folder(
                 codes.append(run(**more))
         return build(*arguments, **options)
 
-    monkeypatch.setattr(training, "build_model", meanwhile)
+    monkeypatch.setattr(training, "build_trainable", meanwhile)
     assert run() == 0
     assert codes == [0, 2, 2, 2]
     assert capsys.readouterr().err.count("another run is writing to --output_dir") == 3
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_examples"] == 12
     # It is free when the run has ended, well or not.
-    monkeypatch.setattr(training, "build_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(training, "build_trainable", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(overwrite_output_dir="true")
-    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(training, "build_trainable", build)
     assert run(overwrite_output_dir="true") == 0
 
 
