@@ -219,7 +219,7 @@ def _install(fault: Fault) -> None:
             wrap(owner, name)
         return
     places: dict[str, tuple[Any, str]] = {
-        "load": (loop, "build_model"),
+        "load": (loop, "build_trainable"),
         "step": (trainer.Trainer, "step"),
         "data": (trainer.FeatureBatch, "of"),
         "evaluate": (evaluation, "forward"),

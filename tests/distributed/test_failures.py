@@ -76,14 +76,14 @@ def test_a_rank_with_another_base_model_is_named(tmp_path: Path) -> None:
     body = """
 import os
 import torch
-build = loop.build_model
+build = loop.build_trainable
 def other(*arguments, **options):
     model, report = build(*arguments, **options)
     if os.environ["RANK"] == "1":
         with torch.no_grad():
             next(model.parameters())[0, 0] += 1e-6
     return model, report
-loop.build_model = other
+loop.build_trainable = other
 """
     write_module(tmp_path, body)
     code, stderr, _ = start(tmp_path, 2)
