@@ -6,6 +6,9 @@
 #   make site         build the pages of docs/ into site/, and fail where they do not hold together
 #   make audit        look up known vulnerabilities of the pinned packages; needs the advisories of the package index
 #   make docs         regenerate the tables in docs/, and the tested set
+#   make test-lowest  the unit and distributed tests with the lowest versions that pyproject.toml allows
+#   make test-newest  the same with the newest versions of everything
+#   make pin          make those of the last test-newest the tested set, constraints.txt
 #   make clean        remove .venv and everything generated
 
 PYTHON ?= python3
@@ -13,7 +16,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check site audit docs clean
+# Environments of their own, with all extras. torch is the one of constraints.txt in both.
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
+WHOLE := '.[quickstart,quant,deepspeed,tracking,dev]'
+TWO_FOLDERS := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/distributed)
+
+.PHONY: quickstart test check site audit docs clean test-lowest test-newest pin
 
 quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
@@ -43,13 +52,37 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 	$(BIN)/python -m qa_dist.bench memory report docs/memory/*.json --output docs/memory.md
 
+test-lowest: $(LOWEST)/.dev
+	$(LOWEST)/bin/python -m pytest $(TWO_FOLDERS)
+
+test-newest:
+	[ -d $(NEWEST) ] || $(PYTHON) -m venv $(NEWEST)
+	grep '^torch==' constraints.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -c $(NEWEST)/constraints.txt -e $(WHOLE)
+	$(NEWEST)/bin/python -m pytest $(TWO_FOLDERS)
+
+# Then: make docs, and make test.
+pin:
+	{ grep '^#' constraints.txt; $(NEWEST)/bin/python -m pip freeze --exclude-editable | sed 's/+[[:alnum:].]*$$//'; } \
+	  > $(NEWEST)/pinned.txt
+	mv $(NEWEST)/pinned.txt constraints.txt
+
 clean:
-	rm -rf $(VENV) outputs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) outputs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+
+# Old versions have no wheels for new Pythons; the lowest Python that pyproject.toml allows belongs to them.
+$(LOWEST)/.dev: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "the lowest versions are those for Python 3.11; name one with: make PYTHON=python3.11 test-lowest" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) -m qa_dist.machine.requirements --lowest pyproject.toml constraints.txt > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e $(WHOLE)
+	touch $@
 
 # A stamp is written last: an interrupted installation is taken up again.
 $(VENV)/.quickstart: pyproject.toml constraints.txt | $(VENV)/bin/python

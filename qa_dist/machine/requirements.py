@@ -5,6 +5,7 @@ docs` and held equal to them by a test.
 """
 
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -59,7 +60,7 @@ def generated(pyproject: str, constraints: str) -> str:
     import tomllib
 
     project = tomllib.loads(pyproject)["project"]
-    pinned = {_normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)}
+    pinned = _pinned(constraints)
     wanted: list[tuple[str, str | None]] = [(line, None) for line in project["dependencies"]]
     wanted += [(name, None) for name in _INDIRECT]
     wanted += [(line, extra) for extra in _EXTRAS for line in project["optional-dependencies"][extra]]
@@ -70,10 +71,32 @@ def generated(pyproject: str, constraints: str) -> str:
     return json.dumps(entries, indent=2) + "\n"
 
 
+def lowest(pyproject: str, constraints: str) -> str:
+    """Constraints for pip: every package of `pyproject.toml`, extras included, at the lowest version it allows.
+
+    torch stays at the version of `constraints.txt`: others may bring gigabytes of CUDA libraries to a machine without a
+    GPU.
+    """
+    import tomllib
+
+    project = tomllib.loads(pyproject)["project"]
+    wanted = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    pairs = {tuple(re.split(">=|==", line)) for line in wanted if not line.startswith("torch>")}
+    return "".join(
+        f"{name}=={version}\n" for name, version in sorted({*pairs, ("torch", _pinned(constraints)["torch"])})
+    )
+
+
+def _pinned(constraints: str) -> dict[str, str]:
+    """Versions by normal name."""
+    return {_normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)}
+
+
 def _normal(name: str) -> str:
     """A package's name as registries compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 if __name__ == "__main__":
-    sys.stdout.write(generated(*(Path(word).read_text(encoding="utf-8") for word in sys.argv[1:])))
+    make = lowest if sys.argv[1] == "--lowest" else generated
+    sys.stdout.write(make(*(Path(word).read_text(encoding="utf-8") for word in sys.argv[-2:])))
