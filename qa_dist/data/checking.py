@@ -1,4 +1,7 @@
-"""Raw records checked, mended and counted: examples, or problems with the ids they were found in."""
+"""Raw records checked: what becomes an example, what is mended on the way, and what is reported as a problem.
+
+`PROBLEMS` lists everything that can be wrong with a record. A `Report` counts what was found, with the first few ids.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,7 +31,6 @@ PROBLEMS = {
     "no_answers": "there are no answers; pass --version_2_with_negative true or drop them",
 }
 """Every kind of problem a record can have, in the order in which they are reported."""
-
 
 _NUM_IDS_SHOWN = 3
 

@@ -1,6 +1,6 @@
-"""Questions from files, the hub or the package, as validated examples.
+"""Questions from files, the hub, the embedded sample or the generator: what `--train_file` and `--dataset_name` mean.
 
-    source ──► `Record`s (rows as they were written) ──► `validate` ──► `Example`s and a `Report`
+    `Source` ──► `Record`s, as they were written (formats) ──► `validate` (checking) ──► `Example`s and a `Report`
 
 Every record is checked before anything expensive happens, and everything found wrong is reported together. Mistakes
 of a whole file (not there, not gzip, not JSON, ...) are a `DataError` of one sentence.
@@ -28,7 +28,6 @@ from qa_dist.data.formats import COLUMNS, Record, Row, parse, read_bytes, read_r
 from qa_dist.data.records import Example
 
 Split = Literal["train", "validation"]
-
 
 _NUM_HASHED_SYNTHETIC = 100
 

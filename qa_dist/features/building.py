@@ -1,4 +1,4 @@
-"""A store built: once per machine, under a lock, whole or not at all."""
+"""A store built: once per machine, under a lock, whole or not at all. `prepare_store` is the way in."""
 
 import contextlib
 import dataclasses
@@ -60,8 +60,7 @@ def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: 
         config: Its `data` options are used.
         split: "train" or "validation".
         tokenizer: The tokenizer of `config.model`, a fast one of transformers.
-        progress: Whether to tell on stderr what goes on: a bar while tokenising, and what validation found. One rank
-            does.
+        progress: Whether to show a bar while tokenising and to log what validation found; one rank does.
 
     Raises:
         UserError: The data, the tokenizer or the lengths cannot be used, the store is damaged, or it cannot be written.

@@ -1,4 +1,4 @@
-"""How many tokens one forward and backward pass of a rank may hold."""
+"""How many tokens a pass of a rank may hold: constants on a CPU and in evaluation, measured for training on CUDA."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ EVALUATION_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Budget of a forward pass in evaluation, by device type; constant, so that scores do not depend on free memory."""
 
 MARGIN = 0.1
-"""Share of the device's memory left free: fragmentation, and features that cost more than their tokens suggest."""
+"""Share of a CUDA device's memory left free: fragmentation, and features that cost more than their tokens suggest."""
 
 
 def tokens_that_fit(peaks: Sequence[tuple[int, int]], available_bytes: int) -> int:

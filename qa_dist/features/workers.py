@@ -1,8 +1,8 @@
 """Features of many examples at once, made by several processes.
 
-The workers are plain child processes that run `worker` below and talk through their standard streams. They import
-this module and nothing else of the program: not torch, not the caller's main script. A worker reads until its input
-ends, so it ends with its parent, however that dies.
+The workers are plain child processes that run `worker` below and talk through their standard streams. They import what
+this module needs and nothing else: not torch, not the caller's main script. A worker reads until its input ends, so it
+ends with its parent, however that dies.
 """
 
 import collections
