@@ -93,6 +93,10 @@ def prepared(config: RunConfig, split: Split, **options: Any) -> FeatureStore:
     return prepare_store(config, split, tokenizer=load_tokenizer(config.model), **options)
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def stored_feature(store: FeatureStore, index: int) -> Feature:
     """A feature put together from the columns of a store."""
     places = store.feature_map()

@@ -1,11 +1,9 @@
-import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.data.records import Answer, Example, Feature
@@ -379,55 +377,6 @@ def test_own_tokens_and_masks_stay_whole_and_an_answer_behind_one_has_its_first_
         assert feature.end_token == feature.start_token + 4
     # The tokenizer itself is left as it was.
     assert tokenizer("<s>", add_special_tokens=False)["input_ids"] == [tokenizer.bos_token_id]
-
-
-# -------------------------------------------------------------------------------------------------------- tokenizers
-
-
-def test_truncation_and_padding_saved_with_a_tokenizer_have_no_effect() -> None:
-    plain, saved = tiny_tokenizer(), tiny_tokenizer()
-    saved.backend_tokenizer.enable_truncation(16)
-    saved.backend_tokenizer.enable_padding(length=16)
-    spec = TokenizerSpec.of(saved)
-    assert spec == TokenizerSpec.of(plain)
-    assert spec.sha256() == TokenizerSpec.of(plain).sha256()
-    # The tokenizer itself is left as it was.
-    assert saved.backend_tokenizer.truncation["max_length"] == 16
-
-
-def test_the_digest_of_a_tokenizer_covers_all_that_features_depend_on() -> None:
-    spec = TokenizerSpec.of(tiny_tokenizer())
-    others = [
-        TokenizerSpec.of(tiny_tokenizer(uncased=False)),
-        TokenizerSpec.of(tiny_tokenizer(words=("bridge",))),
-        TokenizerSpec.of(tiny_tokenizer(padding_side="left")),
-        dataclasses.replace(spec, cls_token_id=3),
-        dataclasses.replace(spec, bos_token_id=3),
-        dataclasses.replace(spec, has_token_types=False),
-    ]
-    assert len({spec.sha256(), *(other.sha256() for other in others)}) == 7
-
-
-def test_a_slow_tokenizer_is_refused() -> None:
-    class SlowTokenizer:
-        is_fast = False
-        name_or_path = "some/model"
-
-    with pytest.raises(ConfigError, match="SlowTokenizer of some/model is a slow tokenizer"):
-        TokenizerSpec.of(SlowTokenizer())
-
-
-def test_a_tokenizer_that_cannot_be_written_is_refused() -> None:
-    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    backend.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(object())
-
-    class CustomTokenizer:
-        is_fast = True
-        name_or_path = "some/model"
-        backend_tokenizer = backend
-
-    with pytest.raises(ConfigError, match="cannot be written as JSON"):
-        TokenizerSpec.of(CustomTokenizer())
 
 
 # ----------------------------------------------------------------------------------------------------------- columns
