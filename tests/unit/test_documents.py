@@ -1,14 +1,17 @@
 """What the documents name is there: tests, files, links, commands; and the site builds."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from qa_dist.cli import COMMANDS
+from qa_dist.data import formats
 from qa_dist.documentation import parts, regenerated
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +21,10 @@ PAGES = {
 }
 README = PAGES["README.md"]
 USUAL_FILE = {"docs/reliability.md": "tests/distributed/test_resume.py"}
-"""Where the tests are that a page names without a file; elsewhere every test has its file beside it."""
+"""Where the tests are that a page names without a file; elsewhere they are in one of the files that it names."""
+
+TO_BE_WRITTEN = {"docs/howto/command.md": {"qa_dist/count.py", "tests/unit/test_count.py"}}
+"""What a reader of a page is asked to write."""
 
 TOP_LEVEL = ("accelerate_configs", "docs", "ds_configs", "launch", "qa_dist", "tests")
 
@@ -55,10 +61,15 @@ def test_the_tree_of_the_readme_shows_every_room_and_folder() -> None:
 @pytest.mark.parametrize("document", [document for document, text in PAGES.items() if "`test" in text])
 def test_every_test_that_a_document_names_is_there(document: str) -> None:
     named = re.findall(r"`(?:(tests/[\w/]+\.py)(?:::(test_\w+))?|(test_\w+))`", PAGES[document])
+    files = {file for file, _, _ in named if file} - TO_BE_WRITTEN.get(document, set())
+    sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in files}
     for file, name, alone in named:
-        assert file or document in USUAL_FILE, f"`{alone}` stands without its file"
-        source = (ROOT / (file or USUAL_FILE[document])).read_text(encoding="utf-8")
-        assert re.search(rf"^def {name or alone}", source, re.MULTILINE), name or alone
+        if name:
+            assert re.search(rf"^def {name}\b", sources[file], re.MULTILINE), name
+        elif alone:
+            usual = USUAL_FILE.get(document)
+            places = [sources[usual]] if usual else sources.values()
+            assert any(re.search(rf"^def {alone}\b", source, re.MULTILINE) for source in places), alone
 
 
 def test_documents_name_tests() -> None:
@@ -70,8 +81,8 @@ def test_documents_name_tests() -> None:
 def test_every_file_that_a_document_names_is_there(document: str) -> None:
     words = {word for code in re.findall(r"`([^`\n]+)`|^```.*?^```", PAGES[document]) for word in code.split()}
     words |= set(re.findall(r"TESTS=(\S+?)`?$", PAGES[document], re.MULTILINE))
-    for word in words:
-        name = word.partition("::")[0]
+    names = {word.partition("::")[0] for word in words} - TO_BE_WRITTEN.get(document, set())
+    for name in names:
         if re.fullmatch(rf"({'|'.join(TOP_LEVEL)})/[\w./*-]*", name):
             assert list(ROOT.glob(name.rstrip("/"))), f"{name} is not there"
 
@@ -104,6 +115,51 @@ def test_links_are_found() -> None:
     assert len(re.findall(r"\]\(docs/", README)) > 10
     assert "when-machines-come-and-go" in anchors(PAGES["docs/reliability.md"])
     assert "answer-text-is-not-at-its-offset" in anchors(PAGES["docs/troubleshooting.md"])
+
+
+def python_blocks(page: str) -> list[str]:
+    """The blocks of Python in a page, without their indentation."""
+    return [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)```", PAGES[page], re.M | re.DOTALL)]
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("docs/howto/command.md", "qa_dist.cli"),
+        ("docs/howto/encoder-family.md", "qa_dist.model.families"),
+        ("docs/howto/input-format.md", "qa_dist.data.formats"),
+        ("docs/howto/optimiser.md", "qa_dist.config.optimizers"),
+    ],
+)
+def test_rows_that_a_page_shows_fit_their_table(page: str, table: str) -> None:
+    names = dict(vars(importlib.import_module(table)))
+    *others, row = [block for block in python_blocks(page) if "import " not in block]
+    for block in others:
+        exec(block, names)
+    ((name, member),) = eval(f"{{{row}}}", names).items()
+    tables = [value for value in vars(importlib.import_module(table)).values() if isinstance(value, dict)]
+    assert any(type(member) in map(type, found.values()) and name not in found for found in tables)
+
+
+def test_the_format_that_a_page_shows_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    function, row = python_blocks("docs/howto/input-format.md")
+    names = dict(vars(formats))
+    exec(function, names)
+    monkeypatch.setattr(formats, "LAYOUTS", {**formats.LAYOUTS, **eval(f"{{{row}}}", names)})
+    (record,) = formats.parse(b'id\tcontext\tquestion\tanswers\n7\t"two\nlines"\twhy\t\n', Path("some.tsv"))
+    assert record.row == {"id": "7", "context": "two\nlines", "question": "why", "answers": ""}
+
+
+def test_the_command_that_a_page_shows_runs(tmp_path: Path) -> None:
+    command, _, test = python_blocks("docs/howto/command.md")
+    (tmp_path / "count.py").write_text(command, encoding="utf-8")
+    (tmp_path / "test_count.py").write_text(test.replace("from qa_dist import count", "import count"), encoding="utf-8")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    done = subprocess.run(
+        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert "2 passed" in done.stdout, done.stdout
 
 
 def test_generated_parts_are_up_to_date() -> None:
