@@ -93,7 +93,7 @@ def test_every_family_has_a_row_that_is_true(model_type: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("model_type", "change", "said"),
     [
-        ("bert", {"projections": ("query", "valeu")}, "projections: valeu is 0 layers in each BertLayer"),
+        ("bert", {"projections": ("query", "values")}, "projections: values is 0 layers in each BertLayer"),
         ("bert", {"projections": ()}, "projections: (none) is 0 layers"),
         ("bert", {"projections": ("dense",)}, "projections: dense is 3 layers in each BertLayer"),
         ("distilbert", {"attention_dropout": "attention_probs_dropout_prob"}, "configuration has no field"),
