@@ -23,21 +23,6 @@ from qa_dist.features.store import FeatureMap
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Logits to candidates
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Candidates on their way between ranks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Candidates to answers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class ExampleAnswer:
     """The answer to one example.
@@ -301,7 +286,7 @@ def _add(start_logit: Float32, end_logit: Float32) -> Float32:
 
 
 def _ordered_bits(score: Float32) -> Int64:
-    """Integers in the order of the scores; see `_sort_keys`."""
+    """Integers in the order of the scores; see `searches._sort_keys`."""
     bits = (score + np.float32(0.0)).view(np.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
 

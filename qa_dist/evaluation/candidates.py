@@ -1,4 +1,11 @@
-"""From logits to candidates: the best spans of every feature, in a table."""
+"""From logits to candidates: the best spans of every feature, in a table.
+
+`top_spans` runs where the logits are, on every rank, and keeps K candidates per feature. `CandidateTable` carries them
+between ranks.
+
+Shapes: B features of a batch, N features of a data set, L tokens of a feature (padded), T tokens of all features,
+K candidates of a feature.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,34 +18,15 @@ from torch import Tensor
 
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Candidate
+from qa_dist.evaluation.searches import all_spans, paired_shortlists
 
 Int32 = npt.NDArray[np.int32]
-
-
 Int64 = npt.NDArray[np.int64]
-
-
 Float32 = npt.NDArray[np.float32]
-
-
 Float64 = npt.NDArray[np.float64]
 
-
 Mode = Literal["span", "n_best"]
-
-
 MODES: tuple[Mode, ...] = ("span", "n_best")
-
-
-# Sort keys are 64-bit integers: the score above, the tie-break below. Equal keys cannot occur, so a top-k that is not
-# stable (torch.topk is not) still has one answer.
-_TIE_LIMIT = 2**31 - 1
-
-
-_LOW_BITS = 2**32 - 1
-
-
-_ABSENT = -(2**63)
 
 
 def pad_rows(values_T: Tensor, lengths_B: Tensor, fill: float = float("-inf"), num_tokens: int | None = None) -> Tensor:
@@ -162,9 +150,9 @@ def top_spans(
     if not num_features:
         start_BK = end_BK = position_L.new_full((0, num_candidates), -1)
     elif mode == "span":
-        start_BK, end_BK = _all_spans(*logits, *context, num_candidates, max_answer_length)
+        start_BK, end_BK = all_spans(*logits, *context, num_candidates, max_answer_length)
     else:
-        start_BK, end_BK = _paired_shortlists(*logits, *context, is_token_BL, num_candidates, max_answer_length)
+        start_BK, end_BK = paired_shortlists(*logits, *context, is_token_BL, num_candidates, max_answer_length)
 
     num_missing = num_candidates - start_BK.shape[1]
     if num_missing > 0:
@@ -197,113 +185,6 @@ def _logits_at(logits_BL: Tensor, token_BK: Tensor) -> Tensor:
     if not logits_BL.shape[1]:
         return logits_BL.new_full(token_BK.shape, float("-inf"))
     return logits_BL.gather(1, token_BK.clamp(min=0)).masked_fill_(token_BK < 0, float("-inf"))
-
-
-def _sort_keys(score: Tensor, tie: Tensor, is_present: Tensor) -> Tensor:
-    """int64 keys, larger for higher scores, then for smaller ties; the smallest int64 where nothing is present.
-
-    The bits of a float32, read as an integer, order positive numbers; flipping all but the sign orders negative ones.
-    Adding zero turns -0.0, which equals 0.0 but has other bits, into 0.0.
-    """
-    bits = (score + 0.0).view(torch.int32)
-    key = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).long()
-    key.bitwise_left_shift_(32).add_(_TIE_LIMIT - tie)
-    return key.masked_fill_(~is_present, _ABSENT)
-
-
-def _best(key: Tensor, count: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
-    """The tie-breaks of the best `count` keys of each row, and which of them are present."""
-    best = key.topk(min(count, key.shape[1]), dim=1, sorted=ordered).values
-    return _TIE_LIMIT - (best & _LOW_BITS), best != _ABSENT
-
-
-def _forward_maximum(values_BL: Tensor, window: int) -> Tensor:
-    """The maximum of values[i : i + window] at each i, with O(log window) operations on the whole tensor."""
-    width = 1
-    while width < window:
-        shift = min(width, window - width)
-        shifted_BL = torch.nn.functional.pad(values_BL[:, shift:], (0, shift), value=float("-inf"))
-        values_BL = torch.maximum(values_BL, shifted_BL)
-        width += shift
-    return values_BL
-
-
-def _all_spans(
-    start_logits_BL: Tensor,
-    end_logits_BL: Tensor,
-    context_start_B: Tensor,
-    context_end_B: Tensor,
-    num_candidates: int,
-    max_answer_length: int,
-) -> tuple[Tensor, Tensor]:
-    """Starts and ends (inclusive) of the best spans of all, best first.
-
-    Looking at the ends of K starts only is exact, ties included. Order spans by (score, start, length) and starts by
-    (score of their best span, start). Let a start s' precede s in the order of starts. Then the best span of s'
-    precedes every span of s: either its score is higher than all of theirs, or it equals the best of theirs and
-    s' < s. So a span whose start is not among the first K starts has at least K spans before it. And the best score of
-    a start is the start logit plus the largest end logit in reach, also after rounding, because float addition of a
-    constant never reverses an order.
-    """
-    num_tokens = start_logits_BL.shape[1]
-    position_L = torch.arange(num_tokens, device=start_logits_BL.device)
-    in_context_BL = (position_L >= context_start_B[:, None]) & (position_L < context_end_B[:, None])
-    end_logits_BL = end_logits_BL.masked_fill(~in_context_BL, float("-inf"))
-
-    best_score_BL = start_logits_BL + _forward_maximum(end_logits_BL, max_answer_length)
-    start_BS, is_start_BS = _best(_sort_keys(best_score_BL, position_L, in_context_BL), num_candidates, ordered=False)
-    # In the order of their positions, so that a span's place in [S, M] breaks ties by start, then length. Absent
-    # starts come last, as the position after the last.
-    start_BS = start_BS.masked_fill_(~is_start_BS, num_tokens).sort(dim=1).values
-    num_ends_BS = context_end_B[:, None] - start_BS
-    start_BS = start_BS.clamp_(max=num_tokens - 1)
-
-    # [B, S, M]: the ends in reach of each of the S <= K starts kept. The view is not copied, its rows are.
-    step_M = torch.arange(max_answer_length, device=start_BS.device)
-    reach_BLM = torch.nn.functional.pad(end_logits_BL, (0, max_answer_length - 1)).unfold(1, max_answer_length, 1)
-    row_B1 = torch.arange(len(start_BS), device=start_BS.device)[:, None]
-    score_BSM = reach_BLM[row_B1, start_BS].add_(start_logits_BL.gather(1, start_BS)[:, :, None])
-    is_span_BSM = step_M < num_ends_BS[:, :, None]
-    place_P = torch.arange(start_BS.shape[1] * max_answer_length, device=start_BS.device)
-    place_BK, is_span_BK = _best(_sort_keys(score_BSM.flatten(1), place_P, is_span_BSM.flatten(1)), num_candidates)
-    place_BK = place_BK.masked_fill_(~is_span_BK, 0)
-    start_BK = start_BS.gather(1, place_BK // max_answer_length)
-    end_BK = (start_BK + place_BK % max_answer_length).masked_fill_(~is_span_BK, -1)
-    return start_BK.masked_fill_(~is_span_BK, -1), end_BK
-
-
-def _paired_shortlists(
-    start_logits_BL: Tensor,
-    end_logits_BL: Tensor,
-    context_start_B: Tensor,
-    context_end_B: Tensor,
-    is_token_BL: Tensor,
-    num_candidates: int,
-    max_answer_length: int,
-) -> tuple[Tensor, Tensor]:
-    """Starts and ends (inclusive) of the best pairs of the two shortlists, best first."""
-    num_tokens = start_logits_BL.shape[1]
-    later_first_L = torch.arange(num_tokens - 1, -1, -1, device=start_logits_BL.device)
-    sides = []
-    for logits_BL in (start_logits_BL, end_logits_BL):
-        tie_BS, is_kept_BS = _best(_sort_keys(logits_BL, later_first_L, is_token_BL), num_candidates)
-        token_BS = num_tokens - 1 - tie_BS.masked_fill_(~is_kept_BS, 0)
-        in_context_BS = (token_BS >= context_start_B[:, None]) & (token_BS < context_end_B[:, None]) & is_kept_BS
-        sides.append((token_BS, in_context_BS, logits_BL.gather(1, token_BS)))
-    (start_BS, starts_in_BS, start_logit_BS), (end_BS, ends_in_BS, end_logit_BS) = sides
-
-    num_kept = start_BS.shape[1]
-    length_BSS = end_BS[:, None, :] - start_BS[:, :, None] + 1
-    is_span_BSS = (length_BSS >= 1) & (length_BSS <= max_answer_length)
-    is_span_BSS &= starts_in_BS[:, :, None] & ends_in_BS[:, None, :]
-    score_BSS = start_logit_BS[:, :, None] + end_logit_BS[:, None, :]
-    pair_P = torch.arange(num_kept * num_kept, device=start_BS.device)
-    key_BP = _sort_keys(score_BSS.flatten(1), pair_P, is_span_BSS.flatten(1))
-    pair_BK, is_pair_BK = _best(key_BP, num_candidates)
-    pair_BK = pair_BK.masked_fill_(~is_pair_BK, 0)
-    start_BK = start_BS.gather(1, pair_BK // num_kept).masked_fill_(~is_pair_BK, -1)
-    end_BK = end_BS.gather(1, pair_BK % num_kept).masked_fill_(~is_pair_BK, -1)
-    return start_BK, end_BK
 
 
 @dataclass(frozen=True, slots=True, eq=False)
