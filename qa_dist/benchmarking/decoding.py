@@ -21,8 +21,9 @@ from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_s
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse
 from qa_dist.evaluation.answers import Answers, decode
-from qa_dist.evaluation.candidates import MODES, CandidateTable, Mode, pad_rows, top_spans
+from qa_dist.evaluation.candidates import CandidateTable, pad_rows, top_spans
 from qa_dist.evaluation.scoring import score_v1
+from qa_dist.evaluation.searches import SEARCHES
 from qa_dist.features.store import FeatureMap
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class Data:
             for key, context in zip(self.ids, self.contexts, strict=True)
         }
 
-    def candidates(self, mode: Mode, num_candidates: int, max_answer_length: int, chunk: int) -> CandidateTable:
+    def candidates(self, search: str, num_candidates: int, max_answer_length: int, chunk: int) -> CandidateTable:
         """Candidates of all features, features of similar length together."""
         order = np.argsort(self.length_N, kind="stable")
         tables = []
@@ -98,18 +99,19 @@ class Data:
                 self.first_N[rows] - np.cumsum(self.length_N[rows]) + self.length_N[rows], self.length_N[rows]
             )
             flat_T = torch.from_numpy(flat + np.arange(len(flat)))
-            top = top_spans(
+            table = top_spans(
+                rows,
                 pad_rows(self.start_logits_T[flat_T], lengths_B),
                 pad_rows(self.end_logits_T[flat_T], lengths_B),
                 torch.from_numpy(self.context_start_N[rows]),
                 torch.from_numpy(self.context_end_N[rows]),
                 torch.zeros(len(rows), dtype=torch.int64),
+                lengths_B,
                 num_candidates=num_candidates,
                 max_answer_length=max_answer_length,
-                mode=mode,
-                lengths_B=lengths_B,
+                search=search,
             )
-            tables.append(top.to_table(rows))
+            tables.append(table)
         return CandidateTable.concatenate(tables).ordered(len(order))
 
 
@@ -127,9 +129,9 @@ def main(argv: Sequence[str], prog: str) -> int:
         "numpy": np.__version__,
     }
     answers = {}
-    for mode in MODES:
-        report[mode], answers[mode] = time_decoding(data, mode, options)
-    report["both_modes_seconds"] = round(sum(sum(report[mode].values()) for mode in MODES), 4)
+    for search in SEARCHES:
+        report[search], answers[search] = time_decoding(data, search, options)
+    report["both_modes_seconds"] = round(sum(sum(report[search].values()) for search in SEARCHES), 4)
     references = data.references()
     predictions = answers["n_best"].predictions()
     score_seconds, _ = best_seconds(options.repeats, lambda: score_v1(references, predictions))
@@ -141,11 +143,11 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def time_decoding(data: Data, mode: Mode, options: DecodingConfig) -> tuple[dict[str, float], Answers]:
+def time_decoding(data: Data, search: str, options: DecodingConfig) -> tuple[dict[str, float], Answers]:
     """Seconds of finding candidates and of choosing answers, and the answers."""
     candidate_seconds, table = best_seconds(
         options.repeats,
-        lambda: data.candidates(mode, options.n_best_size, options.max_answer_length, options.chunk),
+        lambda: data.candidates(search, options.n_best_size, options.max_answer_length, options.chunk),
     )
     decode_seconds, answers = best_seconds(
         options.repeats,

@@ -166,7 +166,7 @@ def evaluate(config: RunConfig) -> Result:
         whole = time.perf_counter() - begin
         # Again from the logits on: in the evaluation this went on beside the forward pass.
         batches = evaluation_batches(store.lengths, EVALUATION_TOKENS[ranks.device.type], model.padded_length)
-        computed = list(evaluating.forward(remembering, store, ranks, batches, np.zeros(store.num_features)))
+        computed = list(evaluating.forward(remembering, store, ranks, batches))
         synchronize(ranks.device)
         begin = time.perf_counter()
         tables = list(evaluating.candidates(computed, config.evaluation))

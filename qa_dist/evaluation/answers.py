@@ -1,19 +1,21 @@
-"""From logits to candidate spans, and from candidate spans to answers.
+"""From candidates to answers.
 
-`top_spans` runs where the logits are, on every rank, and keeps K candidates per feature. `CandidateTable` carries them
-between ranks. `decode` runs once, on the table of the whole data set, and chooses one answer per example.
+`decode` runs once, on the table of the whole data set, and chooses one answer per example: `gather` collects the
+candidates of each example from its windows, `rank` makes n-best lists of them, `choose` picks an entry of each list.
 
 Every order in this file is total, so that results depend on the logits alone: not on the batch a feature was in, on
 the padding, or on the rank that computed it.
 
-Shapes: B features of a batch, N features of a data set, L tokens of a feature (padded), T tokens of all features,
-K candidates of a feature, M longest answer, E examples, W entries of an n-best list.
+Shapes: N features of a data set, K candidates of a feature, C candidates of all features, E examples, A entries of all
+n-best lists before they are cut (candidates and null answers), W entries of an n-best list.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Prediction
@@ -126,20 +128,10 @@ def decode(
 ) -> Answers:
     """One answer per example, chosen from the candidates of all its windows.
 
-    Candidates are ordered by score, then window, then their order within the feature (see `top_spans`); the best
-    `n_best_size` make the n-best list. With candidates of mode "n_best" the texts are those of
-    `postprocess_qa_predictions` of the Hugging Face examples, except where that code invents the answer "empty", takes
-    a zero-width token at character 0 for the null answer, or (`n_best_size` 1) drops the best span from its list.
-
-    Without unanswerables (`version_2` false) the answer is the best candidate. An example without any, such as one
-    whose context has no tokens, gets the null answer: text "", characters -1.
-
-    With unanswerables the null answer of an example scores the minimum over its windows of the summed logits of the
-    "no answer" token, since each window has to agree that it holds no answer. It joins the n-best list after
-    candidates of equal score, and at the end if it is not among the best. Null odds are its score minus the start
-    logit minus the end logit of the best candidate with a text, in float32 from left to right; the null answer is
-    chosen if they exceed `null_score_diff_threshold`. Where there is no such candidate it is chosen always, and the
-    odds are the largest float32, so that files of them stay valid JSON.
+    The candidates of an example are gathered, ranked into its n-best list, and one entry of the list is chosen. With
+    candidates of the search "n_best" the texts are those of `postprocess_qa_predictions` of the Hugging Face examples,
+    except where that code invents the answer "empty", takes a zero-width token at character 0 for the null answer, or
+    (`n_best_size` 1) drops the best span from its list.
 
     Args:
         table: candidates; row i is feature i (`CandidateTable.ordered`).
@@ -153,82 +145,29 @@ def decode(
     Raises:
         ScoringError: table, features and examples do not belong together.
     """
-    num_examples = len(example_ids)
     _check_parts(table, features, contexts, example_ids, n_best_size)
+    entries = gather(table, features, example_ids, version_2=version_2)
+    entry_EW = rank(entries, n_best_size, version_2=version_2)
 
-    # Features in the order (example, window), which data sets usually have already.
-    row_N = np.lexsort((features.window_N, features.example_index_N))
-    example_N = features.example_index_N[row_N].astype(np.int64)
-    _check_windows(example_N, features.window_N[row_N], example_ids)
-    first_row_E = np.searchsorted(example_N, np.arange(num_examples))
+    is_entry_EW = entry_EW >= 0
+    score_EW = np.full(entry_EW.shape, -np.inf, np.float32)
+    score_EW[is_entry_EW] = entries.score_A[entry_EW[is_entry_EW]]
+    is_span_EW = is_entry_EW & (entry_EW < entries.num_candidates)
+    candidate = entry_EW[is_span_EW]
+    start_char_EW = np.full(entry_EW.shape, -1, np.int32)
+    end_char_EW = np.full(entry_EW.shape, -1, np.int32)
+    start_char_EW[is_span_EW] = features.start_chars(entries.feature_C[candidate], entries.start_token_C[candidate])
+    end_char_EW[is_span_EW] = features.end_chars(entries.feature_C[candidate], entries.end_token_C[candidate])
 
-    null_score_N = _add(table.null_start_logit_N, table.null_end_logit_N)[row_N]
-    null_score_E = np.minimum.reduceat(null_score_N, first_row_E) if num_examples else null_score_N
-
-    # All entries flat: candidates in the order (example, window, rank), then null answers.
-    start_token_NK = table.start_token_NK[row_N]
-    order_C, rank_C = np.nonzero(start_token_NK >= 0)
-    feature_C = row_N[order_C]
-    start_logit_C, end_logit_C = table.start_logit_NK[feature_C, rank_C], table.end_logit_NK[feature_C, rank_C]
-    candidate_example_C = example_N[order_C]
-    is_null_choice_E = np.ones(num_examples, bool)
-    if not version_2:
-        is_null_choice_E[candidate_example_C] = False
-    null_example = np.flatnonzero(is_null_choice_E)
-
-    num_candidates = len(order_C)
-    example = np.concatenate([candidate_example_C, null_example])
-    score = np.concatenate([_add(start_logit_C, end_logit_C), null_score_E[null_example]])
-    # Stable: of equal scores, candidates keep their order and the null answer comes last.
-    by_rank = np.argsort((example << 32) - _ordered_bits(score), kind="stable")
-    example_F = example[by_rank]
-    is_null_F = by_rank >= num_candidates
-    column_F = np.arange(len(by_rank)) - np.searchsorted(example_F, np.arange(num_examples))[example_F]
-    keep_F = (column_F < n_best_size) | is_null_F
-    column_F = np.minimum(column_F, n_best_size)
-
-    width = n_best_size + int(version_2)
-    start_char_EW = np.full((num_examples, width), -1, np.int32)
-    end_char_EW = np.full((num_examples, width), -1, np.int32)
-    score_EW = np.full((num_examples, width), -np.inf, np.float32)
-    num_entries_E = np.bincount(example_F[keep_F], minlength=num_examples)
-    score_EW[example_F[keep_F], column_F[keep_F]] = score[by_rank[keep_F]]
-
-    is_span_F = keep_F & ~is_null_F
-    candidate = by_rank[is_span_F]
-    place = (example_F[is_span_F], column_F[is_span_F])
-    feature, rank = feature_C[candidate], rank_C[candidate]
-    start_char_EW[place] = features.start_chars(feature, table.start_token_NK[feature, rank])
-    end_char_EW[place] = features.end_chars(feature, table.end_token_NK[feature, rank])
-
-    chosen_E = np.zeros(num_examples, np.int64)
-    null_odds_E = None
+    chosen_E, null_odds_E = np.zeros(len(example_ids), np.int64), None
     if version_2:
-        candidate_EW = np.zeros((num_examples, width), np.int64)
-        candidate_EW[place] = candidate
-        has_text_EW = end_char_EW > start_char_EW
-        best_E = has_text_EW.argmax(axis=1)
-        has_text_E = has_text_EW.any(axis=1)
-        best_candidate = candidate_EW[np.flatnonzero(has_text_E), best_E[has_text_E]]
-        with np.errstate(over="ignore", invalid="ignore"):
-            odds = null_score_E[has_text_E] - start_logit_C[best_candidate] - end_logit_C[best_candidate]
-        null_odds_E = np.full(num_examples, _LARGEST, np.float32)
-        null_odds_E[has_text_E] = np.nan_to_num(odds, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
-        null_column_E = np.zeros(num_examples, np.int64)
-        null_column_E[example_F[is_null_F]] = column_F[is_null_F]
-        chosen_E = np.where((null_odds_E > null_score_diff_threshold) | ~has_text_E, null_column_E, best_E)
-
-    each_E = np.arange(num_examples)
-    texts = [
-        context[start:end] if start >= 0 else ""
-        for context, start, end in zip(
-            contexts, start_char_EW[each_E, chosen_E].tolist(), end_char_EW[each_E, chosen_E].tolist(), strict=True
-        )
-    ]
+        chosen_E, null_odds_E = choose(entries, entry_EW, end_char_EW > start_char_EW, null_score_diff_threshold)
+    chosen = (np.arange(len(example_ids)), chosen_E)
+    num_entries_E = is_entry_EW.sum(axis=1, dtype=np.int64)
     return Answers(
         example_ids=example_ids,
         contexts=contexts,
-        texts=texts,
+        texts=_texts(contexts, start_char_EW[chosen], end_char_EW[chosen]),
         chosen_E=chosen_E,
         num_entries_E=num_entries_E,
         start_char_EW=start_char_EW,
@@ -237,6 +176,117 @@ def decode(
         probability_EW=_softmax(score_EW, num_entries_E),
         null_odds_E=null_odds_E,
     )
+
+
+class Entries(NamedTuple):
+    """What n-best lists are made of: C candidates in the order (example, window, rank in the feature), and then nulls.
+
+    Attributes:
+        example_A: int64, the example of each entry.
+        score_A: float32, start logit + end logit.
+        feature_C: int64, the feature that a candidate lies in.
+        start_token_C: int32, from the start of the feature.
+        end_token_C: int32, inclusive.
+        start_logit_C: float32.
+        end_logit_C: float32.
+        null_score_E: float32, the score of each example's null answer.
+    """
+
+    example_A: Int64
+    score_A: Float32
+    feature_C: Int64
+    start_token_C: Int32
+    end_token_C: Int32
+    start_logit_C: Float32
+    end_logit_C: Float32
+    null_score_E: Float32
+
+    @property
+    def num_candidates(self) -> int:
+        """C: entries from here on are null answers."""
+        return len(self.feature_C)
+
+
+def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[str], *, version_2: bool) -> Entries:
+    """The entries of all examples: their candidates, and their null answers where these are a choice.
+
+    The null answer of an example scores the minimum over its windows of the summed logits of the "no answer" token,
+    since each window has to agree that it holds no answer. With unanswerables (`version_2`) every example may choose
+    it; without them, an example that has no candidate, such as one whose context has no tokens.
+
+    Raises:
+        ScoringError: a feature is of no example, an example has no feature, or a window occurs twice.
+    """
+    num_examples = len(example_ids)
+    # Features in the order (example, window), which data sets usually have already.
+    row_N = np.lexsort((features.window_N, features.example_index_N))
+    example_N = features.example_index_N[row_N].astype(np.int64)
+    _check_windows(example_N, features.window_N[row_N], example_ids)
+    first_row_E = np.searchsorted(example_N, np.arange(num_examples))
+    null_score_N = _add(table.null_start_logit_N, table.null_end_logit_N)[row_N]
+    null_score_E = np.minimum.reduceat(null_score_N, first_row_E) if num_examples else null_score_N
+
+    order_C, rank_C = np.nonzero(table.start_token_NK[row_N] >= 0)
+    example_C, feature_C = example_N[order_C], row_N[order_C]
+    start_logit_C, end_logit_C = table.start_logit_NK[feature_C, rank_C], table.end_logit_NK[feature_C, rank_C]
+    has_null_choice_E = np.ones(num_examples, bool)
+    if not version_2:
+        has_null_choice_E[example_C] = False
+    null_example = np.flatnonzero(has_null_choice_E)
+    return Entries(
+        example_A=np.concatenate([example_C, null_example]),
+        score_A=np.concatenate([_add(start_logit_C, end_logit_C), null_score_E[null_example]]),
+        feature_C=feature_C,
+        start_token_C=table.start_token_NK[feature_C, rank_C],
+        end_token_C=table.end_token_NK[feature_C, rank_C],
+        start_logit_C=start_logit_C,
+        end_logit_C=end_logit_C,
+        null_score_E=null_score_E,
+    )
+
+
+def rank(entries: Entries, n_best_size: int, *, version_2: bool) -> Int64:
+    """The n-best list of each example as places in `entries`, int64 [E, W], best first; -1 beyond its end.
+
+    Entries are ordered by score, then window, then their order within the feature (see `searches`). The null answer
+    comes after candidates of equal score, and at the end if it is not among the best `n_best_size`.
+    """
+    num_examples = len(entries.null_score_E)
+    # Stable: of equal scores, candidates keep their order and the null answer comes last.
+    by_rank_A = np.argsort((entries.example_A << 32) - _ordered_bits(entries.score_A), kind="stable")
+    example_A = entries.example_A[by_rank_A]
+    column_A = np.arange(len(by_rank_A)) - np.searchsorted(example_A, np.arange(num_examples))[example_A]
+    is_kept_A = (column_A < n_best_size) | (by_rank_A >= entries.num_candidates)
+    entry_EW = np.full((num_examples, n_best_size + int(version_2)), -1, np.int64)
+    entry_EW[example_A[is_kept_A], np.minimum(column_A, n_best_size)[is_kept_A]] = by_rank_A[is_kept_A]
+    return entry_EW
+
+
+def choose(
+    entries: Entries, entry_EW: Int64, has_text_EW: npt.NDArray[np.bool_], threshold: float
+) -> tuple[Int64, Float32]:
+    """The entry of each n-best list that is the answer, int64 [E], and the null odds, float32 [E].
+
+    Null odds are the score of the null answer minus the start logit minus the end logit of the best candidate with a
+    text, in float32 from left to right; the null answer is chosen if they exceed the threshold. Where there is no such
+    candidate it is chosen always, and the odds are the largest float32, so that files of them stay valid JSON.
+
+    Args:
+        entries: where the lists point to.
+        entry_EW: the lists; the null answer is in each of them.
+        has_text_EW: whether an entry is a candidate of one character or more.
+        threshold: how much better than the best candidate the null answer must be.
+    """
+    best_E = has_text_EW.argmax(axis=1)
+    has_text_E = has_text_EW.any(axis=1)
+    best_candidate = entry_EW[np.flatnonzero(has_text_E), best_E[has_text_E]]
+    with np.errstate(over="ignore", invalid="ignore"):
+        odds = entries.null_score_E[has_text_E] - entries.start_logit_C[best_candidate]
+        odds -= entries.end_logit_C[best_candidate]
+    null_odds_E = np.full(len(entry_EW), _LARGEST, np.float32)
+    null_odds_E[has_text_E] = np.nan_to_num(odds, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+    null_column_E = (entry_EW >= entries.num_candidates).argmax(axis=1)
+    return np.where((null_odds_E > threshold) | ~has_text_E, null_column_E, best_E), null_odds_E
 
 
 def _check_parts(
@@ -277,6 +327,11 @@ def _check_windows(example_N: Int64, window_N: Int32, example_ids: Sequence[str]
             f"window {window_N[first]} of example {example_ids[example_N[first]]!r} occurs more than once; "
             "every window has to be its own feature."
         )
+
+
+def _texts(contexts: Sequence[str], start_char_E: Int32, end_char_E: Int32) -> list[str]:
+    places = zip(contexts, start_char_E.tolist(), end_char_E.tolist(), strict=True)
+    return [context[start:end] if start >= 0 else "" for context, start, end in places]
 
 
 def _add(start_logit: Float32, end_logit: Float32) -> Float32:

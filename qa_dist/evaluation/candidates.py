@@ -9,7 +9,7 @@ K candidates of a feature.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,12 @@ from torch import Tensor
 
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Candidate
-from qa_dist.evaluation.searches import all_spans, paired_shortlists
+from qa_dist.evaluation.searches import SEARCHES, SearchBatch
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-
-Mode = Literal["span", "n_best"]
-MODES: tuple[Mode, ...] = ("span", "n_best")
 
 
 def pad_rows(values_T: Tensor, lengths_B: Tensor, fill: float = float("-inf"), num_tokens: int | None = None) -> Tensor:
@@ -49,124 +46,73 @@ def pad_rows(values_T: Tensor, lengths_B: Tensor, fill: float = float("-inf"), n
     return values_T[flat_BL].masked_fill_(position_L >= lengths_B[:, None], fill)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TopSpans:
-    """The best K candidates of each feature of a batch, best first, on the device of the logits.
-
-    Attributes:
-        start_token_BK: int32, from the start of the feature; -1 where a feature has fewer than K candidates.
-        end_token_BK: int32, inclusive; -1 where absent.
-        start_logit_BK: float32; -inf where absent.
-        end_logit_BK: float32; -inf where absent.
-        null_start_logit_B: float32: the start logit of the token that stands for "no answer".
-        null_end_logit_B: float32: its end logit.
-    """
-
-    start_token_BK: Tensor
-    end_token_BK: Tensor
-    start_logit_BK: Tensor
-    end_logit_BK: Tensor
-    null_start_logit_B: Tensor
-    null_end_logit_B: Tensor
-
-    def to_table(self, feature_index_B: Tensor | Int64 | Sequence[int]) -> "CandidateTable":
-        """These candidates as numpy arrays, each row named by its position in the data set."""
-        if isinstance(feature_index_B, Tensor):
-            feature_index_B = feature_index_B.cpu().numpy()
-        return CandidateTable(
-            feature_index_N=np.asarray(feature_index_B, dtype=np.int64),
-            start_token_NK=self.start_token_BK.cpu().numpy(),
-            end_token_NK=self.end_token_BK.cpu().numpy(),
-            start_logit_NK=self.start_logit_BK.cpu().numpy(),
-            end_logit_NK=self.end_logit_BK.cpu().numpy(),
-            null_start_logit_N=self.null_start_logit_B.cpu().numpy(),
-            null_end_logit_N=self.null_end_logit_B.cpu().numpy(),
-        )
-
-
 def top_spans(
+    feature_index_B: Int64 | Sequence[int],
     start_logits_BL: Tensor,
     end_logits_BL: Tensor,
     context_start_B: Tensor,
     context_end_B: Tensor,
     cls_token_B: Tensor,
+    lengths_B: Tensor,
     *,
     num_candidates: int,
     max_answer_length: int,
-    mode: Mode = "span",
-    lengths_B: Tensor | None = None,
-) -> TopSpans:
+    search: str = "span",
+) -> "CandidateTable":
     """The best `num_candidates` spans of each feature, by start logit + end logit (float32 addition).
 
-    A span lies in the context and has at most `max_answer_length` tokens.
-
-    Mode "span" considers all such spans. Ties: earlier start first, then the shorter span.
-
-    Mode "n_best" considers what `postprocess_qa_predictions` of the Hugging Face examples considers: pairs of one of
-    the `num_candidates` best start tokens and one of the `num_candidates` best end tokens, both taken from the whole
-    feature, question and special tokens included, so that a feature may be left with few candidates or none. That code
-    ranks tokens by `np.argsort(logits)[-1 : -n - 1 : -1]`, whose order among equal logits numpy leaves open. Here it
-    is the order of the stable sort: of equal logits the later token ranks first. Ties between pairs: the better ranked
-    start first, then the better ranked end, which is the order in which that code lists them.
+    A span lies in the context and has at most `max_answer_length` tokens. Which spans are considered, and which of
+    equal ones come first, is up to the search.
 
     Args:
+        feature_index_B: the position of each feature in the data set.
         start_logits_BL: logits of any floating type; values at or beyond `lengths_B` are never read.
         end_logits_BL: likewise.
         context_start_B: first token of the context.
         context_end_B: one past the last token of the context.
         cls_token_B: the token that stands for "no answer".
+        lengths_B: tokens of each feature, without padding.
         num_candidates: K.
         max_answer_length: M, in tokens.
-        mode: which spans are considered.
-        lengths_B: real tokens of each feature; by default all L.
+        search: a name of `SEARCHES`.
 
     Raises:
         ScoringError: a logit is NaN or +inf.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
+    _check_settings(search, num_candidates, max_answer_length)
+    num_features, num_tokens = start_logits_BL.shape
+    if not num_features:
+        return CandidateTable.empty(num_candidates)
+    start_logits_BL, end_logits_BL = start_logits_BL.float(), end_logits_BL.float()
+    context_start_B, context_end_B, null_B, lengths_B = (
+        tensor.to(device=start_logits_BL.device, dtype=torch.int64)
+        for tensor in (context_start_B, context_end_B, cls_token_B, lengths_B)
+    )
+    is_token_BL = torch.arange(num_tokens, device=lengths_B.device) < lengths_B[:, None]
+    _refuse_bad_logits(start_logits_BL, end_logits_BL, is_token_BL)
+    batch = SearchBatch(
+        start_logits_BL, end_logits_BL, context_start_B, torch.minimum(context_end_B, lengths_B), is_token_BL
+    )
+    # No span is longer than the feature.
+    start_BK, end_BK = SEARCHES[search](batch, num_candidates, min(max_answer_length, num_tokens))
+    return CandidateTable(
+        feature_index_N=np.asarray(feature_index_B, dtype=np.int64),
+        start_token_NK=_filled_up(start_BK.int(), num_candidates, -1),
+        end_token_NK=_filled_up(end_BK.int(), num_candidates, -1),
+        start_logit_NK=_filled_up(_logits_at(start_logits_BL, start_BK), num_candidates, float("-inf")),
+        end_logit_NK=_filled_up(_logits_at(end_logits_BL, end_BK), num_candidates, float("-inf")),
+        null_start_logit_N=start_logits_BL.gather(1, null_B[:, None])[:, 0].cpu().numpy(),
+        null_end_logit_N=end_logits_BL.gather(1, null_B[:, None])[:, 0].cpu().numpy(),
+    )
+
+
+def _check_settings(search: str, num_candidates: int, max_answer_length: int) -> None:
+    if search not in SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(SEARCHES)}, not {search!r}.")
     if num_candidates < 1 or max_answer_length < 1:
         raise ValueError(
             f"num_candidates and max_answer_length must be at least 1, not {num_candidates} and {max_answer_length}."
         )
-    num_features, num_tokens = start_logits_BL.shape
-    device = start_logits_BL.device
-    start_logits_BL, end_logits_BL = start_logits_BL.float(), end_logits_BL.float()
-    context_start_B, context_end_B, cls_token_B = (
-        tensor.to(device=device, dtype=torch.int64) for tensor in (context_start_B, context_end_B, cls_token_B)
-    )
-    if lengths_B is None:
-        lengths_B = context_end_B.new_full((num_features,), num_tokens)
-    lengths_B = lengths_B.to(device=device, dtype=torch.int64)
-    context_end_B = torch.minimum(context_end_B, lengths_B)
-
-    position_L = torch.arange(num_tokens, device=device)
-    is_token_BL = position_L < lengths_B[:, None]
-    _refuse_bad_logits(start_logits_BL, end_logits_BL, is_token_BL)
-
-    max_answer_length = min(max_answer_length, max(num_tokens, 1))  # No span is longer than the feature.
-    logits = (start_logits_BL, end_logits_BL)
-    context = (context_start_B, context_end_B)
-    if not num_features:
-        start_BK = end_BK = position_L.new_full((0, num_candidates), -1)
-    elif mode == "span":
-        start_BK, end_BK = all_spans(*logits, *context, num_candidates, max_answer_length)
-    else:
-        start_BK, end_BK = paired_shortlists(*logits, *context, is_token_BL, num_candidates, max_answer_length)
-
-    num_missing = num_candidates - start_BK.shape[1]
-    if num_missing > 0:
-        start_BK = torch.nn.functional.pad(start_BK, (0, num_missing), value=-1)
-        end_BK = torch.nn.functional.pad(end_BK, (0, num_missing), value=-1)
-    null_B1 = cls_token_B[:, None]
-    return TopSpans(
-        start_token_BK=start_BK.int(),
-        end_token_BK=end_BK.int(),
-        start_logit_BK=_logits_at(start_logits_BL, start_BK),
-        end_logit_BK=_logits_at(end_logits_BL, end_BK),
-        null_start_logit_B=start_logits_BL.gather(1, null_B1)[:, 0],
-        null_end_logit_B=end_logits_BL.gather(1, null_B1)[:, 0],
-    )
 
 
 def _refuse_bad_logits(start_logits_BL: Tensor, end_logits_BL: Tensor, is_token_BL: Tensor) -> None:
@@ -181,10 +127,15 @@ def _refuse_bad_logits(start_logits_BL: Tensor, end_logits_BL: Tensor, is_token_
         )
 
 
-def _logits_at(logits_BL: Tensor, token_BK: Tensor) -> Tensor:
-    if not logits_BL.shape[1]:
-        return logits_BL.new_full(token_BK.shape, float("-inf"))
-    return logits_BL.gather(1, token_BK.clamp(min=0)).masked_fill_(token_BK < 0, float("-inf"))
+def _logits_at(logits_BL: Tensor, token_BX: Tensor) -> Tensor:
+    """The logits of tokens; -inf where there is none."""
+    return logits_BL.gather(1, token_BX.clamp(min=0)).masked_fill_(token_BX < 0, float("-inf"))
+
+
+def _filled_up(values_BX: Tensor, num_candidates: int, fill: float) -> Any:
+    """An array of K columns: a search of short features finds fewer."""
+    missing = num_candidates - values_BX.shape[1]
+    return torch.nn.functional.pad(values_BX, (0, missing), value=fill).cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +31,25 @@ from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.model.span_model import SpanModel, span_loss
 
-Computed = tuple[FeatureBatch, torch.Tensor, torch.Tensor]
-"""A batch with its start and end logits, float32 [T]."""
+
+class BatchLogits(NamedTuple):
+    """What the model says of a batch of B features with T tokens together; B may be 0.
+
+    Attributes:
+        batch: the features.
+        start_T: float32, start logits.
+        end_T: float32, end logits.
+        losses_B: float64, the loss of each feature; empty where it is not asked for.
+    """
+
+    batch: FeatureBatch
+    start_T: torch.Tensor
+    end_T: torch.Tensor
+    losses_B: npt.NDArray[np.float64] = np.zeros(0)
+
 
 _DECODED_TOGETHER = 256
-"""Features whose candidates are found in one go."""
+"""Features whose candidates are searched for in one go."""
 
 
 def evaluate(
@@ -73,16 +89,15 @@ def evaluate(
     answers = None
     metrics: Metrics = {}
     with ExitStack() as stack:
-        passes = stack.enter_context(closing(forward(model, store, ranks, mine, losses, forward_needs_all_ranks)))
-        computed = _counted(passes, sum(map(len, mine)), advance)
+        passes = stack.enter_context(closing(forward(model, store, ranks, mine, forward_needs_all_ranks)))
+        logits = _noted(passes, losses, sum(map(len, mine)), advance)
         if config.gather == "logits":
             path = stack.enter_context(staged(logits_path)) if logits_path and ranks.is_main else None
-            tables = _through_logits(computed, store, ranks, config, batches, len(mine), path)
+            tables = _through_logits(logits, store, ranks, config, batches, len(mine), path)
         else:
-            tables = list(candidates(computed, config))
-            own = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *tables])
+            table = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *candidates(logits, config)])
             ranks.stop_if_asked()
-            tables = ranks.gather(own)
+            tables = ranks.gather(table)
         # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
         loss = float(ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy().mean())
         if ranks.is_main:
@@ -105,23 +120,23 @@ def evaluate_loss(
     batches = evaluation_batches(lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = np.zeros(store.num_features)
-    for _ in forward(model, store, ranks, [features[batch] for batch in mine], losses, forward_needs_all_ranks):
-        pass
+    for logits in forward(model, store, ranks, [features[batch] for batch in mine], forward_needs_all_ranks):
+        losses[logits.batch.indices] = logits.losses_B
     ranks.stop_if_asked()
     summed = ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy()
     return Evaluation({}, float(summed[features].mean()), None)
 
 
-def candidates(computed: Iterable[Computed | None], config: EvaluationConfig) -> Iterator[CandidateTable]:
-    """Candidates of all features, found for many at a time: tensors of a few features cost more in calls than in work.
+def candidates(batches: Iterable[BatchLogits], config: EvaluationConfig) -> Iterator[CandidateTable]:
+    """Candidates of all features, searched for many at a time: tensors of a few cost more in calls than in work.
 
-    What is found for a feature does not depend on the others.
+    The candidates of a feature do not depend on the others.
     """
-    waiting: list[Computed] = []
-    for found in computed:
-        if found is not None:
-            waiting.append(found)
-        if sum(len(batch.indices) for batch, _, _ in waiting) >= _DECODED_TOGETHER:
+    waiting: list[BatchLogits] = []
+    for logits in batches:
+        if len(logits.batch.indices):
+            waiting.append(logits)
+        if sum(len(each.batch.indices) for each in waiting) >= _DECODED_TOGETHER:
             yield _best_spans(waiting, config)
             waiting = []
     if waiting:
@@ -148,12 +163,12 @@ def score(store: FeatureStore, answers: Answers, *, version_2: bool) -> Metrics:
     references = [(example_id, store.answer_texts(index)) for index, example_id in enumerate(store.example_ids)]
     if version_2:
         # The answers were chosen by our own threshold; the script's, of 1.0, would choose a second time.
-        found: Metrics = score_v2(
+        scores = score_v2(
             dict(references), answers.predictions(), null_odds=answers.null_odds(), na_prob_thresh=math.inf
         )
-        return {"exact_match": found["exact"], "f1": found["f1"], "num_examples": store.num_examples, **found}
-    found = score_v1(dict(references), answers.predictions())
-    return {"exact_match": found["exact_match"], "f1": found["f1"], "num_examples": store.num_examples}
+        return {"exact_match": scores["exact"], "f1": scores["f1"], "num_examples": store.num_examples, **scores}
+    scores = score_v1(dict(references), answers.predictions())
+    return {"exact_match": scores["exact_match"], "f1": scores["f1"], "num_examples": store.num_examples}
 
 
 def _budget(config: EvaluationConfig, ranks: Ranks) -> int:
@@ -165,29 +180,31 @@ def forward(
     store: FeatureStore,
     ranks: Ranks,
     batches: Sequence[Indices],
-    losses: npt.NDArray[np.float64],
     needs_all_ranks: bool = False,
-) -> Generator[Computed | None, None, None]:
-    """Each batch with its logits, None for an empty one; the losses of its features are noted on the way.
+) -> Generator[BatchLogits, None, None]:
+    """The logits and losses of each batch, in the order of the batches.
 
     It ends early when this rank is asked to stop or, where a pass needs all ranks, when any of them is.
     """
     model.eval()
     shortest = store.lengths.argmin(0, keepdims=True)
 
-    def compute(indices: Indices) -> Computed | None:
-        if not len(indices) and not needs_all_ranks:
-            return None
-        # A rank with nothing left computes one feature for nothing, so that the others get its shard of the model.
-        batch = FeatureBatch.of(store, indices if len(indices) else shortest, ranks.device)
+    def compute(indices: Indices) -> BatchLogits:
+        batch = FeatureBatch.of(store, indices, ranks.device)
+        if len(indices):
+            return compute_batch(batch)
+        if needs_all_ranks:
+            # A rank with nothing left computes one feature for nothing, so that the others get its shard of the model.
+            compute_batch(FeatureBatch.of(store, shortest, ranks.device))
+        no_logits = torch.empty(0, device=ranks.device)
+        return BatchLogits(batch, no_logits, no_logits)
+
+    def compute_batch(batch: FeatureBatch) -> BatchLogits:
         # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
         with torch.no_grad(), ranks.autocast():
             start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
             losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double().cpu().numpy()
-        if not len(indices):
-            return None
-        losses[indices] = losses_B
-        return batch, start_T, end_T
+        return BatchLogits(batch, start_T, end_T, losses_B)
 
     def wanted() -> Iterator[Indices]:
         for indices in batches:
@@ -200,9 +217,7 @@ def forward(
     yield from map(compute, wanted()) if alone else _side_by_side(compute, wanted())
 
 
-def _side_by_side(
-    compute: Callable[[Indices], Computed | None], batches: Iterator[Indices]
-) -> Iterator[Computed | None]:
+def _side_by_side(compute: Callable[[Indices], BatchLogits], batches: Iterator[Indices]) -> Iterator[BatchLogits]:
     """`map` with as many batches at once as torch has CPU threads, each on one of them.
 
     Threads that share a batch wait for each other in every operation, and much of an encoder's work is too small to
@@ -212,7 +227,7 @@ def _side_by_side(
     if num_threads == 1:
         yield from map(compute, batches)
         return
-    pending: collections.deque[Future[Computed | None]] = collections.deque()
+    pending: collections.deque[Future[BatchLogits]] = collections.deque()
     # What is done with the results goes on beside the batches that follow.
     torch.set_num_threads(1)
     try:
@@ -233,38 +248,43 @@ def _is_to_stop(ranks: Ranks, *, together: bool) -> bool:
     return bool(ranks.sum(torch.tensor(float(ranks.is_asked_to_stop), device=ranks.device)))
 
 
-def _best_spans(computed: Sequence[Computed], config: EvaluationConfig) -> CandidateTable:
-    batches, starts, ends = zip(*computed, strict=True)
-    start_T, end_T = torch.cat(starts), torch.cat(ends)
+def _best_spans(logits: Sequence[BatchLogits], config: EvaluationConfig) -> CandidateTable:
+    batches = [each.batch for each in logits]
+    start_T, end_T = torch.cat([each.start_T for each in logits]), torch.cat([each.end_T for each in logits])
     lengths_B = torch.tensor([length for batch in batches for length in batch.lengths], device=start_T.device)
-    spans = top_spans(
+    return top_spans(
+        np.concatenate([batch.indices for batch in batches]),
         pad_rows(start_T, lengths_B),
         pad_rows(end_T, lengths_B),
         torch.cat([batch.context_start_B for batch in batches]),
         torch.cat([batch.context_end_B for batch in batches]),
         torch.cat([batch.cls_token_B for batch in batches]),
+        lengths_B,
         num_candidates=config.n_best_size,
         max_answer_length=config.max_answer_length,
-        mode=config.decoding,
-        lengths_B=lengths_B,
+        search=config.decoding,
     )
-    return spans.to_table(np.concatenate([batch.indices for batch in batches]))
 
 
-def _counted(
-    computed: Iterator[Computed | None], total: int, advance: Callable[[int, int], object]
-) -> Iterator[Computed | None]:
-    """The same, reporting progress on the way."""
+def _noted(
+    batches: Iterator[BatchLogits],
+    losses: npt.NDArray[np.float64],
+    total: int,
+    advance: Callable[[int, int], object],
+) -> Iterator[BatchLogits]:
+    """The same; losses are written to their features' places, and progress is reported, on the way."""
     done = 0
-    for found in computed:
-        yield found
-        if found is not None:
-            done += len(found[0].indices)
+    for logits in batches:
+        indices = logits.batch.indices
+        losses[indices] = logits.losses_B
+        yield logits
+        if len(indices):
+            done += len(indices)
             advance(done, total)
 
 
 def _through_logits(
-    computed: Iterator[Computed | None],
+    logits: Iterator[BatchLogits],
     store: FeatureStore,
     ranks: Ranks,
     config: EvaluationConfig,
@@ -272,37 +292,35 @@ def _through_logits(
     rounds: int,
     path: Path | None,
 ) -> list[CandidateTable]:
-    """Collect all logits in a file at rank 0, batch by batch; then find the candidates there, in the same batches."""
+    """Collect all logits in a file at rank 0, batch by batch; then search for candidates there, in the same batches."""
     first_token = np.concatenate([[0], np.cumsum(store.lengths, dtype=np.int64)])
-    logits = None
+    kept = None
     if path is not None:
-        logits = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first_token[-1]), 2))
+        kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first_token[-1]), 2))
     for _ in range(rounds):
-        found = next(computed, None)
-        piece = None
-        if found is not None:
-            batch, start_T, end_T = found
+        piece = None  # This rank was asked to stop; the others may go on until all agree.
+        for batch, start_T, end_T, _ in islice(logits, 1):
             piece = (batch.indices, torch.stack((start_T, end_T), 1).cpu().numpy())
         for arrived in ranks.gather(piece):
-            if arrived is None or logits is None:
+            if arrived is None or kept is None:
                 continue
             indices, rows = arrived
             ends = np.cumsum(store.lengths[indices])
             for index, end, length in zip(indices, ends, store.lengths[indices], strict=True):
-                logits[first_token[index] : first_token[index] + length] = rows[end - length : end]
+                kept[first_token[index] : first_token[index] + length] = rows[end - length : end]
     ranks.stop_if_asked()
-    if logits is None:
+    if kept is None:
         return []
-    logits.flush()
+    kept.flush()
 
-    def kept() -> Iterator[Computed]:
+    def read_back() -> Iterator[BatchLogits]:
         for indices in batches:
             batch = FeatureBatch.of(store, indices, torch.device("cpu"))
-            rows = np.concatenate([logits[first_token[index] : first_token[index + 1]] for index in indices])
+            rows = np.concatenate([kept[first_token[index] : first_token[index + 1]] for index in indices])
             start_T, end_T = torch.from_numpy(rows).unbind(1)
-            yield batch, start_T, end_T
+            yield BatchLogits(batch, start_T, end_T)
 
-    return [CandidateTable.empty(config.n_best_size), *candidates(kept(), config)]
+    return [CandidateTable.empty(config.n_best_size), *candidates(read_back(), config)]
 
 
 @contextmanager

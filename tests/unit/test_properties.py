@@ -374,16 +374,18 @@ def test_answers_are_those_of_three_loops_and_stand_in_the_context(
         logits = [np.round(values / 3) for values in logits]
     tables = []
     for index, (feature, (starts, ends)) in enumerate(zip(features, logits, strict=True)):
-        top = top_spans(
+        table = top_spans(
+            [index],
             torch.from_numpy(starts)[None],
             torch.from_numpy(ends)[None],
             torch.tensor([feature.context_start]),
             torch.tensor([feature.context_start + len(feature.context_offsets)]),
             torch.tensor([feature.cls_token]),
+            torch.tensor([len(starts)]),
             num_candidates=n_best,
             max_answer_length=longest,
         )
-        tables.append(top.to_table([index]))
+        tables.append(table)
     (answer,) = decode(
         CandidateTable.concatenate(tables).ordered(len(features)),
         map_of(features),

@@ -1,4 +1,4 @@
-"""Decoding against oracles that try every span, one at a time, with Python's own sort."""
+"""Answers against nested loops in the manner of the Hugging Face examples."""
 
 import itertools
 import json
@@ -6,297 +6,15 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from qa_dist.common.errors import ScoringError
-from qa_dist.data.records import Candidate, Feature, Prediction
+from qa_dist.data.records import Feature, Prediction
 from qa_dist.evaluation.answers import decode
-from qa_dist.evaluation.candidates import MODES, CandidateTable, Mode, TopSpans, pad_rows, top_spans
+from qa_dist.evaluation.candidates import CandidateTable
+from qa_dist.evaluation.searches import SEARCHES
 from qa_dist.features.store import FeatureMap
 from tests.unit.data_fixtures import map_of
-
-f32 = np.float32
-
-
-def every_span(start_logits, end_logits, context_start, context_end, num_candidates, max_answer_length):
-    """All spans of the context, best first: (start, end, score)."""
-    spans = []
-    for start in range(context_start, context_end):
-        for end in range(start, context_end):
-            if end - start + 1 <= max_answer_length:
-                spans.append((start, end, f32(start_logits[start]) + f32(end_logits[end])))
-    spans.sort(key=lambda span: (-span[2], span[0], span[1]))
-    return spans[:num_candidates]
-
-
-def shortlisted_spans(start_logits, end_logits, context_start, context_end, num_candidates, max_answer_length):
-    """Pairs of the best starts and the best ends of the whole feature, best first."""
-    best_starts = np.argsort(start_logits, kind="stable")[::-1][:num_candidates].tolist()
-    best_ends = np.argsort(end_logits, kind="stable")[::-1][:num_candidates].tolist()
-    spans = []
-    for start in best_starts:
-        for end in best_ends:
-            inside = context_start <= start < context_end and context_start <= end < context_end
-            if inside and start <= end and end - start + 1 <= max_answer_length:
-                spans.append((start, end, start_logits[start] + end_logits[end]))
-    spans.sort(key=lambda span: -span[2])
-    return spans[:num_candidates]
-
-
-ORACLES = {"span": every_span, "n_best": shortlisted_spans}
-
-
-def spans_of(top: TopSpans, row: int) -> list[tuple[int, int]]:
-    starts, ends = top.start_token_BK[row].tolist(), top.end_token_BK[row].tolist()
-    present = [(start, end) for start, end in zip(starts, ends, strict=True) if start >= 0]
-    assert present == list(zip(starts, ends, strict=True))[: len(present)], "absent candidates must come last"
-    return present
-
-
-def run_top_spans(rows, *, num_candidates, max_answer_length, mode, padding=0, fill=math.nan):
-    """`top_spans` of rows (start logits, end logits, context start, context end), padded with what must not be read."""
-    length = max(len(row[0]) for row in rows) + padding
-    start_BL = torch.full((len(rows), length), fill)
-    end_BL = torch.full((len(rows), length), fill)
-    for i, (start_logits, end_logits, _, _) in enumerate(rows):
-        start_BL[i, : len(start_logits)] = torch.from_numpy(np.asarray(start_logits, f32))
-        end_BL[i, : len(end_logits)] = torch.from_numpy(np.asarray(end_logits, f32))
-    return top_spans(
-        start_BL,
-        end_BL,
-        torch.tensor([row[2] for row in rows]),
-        torch.tensor([row[3] for row in rows]),
-        torch.zeros(len(rows), dtype=torch.int64),
-        num_candidates=num_candidates,
-        max_answer_length=max_answer_length,
-        mode=mode,
-        lengths_B=torch.tensor([len(row[0]) for row in rows]),
-    )
-
-
-def check_against_oracle(rows, *, num_candidates, max_answer_length, mode, padding=0):
-    top = run_top_spans(
-        rows, num_candidates=num_candidates, max_answer_length=max_answer_length, mode=mode, padding=padding
-    )
-    assert top.start_token_BK.shape == top.end_logit_BK.shape == (len(rows), num_candidates)
-    assert top.start_token_BK.dtype == top.end_token_BK.dtype == torch.int32
-    assert top.start_logit_BK.dtype == top.null_end_logit_B.dtype == torch.float32
-    for i, (start_logits, end_logits, context_start, context_end) in enumerate(rows):
-        start_logits, end_logits = np.asarray(start_logits, f32), np.asarray(end_logits, f32)
-        with np.errstate(over="ignore"):
-            expected = ORACLES[mode](
-                start_logits, end_logits, context_start, context_end, num_candidates, max_answer_length
-            )
-        assert spans_of(top, i) == [span[:2] for span in expected]
-        found = len(expected)
-        starts, ends = top.start_token_BK[i, :found].numpy(), top.end_token_BK[i, :found].numpy()
-        assert np.array_equal(top.start_logit_BK[i, :found].numpy(), start_logits[starts])
-        assert np.array_equal(top.end_logit_BK[i, :found].numpy(), end_logits[ends])
-        assert (top.start_token_BK[i, found:] == -1).all()
-        assert (top.end_token_BK[i, found:] == -1).all()
-        assert (top.start_logit_BK[i, found:] == -math.inf).all()
-        assert (top.end_logit_BK[i, found:] == -math.inf).all()
-        assert top.null_start_logit_B[i] == start_logits[0]
-        assert top.null_end_logit_B[i] == end_logits[0]
-
-
-LARGEST = float(np.finfo(f32).max)
-TIES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5])
-WILD = st.one_of(
-    TIES,
-    st.floats(width=32, allow_nan=False, allow_infinity=False),
-    st.sampled_from([LARGEST, -LARGEST, -math.inf, 1e-45, -1e-45, 16777216.0, 1.1, 1.1000001]),
-)
-
-
-@st.composite
-def features(draw, values):
-    length = draw(st.integers(1, 12))
-    context_start = draw(st.integers(0, length))
-    context_end = draw(st.integers(context_start, length))
-    logits = st.lists(values, min_size=length, max_size=length)
-    return draw(logits), draw(logits), context_start, context_end
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    rows=st.one_of(st.lists(features(TIES), min_size=1, max_size=4), st.lists(features(WILD), min_size=1, max_size=4)),
-    num_candidates=st.integers(1, 9),
-    max_answer_length=st.integers(1, 14),
-    mode=st.sampled_from(MODES),
-    padding=st.integers(0, 3),
-)
-@example([([0.0] * 12, [0.0] * 12, 0, 12)], 9, 3, "span", 0)
-@example([([0.0] * 12, [0.0] * 12, 0, 12)], 9, 3, "n_best", 0)
-@example([([-math.inf] * 5, [-math.inf] * 5, 1, 4)], 9, 14, "span", 2)
-@example([([1.0, 2.0], [3.0, 4.0], 1, 1)], 3, 2, "span", 0)
-@example([([1.0, 2.0], [3.0, 4.0], 1, 2)], 3, 2, "n_best", 0)
-@example([([LARGEST] * 6, [LARGEST] * 6, 0, 6)], 5, 2, "span", 0)
-def test_candidates_equal_those_of_the_loops(rows, num_candidates, max_answer_length, mode, padding):
-    check_against_oracle(
-        rows, num_candidates=num_candidates, max_answer_length=max_answer_length, mode=mode, padding=padding
-    )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("values", ["normal", "ties", "constant", "far outside"])
-def test_candidates_of_long_features_equal_those_of_the_loops(mode: Mode, values: str):
-    generator = np.random.default_rng(7)
-    rows = []
-    for _ in range(12):
-        length = int(generator.integers(20, 120))
-        context_start = int(generator.integers(1, 15))
-        context_end = length - int(generator.integers(0, 3))
-        logits = generator.normal(size=(2, length)).astype(f32) * 5
-        if values == "ties":
-            logits = np.round(logits / 5)
-        if values == "constant":
-            logits[:] = 0.25
-        if values == "far outside":
-            logits[:, :context_start] = 1e6
-            logits[:, context_end:] = 1e6
-        rows.append((logits[0], logits[1], context_start, context_end))
-    check_against_oracle(rows, num_candidates=20, max_answer_length=30, mode=mode)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("num_candidates", [1, 2, 5])
-@pytest.mark.parametrize("max_answer_length", [1, 2, 3, 5, 6, 7, 8, 9, 15, 31, 99])
-def test_few_candidates_equal_those_of_the_loops(mode, num_candidates, max_answer_length):
-    # With few candidates a reach of the wrong length puts the wrong starts first.
-    generator = np.random.default_rng(max_answer_length)
-    rows = [(*np.round(generator.normal(size=(2, 40)) * 20).astype(f32), 3, 38) for _ in range(40)]
-    check_against_oracle(rows, num_candidates=num_candidates, max_answer_length=max_answer_length, mode=mode)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_padding_is_never_in_the_context(mode):
-    settings = {"num_candidates": 9, "max_answer_length": 4, "mode": mode, "padding": 5}
-    found = run_top_spans([([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], 1, 7)], **settings)
-    expected = run_top_spans([([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], 1, 3)], **settings)
-    assert spans_of(found, 0) == spans_of(expected, 0) == [(2, 2), (1, 2), (1, 1)]
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    rows=st.lists(features(TIES), min_size=2, max_size=5),
-    mode=st.sampled_from(MODES),
-    padding=st.integers(1, 40),
-    fill=st.sampled_from([math.nan, math.inf, -math.inf, 1e9]),
-)
-def test_candidates_do_not_depend_on_the_batch(rows, mode, padding, fill):
-    settings = {"num_candidates": 5, "max_answer_length": 4, "mode": mode}
-    together = run_top_spans(rows, padding=padding, fill=fill, **settings)
-    for i, row in enumerate(rows):
-        alone = run_top_spans([row], **settings)
-        for name in TopSpans.__slots__:
-            assert torch.equal(getattr(together, name)[i], getattr(alone, name)[0]), name
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("mode", MODES)
-def test_other_number_formats_are_read_as_float32(dtype, mode):
-    generator = torch.Generator().manual_seed(3)
-    start_BL = torch.randn(4, 30, generator=generator).to(dtype)
-    end_BL = torch.randn(4, 30, generator=generator).to(dtype)
-    places = (torch.full((4,), 5), torch.full((4,), 29), torch.zeros(4, dtype=torch.int64))
-    settings = {"num_candidates": 20, "max_answer_length": 8, "mode": mode}
-    found = top_spans(start_BL, end_BL, *places, **settings)
-    expected = top_spans(start_BL.float(), end_BL.float(), *places, **settings)
-    for name in TopSpans.__slots__:
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_batch_without_features_or_tokens_has_no_candidates(mode):
-    none = torch.zeros(0, dtype=torch.int64)
-    top = top_spans(
-        torch.zeros(0, 7), torch.zeros(0, 7), none, none, none, num_candidates=3, max_answer_length=2, mode=mode
-    )
-    assert top.start_token_BK.shape == (0, 3)
-    assert top.null_start_logit_B.shape == (0,)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.nan])
-@pytest.mark.parametrize("side", [0, 1])
-def test_logits_without_an_order_are_refused(bad, side):
-    rows = [([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], 1, 3), ([0.0, 1.0], [0.0, 1.0], 1, 2)]
-    rows[1][side][1] = bad
-    with pytest.raises(ScoringError, match=r"1 of 2 features have logits that are NaN or \+inf"):
-        run_top_spans(rows, num_candidates=2, max_answer_length=2, mode="span")
-
-
-def test_settings_that_make_no_sense_are_refused():
-    rows = [([0.0, 1.0], [0.0, 1.0], 1, 2)]
-    with pytest.raises(ValueError, match="mode must be one of span, n_best, not 'best'"):
-        run_top_spans(rows, num_candidates=2, max_answer_length=2, mode="best")
-    with pytest.raises(ValueError, match="at least 1, not 0 and 2"):
-        run_top_spans(rows, num_candidates=0, max_answer_length=2, mode="span")
-    with pytest.raises(ValueError, match="at least 1, not 2 and 0"):
-        run_top_spans(rows, num_candidates=2, max_answer_length=0, mode="span")
-
-
-@given(lengths=st.lists(st.integers(0, 6), max_size=6), extra=st.integers(0, 3))
-def test_rows_are_cut_and_padded(lengths, extra):
-    values = torch.arange(sum(lengths), dtype=torch.float32) + 1
-    width = max(lengths, default=0) + extra
-    padded = pad_rows(values, torch.tensor(lengths, dtype=torch.int64), num_tokens=width)
-    assert padded.shape == (len(lengths), width)
-    rest = values.tolist()
-    for row, length in zip(padded.tolist(), lengths, strict=True):
-        assert row == rest[:length] + [-math.inf] * (width - length)
-        rest = rest[length:]
-    assert pad_rows(values, torch.tensor(lengths, dtype=torch.int64), fill=0.0).shape[1] == max(lengths, default=0)
-
-
-# The table.
-
-
-def small_table(indices, num_candidates=2) -> CandidateTable:
-    count = len(indices)
-    top = TopSpans(
-        start_token_BK=torch.tensor(indices).int()[:, None].expand(count, num_candidates),
-        end_token_BK=torch.tensor(indices).int()[:, None].expand(count, num_candidates) + 1,
-        start_logit_BK=torch.zeros(count, num_candidates),
-        end_logit_BK=torch.zeros(count, num_candidates),
-        null_start_logit_B=torch.tensor(indices).float(),
-        null_end_logit_B=torch.zeros(count),
-    )
-    return top.to_table(torch.tensor(indices))
-
-
-def test_tables_of_ranks_are_put_in_order():
-    table = CandidateTable.concatenate([small_table([3, 0]), CandidateTable.empty(2), small_table([2, 1])]).ordered(4)
-    assert len(table) == 4
-    assert table.feature_index_N.tolist() == [0, 1, 2, 3]
-    assert table.start_token_NK[:, 0].tolist() == [0, 1, 2, 3]
-    assert table.null_start_logit_N.tolist() == [0, 1, 2, 3]
-    assert table.candidates(1) == [Candidate(1, 1, 2, 0.0, 0.0)] * 2
-    assert CandidateTable.empty(3).ordered(0).num_candidates == 3
-
-
-def test_missing_repeated_and_foreign_features_are_refused():
-    with pytest.raises(ScoringError, match=r"1 missing \(first: 1\), 0 more than once"):
-        small_table([0, 2]).ordered(3)
-    with pytest.raises(ScoringError, match=r"1 missing \(first: 1\), 1 more than once \(first: 2\)"):
-        small_table([0, 2, 2]).ordered(3)
-    with pytest.raises(ScoringError, match=r"outside 0 .. 1 \(first: 7, -1\)"):
-        small_table([0, 7, -1]).ordered(2)
-
-
-def test_tables_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"one number of candidates, not \[2, 3\]"):
-        CandidateTable.concatenate([small_table([0]), small_table([1], 3)])
-    with pytest.raises(ValueError, match="not \\[\\]"):
-        CandidateTable.concatenate([])
-    table = small_table([0, 1])
-    with pytest.raises(ValueError, match="same length"):
-        CandidateTable(*(getattr(table, name)[: 1 if i else 2] for i, name in enumerate(CandidateTable.__slots__)))
-
-
-# Answers.
+from tests.unit.evaluation.oracles import LARGEST, ORACLES, f32, run_top_spans, small_table
 
 
 class Case:
@@ -335,7 +53,7 @@ class Case:
                     )
                 )
 
-    def table(self, *, num_candidates, max_answer_length, mode) -> CandidateTable:
+    def table(self, *, num_candidates, max_answer_length, search) -> CandidateTable:
         """Candidates as ranks would send them: a few features at a time, in another order."""
         order = np.random.default_rng(0).permutation(len(self.features))
         tables = []
@@ -345,17 +63,24 @@ class Case:
                 for i in indices
                 for f in [self.features[i]]
             ]
-            top = run_top_spans(rows, num_candidates=num_candidates, max_answer_length=max_answer_length, mode=mode)
-            tables.append(top.to_table(indices))
+            tables.append(
+                run_top_spans(
+                    rows,
+                    indices=indices,
+                    num_candidates=num_candidates,
+                    max_answer_length=max_answer_length,
+                    search=search,
+                )
+            )
         return CandidateTable.concatenate(tables).ordered(len(self.features))
 
-    def decode(self, *, num_candidates=20, max_answer_length=30, mode, **settings):
-        table = self.table(num_candidates=num_candidates, max_answer_length=max_answer_length, mode=mode)
+    def decode(self, *, num_candidates=20, max_answer_length=30, search, **settings):
+        table = self.table(num_candidates=num_candidates, max_answer_length=max_answer_length, search=search)
         features = map_of(self.features)
         return decode(table, features, self.contexts, self.ids, n_best_size=num_candidates, **settings)
 
 
-def looped_answers(case: Case, *, n_best_size, max_answer_length, mode, version_2, threshold):
+def looped_answers(case: Case, *, n_best_size, max_answer_length, search, version_2, threshold):
     """Answers by nested loops over examples, windows and spans, in the manner of the Hugging Face examples.
 
     Gives (text, n-best list of (text, score, probability), null odds) for each example.
@@ -370,12 +95,12 @@ def looped_answers(case: Case, *, n_best_size, max_answer_length, mode, version_
             if null_score is None or window_null < null_score:
                 null_score = window_null
             offsets = feature.context_offsets
-            spans = ORACLES[mode](
+            spans = ORACLES[search](
                 start_logits,
                 end_logits,
                 feature.context_start,
                 feature.context_start + len(offsets),
-                10**6 if mode == "span" else n_best_size,
+                10**6 if search == "span" else n_best_size,
                 max_answer_length,
             )
             for start, end, score in spans:
@@ -401,18 +126,18 @@ def looped_answers(case: Case, *, n_best_size, max_answer_length, mode, version_
     return answers
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(
     ("version_2", "threshold"), [(False, 0.0), (True, 0.0), (True, 2.0), (True, -3.1), (True, 100.0)]
 )
 @pytest.mark.parametrize(("n_best_size", "max_answer_length"), [(20, 30), (3, 4), (2, 1)])
-def test_answers_equal_those_of_the_loops(mode, ties, version_2, threshold, n_best_size, max_answer_length):
+def test_answers_equal_those_of_the_loops(search, ties, version_2, threshold, n_best_size, max_answer_length):
     case = Case(np.random.default_rng([ties, n_best_size]), ties=ties)
     answers = case.decode(
         num_candidates=n_best_size,
         max_answer_length=max_answer_length,
-        mode=mode,
+        search=search,
         version_2=version_2,
         null_score_diff_threshold=threshold,
     )
@@ -420,7 +145,7 @@ def test_answers_equal_those_of_the_loops(mode, ties, version_2, threshold, n_be
         case,
         n_best_size=n_best_size,
         max_answer_length=max_answer_length,
-        mode=mode,
+        search=search,
         version_2=version_2,
         threshold=threshold,
     )
@@ -443,11 +168,11 @@ def test_answers_equal_those_of_the_loops(mode, ties, version_2, threshold, n_be
 
 def test_answers_do_not_depend_on_the_order_of_the_features():
     case = Case(np.random.default_rng(5), ties=True)
-    expected = list(case.decode(mode="span", version_2=True))
+    expected = list(case.decode(search="span", version_2=True))
     order = np.random.default_rng(6).permutation(len(case.features))
     case.features = [case.features[i] for i in order]
     case.logits = [case.logits[i] for i in order]
-    assert list(case.decode(mode="span", version_2=True)) == expected
+    assert list(case.decode(search="span", version_2=True)) == expected
 
 
 def hf_texts(case: Case, *, n_best_size, max_answer_length, version_2, threshold):
@@ -479,9 +204,9 @@ def hf_texts(case: Case, *, n_best_size, max_answer_length, version_2, threshold
 
 
 @pytest.mark.parametrize("version_2", [False, True])
-def test_texts_of_mode_n_best_equal_those_of_the_hugging_face_loops(version_2):
+def test_texts_of_the_search_n_best_equal_those_of_the_hugging_face_loops(version_2):
     case = Case(np.random.default_rng(11), num_examples=200)
-    answers = case.decode(mode="n_best", version_2=version_2, null_score_diff_threshold=0.5)
+    answers = case.decode(search="n_best", version_2=version_2, null_score_diff_threshold=0.5)
     expected = hf_texts(case, n_best_size=20, max_answer_length=30, version_2=version_2, threshold=0.5)
     assert answers.predictions() == expected
 
@@ -489,11 +214,11 @@ def test_texts_of_mode_n_best_equal_those_of_the_hugging_face_loops(version_2):
 def one_example(context, offsets, logits, *, version_2, n_best_size=2, threshold=0.0):
     """Answers to one example of one feature: CLS, the context, SEP."""
     start_logits, end_logits = logits
-    top = run_top_spans(
+    table = run_top_spans(
         [(start_logits, end_logits, 1, 1 + len(offsets))],
         num_candidates=n_best_size,
         max_answer_length=5,
-        mode="span",
+        search="span",
     )
     features = FeatureMap(
         example_index_N=np.array([0], np.int32),
@@ -503,7 +228,7 @@ def one_example(context, offsets, logits, *, version_2, n_best_size=2, threshold
         first_offset_N1=np.array([0, len(offsets)]),
     )
     return decode(
-        top.to_table([0]),
+        table,
         features,
         [context],
         ["q"],
@@ -545,7 +270,7 @@ def test_the_null_answer_is_the_worst_of_the_windows():
     case.logits.append(case.logits[0].copy())
     case.logits[0][:, 0] = 50.0
     case.logits[1][:, 0] = -50.0
-    answers = case.decode(mode="span", version_2=True)
+    answers = case.decode(search="span", version_2=True)
     assert answers[0].prediction.start_char >= 0
     assert answers[0].nbest[-1] == Prediction("", -100.0, answers[0].nbest[-1].probability, -1, -1)
 
@@ -571,7 +296,7 @@ def test_no_examples_no_answers():
 
 def test_parts_that_do_not_belong_together_are_refused():
     case = Case(np.random.default_rng(1), num_examples=3, max_windows=1)
-    table = case.table(num_candidates=4, max_answer_length=5, mode="span")
+    table = case.table(num_candidates=4, max_answer_length=5, search="span")
     features = map_of(case.features)
     settings = {"n_best_size": 4, "version_2": False}
 
