@@ -5,10 +5,8 @@ function and a row. Nothing is checked here but that a file is what it claims to
 """
 
 import csv
-import gzip
 import io
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json, type_name
+from qa_dist.common.reading import decoded, decompressed, is_compressed
 
 Row = Mapping[str, Any]
 
@@ -23,7 +22,6 @@ COLUMNS = ("id", "context", "question", "answers")
 """What a row must have; `title` is optional, and `is_impossible` is honoured where it occurs."""
 
 _NUM_NAMES_SHOWN = 8
-_GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 _ALLOWED = (
     "allowed are SQuAD JSON, or JSONL, CSV or Parquet rows with id, context, question and answers, each plain or .gz"
@@ -51,27 +49,11 @@ def read_rows(rows: Iterable[Row]) -> Iterator[Record]:
         yield Record(f"row {number}", row)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; check the path") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; name one file, or pass the folder as --dataset_name") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
-
-
 # ----------------------------------------------------------------------------------------------------------- layouts
 
 
 def _json_records(content: bytes, path: Path) -> Iterable[Record]:
-    text = _decoded(content, path)
+    text = decoded(content, path)
     try:
         value = read_json(text)
     except ParseError as error:
@@ -141,7 +123,7 @@ def _list_problem(parent: Any, key: str) -> str | None:
 def _jsonl_records(content: bytes, path: Path) -> Iterable[Record]:
     rows: list[Any] = []
     # Not splitlines: JSON strings may hold U+2028 and other characters that it takes for line ends.
-    for number, line in enumerate(_decoded(content, path).split("\n"), 1):
+    for number, line in enumerate(decoded(content, path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -153,7 +135,7 @@ def _jsonl_records(content: bytes, path: Path) -> Iterable[Record]:
 
 
 def _csv_records(content: bytes, path: Path) -> Iterable[Record]:
-    text = _decoded(content, path)
+    text = decoded(content, path)
     # The module's limit of 128 KiB per field is global, and shorter than some contexts.
     limit = csv.field_size_limit(sys.maxsize)
     try:
@@ -235,7 +217,9 @@ def parse(content: bytes, path: Path) -> Iterable[Record]:
     Raises:
         DataError: They cannot be parsed, or are laid out in another way.
     """
-    content = _decompressed(content, path)
+    if path.suffix.lower() == ".gz" and content and not is_compressed(content):
+        raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
+    content = decompressed(content, path)
     if not content.strip():
         raise DataError(f"{path} is empty; {_ALLOWED}")
     return LAYOUTS[_layout(content, path)].read(content, path)
@@ -261,28 +245,6 @@ def _layout(content: bytes, path: Path) -> str:
     if b"context" in header and b"question" in header:
         return "CSV"
     raise DataError(f"{path} is neither JSON, JSONL, CSV with a header, nor Parquet; {_ALLOWED}")
-
-
-def _decompressed(content: bytes, path: Path) -> bytes:
-    if not content.startswith(_GZIP_MAGIC):
-        if path.suffix.lower() == ".gz" and content:
-            raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
-        return content
-    try:
-        return gzip.decompress(content)
-    except EOFError:
-        raise DataError(f"{path} ends in the middle of its gzip stream; copy or download it again") from None
-    except (OSError, zlib.error) as error:
-        raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from error
-
-
-def _decoded(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start:,} is 0x{content[error.start]:02x}; convert the file to UTF-8"
-        ) from error
 
 
 def printable(text: str) -> str:

@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.libraries import logs_held_back, reason
+from qa_dist.common.reading import read_bytes
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, validate
-from qa_dist.data.formats import COLUMNS, Record, Row, parse, read_bytes, read_rows
+from qa_dist.data.formats import COLUMNS, Record, Row, parse, read_rows
 from qa_dist.data.records import Example
 
 Split = Literal["train", "validation"]
@@ -151,7 +152,7 @@ def _file_of(data: DataConfig, split: Split) -> str | None:
 
 
 def _file_source(path: Path) -> Source:
-    content = read_bytes(path)
+    content = read_bytes(path, folder_advice="name one file, or pass the folder as --dataset_name")
     return Source(str(path), hashlib.sha256(content).hexdigest(), lambda: parse(content, path))
 
 

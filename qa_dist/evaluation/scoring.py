@@ -11,18 +11,17 @@ are what happens around them:
 This module needs the standard library alone, so that scoring starts at once.
 """
 
-import gzip
 import math
 import re
 import string
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qa_dist.common.errors import DataError, ScoringError
-from qa_dist.common.parsers import ParseError, read_json, type_name
+from qa_dist.common.parsers import type_name
+from qa_dist.common.reading import read_json_file
 
 T = TypeVar("T")
 Scores = dict[str, float | int]
@@ -265,7 +264,7 @@ def load_references(path: str | Path) -> References:
     Raises:
         DataError: the file cannot be read or is not SQuAD.
     """
-    data = _load_json(path)
+    data = read_json_file(path)
     answers: dict[str, tuple[str, ...]] = {}
     version_2 = isinstance(data, dict) and str(data.get("version", "")).lstrip("v").startswith("2")
     repeated = []
@@ -341,29 +340,13 @@ def _is_finite(value: float) -> bool:
 
 
 def _load_object(path: str | Path, kind: Any, kinds: str) -> dict[str, Any]:
-    value = _load_json(path)
+    value = read_json_file(path)
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold a JSON object from question ids to {kinds}, not {type_name(value)}.")
     strange = [key for key, entry in value.items() if not isinstance(entry, kind)]
     if strange:
         raise DataError(f"{path} must map question ids to {kinds}, but does not for {_count(strange, 'id')}.")
     return value
-
-
-def _load_json(path: str | Path) -> Any:
-    try:
-        content = Path(path).read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return read_json(content.decode("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; check the path.") from error
-    except (EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: gzip data damaged or cut short ({error}); copy it again.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {path}: not UTF-8 text (byte {error.start}); convert the file.") from error
-    except ParseError as error:
-        raise DataError(f"{path} is not JSON that can be used: {error}; mend the file.") from error
 
 
 def metric_path() -> str:

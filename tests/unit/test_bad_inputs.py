@@ -223,9 +223,9 @@ FLAGS: list[tuple[str, list[str], str]] = [
     ("score", ["--reference", "x"], "the following arguments are required"),
     ("score", ["--references", "a", "--predictions", "b", "--na_prob_thresh", "half"], "'half' is not a number"),
     ("score", ["--references", "a", "--predictions", "b", "--na_prob_thresh", "nan"], "'nan' is not a number"),
-    ("score", ["--references", "", "--predictions", "b"], "cannot read"),
+    ("score", ["--references", "", "--predictions", "b"], "is a folder; name one file"),
     ("score", ["--references", LONG, "--predictions", "b"], "File name too long"),
-    ("score", ["--references", "/", "--predictions", "b"], "Is a directory"),
+    ("score", ["--references", "/", "--predictions", "b"], "/ is a folder; name one file"),
 ]
 """An entry, flags (OUT stands for an --output_dir that holds results and may be overwritten), part of the message."""
 
@@ -271,10 +271,10 @@ IN_SCORES = {
     "hub_layout.json": "must hold a JSON object from question ids to texts, not a list",
     "huge_number.json": "a number of thousands of digits",
     "jsonl.json": "Extra data at line 2",
-    "latin1.json": "not UTF-8 text (byte 10)",
+    "latin1.json": "is not UTF-8: byte 10 is 0xe9",
     "list.json": "must hold a JSON object from question ids to texts, not a list",
     "nbest.json": "must map question ids to texts, but does not for 2 ids ('a', 'b')",
-    "not_gzip.json.gz": "gzip data damaged or cut short",
+    "not_gzip.json.gz": "is damaged gzip",
     "null.json": "must hold a JSON object from question ids to texts, not null",
     "number.json": "must hold a JSON object from question ids to texts, not a number",
     "odds_400_digits.json": "the null odds of 1 question ('a') are not finite numbers",
@@ -307,8 +307,8 @@ IN_SCORES = {
     "text.json": "must hold a JSON object from question ids to texts, not a string",
     "trailing_comma.json": "at line 1, column 25",
     "truncated.json": "Expecting ':' delimiter at line 1, column 20",
-    "truncated.json.gz": "gzip data damaged or cut short",
-    "utf16.json": "not UTF-8 text (byte 0)",
+    "truncated.json.gz": "ends in the middle of its gzip stream",
+    "utf16.json": "is not UTF-8: byte 0 is 0xff",
     "words.json": "Expecting value at line 1, column 1",
 }
 """What the message about each file of references, predictions or null odds must say."""

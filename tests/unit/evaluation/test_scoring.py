@@ -276,9 +276,9 @@ def test_the_version_is_found(tmp_path, extra, version_2):
     ("content", "message"),
     [
         (b"{", "is not JSON that can be used: Expecting property name enclosed in double quotes at line 1, column 2"),
-        (b"\xff\xfe", "not UTF-8 text"),
-        (gzip.compress(b"{}" * 99, mtime=0)[:-12], "gzip data damaged or cut short"),
-        (gzip.compress(b"{}", mtime=0)[:9] + b"\xff" * 30, "cannot read"),
+        (b"\xff\xfe", "is not UTF-8: byte 0 is 0xff"),
+        (gzip.compress(b"{}" * 99, mtime=0)[:-12], "ends in the middle of its gzip stream"),
+        (gzip.compress(b"{}", mtime=0)[:9] + b"\xff" * 30, "is damaged gzip"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[]", "not in the SQuAD layout"),
         (b"{}", "data is missing"),
@@ -316,7 +316,7 @@ def test_damaged_predictions_are_refused(tmp_path, load, content, message):
 
 
 def test_missing_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*nothing\.json: No such file or directory"):
+    with pytest.raises(DataError, match=r"nothing\.json does not exist; check the path"):
         load_predictions(tmp_path / "nothing.json")
 
 

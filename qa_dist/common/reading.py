@@ -1,0 +1,83 @@
+"""Files of users, plain or gzip-compressed: their bytes and their text, or one sentence on why not.
+
+The standard library is enough, so that scoring starts at once.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+from qa_dist.common.errors import DataError
+from qa_dist.common.parsers import ParseError, read_json
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_json_file(path: str | Path) -> Any:
+    """The value in a JSON file, plain or gzip-compressed.
+
+    Raises:
+        DataError: It cannot be read, is damaged, is not UTF-8, or is not JSON without repeated keys.
+    """
+    path = Path(path)
+    text = decoded(decompressed(read_bytes(path), path), path)
+    try:
+        return read_json(text)
+    except ParseError as error:
+        raise DataError(f"{path} is not JSON that can be used: {error}; mend the file") from error
+
+
+def read_bytes(path: Path, *, folder_advice: str = "name one file") -> bytes:
+    """Content of a file, as it is.
+
+    Args:
+        path: The file.
+        folder_advice: What to do if it is a folder.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; check the path") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; {folder_advice}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def is_compressed(content: bytes) -> bool:
+    """Whether the bytes of a file are a gzip stream."""
+    return content.startswith(_GZIP_MAGIC)
+
+
+def decompressed(content: bytes, path: Path) -> bytes:
+    """The bytes of a file without their gzip compression, if they have any.
+
+    Raises:
+        DataError: The stream is damaged or cut short.
+    """
+    if not is_compressed(content):
+        return content
+    try:
+        return gzip.decompress(content)
+    except EOFError:
+        raise DataError(f"{path} ends in the middle of its gzip stream; copy or download it again") from None
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from error
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """The text in the bytes of a file; a byte order mark before it is left out.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start:,} is 0x{content[error.start]:02x}; convert the file to UTF-8"
+        ) from error
