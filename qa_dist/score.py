@@ -63,33 +63,33 @@ def _print_scores(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _scores(args: argparse.Namespace) -> Scores:
-    references = load_references(args.references)
-    predictions = load_predictions(args.predictions)
-    _tell(unknown_predictions(references.answers, predictions))
+def _scores(options: argparse.Namespace) -> Scores:
+    references = load_references(options.references)
+    predictions = load_predictions(options.predictions)
+    _notice(unknown_predictions(references.answers, predictions))
     if not references.version_2:
         for flag in ("null_odds", "na_prob_thresh"):
-            if getattr(args, flag) is not None:
-                raise ScoringError(f"--{flag} is for SQuAD v2.0, but {args.references} is v1.1; leave it out.")
-        return score_v1(references.answers, predictions, allow_missing=args.allow_missing)
-    if args.null_odds is None:
-        if args.na_prob_thresh is not None:
+            if getattr(options, flag) is not None:
+                raise ScoringError(f"--{flag} is for SQuAD v2.0, but {options.references} is v1.1; leave it out.")
+        return score_v1(references.answers, predictions, allow_missing=options.allow_missing)
+    if options.null_odds is None:
+        if options.na_prob_thresh is not None:
             raise ScoringError("--na_prob_thresh is a limit on null odds, but there are none; give --null_odds too.")
-        return score_v2(references.answers, predictions, allow_missing=args.allow_missing)
-    null_odds = load_null_odds(args.null_odds)
-    _tell(unknown_predictions(references.answers, null_odds, what="null odds"))
+        return score_v2(references.answers, predictions, allow_missing=options.allow_missing)
+    null_odds = load_null_odds(options.null_odds)
+    _notice(unknown_predictions(references.answers, null_odds, what="null odds"))
     return score_v2(
         references.answers,
         predictions,
         null_odds=null_odds,
-        na_prob_thresh=1.0 if args.na_prob_thresh is None else args.na_prob_thresh,
-        allow_missing=args.allow_missing,
+        na_prob_thresh=1.0 if options.na_prob_thresh is None else options.na_prob_thresh,
+        allow_missing=options.allow_missing,
     )
 
 
-def _tell(remark: str | None) -> None:
-    if remark is not None:
-        sys.stderr.write(f"{PROG}: note: {remark}\n")
+def _notice(line: str | None) -> None:
+    if line is not None:
+        sys.stderr.write(f"{PROG}: note: {line}\n")
 
 
 def _limit(text: str) -> float:

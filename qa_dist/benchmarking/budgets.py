@@ -5,6 +5,7 @@ SQuAD-like lengths, cut into micro-batches of at most the budget, in alternation
 medians of processor time.
 """
 
+import contextlib
 import json
 import statistics
 import sys
@@ -37,6 +38,15 @@ class BudgetsConfig:
 def main(argv: Sequence[str], prog: str) -> int:
     """Measure, and print JSON."""
     _, options = parse(argv, prog=prog, description=__doc__ or "", groups=(), entry=BudgetsConfig)
+    # DeepSpeed, where it is installed, greets on standard output.
+    with contextlib.redirect_stdout(sys.stderr):
+        figures = milliseconds_per_token(options)
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def milliseconds_per_token(options: BudgetsConfig) -> dict[str, dict[int, float]]:
+    """Medians of processor time by budget, in training and of the forward pass alone."""
     torch.set_num_threads(1)
     config = ModelConfig(
         model_name_or_path=options.model_name_or_path,
@@ -63,12 +73,10 @@ def main(argv: Sequence[str], prog: str) -> int:
         for budget in FORWARD_BUDGETS:
             seconds = _processor_seconds(lambda: forward_passes(model, budget, min(128, options.max_length)))  # noqa: B023
             evaluation[budget].append(seconds / FORWARD_BUDGETS[0])
-    figures = {
+    return {
         name: {budget: round(1000 * statistics.median(seconds[1:]), 3) for budget, seconds in measured.items()}
         for name, measured in (("training_ms_per_token", training), ("forward_ms_per_token", evaluation))
     }
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-    return 0
 
 
 def train_step(model: SpanModel, lengths: Lengths, budget: int) -> None:

@@ -9,6 +9,7 @@ after another. Two ranks:
     torchrun --nproc_per_node 2 -m qa_dist.bench checkpoints
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -62,7 +63,17 @@ class Timings:
 def main(argv: Sequence[str], prog: str) -> int:
     """Measure, and print JSON on rank 0."""
     _, options = parse(argv, prog=prog, description=__doc__ or "", groups=(), entry=CheckpointsConfig)
-    with failures_named(), tempfile.TemporaryDirectory() as folder:
+    # DeepSpeed, where it is installed, greets on standard output.
+    with contextlib.redirect_stdout(sys.stderr), failures_named():
+        figures = measured(options)
+    if figures is not None:
+        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def measured(options: CheckpointsConfig) -> dict[str, Any] | None:
+    """What is printed, on rank 0; None elsewhere. Every rank must call this."""
+    with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
             data=DataConfig(dataset_name="synthetic:600", store_dir=folder),
             model=ModelConfig(
@@ -79,6 +90,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         model, report = build_model(config.model, seed=0, max_seq_length=config.data.max_seq_length)
         checkpoints = Path(folder) / "checkpoints"
         timings = time_steps(Trainer(config, ranks, store, model), checkpoints, options)
+        figures = None
         if ranks.is_main:
             figures = {
                 **costs(timings, options.num_writes),
@@ -89,9 +101,8 @@ def main(argv: Sequence[str], prog: str) -> int:
                 "versions": versions(),
                 "git_commit": git_commit(),
             }
-            sys.stdout.write(json.dumps(figures, indent=2) + "\n")
         ranks.close()
-    return 0
+    return figures
 
 
 def time_steps(trainer: Trainer, folder: Path, options: CheckpointsConfig) -> Timings:

@@ -10,6 +10,7 @@ cores; what the file holds already is kept. `estimate` puts beside them what `qa
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -251,7 +252,9 @@ def estimates(words: Sequence[str], options: EstimateConfig) -> list[dict[str, A
     groups = ("data", "model", "training")
     config, _ = parse(words, prog=PROG, description="", groups=groups, base={"output_dir": "outputs"})
     strategies, _ = choose_strategies(config, options.strategy)
-    found, _ = estimate(config, options, strategies)
+    # DeepSpeed, where it is installed, greets on standard output.
+    with contextlib.redirect_stdout(sys.stderr):
+        found, _ = estimate(config, options, strategies)
     return [each.to_json() for each in found]
 
 

@@ -139,7 +139,7 @@ def _check_ids(
 def unknown_predictions(
     references: Mapping[str, object], predictions: Mapping[str, object], what: str = "predictions"
 ) -> str | None:
-    """A remark on predictions for questions that are not asked, which the official scripts ignore; None without any."""
+    """A note on predictions for questions that are not asked, which the official scripts ignore; None without any."""
     unknown = [key for key in predictions if key not in references]
     return f"{what} for {_count(unknown, 'unknown question')} are ignored" if unknown else None
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qa_dist import bench
-from qa_dist.benchmarking import memory, report, scaling, trainer
+from qa_dist.benchmarking import report, scaling, trainer
 from qa_dist.benchmarking.balance import simulate
 from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.job import Job, spread
@@ -332,74 +331,6 @@ def test_the_page_in_docs_is_what_its_measurements_generate(tmp_path: Path) -> N
     page = tmp_path / "benchmarks.md"
     assert bench.main(["report", *map(str, measured), "--output", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == (docs / "benchmarks.md").read_text(encoding="utf-8"), "run: make docs"
-
-
-def test_the_page_of_memory_is_what_its_measurements_generate(tmp_path: Path) -> None:
-    docs = Path(__file__).parents[2] / "docs"
-    measured = sorted((docs / "memory").glob("*.json"))
-    assert measured
-    page = tmp_path / "memory.md"
-    assert bench.main(["memory", "report", *map(str, measured), "--output", str(page)]) == 0
-    assert page.read_text(encoding="utf-8") == (docs / "memory.md").read_text(encoding="utf-8"), "run: make docs"
-
-
-def test_memory_without_estimates_makes_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "memory.json"
-    path.write_text('{"compared": {"lora": {"measured_bytes": 1}}, "table": {}}', encoding="utf-8")
-    assert bench.main(["memory", "report", str(path), "--output", str(tmp_path / "memory.md")]) == 2
-    assert f"{path} has no estimates of lora; run" in capsys.readouterr().err
-    assert bench.main(["memory", "estimate", str(path), "full"]) == 2
-    assert f"'full' was not measured in {path}; name some of: lora; table" in capsys.readouterr().err
-
-
-def test_estimates_are_put_beside_measured_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("qa_dist.memory.estimate.process_bytes", lambda modules: 300 * 2**20)
-    model = str(tiny_model("bert", tmp_path / "model"))
-    words = ("--model_config", model, "--max_seq_length", "64", "--doc_stride", "16")
-    monkeypatch.setitem(memory.TO_COMPARE, "lora", ("fsdp2", 2, 128, 4, words))
-    measured = {"strategy": "fsdp2", "num_processes": 2, "num_tokens": 128, "measured_bytes": 2**20}
-    path = tmp_path / "memory.json"
-    path.write_text(json.dumps({"compared": {"lora": measured}, "table": {}}), encoding="utf-8")
-    assert bench.main(["memory", "estimate", str(path), "lora"]) == 0
-    run = json.loads(path.read_text(encoding="utf-8"))["compared"]["lora"]
-    assert measured.items() <= run.items()
-    assert run["estimated_bytes"] == sum(run["parts"].values()) > 300 * 2**20
-    assert run["parts"]["process"] == 300 * 2**20
-    assert run["parts"]["sharing"] > 0, "of FSDP2"
-    assert capsys.readouterr().out.splitlines()[-1] == f"lora {2**20} {run['estimated_bytes']}"
-
-
-def test_the_largest_micro_batch_is_that_of_a_balanced_step() -> None:
-    step = {"num_features": 11, "num_tokens": 1900}
-    assert memory.micro_batch(step, 1, 1024, is_padded=False) == 950
-    assert memory.micro_batch(step, 2, 512, is_padded=False) == 475
-    assert memory.micro_batch(step, 1, 1152, is_padded=True) == 3 * 384
-    assert memory.micro_batch(step, 8, 1152, is_padded=True) == 384
-
-
-def test_a_token_is_timed_at_every_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
-    model = str(tiny_model("bert", tmp_path))
-    words = ["--model_name_or_path", model, "--max_length", "64", "--num_batches", "2"]
-    assert bench.main(["budgets", *words]) == 0
-    torch.set_num_threads(threads)
-    found = json.loads(capsys.readouterr().out)
-    assert found["training_ms_per_token"].keys() == {"4096", "2048", "1024", "512"}
-    assert found["forward_ms_per_token"].keys() == {"8192", "4096", "2048", "1024", "512"}
-    assert min(*found["training_ms_per_token"].values(), *found["forward_ms_per_token"].values()) > 0
-
-
-def test_a_memory_run_is_launched_as_its_strategy_asks() -> None:
-    assert memory.launcher("ddp", 1) == [sys.executable]
-    for strategy, ranks, *_ in memory.TO_COMPARE.values():
-        words = memory.launcher(strategy, ranks)
-        if ranks > 1:
-            config = Path(words[words.index("--config_file") + 1])
-            assert config.stem == strategy
-            assert config.is_file()
-            assert words[-2:] == ["--num_processes", str(ranks)]
 
 
 def test_charts_are_drawn_of_what_there_is(tmp_path: Path) -> None:

@@ -340,18 +340,19 @@ sys.stdout.write(json.dumps(results))
 """
 
 
+def rows(**texts):
+    return [{"id": key, "prediction_text": text} for key, text in texts.items()]
+
+
+def with_odds(predictions, *odds):
+    return [{**row, "no_answer_probability": value} for row, value in zip(predictions, odds, strict=True)]
+
+
+def references(**texts):
+    return [{"id": key, "answers": {"text": golds, "answer_start": [0] * len(golds)}} for key, golds in texts.items()]
+
+
 def test_metric_module_without_network(tmp_path):
-    def rows(**texts):
-        return [{"id": key, "prediction_text": text} for key, text in texts.items()]
-
-    def with_odds(predictions, *odds):
-        return [{**row, "no_answer_probability": value} for row, value in zip(predictions, odds, strict=True)]
-
-    def references(**texts):
-        return [
-            {"id": key, "answers": {"text": golds, "answer_start": [0] * len(golds)}} for key, golds in texts.items()
-        ]
-
     v1_golds = {"a": ["the cat", "cat"], "b": ["black dog"]}
     v2_golds = {"a": ["cat"], "b": []}
     texts = {"b": "dog", "a": "cat"}
