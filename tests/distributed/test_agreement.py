@@ -1,6 +1,7 @@
 """Ranks that are missing, unlike or out of reach end a run at once, with the machine's name."""
 
-import sys
+import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 
 from qa_dist.common.hosts import host_name
 from qa_dist.distributed import agreement, rendezvous
-from tests.distributed.forking import start_ranks
-from tests.distributed.launching import ROOT, free_port, run, succeed, together, torchrun
+from tests.distributed.forking import call_main, start_ranks
+from tests.distributed.launching import free_port
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = pytest.mark.distributed
@@ -78,68 +79,72 @@ def test_a_machine_of_another_kind_is_told_before_there_is_a_group(words: list[s
     assert text.count("the kind of device is a GPU on node7 (rank 1) but the CPU on rank 0") == 1, text
 
 
+def train_unconnected(words: list[str], rank: int) -> int:
+    """Train; rank 1 is called in the roll, and then stays away."""
+    from qa_dist import train
+    from qa_dist.distributed import ranks
+
+    if rank == 1:
+        ranks.Accelerator = lambda **_: time.sleep(600)
+    return train.main(words)
+
+
 def test_a_rank_that_never_connects_is_given_up(words: list[str], tmp_path: Path) -> None:
-    text = """
-import os, sys, time
-from qa_dist.distributed import ranks
-from qa_dist.train import main
-if os.environ["RANK"] == "1":
-    ranks.Accelerator = lambda **_: time.sleep(600)
-sys.exit(main())
-"""
-    (tmp_path / "stuck_train.py").write_text(text, encoding="utf-8")
-    command = torchrun(2, "stuck_train", [*words, "--output_dir", str(tmp_path / "out"), "--ddp_timeout", "6"])
-    done = run(command, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert done.returncode != 0
-    assert "exitcode  : 2" in done.stderr
-    assert f"rank 0 on {host_name()} cannot exchange data with the other 1 ranks" in done.stderr, done.stderr
+    body = partial(train_unconnected, [*words, "--output_dir", str(tmp_path / "out"), "--ddp_timeout", "6"])
+    group = start_ranks(body, tmp_path / "log", num_processes=2)
+    group.ranks[0].join(120)
+    assert group.end(grace_seconds=0) == [2, -signal.SIGKILL]
+    assert f"rank 0 on {host_name()} cannot exchange data with the other 1 ranks" in group.text(), group.text()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_waits_for_one_that_never_starts_says_so(rank: int, words: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "qa_dist.train", *words, "--output_dir", str(tmp_path), "--ddp_timeout", "3"]
     port = str(free_port())
-    done = run(command, RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    assert done.returncode == 2, done.stderr
+    alone = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    body = partial(call_main, "qa_dist.train", [*words, "--output_dir", str(tmp_path / "out"), "--ddp_timeout", "3"])
+    group = start_ranks(body, tmp_path / "log", environment=alone)
+    assert group.wait() == [2], group.text()
     if rank == 0:
-        assert "after 3 seconds rank 1 of 2 has not started; started: " in done.stderr
-        assert f"{host_name()} (rank 0)" in done.stderr
+        assert "after 3 seconds rank 1 of 2 has not started; started: " in group.text()
+        assert f"{host_name()} (rank 0)" in group.text()
     else:
-        assert f"rank 1 on {host_name()} cannot reach 127.0.0.1:{port}, where ranks meet" in done.stderr
-    assert "Traceback" not in done.stderr
+        assert f"rank 1 on {host_name()} cannot reach 127.0.0.1:{port}, where ranks meet" in group.text()
+    assert "Traceback" not in group.text()
 
 
 def test_an_interface_that_is_not_there_is_told(words: list[str], tmp_path: Path) -> None:
-    command = torchrun(2, "qa_dist.train", [*words, "--output_dir", str(tmp_path)])
-    done = run(command, GLOO_SOCKET_IFNAME="nosuch0")
-    assert done.returncode != 0
-    assert "exitcode  : 2" in done.stderr, done.stderr
-    assert "cannot exchange data with the other 1 ranks" in done.stderr
-    assert "nosuch0" in done.stderr
+    body = partial(call_main, "qa_dist.train", [*words, "--output_dir", str(tmp_path / "out")])
+    group = start_ranks(body, tmp_path / "log", num_processes=2, environment={"GLOO_SOCKET_IFNAME": "nosuch0"})
+    assert group.wait() == [2, 2], group.text()
+    assert "cannot exchange data with the other 1 ranks" in group.text()
+    assert "nosuch0" in group.text()
 
 
 MEASURE = ["--launch", "--seconds", "0.5"]
 
 
-def test_the_doctor_measures_the_processes_of_a_launcher() -> None:
-    done = succeed(torchrun(2, "qa_dist.doctor", MEASURE))
-    assert f" on {host_name()} (ranks 0-1)" in done.stdout
-    assert done.stdout.count("GB/s, ") == 3
+def test_the_doctor_measures_the_processes_of_a_launcher(tmp_path: Path) -> None:
+    group = start_ranks(partial(call_main, "qa_dist.doctor", MEASURE), tmp_path / "log", num_processes=2)
+    assert group.wait() == [0, 0], group.text()
+    assert f" on {host_name()} (ranks 0-1)" in group.text()
+    assert group.text().count("GB/s, ") == 3
 
 
-def test_the_doctor_measures_the_tasks_of_srun() -> None:
+def test_the_doctor_measures_the_tasks_of_srun(tmp_path: Path) -> None:
     """Two tasks with the environment that `srun` gives them, on one machine."""
-    task = {
+    common = {
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_STEP_TASKS_PER_NODE": "2",
         "MASTER_PORT": str(free_port()),
     }
-    command = [sys.executable, "-m", "qa_dist.doctor", *MEASURE]
-    ranks = ("0", "1")
-    outputs = together(
-        [command] * 2,
-        [{**task, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURMD_NODENAME": f"n{rank}"} for rank in ranks],
-    )
-    assert " on n0, n1 (ranks 0-1)" in outputs[0]
-    assert "GB/s" not in outputs[1], "rank 0 prints"
+    tasks = []
+    for rank in ("0", "1"):
+        own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURMD_NODENAME": f"n{rank}"}
+        body = partial(call_main, "qa_dist.doctor", MEASURE)
+        tasks.append(start_ranks(body, tmp_path / f"log-{rank}", environment={**common, **own}))
+    for task in tasks:
+        assert task.wait() == [0], task.text()
+    assert " on n0, n1 (ranks 0-1)" in tasks[0].text()
+    assert tasks[0].text().count("GB/s, ") == 3
+    assert "GB/s" not in tasks[1].text(), "rank 0 prints"
