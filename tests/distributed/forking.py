@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.launching import free_port
+from tests.distributed.launching import ROOT, free_port
 
 PRELOADED = [
     "qa_dist.training.loop",
@@ -96,10 +96,17 @@ def start(
     return start_ranks(body, log, num_processes=num_processes, environment=environment)
 
 
-def run_main(module: str, words: Sequence[str], log: Path, *, num_processes: int = 1) -> None:
+def run_main(
+    module: str,
+    words: Sequence[str],
+    log: Path,
+    *,
+    num_processes: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run `python -m module words` on that many ranks; all must succeed."""
     body = partial(call_main, module, list(words))
-    group = start_ranks(body, log, num_processes=num_processes)
+    group = start_ranks(body, log, num_processes=num_processes, environment=environment)
     assert group.wait(240) == [0] * num_processes, group.text()[-6000:]
 
 
@@ -109,7 +116,7 @@ def start_ranks(
     """Start ranks that do `body`, which takes their number and returns their exit code; their output goes to `log`.
 
     Args:
-        body: What can be pickled, and is called in every rank.
+        body: What can be pickled, and is called in every rank, in the folder of the checkout.
         log: Where its standard streams go.
         num_processes: How many ranks.
         environment: What a launcher's configuration would set.
@@ -143,6 +150,7 @@ def _live(
             MASTER_PORT=str(port),
         )
     os.environ.update(environment)
+    os.chdir(ROOT)
     # The server's own handlers are not a launched process's.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = body(rank)

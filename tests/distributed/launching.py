@@ -8,7 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +36,36 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def of_accelerate(config: str, *options: str) -> tuple[int, dict[str, str]]:
+    """What `accelerate launch --config_file accelerate_configs/<config>.yaml` starts on this machine.
+
+    Accelerate reads the configuration and comes to the point where it would start processes.
+
+    Returns:
+        How many processes, and the variables that it sets for them.
+    """
+    from accelerate.commands import launch
+    from torch.distributed import run as torchrun
+
+    before, found = dict(os.environ), []
+
+    def note(num_processes: int, variables: Mapping[str, str]) -> None:
+        found.append((num_processes, {k: value for k, value in variables.items() if before.get(k) != value}))
+
+    def start_one(command: list[str], env: Mapping[str, str]) -> SimpleNamespace:
+        note(1, env)
+        return SimpleNamespace(wait=lambda: 0, returncode=0)
+
+    file = str(ROOT / "accelerate_configs" / f"{config}.yaml")
+    words = ["--config_file", file, *options, "-m", "qa_dist.train"]
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
+        patch.setattr(torchrun, "run", lambda arguments: note(int(arguments.nproc_per_node), os.environ))
+        patch.setattr(launch, "subprocess", SimpleNamespace(Popen=start_one))
+        launch.launch_command(launch.launch_command_parser().parse_args(words))
+    ((num_processes, variables),) = found
+    return num_processes, variables
 
 
 def torchrun(num_processes: int, module: str, arguments: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """ZeRO-1, 2, 3 and FSDP2 on gloo processes: the same adapters, the same answers and the same files as one process."""
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,8 @@ from safetensors.numpy import load_file
 
 from qa_dist import evaluate, train
 from tests.distributed import strategy_state
-from tests.distributed.forking import start_ranks
-from tests.distributed.launching import ROOT, lines, succeed, torchrun
+from tests.distributed.forking import run_main, start_ranks
+from tests.distributed.launching import ROOT, lines, of_accelerate
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = pytest.mark.distributed
@@ -64,11 +63,6 @@ def words(inputs: dict[str, object], output: Path, **options: object) -> list[st
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def launcher(strategy: str) -> list[str]:
-    config = str(ROOT / "accelerate_configs" / f"{strategy}.yaml")
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-
-
 def in_this_process(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """The exit code of an entry point, run as a single process."""
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -80,7 +74,7 @@ def in_this_process(main: Callable[[list[str]], int], arguments: list[str]) -> i
 @pytest.fixture(scope="module")
 def single(inputs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "single"
-    succeed(torchrun(1, "qa_dist.train", words(inputs, output)))
+    run_main("qa_dist.train", words(inputs, output), output.with_suffix(".log"))
     return output
 
 
@@ -90,7 +84,9 @@ def test_a_strategy_gives_what_one_process_gives(
 ) -> None:
     needed(strategy)
     output = tmp_path / "out"
-    succeed([*launcher(strategy), "-m", "qa_dist.train", *words(inputs, output)])
+    num_processes, environment = of_accelerate(strategy)
+    arguments = words(inputs, output)
+    run_main("qa_dist.train", arguments, tmp_path / "log", num_processes=num_processes, environment=environment)
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert (record["strategy"], record["world_size"]) == (strategy, 2)
     steps, expected = (
