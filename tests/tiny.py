@@ -42,14 +42,14 @@ def tiny_tokenizer(*, padding_side: str = "right", uncased: bool = True, words: 
     )
 
 
-def tiny_config(model_type: str, vocab_size: int) -> Any:
-    """A two-layer configuration of one family, with dropout at 0."""
+def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:
+    """A configuration of one family with two layers or as many as said, with dropout at 0."""
     from transformers import AutoConfig
 
     common = {"vocab_size": vocab_size, "pad_token_id": 0, "initializer_range": 0.2}
     usual = {
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "max_position_embeddings": MAX_POSITIONS,
@@ -70,14 +70,20 @@ def tiny_config(model_type: str, vocab_size: int) -> Any:
         "mpnet": {"pad_token_id": 1},
     }
     if model_type == "distilbert":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0, "attention_dropout": 0.0}
+        sizes = {
+            "dim": 32,
+            "n_layers": num_layers,
+            "n_heads": 2,
+            "hidden_dim": 64,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+        }
         return AutoConfig.for_model(
             model_type, **common, **sizes, max_position_embeddings=MAX_POSITIONS, qa_dropout=0.0
         )
     if model_type == "modernbert":
         usual = {name: value for name, value in usual.items() if "dropout" not in name}
         special["modernbert"] = {
-            "num_hidden_layers": 2,
             "global_attn_every_n_layers": 2,
             "local_attention": 16,
             "cls_token_id": 2,
@@ -88,14 +94,14 @@ def tiny_config(model_type: str, vocab_size: int) -> Any:
     return AutoConfig.for_model(model_type, **{**common, **usual, **special.get(model_type, {})})
 
 
-def tiny_model(model_type: str, directory: Path, *, seed: int = 0) -> Path:
+def tiny_model(model_type: str, directory: Path, *, seed: int = 0, num_layers: int = 2) -> Path:
     """A folder with a randomly initialised encoder, without a head, and its tokenizer."""
     import torch
     from transformers import AutoModel
 
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
-    AutoModel.from_config(tiny_config(model_type, len(tokenizer))).save_pretrained(directory)
+    AutoModel.from_config(tiny_config(model_type, len(tokenizer), num_layers)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

@@ -8,9 +8,11 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +41,7 @@ class Fault:
     """A signal that a rank sends itself, or a hang, when it enters a phase for the n-th time.
 
     Attributes:
-        phase: "load", "step", "data", "evaluate", "save", or "save call": a change that a save makes.
+        phase: "load", "step", "data", "evaluate" or "save".
         count: Which entry, from 1.
         rank: Which rank; None for all.
         signal: What is sent; None: the rank hangs.
@@ -217,6 +219,45 @@ def run_rank(words: list[str], fault: Fault | None, rank: int) -> int:
     return main(words)
 
 
+def run_rank_and_copy(words: list[str], copies: Path, rank: int) -> int:
+    """Train on this rank; the first one copies its run to `copies` before each change that a save makes to the disk.
+
+    Each copy is what a SIGKILL at that instant would leave. No more are made when there is a checkpoint of step 20.
+    """
+    from qa_dist.training import checkpoints
+
+    output, lock = Path(words[words.index("--output_dir") + 1]), threading.RLock()
+
+    def copy() -> None:
+        if not (output / "checkpoints" / "step-00000020").exists():
+            copied = copies / f"{len(list(copies.glob('*.features.jsonl'))):03d}"
+            shutil.copytree(output, copied)
+            shutil.copy(output.with_suffix(".features.jsonl"), copied.with_suffix(".features.jsonl"))
+
+    def wrap(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            # The rank steps on while a thread saves: one change after another.
+            with lock:
+                copy()
+                return real(*arguments, **options)
+
+        setattr(owner, name, wrapped)
+
+    if rank == 0:
+        copies.mkdir()
+        for owner, name in (
+            (os, "fsync"),
+            (os, "replace"),
+            (Path, "write_bytes"),
+            (checkpoints, "_remove"),
+            (checkpoints, "prune"),
+        ):
+            wrap(owner, name)
+    return run_rank(words, None, rank)
+
+
 def _log_features(path: Path, rank: int) -> None:
     """Note which features every finished step had."""
     from qa_dist.training.trainer import Trainer
@@ -248,26 +289,6 @@ def _install(fault: Fault) -> None:
             time.sleep(1)
         os.kill(os.getpid(), fault.signal)
 
-    def wrap(owner: Any, name: str) -> None:
-        real = getattr(owner, name)
-
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            strike()
-            return real(*arguments, **options)
-
-        setattr(owner, name, wrapped)
-
-    if fault.phase == "save call":
-        # Before each change that a save makes to the disk, and behind the last one.
-        for owner, name in (
-            (os, "fsync"),
-            (os, "replace"),
-            (Path, "write_bytes"),
-            (checkpoints, "_remove"),
-            (checkpoints, "prune"),
-        ):
-            wrap(owner, name)
-        return
     places: dict[str, tuple[Any, str]] = {
         "load": (loop, "build_trainable"),
         "step": (trainer.Trainer, "step"),
@@ -275,4 +296,11 @@ def _install(fault: Fault) -> None:
         "evaluate": (evaluation, "forward"),
         "save": (checkpoints, "write_checkpoint"),
     }
-    wrap(*places[fault.phase])
+    owner, name = places[fault.phase]
+    real = getattr(owner, name)
+
+    def struck(*arguments: Any, **options: Any) -> Any:
+        strike()
+        return real(*arguments, **options)
+
+    setattr(owner, name, struck)

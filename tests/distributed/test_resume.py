@@ -25,7 +25,7 @@ from torch.distributed import TCPStore
 
 from qa_dist.training.checkpoints import newest_checkpoint
 from tests.distributed.disks import Trouble, end, run_rank_in, small_disk
-from tests.distributed.forking import Fault, Group, start, start_ranks
+from tests.distributed.forking import Fault, Group, run_rank_and_copy, start, start_ranks
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
@@ -34,8 +34,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 NUM_KILLS = int(os.environ.get("QA_DIST_KILLS", "6"))
 SEED = int(os.environ.get("QA_DIST_SEED", "0"))
 IS_THOROUGH = os.environ.get("QA_DIST_THOROUGH") == "1"
-EPOCHS = 5
-NUM_STEPS = 60
+EPOCHS = 3
+NUM_STEPS = 36
 NUM_FEATURES = 90
 BATCH = 8
 assert EPOCHS * math.ceil(NUM_FEATURES / BATCH) == NUM_STEPS
@@ -48,7 +48,7 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         options = {
-            "model_name_or_path": tiny_model("bert", folder / "bert"),
+            "model_name_or_path": tiny_model("bert", folder / "bert", num_layers=1),
             "train_file": tiny_squad(folder / "train.json", NUM_FEATURES, seed=1, longest=40),
             "validation_file": tiny_squad(folder / "dev.json", 9, seed=2, longest=40),
             "store_dir": folder / "store",
@@ -60,7 +60,7 @@ class Runs:
             "learning_rate": 1e-3,
             "model_dropout": 0.1,
             "checkpointing_steps": 5,
-            "eval_steps": 20,
+            "eval_steps": 12,
         }
         self.words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self._whole: dict[tuple[int | str, ...], Path] = {}
@@ -147,29 +147,24 @@ def test_killed_at_random_instants(runs: Runs, tmp_path: Path, num_processes: in
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_killed_in_every_sub_step_of_a_save(runs: Runs, tmp_path: Path, num_processes: int) -> None:
-    """SIGKILL before each change that a save makes to the disk; the third save is struck, which removes one as well."""
-    whole = runs.whole(num_processes)
-    seed = tmp_path / "seed"
-    group = runs.start(seed, num_processes=num_processes, fault=Fault("step", 13, signal=signal.SIGKILL))
+    """What SIGKILL before each change of two saves leaves: the third save, which removes one as well, and the next."""
+    output, copies = tmp_path / "run", tmp_path / "copies"
+    group = runs.start(output, num_processes=num_processes, fault=Fault("step", 13, signal=signal.SIGKILL))
     assert group.wait() == [-signal.SIGKILL] * num_processes
-    assert sorted(os.listdir(seed / "checkpoints")) == ["step-00000005", "step-00000010"]
-    # On two ranks it is still the first that saves: some of the changes will do.
-    for call in itertools.count(1, 1 if num_processes == 1 or IS_THOROUGH else 6):
-        output = tmp_path / f"run-{call}"
-        shutil.copytree(seed, output)
-        shutil.copy(seed.with_suffix(".features.jsonl"), output.with_suffix(".features.jsonl"))
-        fault = Fault("save call", call, rank=0, signal=signal.SIGKILL)
-        codes = runs.resume(output, num_processes=num_processes, fault=fault).wait()
-        names = [name for name in os.listdir(output / "checkpoints") if not name.startswith(".")]
-        assert set(names) <= {f"step-{step:08d}" for step in range(5, 65, 5)}
-        if "step-00000020" in names:
-            break
-        assert codes[0] == -signal.SIGKILL
-        if call % 6 == 1 or IS_THOROUGH:
+    assert sorted(os.listdir(output / "checkpoints")) == ["step-00000005", "step-00000010"]
+    words = [*runs.words, "--disable_tqdm", "--output_dir", str(output), "--resume_from_checkpoint", "auto"]
+    group = start_ranks(partial(run_rank_and_copy, words, copies), tmp_path / "log", num_processes=num_processes)
+    assert group.wait() == [0] * num_processes, group.text()[-4000:]
+    left = sorted(path for path in copies.iterdir() if path.is_dir())
+    assert len(left) > 8
+    for number, copy in enumerate(left):
+        names = [name for name in os.listdir(copy / "checkpoints") if not name.startswith(".")]
+        assert set(names) <= {f"step-{step:08d}" for step in (5, 10, 15)}
+        assert newest_checkpoint(copy / "checkpoints", pytest.fail) is not None
+        if number % 6 == 0 or IS_THOROUGH:
             # All of them are proven resumable above and in the unit tests; some go on to the end.
-            assert runs.resume(output, num_processes=num_processes).wait() == [0] * num_processes
-            assert_same_run(output, whole)
-    assert call > 8
+            assert runs.resume(copy, num_processes=num_processes).wait() == [0] * num_processes
+            assert_same_run(copy, runs.whole(num_processes))
 
 
 @pytest.mark.parametrize("saved_by", [1, 2, 3])
@@ -187,7 +182,7 @@ def test_any_number_of_ranks_and_any_token_budget_goes_on(runs: Runs, tmp_path: 
         shutil.copy(seed.with_suffix(".features.jsonl"), output.with_suffix(".features.jsonl"))
         group = runs.resume(output, *exact, "--max_tokens_per_device", budget, num_processes=resumed_by)
         assert group.wait() == [0] * resumed_by, group.text()[-4000:]
-        assert "resumed after step 23 of 60" in group.text()
+        assert "resumed after step 23 of 36" in group.text()
         assert features_of_steps(output) == features_of_steps(whole)
         found = [line for line in lines(output / "metrics.jsonl") if "loss" in line]
         assert [line["step"] for line in found] == list(range(1, NUM_STEPS + 1))
@@ -198,11 +193,11 @@ SIGNALS = [
     (Fault("load", 1), 1, "after step 0"),
     (Fault("step", 1), 1, "after step 1"),
     (Fault("step", 30, rank=1), 2, "after step 30"),
-    (Fault("evaluate", 2), 2, "after step 40"),
-    (Fault("evaluate", 1, rank=1), 2, "after step 20"),
+    (Fault("evaluate", 2), 2, "after step 24"),
+    (Fault("evaluate", 1, rank=1), 2, "after step 12"),
     (Fault("save", 3), 1, "after step 16"),
     (Fault("step", 9, signal=signal.SIGUSR1), 2, "after step 9"),
-    (Fault("evaluate", 3, signal=signal.SIGUSR1), 1, "after step 60"),
+    (Fault("evaluate", 3, signal=signal.SIGUSR1), 1, "after step 36"),
 ]
 
 
@@ -253,7 +248,7 @@ def test_a_restart_of_a_command_that_overwrites_goes_on(runs: Runs, tmp_path: Pa
     assert runs.start(output, *anew, fault=Fault("step", 7)).wait() == [85]
     group = runs.resume(output, *anew)
     assert group.wait() == [0], group.text()
-    assert "resumed after step 7 of 60" in group.text()
+    assert "resumed after step 7 of 36" in group.text()
     assert_same_run(output, runs.whole(1))
 
 
@@ -322,7 +317,7 @@ def test_damaged_checkpoints_are_passed_over_and_said(runs: Runs, tmp_path: Path
     assert group.wait() == [0]
     assert "passed over step-00000010" in group.text()
     assert "SHA-256 differs" in group.text()
-    assert "resumed after step 5 of 60" in group.text()
+    assert "resumed after step 5 of 36" in group.text()
     assert_same_run(output, runs.whole(1))
     weights = load_file(output / "adapter_model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
@@ -335,7 +330,7 @@ REASONS = {"full": "No space left on device", "read-only": "Read-only file syste
 def test_a_disk_that_takes_no_checkpoint_for_a_while_is_a_warning(runs: Runs, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "run"
     with small_disk(output):
-        group = runs.start_in(Trouble(output, kind, begin=11, end=18))
+        group = runs.start_in(Trouble(output, kind, begin=13, end=18))
         assert group.wait() == [0], group.text()
         found = [line for line in group.text().splitlines() if "cannot be written" in line]
         assert len(found) == 1, group.text()
@@ -348,11 +343,11 @@ def test_a_disk_that_takes_no_checkpoint_for_a_while_is_a_warning(runs: Runs, tm
 def test_a_disk_that_takes_no_results_ends_the_run_which_goes_on_later(runs: Runs, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "run"
     with small_disk(output):
-        trouble = Trouble(output, kind, begin=11, end=None)
+        trouble = Trouble(output, kind, begin=13, end=None)
         group = runs.start_in(trouble)
         assert group.wait() == [1], group.text()
         said = [line for line in group.text().splitlines() if "cannot be written" in line]
-        assert said[-1].startswith("[rank 0 of 1] the run stops: what belongs to step 20 cannot be written"), (
+        assert said[-1].startswith("[rank 0 of 1] the run stops: what belongs to step 24 cannot be written"), (
             group.text()
         )
         assert REASONS[kind] in said[-1]
@@ -371,7 +366,7 @@ def test_a_disk_that_takes_no_results_ends_the_run_which_goes_on_later(runs: Run
 def test_a_run_that_is_stopped_and_cannot_write_its_checkpoint_says_so(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "run"
     with small_disk(output):
-        trouble = Trouble(output, "full", begin=11, end=None)
+        trouble = Trouble(output, "full", begin=13, end=None)
         group = runs.start_in(trouble, fault=Fault("step", 14))
         assert group.wait() == [2], "not 85, or it would be started again at once"
         assert "error: the run stopped after step 14 and its last checkpoint could not be written" in group.text()
@@ -383,7 +378,7 @@ def test_a_run_that_is_stopped_and_cannot_write_its_checkpoint_says_so(runs: Run
 
 def test_a_rank_that_hangs_ends_the_run_and_says_where(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    fault = Fault("data", 40, rank=1, signal=None)
+    fault = Fault("data", 30, rank=1, signal=None)
     group = runs.start(output, "--hang_timeout", "3", num_processes=2, fault=fault)
     assert group.wait(60) == [1, 1]
     text = group.text()
