@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
+from torch.distributed import TCPStore
 from torch.distributed import run as torch_launcher
 
 from tests.distributed.launching import ROOT, free_port
@@ -136,6 +137,12 @@ def start_ranks(
         process.start()
         ranks.append(process)
     return Group(ranks, log)
+
+
+def torchrun_store() -> tuple[TCPStore, dict[str, str]]:
+    """A store that ranks meet in and that outlives each of them, as torchrun has one; the variables that lead there."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return store, {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
 
 class ForkedProcess:

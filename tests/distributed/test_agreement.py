@@ -10,7 +10,7 @@ import pytest
 
 from qa_dist.common.hosts import host_name
 from qa_dist.distributed import agreement, rendezvous
-from tests.distributed.forking import call_main, start_ranks
+from tests.distributed.forking import call_main, start_ranks, torchrun_store
 from tests.distributed.launching import free_port
 from tests.tiny import tiny_model, tiny_squad
 
@@ -114,8 +114,11 @@ def test_a_rank_that_waits_for_one_that_never_starts_says_so(rank: int, words: l
 
 def test_an_interface_that_is_not_there_is_told(words: list[str], tmp_path: Path) -> None:
     body = partial(call_main, "qa_dist.train", [*words, "--output_dir", str(tmp_path / "out")])
-    group = start_ranks(body, tmp_path / "log", num_processes=2, environment={"GLOO_SOCKET_IFNAME": "nosuch0"})
+    store, meeting = torchrun_store()
+    variables = {**meeting, "GLOO_SOCKET_IFNAME": "nosuch0"}
+    group = start_ranks(body, tmp_path / "log", num_processes=2, environment=variables)
     assert group.wait() == [2, 2], group.text()
+    del store
     assert "cannot exchange data with the other 1 ranks" in group.text()
     assert "nosuch0" in group.text()
 

@@ -12,7 +12,7 @@ from tests.tiny import tiny_model, tiny_squad
 pytestmark = pytest.mark.distributed
 
 WORLD_SIZES = (1, 2, 3, 5)
-NUM_STEPS = 40
+NUM_STEPS = 24
 BUDGETS = {1: "128", 2: "4096", 3: "200", 5: "96"}
 """Every world size with a token budget of its own: neither may matter."""
 
@@ -44,7 +44,7 @@ def arguments(inputs: dict[str, str], output: Path, **options: object) -> list[s
         "global_batch_size": 11,
         "num_train_epochs": 100,
         "max_train_steps": NUM_STEPS,
-        "eval_steps": 20,
+        "eval_steps": 12,
         "keep": "last",
         "disable_tqdm": "true",
         **options,

@@ -21,11 +21,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed import TCPStore
 
 from qa_dist.training.checkpoints import newest_checkpoint
 from tests.distributed.disks import Trouble, end, run_rank_in, small_disk
-from tests.distributed.forking import Fault, Group, run_rank_and_copy, start, start_ranks
+from tests.distributed.forking import Fault, Group, run_rank_and_copy, start, start_ranks, torchrun_store
 from tests.distributed.launching import lines
 from tests.tiny import tiny_model, tiny_squad
 
@@ -222,14 +221,9 @@ def test_a_signal_ends_in_a_checkpoint_in_every_phase(
 def test_ranks_that_torchrun_starts_again_go_on(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "run"
     # What torchrun keeps over the starts of its ranks: the store they meet in, and the folder for their errors.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    kept = {
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_ERROR_FILE": str(
-            tmp_path / "torchelastic_a1b2c3" / "none_d4e5f6" / "attempt_0" / "0" / "error.json"
-        ),
-    }
+    store, kept = torchrun_store()
+    attempt = tmp_path / "torchelastic_a1b2c3" / "none_d4e5f6" / "attempt_0"
+    kept["TORCHELASTIC_ERROR_FILE"] = str(attempt / "0" / "error.json")
     faults = [Fault("step", 8, rank=1, signal=signal.SIGKILL), Fault("step", 9, rank=0, signal=signal.SIGKILL), None]
     for fault in faults:
         words = [*runs.words, "--disable_tqdm", "--output_dir", str(output)]
@@ -238,6 +232,7 @@ def test_ranks_that_torchrun_starts_again_go_on(runs: Runs, tmp_path: Path) -> N
         assert (codes == [0, 0]) == (fault is None), group.text()
     assert re.findall(r"resumed after step (\d+)", group.text()) == ["5", "10"]
     assert_same_run(output, runs.whole(2))
+    del store
 
 
 def test_a_restart_of_a_command_that_overwrites_goes_on(runs: Runs, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from qa_dist import estimate
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import ModelConfig
+from qa_dist.memory import tracing
 from qa_dist.memory.estimate import num_bytes, sizes_of
 from qa_dist.model.building import build_meta_model, build_model
 from qa_dist.model.span_model import SpanModel, head_parameters
@@ -95,6 +96,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qa_dist.memory.estimate.process_bytes", lambda modules: 300 * 2**20)
+
+
+@pytest.fixture(scope="module")
+def passes() -> dict[Any, Any]:
+    """What was traced, by all that it depends on here."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _trace_once(monkeypatch: pytest.MonkeyPatch, passes: dict[Any, Any]) -> None:
+    """Trace a pass of the one model once: it takes seconds."""
+    real = tracing.trace_passes
+
+    def trace_passes(model: SpanModel, sizes: Any, **options: Any) -> Any:
+        key = (sizes_of(model), tuple(sizes), *options.items())
+        if key not in passes:
+            passes[key] = real(model, sizes, **options)
+        return passes[key]
+
+    monkeypatch.setattr(tracing, "trace_passes", trace_passes)
 
 
 def estimated(capsys: pytest.CaptureFixture[str], model: str, *words: str) -> dict[str, Any]:
