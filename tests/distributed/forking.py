@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -139,10 +140,13 @@ def start_ranks(
     return Group(ranks, log)
 
 
-def torchrun_store() -> tuple[TCPStore, dict[str, str]]:
-    """A store that ranks meet in and that outlives each of them, as torchrun has one; the variables that lead there."""
+@contextmanager
+def torchrun_store() -> Iterator[dict[str, str]]:
+    """Variables that lead ranks to a store that outlives each of them, as torchrun's does."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    return store, {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    yield {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    # What leads to it keeps it.
+    del store
 
 
 class ForkedProcess:

@@ -114,11 +114,10 @@ def test_a_rank_that_waits_for_one_that_never_starts_says_so(rank: int, words: l
 
 def test_an_interface_that_is_not_there_is_told(words: list[str], tmp_path: Path) -> None:
     body = partial(call_main, "qa_dist.train", [*words, "--output_dir", str(tmp_path / "out")])
-    store, meeting = torchrun_store()
-    variables = {**meeting, "GLOO_SOCKET_IFNAME": "nosuch0"}
-    group = start_ranks(body, tmp_path / "log", num_processes=2, environment=variables)
-    assert group.wait() == [2, 2], group.text()
-    del store
+    with torchrun_store() as meeting:
+        variables = {**meeting, "GLOO_SOCKET_IFNAME": "nosuch0"}
+        group = start_ranks(body, tmp_path / "log", num_processes=2, environment=variables)
+        assert group.wait() == [2, 2], group.text()
     assert "cannot exchange data with the other 1 ranks" in group.text()
     assert "nosuch0" in group.text()
 

@@ -105,11 +105,10 @@ def test_a_rank_with_another_base_model_is_named(tmp_path: Path) -> None:
 def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.json")
     body = partial(forking.call_main, "qa_dist.train", [*words(tmp_path), "--train_file", missing])
-    store, meeting = forking.torchrun_store()
-    group = forking.start_ranks(body, tmp_path / "log", num_processes=2, environment=meeting)
-    assert group.wait() == [2, 2], group.text()
+    with forking.torchrun_store() as meeting:
+        group = forking.start_ranks(body, tmp_path / "log", num_processes=2, environment=meeting)
+        assert group.wait() == [2, 2], group.text()
     assert group.text().count("missing.json") == 1, group.text()
-    del store
 
 
 def evaluate_with_a_broken_rank(words: list[str], rank: int) -> int:

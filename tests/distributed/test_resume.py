@@ -220,19 +220,18 @@ def test_a_signal_ends_in_a_checkpoint_in_every_phase(
 
 def test_ranks_that_torchrun_starts_again_go_on(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    # What torchrun keeps over the starts of its ranks: the store they meet in, and the folder for their errors.
-    store, kept = torchrun_store()
     attempt = tmp_path / "torchelastic_a1b2c3" / "none_d4e5f6" / "attempt_0"
-    kept["TORCHELASTIC_ERROR_FILE"] = str(attempt / "0" / "error.json")
     faults = [Fault("step", 8, rank=1, signal=signal.SIGKILL), Fault("step", 9, rank=0, signal=signal.SIGKILL), None]
-    for fault in faults:
-        words = [*runs.words, "--disable_tqdm", "--output_dir", str(output)]
-        group = start(words, output.with_suffix(".log"), num_processes=2, fault=fault, environment=kept)
-        codes = group.end(grace_seconds=60)
-        assert (codes == [0, 0]) == (fault is None), group.text()
+    words = [*runs.words, "--disable_tqdm", "--output_dir", str(output)]
+    with torchrun_store() as meeting:
+        # What torchrun keeps over the starts of its ranks: the store they meet in, and the folder for their errors.
+        kept = {**meeting, "TORCHELASTIC_ERROR_FILE": str(attempt / "0" / "error.json")}
+        for fault in faults:
+            group = start(words, output.with_suffix(".log"), num_processes=2, fault=fault, environment=kept)
+            codes = group.end(grace_seconds=60)
+            assert (codes == [0, 0]) == (fault is None), group.text()
     assert re.findall(r"resumed after step (\d+)", group.text()) == ["5", "10"]
     assert_same_run(output, runs.whole(2))
-    del store
 
 
 def test_a_restart_of_a_command_that_overwrites_goes_on(runs: Runs, tmp_path: Path) -> None:
