@@ -117,6 +117,19 @@ def run_main(
     assert group.wait(240) == [0] * num_processes, group.text()[-6000:]
 
 
+def run_apart(module: str, words: Sequence[str], folder: Path) -> tuple[int | None, str, str]:
+    """Exit code, standard output and standard error of `python -m module words`; keeps them in files of `folder`."""
+    out, err = folder / "stdout", folder / "stderr"
+    group = start_ranks(partial(_call_apart, module, list(words), out), err)
+    (code,) = group.wait()
+    return code, out.read_text(encoding="utf-8"), group.text()
+
+
+def _call_apart(module: str, words: list[str], out: Path, rank: int) -> int:
+    os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    return call_main(module, words, rank)
+
+
 def start_ranks(
     body: Callable[[int], int], log: Path, *, num_processes: int = 1, environment: Mapping[str, str] | None = None
 ) -> Group:

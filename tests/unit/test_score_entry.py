@@ -4,7 +4,6 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,13 +117,12 @@ def test_published_scores_from_the_command_line(squad_dir):
 def test_help_loads_no_heavy_library():
     script = (
         "import sys; from qa_dist.score import build_parser; build_parser().format_help(); "
+        "assert len(sys.modules) < 250, len(sys.modules); "
         "sys.exit(', '.join({'torch', 'numpy', 'datasets', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.stderr.strip() == ""
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "qa_dist.score", "--help"], cwd=ROOT, capture_output=True, check=True)
-    assert time.perf_counter() - start < 5
 
 
 # command.run_command
