@@ -3,7 +3,6 @@
 import json
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.launching import ROOT, await_held, held, stand_in, succeed
+from tests.distributed.forking import run_main
+from tests.distributed.launching import ROOT, await_held, held, stand_in
 from tests.integration.slurm_cluster import NODES, Cluster, cluster, missing_programs
 from tests.integration.test_readme import COMMANDS
 from tests.tiny import tiny_run
@@ -64,8 +64,8 @@ class Jobs:
         (command,) = [shlex.split(command) for command in COMMANDS if command.startswith("sbatch ")]
         self._command = [*command, *words]
         recipe = command[command.index("--config") : command.index("--config") + 2]
-        alone = [sys.executable, "-m", "qa_dist.train", *recipe, *words, "--output_dir", "outputs/alone"]
-        succeed(alone, cwd=workplace)
+        alone = [*recipe, *words, "--output_dir", str(workplace / "outputs" / "alone")]
+        run_main("qa_dist.train", alone, workplace / "alone.log")
 
     def submit(self, folder: Path, options: Sequence[str] = (), *, held_before: Sequence[int]) -> str:
         """Number of a job that writes to outputs/<folder's name>, and that its ranks hold before these steps."""

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.distributed.launching import ROOT, environment, run, succeed
+from tests.distributed.forking import run_main
+from tests.distributed.launching import ROOT, environment, run
 from tests.integration.test_readme import COMMANDS
 from tests.tiny import tiny_run
 
@@ -79,7 +80,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
         (folder / name).symlink_to(ROOT / name)
     words = tiny_run(folder)
     recipe = COMMAND[COMMAND.index("--config") :][:2]
-    succeed([sys.executable, "-m", "qa_dist.train", *recipe, *words, "--output_dir", "outputs/alone"], cwd=folder)
+    alone = [*recipe, *words, "--output_dir", str(folder / "outputs" / "alone")]
+    run_main("qa_dist.train", alone, folder / "alone.log")
     return folder, words
 
 
