@@ -5,6 +5,7 @@ is put into it from outside, by wrapping one of its functions.
 """
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -251,12 +252,16 @@ def run_rank_and_copy(words: list[str], copies: Path, rank: int) -> int:
     from qa_dist.training import checkpoints
 
     output, lock = Path(words[words.index("--output_dir") + 1]), threading.RLock()
+    copied = itertools.count()
+    is_saved = False
 
     def copy() -> None:
-        if not (output / "checkpoints" / "step-00000020").exists():
-            copied = copies / f"{len(list(copies.glob('*.features.jsonl'))):03d}"
-            shutil.copytree(output, copied)
-            shutil.copy(output.with_suffix(".features.jsonl"), copied.with_suffix(".features.jsonl"))
+        nonlocal is_saved
+        is_saved = is_saved or (output / "checkpoints" / "step-00000020").exists()
+        if not is_saved:
+            folder = copies / f"{next(copied):03d}"
+            shutil.copytree(output, folder)
+            shutil.copy(output.with_suffix(".features.jsonl"), folder.with_suffix(".features.jsonl"))
 
     def wrap(owner: Any, name: str) -> None:
         real = getattr(owner, name)
@@ -275,6 +280,8 @@ def run_rank_and_copy(words: list[str], copies: Path, rank: int) -> int:
             (os, "fsync"),
             (os, "replace"),
             (Path, "write_bytes"),
+            (Path, "unlink"),
+            (shutil, "rmtree"),
             (checkpoints, "_remove"),
             (checkpoints, "prune"),
         ):

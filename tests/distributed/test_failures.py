@@ -107,7 +107,8 @@ def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path)
     body = partial(forking.call_main, "qa_dist.train", [*words(tmp_path), "--train_file", missing])
     with forking.torchrun_store() as meeting:
         group = forking.start_ranks(body, tmp_path / "log", num_processes=2, environment=meeting)
-        assert group.wait() == [2, 2], group.text()
+        # The other one finds the same, or its peer gone.
+        assert group.wait() in ([2, 2], [2, 1]), group.text()
     assert group.text().count("missing.json") == 1, group.text()
 
 
