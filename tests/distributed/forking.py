@@ -4,15 +4,16 @@ That makes it possible to kill a run a hundred times. What a rank does is what `
 is put into it from outside, by wrapping one of its functions.
 """
 
-import importlib
 import itertools
 import json
 import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ PRELOADED = [
     "transformers.models.bert.modeling_bert",
     "peft",
     "datasets",
+    # What is not installed is passed over.
+    "deepspeed",
     "tests.distributed.forking",
 ]
 
@@ -118,16 +121,20 @@ def run_main(
     assert group.wait(240) == [0] * num_processes, group.text()[-6000:]
 
 
-def run_apart(module: str, words: Sequence[str], folder: Path) -> tuple[int | None, str, str]:
-    """Exit code, standard output and standard error of `python -m module words`; keeps them in files of `folder`."""
-    out, err = folder / "stdout", folder / "stderr"
-    group = start_ranks(partial(_call_apart, module, list(words), out), err)
-    (code,) = group.wait()
-    return code, out.read_text(encoding="utf-8"), group.text()
+def run_apart(
+    module: str, words: Sequence[str], *, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """Exit code, standard output and standard error of `python -m module words`."""
+    with tempfile.TemporaryDirectory() as name:
+        out, err = Path(name) / "stdout", Path(name) / "stderr"
+        group = start_ranks(partial(_call_apart, module, list(words), out, cwd), err, environment=environment)
+        (code,) = group.wait(240)
+        return code, out.read_text(encoding="utf-8"), group.text()
 
 
-def _call_apart(module: str, words: list[str], out: Path, rank: int) -> int:
-    os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+def _call_apart(module: str, words: list[str], out: Path, cwd: Path, rank: int) -> int:
+    os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
+    os.chdir(cwd)
     return call_main(module, words, rank)
 
 
@@ -229,9 +236,15 @@ def _live(
 
 
 def call_main(module: str, words: list[str], rank: int) -> int:
-    """Run an entry point on this rank."""
-    code: int = importlib.import_module(module).main(words)
-    return code
+    """Run `python -m module words` on this rank, but for the start of the interpreter."""
+    sys.argv[1:] = words
+    # Otherwise runpy warns that it is imported already.
+    sys.modules.pop(module, None)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def run_rank(words: list[str], fault: Fault | None, rank: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.forking import run_apart
 from tests.distributed.launching import ROOT, succeed
 from tests.tiny import tiny_squad
 
@@ -68,6 +69,7 @@ class Workplace:
         (folder / "outputs" / "bench").mkdir(parents=True)
         shutil.copy(ROOT / "docs" / "benchmarks" / "cpu-2-cores.json", folder / "outputs" / "bench" / "bench.json")
         self.said: dict[str, str] = {}
+        self._started: set[str] = set()
 
     def run(self, command: str) -> str:
         """What a command says on standard error; one that has run before is not run again."""
@@ -80,14 +82,17 @@ class Workplace:
                     f"VENV={sys.prefix}",
                     *(f"--assume-old={sys.prefix}/.{name}" for name in ("quickstart", "dev")),
                 ]
-            done = succeed(
-                words,
-                timeout=300,
-                cwd=self.folder,
-                PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
-                QA_DIST_STORE=str(self.folder / "store"),
-            )
-            self.said[command] = done.stderr
+            variables = {
+                "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+                "QA_DIST_STORE": str(self.folder / "store"),
+            }
+            if words[:2] == ["python", "-m"] and words[2] in self._started:
+                # Starting an interpreter once shows that the program can be started; it costs seconds.
+                code, _, self.said[command] = run_apart(words[2], words[3:], cwd=self.folder, environment=variables)
+                assert code == 0, f"{command}\n{self.said[command]}"
+            else:
+                self.said[command] = succeed(words, timeout=300, cwd=self.folder, **variables).stderr
+                self._started.update(words[2:3])
         return self.said[command]
 
 

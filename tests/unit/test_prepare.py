@@ -138,16 +138,16 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(
 
 
 @pytest.mark.parametrize("name", ["truncated.json.gz", "several.json"])
-def test_malformed_files_from_the_command_line(flags: list[str], tmp_path: Path, name: str) -> None:
-    assert_one_sentence(*run_apart("qa_dist.prepare", ["--train_file", str(MALFORMED / name), *flags], tmp_path))
+def test_malformed_files_from_the_command_line(flags: list[str], name: str) -> None:
+    assert_one_sentence(*run_apart("qa_dist.prepare", ["--train_file", str(MALFORMED / name), *flags]))
 
 
 def test_a_second_run_from_the_command_line_finds_the_store_of_the_first(
-    capsys: pytest.CaptureFixture[str], flags: list[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     # The first one has another seed of hashes than this one.
     words = ["--train_file", str(TINY_SQUAD), *flags]
-    code, out, err = run_apart("qa_dist.prepare", words, tmp_path)
+    code, out, err = run_apart("qa_dist.prepare", words)
     assert code == 0, err
     assert "100%" in err
     assert main(words) == 0
