@@ -255,14 +255,14 @@ def _launch_problems(file: _File, recipes: dict[str, RunConfig]) -> Iterable[str
         except ConfigError as error:
             yield from (f": {problem}" for problem in error.problems)
             return
-    found: dict[str, list[str]] = {}
+    recipes_by_problem: dict[str, list[str]] = {}
     for name, config in (recipes or {"": RunConfig()}).items():
         try:
             read_launch_config(environment, config)
         except ConfigError as error:
             for problem in error.problems:
-                found.setdefault(problem.removeprefix(f"{file.path}: "), []).append(name)
-    for problem, names in found.items():
+                recipes_by_problem.setdefault(problem.removeprefix(f"{file.path}: "), []).append(name)
+    for problem, names in recipes_by_problem.items():
         # What is wrong with every recipe is wrong with the file.
         beside = f" with {', '.join(names)}" if any(names) and len(names) < len(recipes) else ""
         yield f"{beside}: {problem}"

@@ -4,7 +4,7 @@ The ranks join, features are prepared, the model is loaded and held as the launc
 nothing is written to the output folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from qa_dist.data.sources import available_splits, open_source
 from qa_dist.distributed.agreement import require_agreement
 from qa_dist.distributed.launch_config import Strategy
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.model.span_model import SpanModel
+from qa_dist.model.trainable import ParameterReport
 from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import differences
 from qa_dist.training.inputs import RunData, load_data
@@ -54,28 +56,9 @@ def plan_run(config: RunConfig) -> Plan | None:
     """
     folder = OutputFolder(Path(config.training.output_dir or "outputs"))
     ranks = join_ranks(config, folder.directory)
-    problems: list[str] = []
     notices: list[str] = []
-    checkpoint, data, built = None, None, None
-    if ranks.is_main:
-        with _collecting(problems):
-            checkpoint = folder.look(
-                config.training.resume_from_checkpoint,
-                overwrite=config.training.overwrite_output_dir,
-                notice=notices.append,
-            )
-        with _collecting(problems):
-            # Whether the data is there, even where the tokenizer is not that it is read with.
-            for split in available_splits(config.data):
-                open_source(config.data, split)
-    with _collecting(problems):
-        data = load_data(config, ranks)
-    with _collecting(problems):
-        built = build_trainable(config, ranks, data)
-    if problems or data is None or built is None:
-        raise ConfigError(list(dict.fromkeys(problems)))
+    checkpoint, data, model, report = _made(config, ranks, folder, notices.append)
     require_agreement(config, ranks, data.stores, None)
-    model, report = built
     trainer = Trainer(config, ranks, data.train, model)
     if checkpoint is not None and (clauses := differences(checkpoint.identity, trainer.identity)):
         raise ConfigError([f"the checkpoint belongs to another run: {'; '.join(clauses)}; make them agree"])
@@ -95,6 +78,36 @@ def plan_run(config: RunConfig) -> Plan | None:
             "files": [*notices, *_file_lines(config, folder, data)],
         },
     )
+
+
+def _made(
+    config: RunConfig, ranks: Ranks, folder: OutputFolder, notice: Callable[[str], object]
+) -> tuple[Checkpoint | None, RunData, SpanModel, ParameterReport]:
+    """What a run starts from: its checkpoint, if any, its data, its model and what is trained of that.
+
+    Raises:
+        ConfigError: With every mistake in the folder, the data and the model.
+    """
+    problems: list[str] = []
+    checkpoint, data, built = None, None, None
+    if ranks.is_main:
+        with _collecting(problems):
+            checkpoint = folder.look(
+                config.training.resume_from_checkpoint,
+                overwrite=config.training.overwrite_output_dir,
+                notice=notice,
+            )
+        with _collecting(problems):
+            # Whether the data is there, even where the tokenizer is not that it is read with.
+            for split in available_splits(config.data):
+                open_source(config.data, split)
+    with _collecting(problems):
+        data = load_data(config, ranks)
+    with _collecting(problems):
+        built = build_trainable(config, ranks, data)
+    if problems or data is None or built is None:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return checkpoint, data, *built
 
 
 @contextmanager
