@@ -43,7 +43,9 @@ def small_disk(disk: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "--recursive", str(disk)], check=True)
+        # A trouble that has not ended is a mount over it.
+        while os.path.ismount(disk):
+            subprocess.run(["umount", str(disk)], check=True)
 
 
 def begin(trouble: Trouble) -> None:
