@@ -294,6 +294,7 @@ def run_rank_and_copy(words: list[str], copies: Path, rank: int) -> int:
             (os, "replace"),
             (Path, "write_bytes"),
             (Path, "unlink"),
+            (Path, "rmdir"),
             (shutil, "rmtree"),
             (checkpoints, "_remove"),
             (checkpoints, "prune"),
