@@ -126,6 +126,7 @@ def python_blocks(page: str) -> list[str]:
     ("page", "table"),
     [
         ("docs/howto/command.md", "qa_dist.cli"),
+        ("docs/howto/decoding-mode.md", "qa_dist.evaluation.searches"),
         ("docs/howto/encoder-family.md", "qa_dist.model.families"),
         ("docs/howto/input-format.md", "qa_dist.data.formats"),
         ("docs/howto/optimiser.md", "qa_dist.config.optimizers"),
@@ -133,9 +134,11 @@ def python_blocks(page: str) -> list[str]:
 )
 def test_rows_that_a_page_shows_fit_their_table(page: str, table: str) -> None:
     names = dict(vars(importlib.import_module(table)))
-    *others, row = [block for block in python_blocks(page) if "import " not in block]
-    for block in others:
-        exec(block, names)
+    blocks = python_blocks(page)
+    (row,) = [block for block in blocks if block.startswith('"') and not block.startswith('"""')]
+    for block in blocks:
+        if block.startswith("def "):
+            exec(block, names)
     ((name, member),) = eval(f"{{{row}}}", names).items()
     tables = [value for value in vars(importlib.import_module(table)).values() if isinstance(value, dict)]
     assert any(type(member) in map(type, found.values()) and name not in found for found in tables)

@@ -180,7 +180,7 @@ def test_logits_without_an_order_are_refused(bad, side):
 
 def test_settings_that_make_no_sense_are_refused():
     rows = [([0.0, 1.0], [0.0, 1.0], 1, 2)]
-    with pytest.raises(ValueError, match="search must be one of span, n_best, not 'best'"):
+    with pytest.raises(ValueError, match=f"search must be one of {', '.join(SEARCHES)}, not 'best'"):
         run_top_spans(rows, num_candidates=2, max_answer_length=2, search="best")
     with pytest.raises(ValueError, match="at least 1, not 0 and 2"):
         run_top_spans(rows, num_candidates=0, max_answer_length=2, search="span")
