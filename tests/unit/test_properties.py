@@ -350,8 +350,9 @@ def three_loops(
     if version_2 or not best:
         place = sum(score >= null for _, score in best)
         best = [*best[:place], ("", null), *best[place:]]
-        # The null answer joins the list, and stays when it is too low for it.
-        best = best[:n_best] if ("", null) in best[:n_best] else [*best[:n_best], ("", null)]
+        # The null answer joins the list, and stays when it is too low for it. By its place: a token without width has
+        # the same text, and may have the same score.
+        best = best[:n_best] if place < n_best else best
     return best, null
 
 

@@ -261,6 +261,14 @@ def test_a_zero_width_token_is_no_answer_where_unanswerables_exist():
     assert one_example("dog", offsets, logits, version_2=False)[0].prediction.text == ""
 
 
+def test_a_zero_width_token_that_scores_as_the_null_answer_is_not_taken_for_it():
+    logits = ([0.5, 5.0, 0.5, 0.0], [0.5, 5.0, 0.5, 0.0])
+    answer = one_example("dog", [(0, 3), (0, 0)], logits, version_2=True, n_best_size=3)[0]
+    entries = [(entry.text, entry.score, entry.start_char, entry.end_char) for entry in answer.nbest]
+    assert entries == [("dog", 10.0, 0, 3), ("", 5.5, 0, 0), ("", 1.0, 0, 0), ("", 1.0, -1, -1)]
+    assert answer.prediction.text == "dog"
+
+
 def test_the_null_answer_is_the_worst_of_the_windows():
     case = Case(np.random.default_rng(0), num_examples=1, max_windows=1)
     twin = case.features[0]
