@@ -254,8 +254,8 @@ def estimates(words: Sequence[str], options: EstimateConfig) -> list[dict[str, A
     strategies, _ = choose_strategies(config, options.strategy)
     # DeepSpeed, where it is installed, greets on standard output.
     with contextlib.redirect_stdout(sys.stderr):
-        found, _ = estimate(config, options, strategies)
-    return [each.to_json() for each in found]
+        estimated, _ = estimate(config, options, strategies)
+    return [each.to_json() for each in estimated]
 
 
 def page(files: Sequence[Mapping[str, Any]]) -> str:

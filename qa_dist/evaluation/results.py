@@ -1,4 +1,4 @@
-"""What an evaluation found, and the files it is written to."""
+"""The result of an evaluation, and the files it is written to."""
 
 from dataclasses import dataclass
 from pathlib import Path
