@@ -38,9 +38,11 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     from qa_dist.data.sources import available_splits
     from qa_dist.features.building import prepare_store
 
+    # In this order: a wrong path is said before a tokenizer is looked for.
+    names = available_splits(config.data)
     tokenizer = load_tokenizer(config.model)
     splits: dict[str, dict[str, Any]] = {}
-    for split in available_splits(config.data):
+    for split in names:
         started = time.perf_counter()
         store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
         splits[split] = {

@@ -5,6 +5,8 @@ The standard library is enough, so that scoring starts at once.
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,25 @@ def read_bytes(path: Path, *, folder_advice: str = "name one file") -> bytes:
     Raises:
         DataError: It cannot be read.
     """
-    try:
+    with _named(path, folder_advice):
         return path.read_bytes()
+
+
+def require_readable(path: Path, *, folder_advice: str = "name one file") -> None:
+    """Open a file and look at its first byte, so that a wrong path is said before anything expensive starts.
+
+    Raises:
+        DataError: As for `read_bytes`.
+    """
+    with _named(path, folder_advice), path.open("rb") as file:
+        file.read(1)
+
+
+@contextmanager
+def _named(path: Path, folder_advice: str) -> Iterator[None]:
+    """Turn what the file system refuses inside the block into one sentence."""
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; check the path") from None
     except IsADirectoryError:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.libraries import logs_held_back, reason
-from qa_dist.common.reading import read_bytes
+from qa_dist.common.reading import read_bytes, require_readable
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, validate
 from qa_dist.data.formats import COLUMNS, Record, Row, parse, read_rows
@@ -31,6 +31,7 @@ from qa_dist.data.records import Example
 Split = Literal["train", "validation"]
 
 _NUM_HASHED_SYNTHETIC = 100
+_FOLDER_ADVICE = "name one file, or pass the folder as --dataset_name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,10 @@ def available_splits(data: DataConfig) -> tuple[Split, ...]:
     """
     every: tuple[Split, ...] = ("train", "validation")
     if data.train_file or data.validation_file:
-        return tuple(split for split in every if _file_of(data, split))
+        files = {split: file for split in every if (file := _file_of(data, split))}
+        for file in files.values():
+            require_readable(Path(file), folder_advice=_FOLDER_ADVICE)
+        return tuple(files)
     if data.source == "sample" or data.source.startswith("synthetic:"):
         return every
     loaded = _load_hub(data)
@@ -152,7 +156,7 @@ def _file_of(data: DataConfig, split: Split) -> str | None:
 
 
 def _file_source(path: Path) -> Source:
-    content = read_bytes(path, folder_advice="name one file, or pass the folder as --dataset_name")
+    content = read_bytes(path, folder_advice=_FOLDER_ADVICE)
     return Source(str(path), hashlib.sha256(content).hexdigest(), lambda: parse(content, path))
 
 

@@ -36,8 +36,8 @@ def needed(combination: Combination) -> None:
         pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
 
 
-def environment(strategy: str) -> dict[str, str]:
-    return {} if strategy == "ddp" else launched(strategy)
+def environment(strategy: str, folder: Path) -> dict[str, str]:
+    return {} if strategy == "ddp" else launched(strategy, folder)
 
 
 class Runs:
@@ -56,7 +56,8 @@ class Runs:
         """Exit codes and output of the ranks."""
         chosen = [self.arguments(combination) for combination in ALLOWED if combination.strategy == strategy]
         body = partial(run_all, [(words, free_port()) for words in chosen])
-        group = start_ranks(body, self.folder / f"{strategy}.log", num_processes=2, environment=environment(strategy))
+        variables = environment(strategy, self.folder)
+        group = start_ranks(body, self.folder / f"{strategy}.log", num_processes=2, environment=variables)
         return group.wait(400), group
 
 
