@@ -117,7 +117,9 @@ def test_activations_that_are_computed_twice_change_nothing(saving: Combination,
 @pytest.mark.parametrize("combination", REFUSED, ids=label)
 def test_another_combination_is_refused(combination: Combination, runs: Runs, tmp_path: Path) -> None:
     # What is refused is refused by every rank; one is enough to see it.
-    group = start(runs.arguments(combination), tmp_path / "log", environment=environment(combination.strategy))
+    group = start(
+        runs.arguments(combination), tmp_path / "log", environment=environment(combination.strategy, tmp_path)
+    )
     assert group.wait() == [2]
     assert str(combination.problem) in group.text()
     assert not (runs.folder / label(combination)).exists()
