@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -150,6 +151,9 @@ def _measure(path: Path, names: Sequence[str]) -> None:
     whole = read(path) if path.exists() else {"compared": {}, "table": {}}
     chosen = _named(names, TO_COMPARE, "is no combination")
     whole |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+    if not names:
+        # They are about what is measured anew.
+        whole.pop("notes", None)
     _write(whole, path)
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
@@ -274,6 +278,7 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
     for whole in files:
         hardware = whole["hardware"]
         lines += [
+            *(line for note in whole.get("notes", ()) for line in (*textwrap.wrap(note, 118), "")),
             f"**{hardware['cpu_count']} cores of {hardware['processor']}**, {_versions(whole)}",
             "",
             "| run | strategy, ranks | tokens | measured | estimated | off by | without the process |",
