@@ -104,6 +104,7 @@ def train(job: Job, config: RunConfig, spec: Mapping[str, Any]) -> Result | None
         seed=config.training.seed,
         max_seq_length=config.data.max_seq_length,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        device=ranks.device,
     )
     store = synthetic_store(job, config, int(transformers_model(model.model).config.vocab_size))
     trainer = Trainer(config, ranks, store, model)

@@ -284,8 +284,8 @@ _TEXTS: dict[str, tuple[str, tuple[Callable[[Section], list[str]], ...]]] = {
         "The same model, adapters, features and batch size through transformers' `Trainer` and through qa_dist."
         " *Tutorial* is the recipe as published: padding to 384, default collator, peft, the model's dropout. *Best"
         " options* are dynamic padding, batches grouped by length, fused AdamW, bf16 where the device has it. qa_dist's"
-        " own recipe has no dropout on a CPU, where masks cost much, and the model's on CUDA; unpadded attention never"
-        " has any.",
+        " own recipe has no dropout on a CPU, where masks cost much, and the model's on CUDA; on a CPU, unpadded"
+        " attention never has any.",
         (_trainer_table,),
     ),
     "paths": (

@@ -2,36 +2,29 @@
 
 A micro-batch is one row of T tokens: the features one behind the other, without padding. Everything in an encoder but
 attention works token by token and needs no change; attention must stay inside each feature. The model hands our
-function the boundaries that it was called with: on CUDA one variable-length kernel attends between them, on CPU one
-operator that calls torch's flash kernel feature by feature.
+function the boundaries that it was called with: on CUDA one variable-length kernel attends between them
+(`qa_dist.model.cuda_attention`), on CPU one operator that calls torch's flash kernel feature by feature.
 
 Legend: B features, H heads, T tokens of the row, D head size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from qa_dist.common.errors import UserError
+from qa_dist.model import cuda_attention
+from qa_dist.model.rows import window_mask
 
 UNPADDED = "qa_dist_unpadded"
 """Name of the attention implementation, for transformers' `attn_implementation`."""
 
 
-def cumulative_lengths(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Where each feature of a row begins, and where the last one ends: int32 [B + 1]."""
-    cumulative = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, dtype=torch.int32, out=cumulative[1:])
-    return cumulative.to(device, non_blocking=True)
-
-
-def position_ids(cumulative: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Position of every token inside its feature, int64 [T], on the device of `cumulative`."""
-    starts = torch.repeat_interleave(cumulative[:-1], cumulative.diff(), output_size=num_tokens)
-    return torch.arange(num_tokens, device=starts.device) - starts
+def has_dropout(device: torch.device) -> bool:
+    """Whether unpadded attention can drop attention weights on this device."""
+    return device.type != "cpu" and cuda_attention.HAS_DROPOUT
 
 
 def unpadded_attention(
@@ -57,42 +50,30 @@ def unpadded_attention(
         value: [1, H, T, D].
         attention_mask: Must be None: the boundaries say who attends to whom.
         scaling: Factor of the scores; None: 1/sqrt(D).
-        dropout: Must be 0: the variable-length kernel has none.
+        dropout: Probability with which an attention weight is dropped; must be 0 on the CPU, whose kernel has none.
         sliding_window: As ModernBERT passes it: one more than the distance up to which tokens see each other.
-        cumulative: int32 [B + 1], as from `cumulative_lengths`.
+        cumulative: int32 [B + 1], as from `qa_dist.model.rows.cumulative_lengths`.
         longest: At least the tokens of the longest feature.
 
     Raises:
-        UserError: Attention dropout was asked for.
+        UserError: Attention dropout was asked for, and there is none.
     """
     if cumulative is None or attention_mask is not None:
         raise AssertionError("unpadded attention needs boundaries and no mask: call the model through SpanModel")
-    if dropout:
-        raise UserError(
-            f"attention dropout {dropout} was asked for, but unpadded attention has none; use --padding sorted"
-        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     reach = -1 if sliding_window is None else sliding_window - 1
-    if query.device.type == "cpu":
-        return _attend(query, key, value, cumulative, scale, reach)[0], None
-    if query.dtype in (torch.bfloat16, torch.float16):
-        return _attend_variable_length(query, key, value, cumulative, longest, scale, reach), None
-    # The variable-length kernel computes in half precision only; float32 runs on CUDA stay exact, feature by feature.
-    return _attend_in_float32(query, key, value, cumulative, scale, reach), None
+    if query.device.type != "cpu":
+        return cuda_attention.attend(query, key, value, cumulative, longest, scale, reach, dropout), None
+    if dropout:
+        raise UserError(
+            f"attention dropout {dropout} was asked for, but unpadded attention on a CPU has none; use --padding sorted"
+        )
+    return _attend(query, key, value, cumulative, scale, reach)[0], None
 
 
 def _segments(cumulative: torch.Tensor) -> Iterator[tuple[int, int]]:
     """First token, and one past the last, of every feature that has any."""
     return ((start, end) for start, end in pairwise(cumulative.tolist()) if end > start)
-
-
-def _window(length: int, reach: int, like: torch.Tensor) -> torch.Tensor | None:
-    """Additive mask [length, length] that keeps tokens at most `reach` apart; None where it would mask nothing."""
-    if reach < 0 or length <= reach + 1:
-        return None
-    places = torch.arange(length, device=like.device)
-    far = (places[:, None] - places[None, :]).abs() > reach
-    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(far, float("-inf"))
 
 
 @torch.library.custom_op("qa_dist::attend", mutates_args=(), device_types="cpu")
@@ -109,7 +90,7 @@ def _attend(
     for start, end in _segments(cumulative):
         piece, piece_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *(tensor[:, :, start:end] for tensor in (query, key, value)),
-            attn_mask=_window(end - start, reach, query),
+            attn_mask=window_mask(end - start, reach, query),
             scale=scale,
         )
         output[:, start:end] = piece.transpose(1, 2)
@@ -148,7 +129,7 @@ def _attend_backward(
             lse[:, start:end].transpose(1, 2).contiguous(),
             0.0,
             False,
-            attn_mask=_window(end - start, reach, query),
+            attn_mask=window_mask(end - start, reach, query),
             scale=scale,
         )
         for whole, piece in zip(gradients, pieces, strict=True):
@@ -179,48 +160,6 @@ def _differentiate(context: Any, gradient: torch.Tensor, _: torch.Tensor) -> tup
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)
-
-
-def _attend_in_float32(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cumulative: torch.Tensor, scale: float, reach: int
-) -> torch.Tensor:
-    pieces = [
-        scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            attn_mask=_window(end - start, reach, query),
-            scale=scale,
-        )
-        for start, end in _segments(cumulative)
-    ]
-    return torch.cat(pieces, dim=2).transpose(1, 2)
-
-
-def _attend_variable_length(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cumulative: torch.Tensor,
-    longest: int,
-    scale: float,
-    reach: int,
-) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    output = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        cumulative,
-        cumulative,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(reach, reach),
-    )
-    assert isinstance(output, torch.Tensor)
-    return output[None]
 
 
 def register() -> None:

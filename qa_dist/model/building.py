@@ -15,12 +15,17 @@ from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import add_adapters
-from qa_dist.model.attention import UNPADDED, register
+from qa_dist.model.attention import UNPADDED, has_dropout, register
 from qa_dist.model.dropout import use_cheap_dropout
 from qa_dist.model.families import family_of, model_types_unpadded, named_configurations
 from qa_dist.model.loading import library_errors, without_library_messages
 from qa_dist.model.pretrained import hub_logs_held_back, loading_error, resolve_model_path, weights_folder
-from qa_dist.model.quantization import quantization_options, quantize_meta_model, require_quantized
+from qa_dist.model.quantization import (
+    follow_autocast,
+    quantization_options,
+    quantize_meta_model,
+    require_quantized,
+)
 from qa_dist.model.span_model import (
     Padding,
     SpanModel,
@@ -98,9 +103,11 @@ def build_meta_model(
     name = config.model_name_or_path
     with torch.device("meta"):
         with library_errors(lambda error: _not_an_encoder(name, error)), without_library_messages():
-            model_config, padding, notes = _configured(config, name, max_seq_length)
+            model_config, padding, notes = _configured(config, name, max_seq_length, device)
             model = _from_configuration(model_config, padding)
             quantize_meta_model(model, config.quantization, head_names(model))
+            if config.quantization != "no" and device.type != "cpu":
+                follow_autocast(model)
         span_model = _with_adapters(
             LoadedBase(model, (), padding, notes),
             config,
@@ -180,7 +187,7 @@ def model_configuration(config: ModelConfig) -> Any:
 def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch.device) -> LoadedBase:
     """The transformers model in the folder or on the hub under `name`, as the configuration sets it.
 
-    Quantised weights are on `device`, all else is on the CPU.
+    Quantised weights are on `device`, all else is on the CPU; what the model computes with is chosen for `device`.
 
     Raises:
         UserError: There is no such model, it cannot be loaded, or an option does not fit it.
@@ -188,7 +195,7 @@ def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch
     from transformers import AutoModelForQuestionAnswering
 
     with library_errors(lambda error: _not_an_encoder(name, error)), without_library_messages():
-        model_config, padding, notes = _configured(config, name, max_seq_length)
+        model_config, padding, notes = _configured(config, name, max_seq_length, device)
         if config.model_config is not None:
             model = _from_configuration(model_config, padding)
             notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
@@ -208,6 +215,8 @@ def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch
             **quantization_options(config.quantization, heads, device),
         )
         require_quantized(model, config.quantization, heads)
+        if config.quantization != "no" and device.type != "cpu":
+            follow_autocast(model)
     return LoadedBase(model, sorted(info["missing_keys"]), padding, notes)
 
 
@@ -218,12 +227,15 @@ def _not_an_encoder(name: str, error: Exception) -> UserError:
     )
 
 
-def _configured(config: ModelConfig, name: str, max_seq_length: int) -> tuple[Any, Padding, list[str]]:
+def _configured(
+    config: ModelConfig, name: str, max_seq_length: int, device: torch.device
+) -> tuple[Any, Padding, list[str]]:
     """The configuration of a transformers model as training sets it, its padding, and notes for the user."""
     model_config = model_configuration(dataclasses.replace(config, model_name_or_path=name))
     padding, notes = _choose_padding(config, model_config)
     _check_length(model_config, max_seq_length)
-    _set_dropout(model_config, config.model_dropout, unpadded=padding == "unpadded", notes=notes)
+    has_none = padding == "unpadded" and not has_dropout(device)
+    _set_dropout(model_config, config.model_dropout, without_attention=has_none, notes=notes)
     model_config.num_labels = 2
     if padding == "unpadded":
         register()
@@ -282,13 +294,13 @@ def _check_length(model_config: Any, max_seq_length: int) -> None:
         )
 
 
-def _set_dropout(model_config: Any, probability: float | None, *, unpadded: bool, notes: list[str]) -> None:
-    """Set every dropout probability of the encoder; on the unpadded path, attention has none."""
+def _set_dropout(model_config: Any, probability: float | None, *, without_attention: bool, notes: list[str]) -> None:
+    """Set every dropout probability of the encoder, that of attention to 0 where it can have none."""
     for name, value in list(model_config.to_dict().items()):
         if "dropout" not in name or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         wanted = value if probability is None else probability
-        if unpadded and name == family_of(model_config).attention_dropout and wanted:
-            notes.append(f"unpadded attention has no dropout: {name} is 0 instead of {wanted}")
+        if without_attention and name == family_of(model_config).attention_dropout and wanted:
+            notes.append(f"unpadded attention has no dropout here: {name} is 0 instead of {wanted}")
             wanted = 0.0
         setattr(model_config, name, float(wanted))

@@ -1,6 +1,7 @@
 """Frozen base weights in 8 or 4 bits, through bitsandbytes: how they are loaded, and a check that they were.
 
-The head, the adapters, embeddings and norms stay in float32.
+The head, the adapters, embeddings and norms stay in float32. On CUDA the quantised layers multiply in the type of
+autocast, as other linear layers do; on CPUs, where that would take longer, in float32.
 """
 
 import logging
@@ -102,6 +103,27 @@ def require_quantized(model: nn.Module, kind: Quantization, heads: tuple[str, ..
             raise ConfigError(
                 [f"--quantization {kind} left {name} {state}; this model cannot be quantised, use --quantization no"]
             )
+
+
+def follow_autocast(model: nn.Module) -> None:
+    """Let quantised layers multiply, forward and backward, in the type of autocast where they are called inside it.
+
+    By themselves (bitsandbytes 0.50) they multiply and answer in the type of their input, which behind a norm is
+    float32, and 4-bit layers in the type that they were loaded for.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit | Linear8bitLt):
+            layer.register_forward_pre_hook(_in_autocast_type)
+
+
+def _in_autocast_type(layer: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    kind = arguments[0].device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    # Linear8bitLt has no such attribute, and computes in the type of its input.
+    layer.compute_dtype = dtype
+    return arguments[0].to(dtype), *arguments[1:]
 
 
 def num_elements(parameter: nn.Parameter) -> int:

@@ -11,7 +11,7 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
 from qa_dist.config.parsing import parse
 from qa_dist.model.building import build_model
-from qa_dist.model.quantization import quantization_options, require_quantized
+from qa_dist.model.quantization import follow_autocast, quantization_options, require_quantized
 from qa_dist.model.saved import load_trained, save_trained
 from qa_dist.model.span_model import SpanModel, count_parameters, head_names, span_loss
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
@@ -90,6 +90,26 @@ def test_it_trains_and_comes_back(tmp_path: Path, kind: str) -> None:
     again = load_trained(config, str(tmp_path / "out"), max_seq_length=LENGTH, tokenizer_pads_left=False)
     with torch.no_grad():
         torch.testing.assert_close(logits(again), logits(model.eval()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_follow_autocast_where_they_are_told_to(tmp_path: Path, kind: str) -> None:
+    model = built(tmp_path, kind)
+    follow_autocast(model)
+    plain = model.model.get_base_model()  # type: ignore[operator]
+    quantised = bitsandbytes.nn.Linear8bitLt if kind == "8bit" else bitsandbytes.nn.Linear4bit
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    for module in plain.modules():
+        if isinstance(module, quantised):
+            module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = loss(model)
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    halved.backward()
+    seen.clear()
+    whole = loss(model)
+    assert set(seen) == {(torch.float32, torch.float32)}
+    torch.testing.assert_close(halved, whole, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS)
