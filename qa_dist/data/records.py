@@ -54,7 +54,8 @@ class Feature:
         context_offsets: int32 [C, 2]: start and end character in the context of each of the C context tokens, which
             are the tokens context_start .. context_start + C - 1.
         cls_token: the token that stands for "no answer" (CLS, or the tokenizer's equivalent).
-        start_token: label: first token of the first reference answer, or `cls_token` if it is not in this window.
+        start_token: label: first token of the first reference answer that is whole in this window, or `cls_token` if
+            none is.
         end_token: label: last token (inclusive), or `cls_token`.
     """
 

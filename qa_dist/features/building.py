@@ -72,8 +72,8 @@ def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: 
     # The length itself and not the option: "as long as fits" and the number that comes out are one and the same.
     spec = dataclasses.replace(spec, max_question_length=FeatureBuilder(tokenizer_spec, spec).max_question_length)
     ingredients = _ingredients(source, tokenizer_spec, spec, data, split)
-    fingerprint = digest(ingredients)
     root = store_root(data)
+    fingerprint = _earlier_fingerprint(root, ingredients) or digest(ingredients)
     path = root / fingerprint
     is_built_here = False
     if not os.path.exists(path):
@@ -115,7 +115,16 @@ def _ingredients(
         "on_invalid": data.on_invalid,
         "max_samples": most,
         "subset_seed": None if most is None else data.subset_seed,
+        "labels": "first answer in the window",
     }
+
+
+def _earlier_fingerprint(root: Path, ingredients: Mapping[str, Any]) -> str | None:
+    """The name of a store in `root` of when only the first answer of an example was a label, if that is the same."""
+    fingerprint = digest({name: value for name, value in ingredients.items() if name != "labels"})
+    if os.path.exists(root / digest(ingredients)) or not os.path.exists(root / fingerprint):
+        return None
+    return None if FeatureStore(root / fingerprint).has_several_answers else fingerprint
 
 
 @contextlib.contextmanager

@@ -209,6 +209,12 @@ class FeatureStore:
         distinct = column.dictionary.to_pylist()
         return [distinct[index] for index in column.indices.to_pylist()]
 
+    @property
+    def has_several_answers(self) -> bool:
+        """Whether some example has more than one reference answer."""
+        places = self._examples.column("answer_texts").offsets.to_numpy()
+        return bool((np.diff(places) > 1).any())
+
     def answer_texts(self, example_index: int) -> list[str]:
         """Texts of the reference answers of an example; none if it is unanswerable."""
         return self._answer_texts[example_index]

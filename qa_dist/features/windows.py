@@ -9,7 +9,8 @@ encode both texts of a pair on their own before they truncate and join them, so 
 encoding each pair with `truncation="only_second"`, `stride` and `return_overflowing_tokens` gives, in a third of the
 time on SQuAD. The tests compare the two. One offset differs: byte-level tokenizers leave the blank before a word out of
 its offsets, but put it in for the first token of every further window; here it is out everywhere. And the blank that
-they put before a text that begins without one is placed before the first character, and not behind it.
+they put before a text that begins without one is placed before the first character, and not behind it. What else is
+wrong with the offsets of a tokenizer is mended (`offsets`).
 
 Text that spells a special token ("</s>" in a paragraph about HTML) is text, as with `split_special_tokens`: only the
 template says where a text begins and ends. RoBERTa would not even count the position of a `<pad>`. Masks, and tokens
@@ -33,6 +34,7 @@ import tokenizers
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.data.records import Answer, Example, Feature
+from qa_dist.features.offsets import cover_words, leave_blanks_out, mended, ordered, without_trimming
 
 Int32 = npt.NDArray[np.int32]
 Int8 = npt.NDArray[np.int8]
@@ -94,6 +96,7 @@ class TokenizerSpec:
         cls_token_id: the token that stands for "no answer".
         bos_token_id: stands for it where there is no CLS.
         has_token_types: whether the model reads token types; if not, they are all zero.
+        has_exact_offsets: whether tokens come with the characters of words and no others; if not, they are mended.
     """
 
     backend: str
@@ -101,6 +104,7 @@ class TokenizerSpec:
     cls_token_id: int | None
     bos_token_id: int | None
     has_token_types: bool
+    has_exact_offsets: bool = True
 
     @classmethod
     def of(cls, tokenizer: Any) -> "TokenizerSpec":
@@ -128,17 +132,26 @@ class TokenizerSpec:
         not_in_text = {str(tokenizer.special_tokens_map.get(kind)) for kind in _NOT_IN_TEXT}
         for token in description["added_tokens"]:
             token["special"] = token["content"] in not_in_text
+        covers_words = cover_words(backend)
+        if not covers_words:
+            # The blanks that it takes off tokens may be none of the text's.
+            description["post_processor"] = without_trimming(description["post_processor"])
         return cls(
             backend=json.dumps(description, ensure_ascii=False),
             padding_side=tokenizer.padding_side,
             cls_token_id=tokenizer.cls_token_id,
             bos_token_id=tokenizer.bos_token_id,
             has_token_types="token_type_ids" in tokenizer.model_input_names,
+            has_exact_offsets=covers_words and leave_blanks_out(backend),
         )
 
     def sha256(self) -> str:
         """Hex digest over everything that features depend on."""
-        return hashlib.sha256(json.dumps(dataclasses.astuple(self)).encode()).hexdigest()
+        values = list(dataclasses.astuple(self))
+        # Exact offsets are what they were before others were mended: stores of then are those of now.
+        if self.has_exact_offsets:
+            del values[-1]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +163,7 @@ class FeatureStats:
         num_features: features.
         num_tokens: tokens of all features, special ones included.
         num_truncated_questions: questions that were cut.
-        num_unlabelled_examples: examples with an answer that no window holds as a whole.
+        num_unlabelled_examples: examples with answers none of which any window holds as a whole.
     """
 
     num_examples: int = 0
@@ -267,6 +280,7 @@ class FeatureBuilder:
         self._max_text_length = spec.max_seq_length - num_special_tokens
         self._doc_stride = spec.doc_stride
         self._question_first = tokenizer.padding_side != "left"
+        self._has_exact_offsets = tokenizer.has_exact_offsets
         self._template = _template_of(self._backend, tokenizer.has_token_types)
         self._null_token_ids = [
             token_id for token_id in (tokenizer.cls_token_id, tokenizer.bos_token_id) if token_id is not None
@@ -284,15 +298,13 @@ class FeatureBuilder:
         num_truncated = num_unlabelled = 0
         for example_index, example in enumerate(examples, first_index):
             if example.context not in contexts:
-                encoding = self._backend.encode(example.context, add_special_tokens=False)
-                contexts[example.context] = np.array(encoding.ids, np.int32), _ordered(encoding.offsets)
+                contexts[example.context] = self._tokens_of(example.context)
             # Some annotators' questions begin with many blanks, which tokenizers that keep blanks would pay for.
             encoding = self._backend.encode(example.question.lstrip(), add_special_tokens=False)
             question_ids = np.array(encoding.ids[: self.max_question_length], np.int32)
             num_truncated += len(encoding.ids) > self.max_question_length
-            answer = example.answers[0] if example.answers else None
-            windows = list(self._windows(example_index, question_ids, *contexts[example.context], answer))
-            num_unlabelled += answer is not None and all(
+            windows = list(self._windows(example_index, question_ids, *contexts[example.context], example.answers))
+            num_unlabelled += bool(example.answers) and all(
                 feature.start_token == feature.cls_token for feature in windows
             )
             features.extend(windows)
@@ -305,12 +317,23 @@ class FeatureBuilder:
         )
         return features, stats
 
+    def _tokens_of(self, context: str) -> tuple[Int32, Int32]:
+        """Token ids int32 [C] of a whole context, and their offsets int32 [C, 2]."""
+        encoding = self._backend.encode(context, add_special_tokens=False)
+        offsets = ordered(encoding.offsets)
+        return np.array(encoding.ids, np.int32), offsets if self._has_exact_offsets else mended(context, offsets)
+
     def _windows(
-        self, example_index: int, question_ids: Int32, context_ids: Int32, context_offsets: Int32, answer: Answer | None
+        self,
+        example_index: int,
+        question_ids: Int32,
+        context_ids: Int32,
+        context_offsets: Int32,
+        answers: Sequence[Answer],
     ) -> Iterator[Feature]:
         before, _, between, _, after = self._template
         capacity = self._max_text_length - len(question_ids)
-        span = answer_tokens(context_offsets, answer) if answer else None
+        spans = [span for answer in answers if (span := answer_tokens(context_offsets, answer))]
         # The last window is the first one that reaches the end of the context; an empty context has one window too.
         starts = range(0, max(1, len(context_ids) - self._doc_stride), capacity - self._doc_stride)
         for window, start in enumerate(starts):
@@ -323,7 +346,9 @@ class FeatureBuilder:
             cls_token = self._null_position(len(texts[0]), len(texts[1]))
             # Where the context's tokens are in the feature, as far as this window has them.
             shift = context_start - start
-            holds_answer = span is not None and start <= span[0] and span[1] < start + len(window_ids)
+            held = (span for span in spans if start <= span[0] and span[1] < start + len(window_ids))
+            # A window that holds another reference answer than the first one is not without an answer.
+            first_token, last_token = next(held, (cls_token - shift, cls_token - shift))
             yield Feature(
                 example_index=example_index,
                 window=window,
@@ -332,8 +357,8 @@ class FeatureBuilder:
                 context_start=context_start,
                 context_offsets=offsets,
                 cls_token=cls_token,
-                start_token=span[0] + shift if span and holds_answer else cls_token,
-                end_token=span[1] + shift if span and holds_answer else cls_token,
+                start_token=first_token + shift,
+                end_token=last_token + shift,
             )
 
     def _token_types(self, first_length: int, second_length: int) -> Int8:
@@ -374,17 +399,6 @@ def answer_tokens(context_offsets: Int32, answer: Answer) -> tuple[int, int] | N
     # A token without characters, such as a blank of a byte-level tokenizer, lies inside an answer but is no end of it.
     shared = np.flatnonzero((starts < answer.end_char) & (ends > answer.start_char) & (starts < ends))
     return (int(shared[0]), int(shared[-1])) if len(shared) else None
-
-
-def _ordered(offsets: list[tuple[int, int]]) -> Int32:
-    """Offsets int32 [C, 2] in which a token without characters stands no further than the next token begins.
-
-    Where a byte-level tokenizer puts a blank before a text, as it does behind every added token, it takes that blank's
-    width off the offsets of the text's first character.
-    """
-    starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
-    ordered = np.minimum.accumulate(starts[::-1])[::-1]
-    return np.stack((ordered, np.where(starts == ends, ordered, ends)), 1)
 
 
 def _template_of(backend: tokenizers.Tokenizer, has_token_types: bool) -> _Template:

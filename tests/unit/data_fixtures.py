@@ -83,6 +83,21 @@ def byte_tokenizer(template: str = "roberta") -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side=side, model_input_names=inputs, **names)
 
 
+def without_blanks(context: str, offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Offsets without blanks at either end; a token of blanks alone has none, and stands where the next one begins."""
+    bare: list[tuple[int, int]] = []
+    for start, end in offsets:
+        while start < end and context[start].isspace():
+            start += 1
+        while start < end and context[end - 1].isspace():
+            end -= 1
+        bare.append((start, end))
+    for token in range(len(bare) - 2, -1, -1):
+        if bare[token][0] == bare[token][1] > bare[token + 1][0]:
+            bare[token] = (bare[token + 1][0],) * 2
+    return bare
+
+
 def save_tokenizer(folder: Path, tokenizer: Any = None) -> str:
     """The name under which a configuration finds the tokenizer."""
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)

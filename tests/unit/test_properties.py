@@ -29,7 +29,7 @@ from qa_dist.evaluation.scoring import load_predictions, normalize_answer, score
 from qa_dist.features.building import prepare_store
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer
-from tests.unit.data_fixtures import byte_tokenizer, map_of, run_config, stored_example
+from tests.unit.data_fixtures import byte_tokenizer, map_of, run_config, stored_example, without_blanks
 from tests.unit.evaluation.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2
 
 CLUSTERS = (
@@ -196,6 +196,9 @@ def built(draw: st.DrawFn) -> tuple[str, Example, list[Feature], Any, int]:
     context = draw(texts)
     question = draw(short_texts)
     whole = tokenizer(context, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    whole["with_blanks"] = whole["offset_mapping"]
+    if not TokenizerSpec.of(tokenizer).has_exact_offsets:
+        whole["offset_mapping"] = without_blanks(context, whole["offset_mapping"])
     offsets = [pair for pair in whole["offset_mapping"] if pair[0] < pair[1]]
     answers: tuple[Answer, ...] = ()
     if offsets and draw(st.booleans()):
@@ -246,10 +249,11 @@ def test_windows_cover_the_context_and_every_token_has_its_characters(case: Any)
     assert covered == list(zip(whole["input_ids"], map(tuple, expected), strict=True))
 
     alphabet = byte_alphabet()
-    for token_id, (start, end) in covered:
+    for (token_id, (start, end)), (first, last) in zip(covered, whole["with_blanks"], strict=True):
         assert 0 <= start <= end <= len(example.context)
         token = tokenizer.convert_ids_to_tokens(token_id)
-        characters = example.context[start:end]
+        characters = example.context[first:last]
+        assert example.context[start:end].strip() == characters.strip()
         if name in BYTE_LEVEL:
             # Behind <row>, which is no byte, a new text begins.
             found = token.encode() if token == "<row>" else bytes(alphabet[char] for char in token)

@@ -330,3 +330,25 @@ def test_findings_are_told_by_the_process_that_reports(
 def test_the_tokenizer_of_the_caller_is_taken(built: FeatureStore, tmp_path: Path) -> None:
     config = run_config("/no/such/folder", tmp_path)
     assert prepare_store(config, "train", tokenizer=tiny_tokenizer()).fingerprint == built.fingerprint
+
+
+@pytest.mark.parametrize("answers", [["on a lake"], ["on a lake", "a lake"]])
+def test_a_store_of_when_only_first_answers_were_labels_is_used_where_that_is_the_same(
+    answers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = "Mora lies on a lake. The lake is deep."
+    starts = [context.index(text) for text in answers]
+    path = write_rows(tmp_path / "rows.jsonl", row(answers={"text": answers, "answer_start": starts}))
+    config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores", train_file=path)
+    ingredients = building._ingredients
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            building,
+            "_ingredients",
+            lambda *given: {name: value for name, value in ingredients(*given).items() if name != "labels"},
+        )
+        before = prepared(config, "train")
+    again = prepared(config, "train")
+    assert again.has_several_answers == (len(answers) > 1)
+    assert (again.path == before.path) == (len(answers) == 1)
+    assert prepared(config, "train").path == again.path

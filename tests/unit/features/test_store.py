@@ -222,10 +222,12 @@ def test_every_answer_of_squad_dev_comes_back_from_its_label(squad_dev: FeatureS
         first = feature.context_offsets[feature.start_token - feature.context_start, 0]
         last = feature.context_offsets[feature.end_token - feature.context_start, 1]
         example = stored_example(squad_dev, feature.example_index)
-        found, answer = example.context[first:last], example.answers[0].text
-        # An answer may begin or end inside a token, as "1990" does in "1990s".
-        assert scoring.normalize_answer(answer) in scoring.normalize_answer(found)
-        num_exact += scoring.normalize_answer(answer) == scoring.normalize_answer(found)
+        found = scoring.normalize_answer(example.context[first:last])
+        answers = [scoring.normalize_answer(answer.text) for answer in example.answers]
+        # The first one, but where a window holds only others. An answer may begin or end inside a token, as "1990" does
+        # in "1990s".
+        assert any(answer in found for answer in answers)
+        num_exact += found in answers
     assert num_exact / len(labelled) > 0.99
 
 
