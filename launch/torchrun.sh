@@ -73,7 +73,7 @@ else
     [ "$PET_LOCAL_ADDR" = "$endpoint" ] && is_host=true || is_host=false
     # The machines may be started some minutes apart.
     export PET_LOCAL_ADDR PET_RDZV_CONF=${PET_RDZV_CONF:-is_host=$is_host,read_timeout=600}
-    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
   fi
 fi
 if [ -n "${DS_CONFIG:-}" ]; then

@@ -1,6 +1,7 @@
 """Train a question answerer: `accelerate launch -m qa_dist.train ...`, torchrun, or plain python."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.signals import StopSignals
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse
+from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
     from qa_dist.training.plan import Plan
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     config, options = parse(argv, prog=PROG, description=__doc__ or "", entry=TrainConfig)
+    # Before torch is imported.
+    prepare_cuda(os.environ, deterministic=config.training.deterministic)
     if options.dry_run:
         return _dry_run(config)
     with StopSignals() as stop:

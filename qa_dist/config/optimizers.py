@@ -41,6 +41,8 @@ class Optimizer:
         quantisation: how moments are kept in 8 bits; None: they are float32.
         is_shardable: whether it steps a part of a tensor as it steps the whole; ZeRO and FSDP2 take no other.
         is_fused: whether a step makes no tensors of a parameter's size.
+        takes_fused: whether its class can be asked to be so (`fused=True`), and to be told by numbers on the device
+            how to scale the gradients and whether to step at all.
         unpaged: where the moments move to the host's memory while the GPU's is full: what to use where there is no GPU.
             None: they stay on the device.
     """
@@ -51,6 +53,7 @@ class Optimizer:
     quantisation: Quantisation | None = None
     is_shardable: bool
     is_fused: bool
+    takes_fused: bool = False
     unpaged: OptimizerName | None = None
 
     @property
@@ -81,6 +84,7 @@ OPTIMIZERS: dict[OptimizerName, Optimizer] = {
         moments=("exp_avg", "exp_avg_sq"),
         is_shardable=True,
         is_fused=False,
+        takes_fused=True,
     ),
     "adamw_8bit": Optimizer(
         module="bitsandbytes.optim",

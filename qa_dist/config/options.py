@@ -248,6 +248,12 @@ class TrainingConfig:
     tf32: bool = option(
         False, "let CUDA round the inputs of float32 matrix products to 10 bits of mantissa", fixed=True
     )
+    deterministic: bool = option(
+        False,
+        "take only operations that give the same bits in every run, so that a resumed run ends as an uninterrupted one "
+        "does on GPUs too; these are slower. CPUs do without it",
+        fixed=True,
+    )
     cpu_offload: bool = option(
         False,
         "with ZeRO, keep the optimiser's state (and with ZeRO-3 the weights) in the memory of the host, as the offload "

@@ -7,7 +7,7 @@ changing its result.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -89,15 +89,28 @@ class Engine(ABC):
         """After the last backward pass of a step: every gradient is the mean over the ranks from here on."""
 
     @abstractmethod
-    def has_gradient(self, name: str) -> bool:
-        """Whether the synchronised gradient of a trainable parameter is not zero; all ranks must ask together."""
+    def have_gradients(self, names: Sequence[str]) -> list[bool]:
+        """Whether the synchronised gradient of each of these parameters is not zero; all ranks must ask together."""
 
     @abstractmethod
-    def optimizer_step(self, learning_rate: float) -> float:
+    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
         """Clip, take the optimiser's step and drop the gradients; the global L2 norm of the gradients before clipping.
 
-        Nothing is updated if the norm is not finite.
+        Nothing is updated if the norm is not finite, or if `spoiled` is true: bool [], None: it is not. The norm is a
+        tensor [] on any device; where the optimiser can be told on the device whether to step, the host waits for
+        nothing. `conclude_step` must be called before the next step.
         """
+
+    def conclude_step(self, *, is_whole: bool) -> None:
+        """After `optimizer_step`, when the host knows whether every rank's gradients were in it."""
+        if self._scaler is None:
+            return
+        if is_whole:
+            # It lowers the scale if `unscale_` has seen a gradient overflow.
+            self._scaler.update()
+        else:
+            # A step that is repeated says nothing about the scale.
+            self._scaler.update(self._scaler.get_scale())
 
     @abstractmethod
     def weights(self) -> Weights:

@@ -11,12 +11,21 @@ from qa_dist.common.errors import LocalTrainingError, TrainingError, UserError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
 
+_SIGNS_OF_A_LOST_PEER = (
+    # gloo
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    # NCCL: its name for the error, its explanation (ncclGetErrorString), and what torch's watchdog of it says.
+    "ncclRemoteError",
+    "remote process exited",
+    "communicator was aborted",
+)
+
 
 def is_lost_peer(error: Exception) -> bool:
     """Whether this is only the consequence of another rank's end."""
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("closed by peer", "reset by peer", "Broken pipe")
-    )
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
 
 
 def launched_rank() -> int:

@@ -176,13 +176,22 @@ class Ranks:
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
         """Let one rank of each machine do the block before the others do."""
-        with self._accelerator.local_main_process_first():
-            yield
+        is_first = self._accelerator.is_local_main_process
+        if not is_first:
+            self._wait_for_all()
+        yield
+        if is_first:
+            self._wait_for_all()
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         with self.watchdog.waiting():
-            self._accelerator.wait_for_everyone()
+            self._wait_for_all()
+
+    def _wait_for_all(self) -> None:
+        if self.world_size > 1:
+            # Accelerate would name the local rank, which is no device where each process sees one GPU of its own.
+            dist.barrier(device_ids=None if self.device.index is None else [self.device.index])
 
     def start_trackers(self, project: str, config: Mapping[str, Any]) -> None:
         """Open the trackers with the run's configuration."""

@@ -29,6 +29,25 @@ _CONNECTION_SECONDS = 300
 """Longest wait for the first exchange between ranks that have all started."""
 
 
+def backend_for(device: torch.device) -> str:
+    """Name of the communication between ranks that compute on such devices.
+
+    Beside NCCL, gloo carries what is in the host's memory: torch (2.11 and 2.13) takes the CPU's for objects where a
+    group has one, which would otherwise be copied through the memory of every GPU. A checkpoint is such an object.
+    """
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def choose_device() -> torch.device:
+    """The device of this process, made the current one: before the group, so that nothing lands on another's GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # As accelerate chooses it. With one visible GPU for each process it is 0, whatever the local rank.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 def launcher_name() -> str | None:
     """What tells the torchrun above this process from every other, however often it starts its ranks; None without one.
 
@@ -72,8 +91,16 @@ def meeting(timeout_seconds: int) -> Iterator[None]:
         own = dist.PrefixStore(call, store)  # type: ignore[attr-defined]
         timeout = timedelta(seconds=timeout_seconds)
         own.set_timeout(timeout)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
+        device = choose_device()
+        dist.init_process_group(
+            backend_for(device),
+            store=own,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            # With it NCCL connects here, where what goes wrong is explained, and not in the first exchange.
+            device_id=device if device.type == "cuda" else None,
+        )
         yield
 
 

@@ -89,20 +89,33 @@ def top_spans(
         for tensor in (context_start_B, context_end_B, cls_token_B, lengths_B)
     )
     is_token_BL = torch.arange(num_tokens, device=lengths_B.device) < lengths_B[:, None]
-    _refuse_bad_logits(start_logits_BL, end_logits_BL, is_token_BL)
     batch = SearchBatch(
         start_logits_BL, end_logits_BL, context_start_B, torch.minimum(context_end_B, lengths_B), is_token_BL
     )
     # No span is longer than the feature.
     start_BK, end_BK = SEARCHES[search](batch, num_candidates, min(max_answer_length, num_tokens))
+    start_NK, end_NK, start_logit_NK, end_logit_NK, null_start, null_end, is_bad = _on_host(
+        _filled_up(start_BK, num_candidates, -1),
+        _filled_up(end_BK, num_candidates, -1),
+        _filled_up(_logits_at(start_logits_BL, start_BK), num_candidates, float("-inf")),
+        _filled_up(_logits_at(end_logits_BL, end_BK), num_candidates, float("-inf")),
+        start_logits_BL.gather(1, null_B[:, None]),
+        end_logits_BL.gather(1, null_B[:, None]),
+        _are_bad(start_logits_BL, end_logits_BL, is_token_BL)[:, None],
+    )
+    if num_bad := int(is_bad.sum()):
+        raise ScoringError(
+            f"{num_bad} of {num_features} features have logits that are NaN or +inf; the model diverged or its "
+            "number format overflowed: check the adapter, or run in float32 or bfloat16."
+        )
     return CandidateTable(
         feature_index_N=np.asarray(feature_index_B, dtype=np.int64),
-        start_token_NK=_filled_up(start_BK.int(), num_candidates, -1),
-        end_token_NK=_filled_up(end_BK.int(), num_candidates, -1),
-        start_logit_NK=_filled_up(_logits_at(start_logits_BL, start_BK), num_candidates, float("-inf")),
-        end_logit_NK=_filled_up(_logits_at(end_logits_BL, end_BK), num_candidates, float("-inf")),
-        null_start_logit_N=start_logits_BL.gather(1, null_B[:, None])[:, 0].cpu().numpy(),
-        null_end_logit_N=end_logits_BL.gather(1, null_B[:, None])[:, 0].cpu().numpy(),
+        start_token_NK=start_NK,
+        end_token_NK=end_NK,
+        start_logit_NK=start_logit_NK,
+        end_logit_NK=end_logit_NK,
+        null_start_logit_N=null_start[:, 0],
+        null_end_logit_N=null_end[:, 0],
     )
 
 
@@ -115,16 +128,10 @@ def _check_settings(search: str, num_candidates: int, max_answer_length: int) ->
         )
 
 
-def _refuse_bad_logits(start_logits_BL: Tensor, end_logits_BL: Tensor, is_token_BL: Tensor) -> None:
-    # Of values below +inf no sum is NaN, so that past this check scores have an order.
+def _are_bad(start_logits_BL: Tensor, end_logits_BL: Tensor, is_token_BL: Tensor) -> Tensor:
+    """Whether features have logits whose sums have no order, bool [B]; of values below +inf no sum is NaN."""
     inf = float("inf")
-    is_good_BL = ((start_logits_BL < inf) & (end_logits_BL < inf)) | ~is_token_BL
-    if not bool(is_good_BL.all()):
-        num_bad = int((~is_good_BL.all(dim=1)).sum())
-        raise ScoringError(
-            f"{num_bad} of {len(is_good_BL)} features have logits that are NaN or +inf; the model diverged or its "
-            "number format overflowed: check the adapter, or run in float32 or bfloat16."
-        )
+    return ~(((start_logits_BL < inf) & (end_logits_BL < inf)) | ~is_token_BL).all(dim=1)
 
 
 def _logits_at(logits_BL: Tensor, token_BX: Tensor) -> Tensor:
@@ -132,10 +139,20 @@ def _logits_at(logits_BL: Tensor, token_BX: Tensor) -> Tensor:
     return logits_BL.gather(1, token_BX.clamp(min=0)).masked_fill_(token_BX < 0, float("-inf"))
 
 
-def _filled_up(values_BX: Tensor, num_candidates: int, fill: float) -> Any:
-    """An array of K columns: a search of short features finds fewer."""
-    missing = num_candidates - values_BX.shape[1]
-    return torch.nn.functional.pad(values_BX, (0, missing), value=fill).cpu().numpy()
+def _filled_up(values_BX: Tensor, num_candidates: int, fill: float) -> Tensor:
+    """The same with K columns: a search of short features finds fewer."""
+    return torch.nn.functional.pad(values_BX, (0, num_candidates - values_BX.shape[1]), value=fill)
+
+
+def _on_host(*tables: Tensor) -> list[npt.NDArray[Any]]:
+    """Tables of float32, or of integers as int32, with a row for each feature: through one copy from the device."""
+    bits = [table.view(torch.int32) if table.is_floating_point() else table.int() for table in tables]
+    packed = torch.cat(bits, dim=1).cpu().numpy()
+    columns = np.split(packed, np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
+    return [
+        np.ascontiguousarray(column).view(np.float32 if table.is_floating_point() else np.int32)
+        for column, table in zip(columns, tables, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,13 +39,36 @@ class BatchLogits(NamedTuple):
         batch: the features.
         start_T: float32, start logits.
         end_T: float32, end logits.
-        losses_B: float64, the loss of each feature; empty where it is not asked for.
+        losses_B: float64, the loss of each feature, on the device; empty where it is not asked for.
     """
 
     batch: FeatureBatch
     start_T: torch.Tensor
     end_T: torch.Tensor
-    losses_B: npt.NDArray[np.float64] = np.zeros(0)
+    losses_B: torch.Tensor = torch.zeros(0, dtype=torch.float64)
+
+
+class _Losses:
+    """Losses of features as they come; a GPU's stay there until all are, so that nobody waits for each batch."""
+
+    def __init__(self) -> None:
+        self._indices: list[Indices] = []
+        self._losses: list[torch.Tensor] = []
+
+    def add(self, logits: BatchLogits) -> None:
+        """Note the losses of a batch, which may be empty."""
+        if len(logits.batch.indices):
+            self._indices.append(logits.batch.indices)
+            self._losses.append(logits.losses_B)
+
+    def summed(self, ranks: Ranks, num_features: int) -> npt.NDArray[np.float64]:
+        """The losses of all ranks, [num_features] and 0 where there is none; all ranks must ask together."""
+        losses = torch.zeros(num_features, dtype=torch.float64, device=ranks.device)
+        if self._indices:
+            losses[torch.from_numpy(np.concatenate(self._indices)).to(ranks.device)] = torch.cat(self._losses)
+        # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
+        summed: npt.NDArray[np.float64] = ranks.sum(losses).cpu().numpy()
+        return summed
 
 
 _DECODED_TOGETHER = 256
@@ -83,7 +106,7 @@ def evaluate(
     """
     batches = evaluation_batches(store.lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
-    losses = np.zeros(store.num_features)
+    losses = _Losses()
     if config.gather == "logits" and logits_path is None:
         raise ValueError("gathering logits needs a path to keep them at")
     answers = None
@@ -98,8 +121,7 @@ def evaluate(
             table = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *candidates(logits, config)])
             ranks.stop_if_asked()
             tables = ranks.gather(table)
-        # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
-        loss = float(ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy().mean())
+        loss = float(losses.summed(ranks, store.num_features).mean())
         if ranks.is_main:
             answers = answer(tables, store, config, version_2=version_2)
             metrics = score(store, answers, version_2=version_2)
@@ -119,12 +141,11 @@ def evaluate_loss(
     lengths = store.lengths[features]
     batches = evaluation_batches(lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, lengths, world_size=ranks.world_size, rank=ranks.rank)
-    losses = np.zeros(store.num_features)
+    losses = _Losses()
     for logits in forward(model, store, ranks, [features[batch] for batch in mine], forward_needs_all_ranks):
-        losses[logits.batch.indices] = logits.losses_B
+        losses.add(logits)
     ranks.stop_if_asked()
-    summed = ranks.sum(torch.from_numpy(losses).to(ranks.device)).cpu().numpy()
-    return Evaluation({}, float(summed[features].mean()), None)
+    return Evaluation({}, float(losses.summed(ranks, store.num_features)[features].mean()), None)
 
 
 def candidates(batches: Iterable[BatchLogits], config: EvaluationConfig) -> Iterator[CandidateTable]:
@@ -203,7 +224,7 @@ def forward(
         # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
         with torch.no_grad(), ranks.autocast():
             start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-            losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double().cpu().numpy()
+            losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double()
         return BatchLogits(batch, start_T, end_T, losses_B)
 
     def wanted() -> Iterator[Indices]:
@@ -251,11 +272,12 @@ def _is_to_stop(ranks: Ranks, *, together: bool) -> bool:
 def _best_spans(logits: Sequence[BatchLogits], config: EvaluationConfig) -> CandidateTable:
     batches = [each.batch for each in logits]
     start_T, end_T = torch.cat([each.start_T for each in logits]), torch.cat([each.end_T for each in logits])
-    lengths_B = torch.tensor([length for batch in batches for length in batch.lengths], device=start_T.device)
+    lengths_B = torch.cat([batch.lengths_B for batch in batches])
+    longest = max(max(batch.lengths) for batch in batches)
     return top_spans(
         np.concatenate([batch.indices for batch in batches]),
-        pad_rows(start_T, lengths_B),
-        pad_rows(end_T, lengths_B),
+        pad_rows(start_T, lengths_B, num_tokens=longest),
+        pad_rows(end_T, lengths_B, num_tokens=longest),
         torch.cat([batch.context_start_B for batch in batches]),
         torch.cat([batch.context_end_B for batch in batches]),
         torch.cat([batch.cls_token_B for batch in batches]),
@@ -268,15 +290,15 @@ def _best_spans(logits: Sequence[BatchLogits], config: EvaluationConfig) -> Cand
 
 def _noted(
     batches: Iterator[BatchLogits],
-    losses: npt.NDArray[np.float64],
+    losses: _Losses,
     total: int,
     advance: Callable[[int, int], object],
 ) -> Iterator[BatchLogits]:
-    """The same; losses are written to their features' places, and progress is reported, on the way."""
+    """The same; losses are noted, and progress is reported, on the way."""
     done = 0
     for logits in batches:
         indices = logits.batch.indices
-        losses[indices] = logits.losses_B
+        losses.add(logits)
         yield logits
         if len(indices):
             done += len(indices)

@@ -1,5 +1,6 @@
 """Features of a store as tensors of a device: one row without padding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ class FeatureBatch:
         context_start_B: int64 [B], first context token.
         context_end_B: int64 [B], one past the last context token.
         cls_token_B: int64 [B], the token that stands for "no answer".
+        lengths_B: int64 [B], `lengths` on the device.
+        places_B: int64 [B], the features' places in the global batch that they were taken from; else from 0 on.
     """
 
     indices: Indices
@@ -34,24 +37,52 @@ class FeatureBatch:
     context_start_B: torch.Tensor
     context_end_B: torch.Tensor
     cls_token_B: torch.Tensor
+    lengths_B: torch.Tensor
+    places_B: torch.Tensor
 
     @classmethod
     def of(cls, store: FeatureStore, indices: Indices, device: torch.device) -> "FeatureBatch":
         """The features of a store at these places."""
+        return cls.several(store, [(indices, np.arange(len(indices)))], device)[0]
 
-        def column(*arrays: npt.NDArray[Any]) -> torch.Tensor:
-            stacked = np.stack([array.astype(np.int64) for array in arrays], axis=-1)
-            return torch.from_numpy(stacked).to(device, non_blocking=True)
+    @classmethod
+    def several(
+        cls, store: FeatureStore, groups: Sequence[tuple[Indices, Indices]], device: torch.device
+    ) -> list["FeatureBatch"]:
+        """A batch of each group of features; all of them go to the device together.
 
-        input_ids, token_type_ids = store.flat(indices)
-        starts = store.context_start[indices]
-        return cls(
-            indices=indices,
-            input_ids_T=column(input_ids).squeeze(-1),
-            token_type_ids_T=column(token_type_ids).squeeze(-1),
-            lengths=tuple(store.lengths[indices].tolist()),
-            labels_B2=column(store.start_token[indices], store.end_token[indices]),
-            context_start_B=column(starts).squeeze(-1),
-            context_end_B=column(starts + store.context_length[indices]).squeeze(-1),
-            cls_token_B=column(store.cls_token[indices]).squeeze(-1),
-        )
+        Args:
+            store: The features.
+            groups: For each batch the features' places in the store, and in their global batch, both int64 [B].
+            device: Where the tensors are to be.
+        """
+        columns: list[npt.NDArray[Any]] = []
+        for indices, places in groups:
+            starts = store.context_start[indices]
+            columns += [
+                *store.flat(indices),
+                np.stack((store.start_token[indices], store.end_token[indices]), axis=-1).reshape(-1),
+                starts,
+                starts + store.context_length[indices],
+                store.cls_token[indices],
+                store.lengths[indices],
+                places,
+            ]
+        tensors = iter(_on_device(columns, device))
+        batches = []
+        for indices, _ in groups:
+            input_ids_T, types_T, labels, *per_feature = (next(tensors) for _ in range(8))
+            lengths = tuple(store.lengths[indices].tolist())
+            batches.append(cls(indices, input_ids_T, types_T, lengths, labels.view(-1, 2), *per_feature))
+        return batches
+
+
+def _on_device(columns: Sequence[npt.NDArray[Any]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Arrays of integers as int64 tensors: views of one, which is copied at once and which nobody waits for.
+
+    The memory that a GPU copies from must not move; torch keeps it until the copy is done, and uses it again then.
+    """
+    sizes = [len(column) for column in columns]
+    host = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
+    np.concatenate(columns, out=host.numpy())
+    return torch.split(host.to(device, non_blocking=True), sizes)

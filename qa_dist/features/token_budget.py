@@ -38,27 +38,36 @@ def tokens_that_fit(peaks: Sequence[tuple[int, int]], available_bytes: int) -> i
 
 
 def measured_budget(
-    run_pass: Callable[[int], int], *, longest: int, most: int, device: torch.device, reserved_bytes: int
+    run_pass: Callable[[int], int | None], *, longest: int, most: int, device: torch.device, reserved_bytes: int
 ) -> int:
     """The token budget of this rank's CUDA device, from the memory that two small passes take.
 
     Args:
         run_pass: Runs a forward and backward pass of about so many tokens, drops its gradients, and returns the tokens
-            it really had.
+            it really had; None if it ran out of memory.
         longest: Tokens of the longest feature; the least that the budget may be.
         most: Tokens that a pass can have at all.
         device: The CUDA device.
-        reserved_bytes: Memory that will be taken later: the optimiser's moments.
+        reserved_bytes: Memory that a step takes besides: gradients, the optimiser's moments, what it makes in a step.
     """
-    peaks = []
+    peaks: list[tuple[int, int]] = []
+    resting = torch.cuda.memory_allocated(device)
     for wanted in (4 * longest, 16 * longest):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         tokens = run_pass(min(wanted, most))
+        if tokens is None:
+            most = min(wanted, most) - 1
+            break
         peaks.append((tokens, torch.cuda.max_memory_allocated(device)))
         if tokens >= most:
             # Everything fits into one pass; there is nothing to find.
             return most
+    if not peaks:
+        return longest
+    if len(peaks) == 1:
+        # A GPU that is small, or shared: what there is without a pass is the other point of the line.
+        peaks.append((0, resting))
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     available = int((free + torch.cuda.memory_reserved(device)) * (1 - MARGIN)) - reserved_bytes

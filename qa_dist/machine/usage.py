@@ -8,9 +8,30 @@ if TYPE_CHECKING:
     import torch
 
 
+_SIGNS_OF_OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    # The driver's words, which NCCL repeats: "Cuda failure 2 'out of memory'".
+    "CUDA error: out of memory",
+    "'out of memory'",
+)
+
+
 def num_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed because a GPU's memory was used up: torch's, or that of a library below it.
+
+    cuBLAS and NCCL allocate by themselves, and torch passes on what they say as a plain RuntimeError.
+    """
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_OUT_OF_MEMORY)
 
 
 def peak_memory_bytes(device: "torch.device") -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from qa_dist.config.optimizers import OPTIMIZERS, OptimizerName
 from qa_dist.distributed.launch_config import GRADIENT_BUCKET, Strategy
+from qa_dist.training.optimizer import is_fused
 
 PARTS = (
     "base weights",
@@ -36,7 +37,8 @@ FLOAT = 4
 REDUCE_BUCKET = GRADIENT_BUCKET * FLOAT
 """Bytes of gradients that are reduced at once: what plain data parallelism takes of them, and DeepSpeed's buffer.
 
-The latter is made whole, whatever the gradients need of it: `reduce_bucket_size` as the files of ds_configs/ set it.
+The latter is made whole; the files of ds_configs/ set it as `reduce_bucket_size`, and where all gradients together are
+smaller it has their size.
 """
 
 GATHERED = 500_000_000 * FLOAT
@@ -237,16 +239,16 @@ def _sharing_bytes(sizes: Sizes, setup: Setup) -> int:
         # when the backward pass begins; later there are a layer at work and the buffer of the next one.
         return sizes.outside + max(sizes.outside, 2 * sizes.largest_block)
     if setup.strategy == "zero3":
-        return _gathered(sizes) + _bucket(sizes, setup)
+        return _gathered(sizes) + _bucket(sizes)
     if setup.strategy == "zero2" or (setup.strategy == "zero1" and setup.device == "cuda"):
         # It is there until the next backward pass. ZeRO-1 fills it with gradients that it drops elsewhere.
-        return _bucket(sizes, setup)
+        return _bucket(sizes)
     return 0
 
 
-def _bucket(sizes: Sizes, setup: Setup) -> int:
-    """DeepSpeed's buffer for gradients; on a CPU it takes what has been written into it."""
-    return REDUCE_BUCKET if setup.device == "cuda" else min(REDUCE_BUCKET, sizes.trained_bytes)
+def _bucket(sizes: Sizes) -> int:
+    """DeepSpeed's buffer for gradients."""
+    return min(REDUCE_BUCKET, sizes.trained_bytes)
 
 
 def _update_bytes(sizes: Sizes, setup: Setup) -> int:
@@ -269,10 +271,10 @@ def _update_bytes(sizes: Sizes, setup: Setup) -> int:
 
 
 def _stepping(all_bytes: int, largest: int, setup: Setup) -> int:
-    """What torch's AdamW makes while it steps: on CUDA the roots of all second moments at once.
+    """What torch's AdamW makes while it steps: on CUDA the roots of all second moments at once, where it is not fused.
 
     On a CPU it goes tensor by tensor, with the root and the root over its correction. bitsandbytes' makes nothing.
     """
-    if OPTIMIZERS[setup.optim].is_fused:
+    if is_fused(setup.optim, setup.strategy, setup.device):
         return 0
     return all_bytes if setup.device == "cuda" else 2 * largest

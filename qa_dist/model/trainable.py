@@ -102,13 +102,15 @@ class GradientCheck:
         self._without = self._pending
         self._num_updates = 0
 
-    def observe(self, has_gradient: Callable[[str], bool]) -> None:
+    def observe(self, have_gradients: Callable[[Sequence[str]], Sequence[bool]]) -> None:
         """Look at the gradients of a step, before the optimiser clears them.
 
         Args:
-            has_gradient: Whether the gradient of a parameter, by name, is there and not zero.
+            have_gradients: Whether the gradients of parameters, by name, are there and not zero.
         """
-        self._without = [name for name in self._pending if not has_gradient(name)]
+        if self._pending:
+            found = have_gradients(self._pending)
+            self._without = [name for name, is_there in zip(self._pending, found, strict=True) if not is_there]
 
     def updated(self) -> None:
         """The step that was observed has updated the weights, which one that overflows in float16 does not.

@@ -15,6 +15,9 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.span_model import SpanModel
 
+_LEFT_OUT_IF_FALSE = ("deterministic",)
+"""Options that checkpoints of earlier versions do not have; without them those are still gone on from."""
+
 
 def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks: Ranks) -> dict[str, Any]:
     """JSON values by name, to be compared by `differences`; all ranks must ask, before the model is sharded.
@@ -22,7 +25,8 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
     Raises:
         ConfigError: On every rank alike: a rank starts from other weights than rank 0.
     """
-    return {**config.fixed(), "training data": store.fingerprint, "base model": _base_fingerprint(model, ranks)}
+    options = {name: value for name, value in config.fixed().items() if value or name not in _LEFT_OUT_IF_FALSE}
+    return {**options, "training data": store.fingerprint, "base model": _base_fingerprint(model, ranks)}
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from qa_dist.common.errors import ConfigError
+from qa_dist.common.errors import ConfigError, LocalTrainingError
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.batching import Indices
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import CPU_TOKENS, measured_budget
+from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.span_model import span_loss
 
 
@@ -33,10 +34,11 @@ def token_budget(
         wanted: What `--max_tokens_per_device` says.
         longest: Tokens of the longest feature; the least that a budget may be.
         max_features: The most of them that a pass can have.
-        reserved_bytes: Memory that will be taken later: the optimiser's moments.
+        reserved_bytes: Memory that a step takes besides: gradients, the optimiser's moments, what it makes in a step.
 
     Raises:
         ConfigError: The wanted budget is less than one feature.
+        LocalTrainingError: This rank ran out of memory where others are in the middle of the same pass.
     """
     if wanted is not None and wanted < longest:
         raise ConfigError(
@@ -51,14 +53,27 @@ def token_budget(
         return max(CPU_TOKENS, longest)
     by_length = features[np.argsort(-store.lengths[features], kind="stable")]
 
-    def run_pass(tokens: int) -> int:
+    def run_pass(tokens: int) -> int | None:
         chosen = by_length[: max(1, tokens // longest)]
-        batch = FeatureBatch.of(store, chosen, ranks.device)
         engine.module.train()
-        with ranks.autocast():
-            start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-        engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
-        return longest * len(chosen)
+        try:
+            batch = FeatureBatch.of(store, chosen, ranks.device)
+            with ranks.autocast():
+                start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+            engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
+            return longest * len(chosen)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if engine.holds_shards:
+                raise LocalTrainingError(
+                    f"out of memory in a trial with {len(chosen)} features of {longest} tokens, and with "
+                    f"{ranks.launch_config.strategy} other ranks are in the middle of it; set --max_tokens_per_device, "
+                    "or use --gradient_checkpointing"
+                ) from error
+        # Only here: the error holds what the pass had made.
+        engine.zero_grad()
+        return None
 
     most = longest * min(len(features), max_features)
     budget = measured_budget(run_pass, longest=longest, most=most, device=ranks.device, reserved_bytes=reserved_bytes)

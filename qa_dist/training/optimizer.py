@@ -4,7 +4,7 @@ What differs between the optimisers is in `qa_dist.config.optimizers`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from qa_dist.machine.requirements import require_package
 
 if TYPE_CHECKING:
     import torch
+
+
+_FLOAT_BYTES = 4
 
 
 def learning_rate(step: int, num_steps: int, training: TrainingConfig) -> float:
@@ -67,12 +70,40 @@ def require_optimizer(name: OptimizerName, device_type: str) -> None:
         )
 
 
+def is_fused(name: OptimizerName, strategy: str, device_type: str) -> bool:
+    """Whether a step is one operation on the device, which makes no tensors beside the weights and moments.
+
+    torch's AdamW is on GPUs; on a CPU it goes tensor by tensor, and its results stay those of earlier versions to the
+    last bit. DeepSpeed, too, gets what it was tested with.
+    """
+    fuses = device_type == "cuda" and strategy in ("ddp", "fsdp2")
+    return OPTIMIZERS[name].is_fused or (OPTIMIZERS[name].takes_fused and fuses)
+
+
+def step_bytes(name: OptimizerName, num_elements: "Sequence[int]", *, fused: bool) -> int:
+    """Memory of a GPU that a step takes beside what a pass does, in bytes, for trained tensors of these sizes.
+
+    That is the moments, the gradients that stay from one micro-batch to the next, and the roots of all second moments,
+    which torch's AdamW makes at once where it is not fused.
+    """
+    moments = sum(map(OPTIMIZERS[name].moment_bytes, num_elements))
+    return moments + _FLOAT_BYTES * sum(num_elements) * (1 if fused else 2)
+
+
 def make_optimizer(
-    training: TrainingConfig, named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]"
+    training: TrainingConfig,
+    named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+    *,
+    fused: bool = False,
 ) -> "torch.optim.Optimizer":
-    """The optimiser that a run's options describe, over its trainable parameters; see `require_optimizer`."""
+    """The optimiser that a run's options describe, over its trainable parameters; see `require_optimizer`.
+
+    `fused` asks for one that takes a step in one operation, if its class can be asked; see `is_fused`.
+    """
     optimizer = OPTIMIZERS[training.optim]
-    more = {} if optimizer.quantisation is None else {"min_8bit_size": optimizer.quantisation.least}
+    more: dict[str, Any] = {} if optimizer.quantisation is None else {"min_8bit_size": optimizer.quantisation.least}
+    if fused and optimizer.takes_fused:
+        more["fused"] = True
     made: torch.optim.Optimizer = getattr(import_module(optimizer.module), optimizer.class_name)(
         parameter_groups(named_parameters, training.weight_decay),
         lr=training.learning_rate,

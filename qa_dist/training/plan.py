@@ -131,7 +131,7 @@ def _data_lines(data: RunData) -> list[str]:
 
 
 def _step_lines(training: TrainingConfig, ranks: Ranks, trainer: Trainer, checkpoint: Checkpoint | None) -> list[str]:
-    tokens = int(trainer.store.lengths[trainer.features].sum())
+    tokens = int(trainer.store.lengths[trainer.inputs.features].sum())
     per_step = tokens / trainer.steps_per_epoch
     processes = "1 process" if ranks.world_size == 1 else f"{ranks.world_size} processes"
     lines = [

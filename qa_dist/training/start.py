@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.launch_config import read_launch_config
 from qa_dist.distributed.ranks import Ranks
@@ -13,6 +15,16 @@ from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
 from qa_dist.training.inputs import RunData
 from qa_dist.training.optimizer import require_optimizer
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch choose operations whose results are the same bits in every run, and raise where it has none.
+
+    What cuBLAS needs besides is in `qa_dist.machine.cuda_environment`.
+    """
+    torch.use_deterministic_algorithms(True)
+    # It would fill tensors before they are written to, which finds mistakes in programs and costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def join_ranks(
@@ -35,6 +47,8 @@ def join_ranks(
     )
     if training.tf32:
         ranks.use_tf32()
+    if training.deterministic:
+        use_deterministic_algorithms()
     require_optimizer(training.optim, ranks.device.type)
     return ranks
 

@@ -8,22 +8,22 @@ from functools import partial
 import torch
 
 from qa_dist.common.errors import LocalTrainingError, TrainingError
-from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig
-from qa_dist.data.sources import subset
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import make_engine
-from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
-from qa_dist.features.collate import FeatureBatch
+from qa_dist.features.batching import Indices
 from qa_dist.features.store import FeatureStore
+from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.dropout import seed_dropout
 from qa_dist.model.span_model import SpanModel, Weights, span_loss
 from qa_dist.model.trainable import GradientCheck
 from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import run_identity
 from qa_dist.training.memory_probe import token_budget
-from qa_dist.training.optimizer import learning_rate, make_optimizer
+from qa_dist.training.optimizer import is_fused, learning_rate, make_optimizer, step_bytes
 from qa_dist.training.run_state import RunState
+from qa_dist.training.step_inputs import StepInputs
+from qa_dist.training.step_report import Outcome, StepReport
 
 LEAST_LOSS_SCALE = 1.0
 """In float16, losses are scaled up so that small gradients do not vanish; one below 1 would make them vanish more."""
@@ -56,34 +56,32 @@ class Trainer:
         *,
         notice: Callable[[str], object] = lambda text: None,
     ) -> None:
-        training = config.training
+        training, strategy = config.training, ranks.launch_config.strategy
         self.config = config
         self.ranks = ranks
         self.store = store
-        self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
-        self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
-        in_all_epochs = math.ceil(training.num_train_epochs * self.steps_per_epoch)
-        self.num_steps = min(in_all_epochs, training.max_train_steps or in_all_epochs)
-        self._longest = model.padded_length or int(store.lengths[self.features].max())
+        self.inputs = StepInputs(
+            config, store, model, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device
+        )
+        self.num_steps, self.steps_per_epoch = self.inputs.num_steps, self.inputs.steps_per_epoch
         self.model = model
         # These three before the tensors are sharded.
         self.gradients = GradientCheck(model)
         self.identity = run_identity(config, store, model, ranks)
         num_elements = [weight.numel() for _, weight in model.trainable()]
-        make = partial(make_optimizer, training)
+        fused = is_fused(training.optim, strategy, ranks.device.type)
+        make = partial(make_optimizer, training, fused=fused)
         self.engine = make_engine(ranks, model, make, max_grad_norm=training.max_grad_norm)
         self.notice = notice
-        self._stop = False
-        self._order: tuple[int, Indices] | None = None
         self.max_tokens = token_budget(
             ranks,
             self.engine,
             store,
-            self.features,
+            self.inputs.features,
             wanted=training.max_tokens_per_device,
-            longest=self._longest,
+            longest=self.inputs.longest,
             max_features=training.global_batch_size,
-            reserved_bytes=sum(OPTIMIZERS[training.optim].moment_bytes(number) for number in num_elements),
+            reserved_bytes=step_bytes(training.optim, num_elements, fused=fused),
         )
 
     def learning_rate(self, step: int) -> float:
@@ -96,24 +94,41 @@ class Trainer:
         Raises:
             TrainingError: On every rank alike: a loss or the gradient is not finite, or a tensor never gets a gradient.
         """
-        features = self._global_batch(step)
-        while (losses := self._accumulate(step, features)) is None:
+        features = self.inputs.global_batch(step)
+        while (outcome := self._attempt(step, features)).is_out_of_memory:
             self._halve_budget(step, features)
-        self._require_finite(step, features, losses)
-        self.engine.sync_gradients()
-        self.gradients.observe(self.engine.has_gradient)
-        norm = self.engine.optimizer_step(self.learning_rate(step))
-        if math.isfinite(norm):
+        self._require_finite(step, features, outcome.losses)
+        if math.isfinite(outcome.grad_norm):
             self.gradients.updated()
         else:
             self._require_room_below(step, features)
         return StepResult(
-            loss=float(losses.mean()),
-            grad_norm=norm,
+            loss=float(outcome.losses.mean()),
+            grad_norm=outcome.grad_norm,
             num_features=len(features),
             num_tokens=int(self.store.lengths[features].sum()),
-            stop=self._stop,
+            stop=outcome.stop,
         )
+
+    def _attempt(self, step: int, features: Indices) -> Outcome:
+        """A step with the token budget as it is; it changes nothing if a rank runs out of memory or a loss is bad.
+
+        All of it is asked for before the host waits for any result.
+        """
+        report = StepReport(len(features), self.ranks.device)
+        if not self._accumulate(step, len(features), report):
+            # What is missing counts as zero, so that the others do not wait for it.
+            self.engine.zero_grad()
+            report.note_out_of_memory()
+        report.exchange(self.ranks)
+        self.engine.sync_gradients()
+        self.gradients.observe(self.engine.have_gradients)
+        report.note_norm(self.engine.optimizer_step(self.learning_rate(step), report.is_spoiled()))
+        self.inputs.prepare(step + 1, self.max_tokens)
+        with self.ranks.watchdog.waiting():
+            outcome = report.read()
+        self.engine.conclude_step(is_whole=not outcome.is_out_of_memory)
+        return outcome
 
     def checkpoint(self, step: int, best: Weights | None, state: RunState) -> Checkpoint:
         """What a run needs to go on after `step` optimiser steps; the tensors are copies.
@@ -137,61 +152,37 @@ class Trainer:
         self.engine.load_scaler_state(checkpoint.state.gradient_scaler)
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.
-            self.max_tokens = min(self.max_tokens, max(self._longest, checkpoint.state.max_tokens_per_device))
+            self.max_tokens = min(self.max_tokens, max(self.inputs.longest, checkpoint.state.max_tokens_per_device))
 
-    def _global_batch(self, step: int) -> Indices:
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(len(self.features), seed=self.config.training.seed, epoch=epoch)
-        return self.features[global_batch(self._order[1], position, self.config.training.global_batch_size)]
-
-    def _accumulate(self, step: int, features: Indices) -> torch.Tensor | None:
-        """This rank's gradients of a step, and the loss of every feature of the step on every rank, float64 [G_step].
-
-        None, on every rank, if any of them ran out of memory; nothing is left of the step then.
-        """
-        lengths = self.store.lengths[features]
-        plan = plan_step(
-            features,
-            lengths,
-            world_size=self.ranks.world_size,
-            max_tokens=self.max_tokens,
-            padded=self.model.padding != "unpadded",
-            padded_length=self.model.padded_length,
-        )
+    def _accumulate(self, step: int, num_features: int, report: StepReport) -> bool:
+        """This rank's gradients of a step, and its losses in the report; False if it ran out of memory."""
         seed_dropout(self.config.training.seed, step, self.ranks.rank)
         self.engine.module.train()
-        # Two more places: how many ranks ran out of memory, and how many were asked to stop.
-        losses = torch.zeros(len(features) + 2, device=self.ranks.device, dtype=torch.float64)
-        share = plan.shares[self.ranks.rank]
         try:
-            for number, micro_batch in enumerate(share, 1):
+            micro_batches = self.inputs.micro_batches(step, self.max_tokens)
+            for number, (batch, is_counted) in enumerate(micro_batches, 1):
                 self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")
-                # A rank with nothing left computes one feature for nothing, so that all have the same gradients.
-                chosen = micro_batch if len(micro_batch) else lengths.argmin(0, keepdims=True)
-                batch = FeatureBatch.of(self.store, features[chosen], self.ranks.device)
                 with self.ranks.autocast():
                     start_T, end_T = self.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
                 losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
                 # Ranks are averaged: times W / G_step the average is the mean over the global step.
-                weight = self.ranks.world_size / len(features) if len(micro_batch) else 0.0
-                self.engine.backward(losses_B.sum() * weight, last=number == len(share))
-                if len(micro_batch):
-                    losses[torch.from_numpy(micro_batch).to(losses.device)] = losses_B.detach().double()
+                weight = self.ranks.world_size / num_features if is_counted else 0.0
+                self.engine.backward(losses_B.sum() * weight, last=number == len(micro_batches))
+                if is_counted:
+                    report.add_losses(batch.places_B, losses_B)
                 # They hold the graph, in which layers of bitsandbytes keep their inputs even after the backward pass.
                 del start_T, end_T, losses_B
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if self.engine.holds_shards:
                 raise LocalTrainingError(
                     f"step {step + 1}: out of memory with {self.max_tokens} tokens per device, and with "
                     f"{self.ranks.launch_config.strategy} other ranks are in the middle of the step; lower "
                     "--max_tokens_per_device, or use --gradient_checkpointing"
                 ) from error
-            losses[-2] = 1.0
-        losses[-1] = float(self.ranks.is_asked_to_stop)
-        losses = self.ranks.sum(losses)
-        self._stop = bool(losses[-1])
-        return None if losses[-2] else losses[:-2]
+            return False
+        return True
 
     def _halve_budget(self, step: int, features: Indices) -> None:
         """Go on with half the token budget, on all ranks alike.
@@ -212,7 +203,7 @@ class Trainer:
         self.notice(f"out of memory in step {step + 1}: it is repeated with {self.max_tokens} tokens per device")
 
     def _require_finite(self, step: int, features: Indices, losses: torch.Tensor) -> None:
-        bad = (~losses.isfinite()).cpu().numpy()
+        bad = (~losses.isfinite()).numpy()
         if bad.any():
             raise TrainingError(
                 f"step {step + 1}: the loss of {bad.sum()} of {len(features)} features is not finite: "

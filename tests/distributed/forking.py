@@ -321,7 +321,7 @@ def _log_features(path: Path, rank: int) -> None:
 
 def _install(fault: Fault) -> None:
     from qa_dist.evaluation import loop as evaluation
-    from qa_dist.training import checkpoints, loop, trainer
+    from qa_dist.training import checkpoints, loop, step_inputs, trainer
 
     entered = 0
 
@@ -337,7 +337,7 @@ def _install(fault: Fault) -> None:
     places: dict[str, tuple[Any, str]] = {
         "load": (loop, "build_trainable"),
         "step": (trainer.Trainer, "step"),
-        "data": (trainer.FeatureBatch, "of"),
+        "data": (step_inputs.FeatureBatch, "several"),
         "evaluate": (evaluation, "forward"),
         "save": (checkpoints, "write_checkpoint"),
     }

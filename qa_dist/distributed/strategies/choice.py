@@ -8,6 +8,7 @@ import torch.distributed as dist
 from qa_dist.common.errors import ConfigError
 from qa_dist.distributed.engine import Engine, MakeOptimizer, TrainableModel
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.distributed.rendezvous import backend_for
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.distributed.strategies.fsdp import FullyShard
 from qa_dist.distributed.strategies.zero import Zero
@@ -52,4 +53,4 @@ def _require_group(strategy: str, device: torch.device) -> None:
         raise ConfigError(
             [f"{strategy} needs a launcher; start with accelerate launch or torchrun, with one process or more"]
         )
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backend_for(device), device_id=device if device.type == "cuda" else None)

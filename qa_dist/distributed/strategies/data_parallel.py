@@ -28,25 +28,28 @@ class DataParallel(TorchEngine):
     def sync_gradients(self) -> None:
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
-        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        # Every rank sends all of them, whichever it has: one that ran out of memory has none, and sends zeros.
         with self.watchdog.waiting():
-            for bucket in _buckets(gradients):
-                flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            for bucket in _buckets(list(self._parameters.values())):
+                flat = torch.cat([_flat_gradient(parameter) for parameter in bucket])
                 dist.all_reduce(flat)
                 flat /= dist.get_world_size()
-                pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
-                for gradient, piece in zip(bucket, pieces, strict=True):
-                    gradient.copy_(piece.view_as(gradient))
+                pieces = torch.split(flat, [parameter.numel() for parameter in bucket])
+                for parameter, piece in zip(bucket, pieces, strict=True):
+                    if parameter.grad is not None:
+                        parameter.grad.copy_(piece.view_as(parameter))
 
     @override
-    def optimizer_step(self, learning_rate: float) -> float:
-        if self._scaler is None:
-            return super().optimizer_step(learning_rate)
-        self._scaler.unscale_(self.optimizer)
-        norm = super().optimizer_step(learning_rate)
-        # It lowers the scale if `unscale_` has seen a gradient overflow.
-        self._scaler.update()
-        return norm
+    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        return super().optimizer_step(learning_rate, spoiled)
+
+
+def _flat_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    if parameter.grad is None:
+        return torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+    return parameter.grad.reshape(-1)
 
 
 def _buckets(tensors: Sequence[torch.Tensor], most_elements: int = GRADIENT_BUCKET) -> list[list[torch.Tensor]]:

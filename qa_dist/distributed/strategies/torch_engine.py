@@ -1,6 +1,7 @@
 """What the engines share whose optimiser is torch's own, stepped here."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,19 +58,40 @@ class TorchEngine(Engine):
 
     @override
     @collective
-    def has_gradient(self, name: str) -> bool:
-        gradient = self._parameters[name].grad
-        return gradient is not None and bool(self._whole(gradient).count_nonzero())
+    def have_gradients(self, names: Sequence[str]) -> list[bool]:
+        gradients = {name: self._parameters[name].grad for name in names}
+        counts = {name: self._whole(each).count_nonzero() for name, each in gradients.items() if each is not None}
+        found = dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
+        return [bool(found.get(name)) for name in names]
 
     @override
     @collective
-    def optimizer_step(self, learning_rate: float) -> float:
-        norm = float(self._whole(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit)))
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
+    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.optimizer.defaults.get("fused"):
+            norm = self._step_on_device(spoiled)
+        else:
+            norm = self._whole(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit))
+            is_good = norm.isfinite() if spoiled is None else norm.isfinite() & ~spoiled
+            if is_good:
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _step_on_device(self, spoiled: torch.Tensor | None) -> torch.Tensor:
+        """Step a fused optimiser, which clips and decides on the device; the norm before clipping.
+
+        It divides the gradients by `grad_scale`, which here is 1 over `clip_grad_norm_`'s factor, and leaves weights
+        and moments as they are where `found_inf` is 1.
+        """
+        gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
+        norm = self._whole(nn.utils.get_total_norm(gradients))
+        is_bad = ~norm.isfinite() if spoiled is None else ~norm.isfinite() | spoiled
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = is_bad.float()
+        optimizer.grad_scale = None if math.isinf(self._limit) else ((norm + 1e-6) / self._limit).clamp(min=1.0)
+        optimizer.step()
         return norm
 
     @override

@@ -24,6 +24,9 @@ _MOMENTS = OPTIMIZERS["adamw"].moments
 """DeepSpeed finds moments by these names; every optimiser that is shardable must have them."""
 
 
+_DEFAULT_BUCKET = 500_000_000
+
+
 class Zero(Engine):
     """DeepSpeed's ZeRO: optimiser state (stage 1), gradients too (2) and weights too (3) are sharded.
 
@@ -42,6 +45,7 @@ class Zero(Engine):
         config: Mapping[str, Any],
         device: torch.device,
     ) -> None:
+        config = _with_fitting_bucket(config, sum(weight.numel() for _, weight in model.trainable()))
         deepspeed = _import_deepspeed(device)
         self._deepspeed = deepspeed
         optimizer = make_optimizer(model.trainable())
@@ -108,19 +112,21 @@ class Zero(Engine):
 
     @override
     @collective
-    def has_gradient(self, name: str) -> bool:
+    def have_gradients(self, names: Sequence[str]) -> list[bool]:
         from deepspeed.utils import safe_get_full_grad
 
-        gradient = safe_get_full_grad(self._parameters[name])
-        return gradient is not None and bool(gradient.count_nonzero())
+        gradients = [safe_get_full_grad(self._parameters[name]) for name in names]
+        return [gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients]
 
     @override
     @collective
-    def optimizer_step(self, learning_rate: float) -> float:
+    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
+        if spoiled is not None and bool(spoiled):
+            return torch.tensor(math.nan)
         for group in self.module.optimizer.param_groups:
             group["lr"] = learning_rate
         self.module.step()
-        return float(self.module.get_global_grad_norm()) if self.module.was_step_applied() else math.inf
+        return torch.as_tensor(self.module.get_global_grad_norm() if self.module.was_step_applied() else math.inf)
 
     @override
     @collective
@@ -206,6 +212,19 @@ class Zero(Engine):
         return self._deepspeed.zero.GatheredParameters(
             parameters, modifier_rank=modifier_rank, enabled=self._stage == 3
         )
+
+
+def _with_fitting_bucket(config: Mapping[str, Any], num_trained: int) -> dict[str, Any]:
+    """The same with a bucket of at most `num_trained` elements: DeepSpeed makes it whole, however little it will hold.
+
+    Its default is `zero_optimization.reduce_bucket_size` of 500 million (deepspeed/runtime/zero/config.py).
+    """
+    zero = config["zero_optimization"]
+    size = zero.get("reduce_bucket_size", _DEFAULT_BUCKET)
+    if not isinstance(size, int | float) or size <= num_trained:
+        # What is no size DeepSpeed refuses.
+        return dict(config)
+    return {**config, "zero_optimization": {**zero, "reduce_bucket_size": max(1, num_trained)}}
 
 
 def _is_on_cpu(zero: Mapping[str, Any], section: str) -> bool:

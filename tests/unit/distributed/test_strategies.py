@@ -19,7 +19,7 @@ from qa_dist.distributed.engine import Engine, NamedParameters, collective
 from qa_dist.distributed.launch_config import LaunchConfig
 from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.distributed.strategies.fsdp import FullyShard
-from qa_dist.distributed.strategies.zero import Zero
+from qa_dist.distributed.strategies.zero import Zero, _with_fitting_bucket
 from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import SpanModel
@@ -93,6 +93,18 @@ def test_what_deepspeed_logs_before_it_refuses_is_not_shown(
         make(LaunchConfig(strategy="zero2", deepspeed={"zero_optimization": {"stage": 2}}), model)
     assert "http" not in str(refused.value)
     assert shown.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("configured", "trained", "wanted"), [(1 << 24, 1000, 1000), (500, 1000, 500), (None, 1000, 1000), ("x", 1000, "x")]
+)
+def test_the_bucket_is_no_larger_than_what_is_trained(configured: Any, trained: int, wanted: Any) -> None:
+    zero = {"stage": 2, "reduce_bucket_size": configured} if configured else {"stage": 2}
+    config = {"gradient_clipping": 1.0, "zero_optimization": zero}
+    assert _with_fitting_bucket(config, trained) == {
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": wanted},
+    }
 
 
 def engine(stage: int, **changes: Any) -> Any:

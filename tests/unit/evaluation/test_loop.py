@@ -17,6 +17,7 @@ from qa_dist.common import files
 from qa_dist.evaluation import loop as evaluation
 from tests.refusals import contents, refusal
 from tests.unit.trained import options_of, reset_accelerate
+from tests.waiting import reads
 
 Capture = pytest.CaptureFixture[str]
 
@@ -163,3 +164,26 @@ def test_a_plain_model_is_evaluated_with_its_own_tokenizer(trained: Path, tmp_pa
         assert evaluate.main(words) == 0
     for name in ("metrics.json", "predictions.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
+
+
+def test_features_that_are_decoded_together_are_read_once(
+    trained: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside that a whole evaluation reads its losses, and whether it is to stop."""
+    waits: list[list[str]] = []
+    copies: list[int] = []
+    best, cpu = evaluation._best_spans, torch.Tensor.cpu
+
+    def watched(*words: Any) -> Any:
+        before = len(copies)
+        with reads() as found:
+            table = best(*words)
+        waits.append([*found, *["cpu"] * (len(copies) - before)])
+        return table
+
+    monkeypatch.setattr(evaluation, "_best_spans", watched)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(1) or cpu(tensor))
+    words = ["--adapter", str(trained / "adapter"), "--results_dir", str(results), "--eval_tokens_per_device", "64"]
+    assert evaluate.main(words) == 0
+    assert waits == [["cpu"]] * len(waits) != []
+    assert len(copies) == len(waits) + 1

@@ -25,10 +25,12 @@ class Device:
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1_000_000 + 1000 * self.passes[-1])
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9_000_000, 10_000_000))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1_000_000)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1_000_000)
+        self.most_tokens = 10**9
 
-    def run(self, tokens: int) -> int:
+    def run(self, tokens: int) -> int | None:
         self.passes.append(tokens)
-        return tokens
+        return tokens if tokens <= self.most_tokens else None
 
     def budget(self, longest: int, most: int, reserved_bytes: int = 0) -> int:
         device = torch.device("cpu")
@@ -44,3 +46,16 @@ def test_the_budget_leaves_a_margin_and_what_the_optimiser_needs(monkeypatch: py
     assert device.budget(100, 5000) == 5000
     assert device.budget(100, 1000) == 1000
     assert device.budget(500, 10**6, reserved_bytes=8_500_000) == 500, "one feature at least"
+
+
+def test_a_trial_that_runs_out_of_memory_leaves_what_the_other_one_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.most_tokens = 1000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900_000, 10_000_000))
+    # 1.9 MB less a tenth, of which 1 MB is taken already.
+    assert device.budget(100, 100_000) == 710
+    assert device.budget(100, 100_000, reserved_bytes=10**7) == 100
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (90_000_000, 100_000_000))
+    assert device.budget(100, 100_000) == 1599, "less than what did not fit"
+    device.most_tokens = 300
+    assert device.budget(100, 100_000) == 100, "one feature at least"

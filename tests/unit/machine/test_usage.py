@@ -27,6 +27,22 @@ def test_the_peak_on_cuda_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch)
     assert usage.peak_memory_bytes(torch.device("cuda", 1)) == 1001
 
 
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (MemoryError("out of memory"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_what_means_that_the_memory_of_a_gpu_is_used_up(error: Exception, is_it: bool) -> None:
+    assert usage.is_out_of_memory(error) == is_it
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what is resident")
 def test_the_peak_of_memory_lies_between_what_is_resident_and_what_there_is() -> None:
     page = os.sysconf("SC_PAGE_SIZE")

@@ -1,6 +1,6 @@
 """Every family: unpadded equals padded, the head trains, what was saved comes back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,15 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return tiny_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def received(model: SpanModel) -> Callable[[str], bool]:
-    """Whether a parameter has a gradient, by name."""
+def received(model: SpanModel) -> Callable[[Sequence[str]], list[bool]]:
+    """Whether parameters have gradients, by name."""
     parameters = dict(model.trainable())
 
-    def has_gradient(name: str) -> bool:
-        gradient = parameters[name].grad
-        return gradient is not None and bool(gradient.count_nonzero())
+    def have_gradients(names: Sequence[str]) -> list[bool]:
+        gradients = [parameters[name].grad for name in names]
+        return [gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients]
 
-    return has_gradient
+    return have_gradients
 
 
 def whole(model: SpanModel) -> dict[str, torch.Tensor]:

@@ -45,10 +45,18 @@ def identity(config: RunConfig, built: Any, ranks: Any = None) -> dict[str, Any]
     return run_identity(config, store, built, ranks or FakeRanks())
 
 
+def test_determinism_is_part_of_it_and_runs_from_before_there_was_a_choice_go_on() -> None:
+    plain, deterministic = (
+        identity(RunConfig(training=TrainingConfig(deterministic=wanted)), model()) for wanted in (False, True)
+    )
+    assert "deterministic" not in plain
+    assert differences(plain, deterministic) == ["deterministic is True here and absent there"]
+
+
 def test_the_identity_is_the_fixed_options_the_data_and_the_base_weights() -> None:
     config = RunConfig(training=TrainingConfig(seed=7, hang_timeout=3))
     found = identity(config, model())
-    assert found.items() >= config.fixed().items()
+    assert found.items() >= {name: value for name, value in config.fixed().items() if name != "deterministic"}.items()
     assert found["seed"] == 7
     assert "hang_timeout" not in found, "what a step computes does not depend on it"
     assert found["training data"] == "f" * 64

@@ -304,7 +304,7 @@ def fail_after(num_steps: int, run: Callable[..., int], **options: Any) -> None:
         patched.setattr(
             DataParallel,
             "optimizer_step",
-            lambda *given: update(*given) if next(steps) < num_steps else float("inf"),
+            lambda *given: update(*given) if next(steps) < num_steps else torch.tensor(float("inf")),
         )
         with pytest.raises(SystemExit, match="1"):
             run(**options)
@@ -399,7 +399,7 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_features(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(DataParallel, "optimizer_step", lambda *arguments: float("inf"))
+    monkeypatch.setattr(DataParallel, "optimizer_step", lambda *arguments: torch.tensor(float("inf")))
     with pytest.raises(SystemExit, match="1"):
         run()
     assert "the run stops: step 1: the gradient is not finite; features q" in capsys.readouterr().err
@@ -426,8 +426,25 @@ def test_evaluation_refuses_a_strategy(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_failed_run_leaves_no_watchdog(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
 
-    monkeypatch.setattr(DataParallel, "optimizer_step", lambda *arguments: float("inf"))
+    monkeypatch.setattr(DataParallel, "optimizer_step", lambda *arguments: torch.tensor(float("inf")))
     with pytest.raises(SystemExit, match="1"):
         run()
     assert "the gradient is not finite" in capsys.readouterr().err
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+def test_determinism_reaches_torch_and_changes_nothing_on_a_cpu(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both are left in the process.
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    assert run(output_dir=tmp_path / "plain") == 0
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        assert run(output_dir=tmp_path / "same", deterministic="true") == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    plain, same = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("plain", "same"))
+    assert plain == same

@@ -47,7 +47,7 @@ def test_the_step_does_not_depend_on_the_scale(scale: float) -> None:
         held.backward((model.weight * 2).sum(), last=True)
         held.sync_gradients()
         # The norm from before clipping, of gradients as they are without a scale.
-        assert held.optimizer_step(0.1) == pytest.approx(2.0)
+        assert float(held.optimizer_step(0.1)) == pytest.approx(2.0)
         found.append(model.weight.detach().clone())
     assert torch.equal(*found)
     assert float(found[0]) == pytest.approx(3.0 - 0.1 * 0.5)
@@ -67,7 +67,8 @@ def test_moments_in_8_bits_do_not_see_what_overflowed() -> None:
         before = {key: tensor.clone() for key, tensor in held.optimizer_tensors().items()}
         weight = model.weight.detach().clone()
         held.backward((model.weight * factor).sum(), last=True)
-        norm = held.optimizer_step(0.1)
+        norm = float(held.optimizer_step(0.1))
+        held.conclude_step(is_whole=True)
         assert (norm == pytest.approx(2.0 * 64)) == math.isfinite(norm) == (factor == 2.0)
     found = held.optimizer_tensors()
     assert found["state1/weight"].dtype == torch.uint8
@@ -84,6 +85,22 @@ def test_an_overflow_is_skipped_and_halves_the_scale() -> None:
     held.backward((model.weight * math.inf).sum(), last=True)
     held.sync_gradients()
     assert not math.isfinite(held.optimizer_step(0.1))
+    held.conclude_step(is_whole=True)
     assert float(model.weight.detach()) == 3.0
     assert scaler.get_scale() == 512.0
     assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("has_gradient", [True, False], ids=["whole", "out of memory"])
+def test_a_step_that_another_rank_could_not_take_leaves_the_scale_and_its_growth(has_gradient: bool) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    model, held = strategy(scaler)
+    for spoiled in (False, True, True, False):
+        if has_gradient or not spoiled:
+            held.backward((model.weight * 2).sum(), last=True)
+        before = float(model.weight.detach())
+        held.optimizer_step(0.1, torch.tensor(spoiled))
+        assert (float(model.weight.detach()) == before) == spoiled
+        assert scaler.get_scale() == 1024.0
+        held.conclude_step(is_whole=not spoiled)
+    assert scaler.get_scale() == 2048.0, "two whole steps in a row"

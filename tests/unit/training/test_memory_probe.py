@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from qa_dist.common.errors import ConfigError
+from qa_dist.common.errors import ConfigError, LocalTrainingError
+from qa_dist.distributed.launch_config import LaunchConfig
 from qa_dist.features.token_budget import CPU_TOKENS
 from qa_dist.training import memory_probe
 from qa_dist.training.memory_probe import token_budget
@@ -20,6 +21,7 @@ class FakeRanks:
 
     def __init__(self, kind: str) -> None:
         self.device = SimpleNamespace(type=kind)
+        self.launch_config = LaunchConfig(strategy="zero2")
 
     def autocast(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16)
@@ -31,7 +33,10 @@ class FakeRanks:
 class FakeEngine:
     """Notes the features of each pass, and that it had the precision of the run and left nothing behind."""
 
+    holds_shards = False
+
     def __init__(self) -> None:
+        self.dropped = 0
         self.module = self
         self.passes: list[list[int]] = []
         self.is_training = False
@@ -49,12 +54,26 @@ class FakeEngine:
         assert not loss.ndim
         self.dry_passes += 1
 
+    def zero_grad(self) -> None:
+        self.dropped += 1
+
 
 def budget(kind: str, engine: Any = None, **options: Any) -> int:
     ranks: Any = FakeRanks(kind)
     store: Any = SimpleNamespace(lengths=LENGTHS)
     wanted = {"wanted": None, "longest": 50, "max_features": 4, "reserved_bytes": 7, **options}
     return token_budget(ranks, engine or FakeEngine(), store, np.array([1, 2, 3, 4]), **wanted)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches and losses that cost nothing."""
+    monkeypatch.setattr(memory_probe, "span_loss", lambda *_: torch.zeros(3))
+    batch = SimpleNamespace(token_type_ids_T=None, lengths=None, labels_B2=None)
+    monkeypatch.setattr(
+        memory_probe.FeatureBatch,
+        "of",
+        lambda store, chosen, device: SimpleNamespace(input_ids_T=chosen.tolist(), **vars(batch)),
+    )
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -79,13 +98,7 @@ def test_on_cuda_it_is_measured_by_passes_of_the_longest_features(monkeypatch: p
         return 130
 
     monkeypatch.setattr(memory_probe, "measured_budget", measured)
-    monkeypatch.setattr(memory_probe, "span_loss", lambda *_: torch.zeros(3))
-    batch = SimpleNamespace(token_type_ids_T=None, lengths=None, labels_B2=None)
-    monkeypatch.setattr(
-        memory_probe.FeatureBatch,
-        "of",
-        lambda store, chosen, device: SimpleNamespace(input_ids_T=chosen.tolist(), **vars(batch)),
-    )
+    stand_in(monkeypatch)
     engine = FakeEngine()
     assert budget("cuda", engine) == 60, "the smallest of all ranks"
     # Feature 0 is not trained on; each pass counts as if all its features were of the longest.
@@ -95,3 +108,32 @@ def test_on_cuda_it_is_measured_by_passes_of_the_longest_features(monkeypatch: p
     assert (given["longest"], given["most"], given["reserved_bytes"]) == (50, 200, 7)
     budget("cuda", FakeEngine(), max_features=3)
     assert given["most"] == 150
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_rank_out_of_memory_in_a_trial_takes_part_in_the_agreement(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = torch.OutOfMemoryError if "CUDA" in text else RuntimeError
+    shown: list[int | None] = []
+
+    def measured(run_pass: Any, **options: Any) -> int:
+        shown.append(run_pass(100))
+        return 100
+
+    def fail(loss: torch.Tensor) -> None:
+        raise kind(text)
+
+    monkeypatch.setattr(memory_probe, "measured_budget", measured)
+    stand_in(monkeypatch)
+    engine = FakeEngine()
+    monkeypatch.setattr(engine, "dry_backward", fail)
+    assert budget("cuda", engine) == 30, "the smallest of all ranks"
+    assert (shown, engine.dropped) == ([None], 1)
+    # Where others are in the middle of the same pass nobody can go on.
+    monkeypatch.setattr(engine, "holds_shards", True, raising=False)
+    with pytest.raises(LocalTrainingError, match="a trial with 2 features of 50 tokens, and with zero2"):
+        budget("cuda", engine)
+    monkeypatch.setattr(engine, "dry_backward", lambda loss: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        budget("cuda", engine)

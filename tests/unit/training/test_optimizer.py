@@ -20,11 +20,14 @@ from qa_dist.distributed.strategies.data_parallel import DataParallel
 from qa_dist.distributed.strategies.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.training.optimizer import (
+    is_fused,
     learning_rate,
     make_optimizer,
     parameter_groups,
     require_optimizer,
+    step_bytes,
 )
+from tests.waiting import reads
 
 
 def rates(shape: str, num_steps: int, warmup_ratio: float) -> list[float]:
@@ -94,15 +97,17 @@ class Net(nn.Module):
         return {}
 
 
-def held(kind: OptimizerName, weight_decay: float = 0.1) -> tuple[Net, DataParallel]:
+def held(
+    kind: OptimizerName, weight_decay: float = 0.1, *, fused: bool = False, max_grad_norm: float | None = 0.5
+) -> tuple[Net, DataParallel]:
     pytest.importorskip(OPTIMIZERS[kind].package, reason="an extra is not installed")
     net = Net()
 
     def make(parameters: Any) -> torch.optim.Optimizer:
         training = TrainingConfig(optim=kind, learning_rate=1.0, adam_beta2=0.99, weight_decay=weight_decay)
-        return make_optimizer(training, parameters)
+        return make_optimizer(training, parameters, fused=fused)
 
-    return net, DataParallel(net, make, 0.5, watchdog=Watchdog(math.inf))
+    return net, DataParallel(net, make, max_grad_norm, watchdog=Watchdog(math.inf))
 
 
 def take_step(net: Net, strategy: DataParallel, number: int, rate: float) -> tuple[float, float]:
@@ -112,7 +117,7 @@ def take_step(net: Net, strategy: DataParallel, number: int, rate: float) -> tup
     loss = (net(inputs) - inputs[:, :2].sign()).square().mean()
     strategy.backward(loss, last=True)
     strategy.sync_gradients()
-    return float(loss.detach()), strategy.optimizer_step(rate)
+    return float(loss.detach()), float(strategy.optimizer_step(rate))
 
 
 def test_moments_in_8_bits_train_as_those_in_32_do() -> None:
@@ -224,3 +229,81 @@ def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"--optim adamw_8bit needs bitsandbytes; .* 'qa-dist\[quant\]'"):
         require_optimizer("adamw_8bit", "cpu")
     require_optimizer("adamw", "cpu")
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.6, None])
+def test_a_fused_step_clips_and_moves_as_one_that_is_not_fused(max_grad_norm: float | None) -> None:
+    (net, strategy), (other, plain) = (
+        held("adamw", fused=fused, max_grad_norm=max_grad_norm) for fused in (True, False)
+    )
+    norms = []
+    for number in range(20):
+        taken = take_step(net, strategy, number, 1e-2), take_step(other, plain, number, 1e-2)
+        assert taken[0] == pytest.approx(taken[1], rel=1e-5)
+        norms.append(taken[0][1])
+    assert max(norms) > 1.6 > min(norms), "some are clipped and some are not"
+    for name, weight in other.named_parameters():
+        torch.testing.assert_close(dict(net.named_parameters())[name], weight, rtol=1e-5, atol=1e-6)
+    states = strategy.optimizer_tensors(), plain.optimizer_tensors()
+    assert states[0].keys() == states[1].keys()
+    for key, tensor in states[1].items():
+        assert states[0][key].dtype == tensor.dtype
+        torch.testing.assert_close(states[0][key], tensor, rtol=1e-4, atol=1e-7, msg=key)
+    # A checkpoint of either goes on as the other.
+    strategy.load_optimizer_tensors(states[1])
+    plain.load_optimizer_tensors(states[0])
+    again = take_step(net, strategy, 30, 1e-2), take_step(other, plain, 30, 1e-2)
+    assert again[0] == pytest.approx(again[1], rel=1e-5)
+    assert float(strategy.optimizer_tensors()["step/first.weight"]) == 21
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("why", ["spoiled", "not finite", "no gradient here"])
+def test_a_step_that_must_not_be_taken_changes_nothing(fused: bool, why: str) -> None:
+    net, strategy = held("adamw", fused=fused)
+    take_step(net, strategy, 0, 1e-2)
+    weights = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    state = strategy.optimizer_tensors()
+    if why != "no gradient here":
+        loss = net(torch.ones(1, 96)).square().sum() * (math.nan if why == "not finite" else 1.0)
+        strategy.backward(loss, last=True)
+    norm = strategy.optimizer_step(1e-2, torch.tensor(why != "not finite"))
+    assert math.isfinite(float(norm)) == (why != "not finite")
+    assert all(torch.equal(weight, weights[name]) for name, weight in net.named_parameters())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in strategy.optimizer_tensors().items())
+    assert all(weight.grad is None for weight in net.parameters())
+    # What comes next is as if it had not been.
+    other, plain = held("adamw", fused=fused)
+    take_step(other, plain, 0, 1e-2)
+    assert take_step(net, strategy, 1, 1e-2) == take_step(other, plain, 1, 1e-2)
+
+
+def test_a_fused_step_waits_for_nothing() -> None:
+    net, strategy = held("adamw", fused=True)
+    for _ in range(2):
+        strategy.backward(net(torch.ones(1, 96)).square().sum(), last=True)
+        strategy.sync_gradients()
+        with reads() as found:
+            strategy.optimizer_step(1e-2, torch.tensor(False))
+        assert found == []
+    assert strategy.have_gradients(["first.weight"]) == [False]
+
+
+def test_one_look_tells_which_tensors_have_gradients() -> None:
+    net, strategy = held("adamw")
+    (net.first.weight * 0).sum().backward()
+    net.second.weight.sum().backward()
+    with reads() as found:
+        assert strategy.have_gradients(["second.weight", "first.weight", "first.bias"]) == [True, False, False]
+    assert len(found) <= 1
+
+
+def test_only_gpus_that_hold_whole_tensors_or_fsdp2_step_fused() -> None:
+    assert is_fused("adamw", "ddp", "cuda")
+    assert is_fused("adamw", "fsdp2", "cuda")
+    assert not is_fused("adamw", "zero2", "cuda")
+    assert not is_fused("adamw", "ddp", "cpu")
+    assert is_fused("adamw_8bit", "ddp", "cpu")
+    # 100 and 50 float32 gradients, two moments of each, and the roots of the second ones.
+    assert step_bytes("adamw", [100, 50], fused=True) == 150 * 4 * 3
+    assert step_bytes("adamw", [100, 50], fused=False) == 150 * 4 * 4

@@ -1,0 +1,97 @@
+"""What a rank computes in a step: a function of the configuration, the step's number and the token budget."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from qa_dist.config.options import RunConfig
+from qa_dist.data.sources import subset
+from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
+from qa_dist.features.collate import FeatureBatch
+from qa_dist.features.store import FeatureStore
+from qa_dist.machine.usage import is_out_of_memory
+from qa_dist.model.span_model import SpanModel
+
+
+class MicroBatch(NamedTuple):
+    """Features of one pass; where `is_counted` is false, one that is computed for nothing.
+
+    A rank with nothing left computes one, so that all have the same gradients.
+    """
+
+    batch: FeatureBatch
+    is_counted: bool
+
+
+class StepInputs:
+    """The features of every step, and a rank's share of them on its device.
+
+    Attributes:
+        features: what is trained on, as places in the store.
+        steps_per_epoch: optimiser steps of an epoch.
+        num_steps: optimiser steps of the run.
+        longest: tokens that the longest feature is computed with.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: FeatureStore,
+        model: SpanModel,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        training = config.training
+        self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
+        self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
+        in_all_epochs = math.ceil(training.num_train_epochs * self.steps_per_epoch)
+        self.num_steps = min(in_all_epochs, training.max_train_steps or in_all_epochs)
+        self.longest = model.padded_length or int(store.lengths[self.features].max())
+        self._seed, self._global_batch_size = training.seed, training.global_batch_size
+        self._store, self._device = store, device
+        self._is_padded, self._padded_length = model.padding != "unpadded", model.padded_length
+        self._rank, self._world_size = rank, world_size
+        self._order: tuple[int, Indices] | None = None
+        self._ahead: tuple[tuple[int, int], list[MicroBatch]] | None = None
+
+    def global_batch(self, step: int) -> Indices:
+        """The features of a step, over all ranks: places in the store, int64 [G_step]."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(self.features), seed=self._seed, epoch=epoch)
+        return self.features[global_batch(self._order[1], position, self._global_batch_size)]
+
+    def micro_batches(self, step: int, max_tokens: int) -> list[MicroBatch]:
+        """What this rank computes in a step, in passes of at most `max_tokens` tokens."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == (step, max_tokens):
+            return ahead[1]
+        features = self.global_batch(step)
+        lengths = self._store.lengths[features]
+        plan = plan_step(
+            features,
+            lengths,
+            world_size=self._world_size,
+            max_tokens=max_tokens,
+            padded=self._is_padded,
+            padded_length=self._padded_length,
+        )
+        share = plan.shares[self._rank]
+        shortest = lengths.argmin(0, keepdims=True)
+        groups = [(features[places], places) for places in (each if len(each) else shortest for each in share)]
+        batches = FeatureBatch.several(self._store, groups, self._device)
+        return [MicroBatch(batch, bool(len(each))) for batch, each in zip(batches, share, strict=True)]
+
+    def prepare(self, step: int, max_tokens: int) -> None:
+        """Let `micro_batches` have a step's ready, while a GPU is busy; no other step is kept."""
+        if self._device.type != "cuda" or step >= self.num_steps:
+            return
+        try:
+            self._ahead = (step, max_tokens), self.micro_batches(step, max_tokens)
+        except RuntimeError as error:
+            # The step itself will say so, where that can be dealt with.
+            if not is_out_of_memory(error):
+                raise
