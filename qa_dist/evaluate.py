@@ -56,13 +56,16 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.common.files import make_writable
         from qa_dist.distributed.failures import failures_named
         from qa_dist.distributed.ranks import Ranks
+        from qa_dist.evaluation.limits import limit_lines
         from qa_dist.evaluation.loop import evaluate, evaluation_bar
+        from qa_dist.evaluation.normalization import normalization
         from qa_dist.evaluation.results import write_results
         from qa_dist.features.building import prepare_store
         from qa_dist.model.pretrained import load_tokenizer
         from qa_dist.model.saved import load_trained
         from qa_dist.model.trainable import check_vocabulary
 
+    normalization(config.evaluation.answer_normalization)
     with _ended_in_order(), failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
         if directory is not None and ranks.is_main:
@@ -78,21 +81,25 @@ def _evaluate(argv: Sequence[str]) -> int:
             device=ranks.device,
         ).to(ranks.device)
         check_vocabulary(model, store.largest_token_id)
-        version_2 = config.data.version_2_with_negative
+        wanted = config.data.version_2_with_negative
+        version_2 = bool(store.num_unanswerable) if wanted is None else wanted
+        if ranks.is_main:
+            lines = limit_lines(store, tokenizer, config.evaluation, version_2=version_2)
+            sys.stderr.writelines(f"{PROG}: {line}\n" for line in lines)
         with evaluation_bar(shown=ranks.is_main) as advance:
             evaluation = evaluate(
                 model,
                 store,
                 ranks,
                 config.evaluation,
-                version_2=bool(store.num_unanswerable) if version_2 is None else version_2,
+                version_2=version_2,
                 logits_path=directory / "logits.npy" if directory else None,
                 advance=advance,
             )
         if ranks.is_main:
             if directory is not None:
                 write_results(evaluation, directory)
-            sys.stdout.write(json.dumps(evaluation.metrics, indent=2) + "\n")
+            sys.stdout.write(json.dumps(evaluation.named_metrics, indent=2) + "\n")
         ranks.close()
     return 0
 

@@ -2,7 +2,8 @@
 
     python -m qa_dist.score --references dev-v1.1.json --predictions predictions.json
 
-Prints the official keys as JSON. Exit code 0, or 2 with one sentence on standard error.
+Prints the official keys as JSON; `answer_normalization` stands before them where other rules than SQuAD's were asked
+for. Exit code 0, or 2 with one sentence on standard error.
 """
 
 import argparse
@@ -10,10 +11,13 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from qa_dist.common import command
 from qa_dist.common.errors import ScoringError
+from qa_dist.evaluation.normalization import NORMALIZATIONS, Normalization, normalization, unfit_note
 from qa_dist.evaluation.scoring import (
+    References,
     Scores,
     load_null_odds,
     load_predictions,
@@ -49,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="v2.0 only: take a question as unanswered where its null odds exceed X (default: 1.0, as officially)",
     )
+    parser.add_argument(
+        "--answer_normalization",
+        default="squad",
+        metavar="NAME",
+        help="whose official script says which answers are the same and what F1 counts (default: squad): "
+        + ", ".join(NORMALIZATIONS),
+    )
     parser.add_argument("--allow_missing", action="store_true", help="score questions without a prediction 0")
     return parser
 
@@ -63,19 +74,28 @@ def _print_scores(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _scores(options: argparse.Namespace) -> Scores:
+def _scores(options: argparse.Namespace) -> dict[str, Any]:
+    rules = normalization(options.answer_normalization)
     references = load_references(options.references)
     predictions = load_predictions(options.predictions)
     _notice(unknown_predictions(references.answers, predictions))
+    _notice(unfit_note(references.answers.values(), rules))
+    named = {} if rules.name == "squad" else {"answer_normalization": rules.name}
+    return {**named, **_official(options, references, predictions, rules)}
+
+
+def _official(
+    options: argparse.Namespace, references: References, predictions: dict[str, str], rules: Normalization
+) -> Scores:
     if not references.version_2:
         for flag in ("null_odds", "na_prob_thresh"):
             if getattr(options, flag) is not None:
                 raise ScoringError(f"--{flag} is for SQuAD v2.0, but {options.references} is v1.1; leave it out.")
-        return score_v1(references.answers, predictions, allow_missing=options.allow_missing)
+        return score_v1(references.answers, predictions, allow_missing=options.allow_missing, rules=rules)
     if options.null_odds is None:
         if options.na_prob_thresh is not None:
             raise ScoringError("--na_prob_thresh is a limit on null odds, but there are none; give --null_odds too.")
-        return score_v2(references.answers, predictions, allow_missing=options.allow_missing)
+        return score_v2(references.answers, predictions, allow_missing=options.allow_missing, rules=rules)
     null_odds = load_null_odds(options.null_odds)
     _notice(unknown_predictions(references.answers, null_odds, what="null odds"))
     return score_v2(
@@ -84,6 +104,7 @@ def _scores(options: argparse.Namespace) -> Scores:
         null_odds=null_odds,
         na_prob_thresh=1.0 if options.na_prob_thresh is None else options.na_prob_thresh,
         allow_missing=options.allow_missing,
+        rules=rules,
     )
 
 

@@ -16,6 +16,22 @@ from typing import Any, Literal
 from qa_dist.common.secrets import masked
 from qa_dist.config.optimizers import OptimizerName
 
+AnswerNormalization = Literal[
+    "squad",
+    "xquad",
+    "mlqa:ar",
+    "mlqa:de",
+    "mlqa:en",
+    "mlqa:es",
+    "mlqa:hi",
+    "mlqa:vi",
+    "mlqa:zh",
+    "korquad",
+    "cmrc",
+    "none",
+]
+"""Whose rules say what counts as the same answer; `evaluation.normalization` has them."""
+
 _MOST_SYNTHETIC = 10_000_000
 _LONGEST_SHOWN = 80
 
@@ -326,6 +342,13 @@ class EvaluationConfig:
     )
     n_best_size: int = option(20, "candidates kept per feature and answers per example", minimum=1, maximum=1000)
     max_answer_length: int = option(30, "longest answer, in tokens", minimum=1)
+    answer_normalization: AnswerNormalization = option(  # noqa: RUF009 - a field, as `optim` is
+        "squad",
+        "whose rules say which answers are the same and what F1 counts: those of the official scripts of SQuAD, XQuAD "
+        "(the same), MLQA for a language, KorQuAD or CMRC 2018; none compares texts as they are, by words between "
+        "blanks",
+        fixed=True,
+    )
     null_score_diff_threshold: float = option(
         0.0, "answer nothing when the null score beats the best span by more than this (with unanswerable questions)"
     )

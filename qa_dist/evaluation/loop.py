@@ -23,6 +23,7 @@ from qa_dist.config.options import EvaluationConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.answers import Answers, decode
 from qa_dist.evaluation.candidates import CandidateTable, pad_rows, top_spans
+from qa_dist.evaluation.normalization import SQUAD, Normalization, normalization
 from qa_dist.evaluation.results import Evaluation, Metrics
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.features.batching import Indices, evaluation_batches, share_batches
@@ -102,8 +103,10 @@ def evaluate(
         advance: Called after each batch with the number of features that this rank has computed and has to compute.
 
     Raises:
+        ConfigError: `config.answer_normalization` needs a package that is not installed.
         Stopped: On every rank, if any of them was asked to stop meanwhile.
     """
+    rules = normalization(config.answer_normalization)
     batches = evaluation_batches(store.lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, store.lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = _Losses()
@@ -124,8 +127,8 @@ def evaluate(
         loss = float(losses.summed(ranks, store.num_features).mean())
         if ranks.is_main:
             answers = answer(tables, store, config, version_2=version_2)
-            metrics = score(store, answers, version_2=version_2)
-    return Evaluation(ranks.broadcast(metrics), loss, answers)
+            metrics = score(store, answers, version_2=version_2, rules=rules)
+    return Evaluation(ranks.broadcast(metrics), loss, answers, rules.name)
 
 
 def evaluate_loss(
@@ -179,16 +182,16 @@ def answer(
     )
 
 
-def score(store: FeatureStore, answers: Answers, *, version_2: bool) -> Metrics:
+def score(store: FeatureStore, answers: Answers, *, version_2: bool, rules: Normalization = SQUAD) -> Metrics:
     """Official scores of the answers to a store's examples."""
     references = [(example_id, store.answer_texts(index)) for index, example_id in enumerate(store.example_ids)]
     if version_2:
         # The answers were chosen by our own threshold; the script's, of 1.0, would choose a second time.
         scores = score_v2(
-            dict(references), answers.predictions(), null_odds=answers.null_odds(), na_prob_thresh=math.inf
+            dict(references), answers.predictions(), null_odds=answers.null_odds(), na_prob_thresh=math.inf, rules=rules
         )
         return {"exact_match": scores["exact"], "f1": scores["f1"], "num_examples": store.num_examples, **scores}
-    scores = score_v1(dict(references), answers.predictions())
+    scores = score_v1(dict(references), answers.predictions(), rules=rules)
     return {"exact_match": scores["exact_match"], "f1": scores["f1"], "num_examples": store.num_examples}
 
 

@@ -19,11 +19,19 @@ class Evaluation:
             ranks. Empty if only the loss was computed.
         loss: mean over the features; the same on all ranks.
         answers: on rank 0, the answers; None elsewhere, or if only the loss was computed.
+        normalization: name of the rules that the scores are by.
     """
 
     metrics: Metrics
     loss: float
     answers: Answers | None
+    normalization: str = "squad"
+
+    @property
+    def named_metrics(self) -> dict[str, Any]:
+        """The metrics, as files have them: behind `answer_normalization`, where the rules are not SQuAD's."""
+        is_named = "f1" in self.metrics and self.normalization != "squad"
+        return {**({"answer_normalization": self.normalization} if is_named else {}), **self.metrics}
 
 
 def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:
@@ -32,7 +40,7 @@ def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:
     if answers is None:
         raise ValueError("only rank 0 of a whole evaluation has results to write")
     files: dict[str, Any] = {
-        "metrics.json": evaluation.metrics,
+        "metrics.json": evaluation.named_metrics,
         "predictions.json": answers.predictions(),
         "nbest.json": {answer.id: [_nbest_entry(entry) for entry in answer.nbest] for answer in answers},
     }

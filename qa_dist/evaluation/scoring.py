@@ -1,7 +1,9 @@
 """Exact match and F1 as the official SQuAD v1.1 and v2.0 scripts compute them, to the last digit.
 
-Sources: evaluate-v1.1.py and evaluate-v2.0.py of Rajpurkar et al. (2016, 2018). The scores are theirs; the differences
-are what happens around them:
+Sources: evaluate-v1.1.py and evaluate-v2.0.py of Rajpurkar et al. (2016, 2018); for other `rules` than SQuAD's, the
+scripts that `normalization` names, which count as evaluate-v1.1.py does. No other script knows unanswerable questions:
+with other rules, these are scored as evaluate-v2.0.py does. The scores are the scripts'; the differences are what
+happens around them:
 
 - A missing prediction, a prediction for an unknown question and an id that occurs twice are errors. The v1.1 script
   scores missing ones 0, the v2.0 script leaves them out of its totals (and fails if the question has an answer).
@@ -12,8 +14,6 @@ This module needs the standard library alone, so that scoring starts at once.
 """
 
 import math
-import re
-import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +22,15 @@ from typing import Any, TypeVar
 from qa_dist.common.errors import DataError, ScoringError
 from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_json_file
+from qa_dist.evaluation.normalization import SQUAD, Normalization
 
 T = TypeVar("T")
 Scores = dict[str, float | int]
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLE = re.compile(r"\b(a|an|the)\b")
-
 
 def normalize_answer(text: str) -> str:
     """The text in lower case, without ASCII punctuation, English articles and superfluous whitespace."""
-    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    return SQUAD.text(text)
 
 
 def score_v1(
@@ -40,6 +38,7 @@ def score_v1(
     predictions: Mapping[str, str],
     *,
     allow_missing: bool = False,
+    rules: Normalization = SQUAD,
 ) -> Scores:
     """`exact_match` and `f1` in percent, as evaluate-v1.1.py gives them.
 
@@ -47,6 +46,7 @@ def score_v1(
         references: the reference answers of each question; at least one each.
         predictions: the predicted text for each question.
         allow_missing: score questions without a prediction 0 instead of refusing.
+        rules: what counts as the same.
 
     Raises:
         ScoringError: references and predictions do not belong together.
@@ -57,7 +57,7 @@ def score_v1(
         raise ScoringError(
             f"{_count(unanswerable, 'question')} without an answer cannot be scored as SQuAD v1.1; score as v2.0."
         )
-    exact, f1 = _raw_scores(references, predictions, f1_of_empty=_no_f1)
+    exact, f1 = _raw_scores(references, predictions, rules, f1_of_empty=no_f1)
     return {"exact_match": _percent(exact, references), "f1": _percent(f1, references)}
 
 
@@ -68,6 +68,7 @@ def score_v2(
     null_odds: Mapping[str, float] | None = None,
     na_prob_thresh: float = 1.0,
     allow_missing: bool = False,
+    rules: Normalization = SQUAD,
 ) -> Scores:
     """The scores of evaluate-v2.0.py, under its keys and in its order.
 
@@ -83,6 +84,7 @@ def score_v2(
         na_prob_thresh: a question whose null odds exceed this counts as predicted unanswerable, whatever its
             prediction; without `null_odds`, all odds are 0.
         allow_missing: score questions without a prediction 0 instead of refusing.
+        rules: what counts as the same.
 
     Raises:
         ScoringError: references, predictions and null odds do not belong together.
@@ -94,9 +96,8 @@ def score_v2(
         if without_odds:
             raise ScoringError(f"{_count(without_odds, 'predicted question')} without null odds; give odds for all.")
     has_answer = {key: bool(answers) for key, answers in references.items()}
-    # A reference that is all punctuation and articles has nothing to match and counts as no answer at all.
-    golds = {key: [text for text in texts if normalize_answer(text)] or [""] for key, texts in references.items()}
-    exact, f1 = _raw_scores(golds, predictions, f1_of_empty=_f1_of_no_answers)
+    golds = {key: matchable(texts, rules) for key, texts in references.items()}
+    exact, f1 = _raw_scores(golds, predictions, rules, f1_of_empty=f1_of_no_answers)
 
     odds = null_odds or {}
     # The script turns the scores it overrides into floats; integers and floats add up to the same.
@@ -156,64 +157,91 @@ def _percent(scores: Mapping[str, float], keys: Collection[str]) -> float:
     return 100.0 * total / len(keys)
 
 
-def _raw_scores(
-    golds: Mapping[str, Sequence[str]],
-    predictions: Mapping[str, str],
-    f1_of_empty: Callable[[Sequence[str], Sequence[str]], float],
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Exact match and F1 of each question that has a prediction, the best over its reference answers."""
-    exact_scores: dict[str, float] = {}
-    f1_scores: dict[str, float] = {}
-    # Annotators agree more often than not, so most reference texts occur several times, next to each other.
-    seen: dict[str, str] = {}
-    for key, texts in golds.items():
-        text = predictions.get(key)
-        if text is None:
-            continue
-        predicted = normalize_answer(text)
-        predicted_words = predicted.split()
-        exact: float = 0
-        f1: float = 0
-        for gold_text in dict.fromkeys(texts):
-            gold = seen.get(gold_text)
-            if gold is None:
-                gold = seen[gold_text] = normalize_answer(gold_text)
-            if gold and gold == predicted:
-                exact = f1 = 1
-                break
-            exact = max(exact, int(gold == predicted))
-            gold_words = gold.split()
-            if gold_words and predicted_words:
-                f1 = max(f1, _f1(gold_words, predicted_words))
-            else:
-                f1 = max(f1, f1_of_empty(gold_words, predicted_words))
-        exact_scores[key] = exact
-        f1_scores[key] = f1
-    return exact_scores, f1_scores
+def matchable(texts: Sequence[str], rules: Normalization) -> list[str]:
+    """The references that v2.0 compares with: one that is all punctuation and articles counts as no answer at all."""
+    return [text for text in texts if rules.text(text)] or [""]
 
 
-def _f1(gold_words: list[str], predicted_words: list[str]) -> float:
-    remaining = gold_words.copy()
-    num_same = 0
-    for word in predicted_words:
-        if word in remaining:
-            remaining.remove(word)
-            num_same += 1
-    if num_same == 0:
-        return 0
-    precision = num_same / len(predicted_words)
-    recall = num_same / len(gold_words)
-    return (2 * precision * recall) / (precision + recall)
+F1OfEmpty = Callable[[Sequence[str], Sequence[str]], float]
+"""F1 of the units of a reference and of a prediction of which at least one has none."""
 
 
-def _no_f1(gold_words: Sequence[str], predicted_words: Sequence[str]) -> float:
+def no_f1(gold_units: Sequence[str], predicted_units: Sequence[str]) -> float:
     """v1.1: two texts without words have no word in common, although they match exactly."""
     return 0
 
 
-def _f1_of_no_answers(gold_words: Sequence[str], predicted_words: Sequence[str]) -> float:
+def f1_of_no_answers(gold_units: Sequence[str], predicted_units: Sequence[str]) -> float:
     """v2.0: no answer agrees with no answer and with nothing else."""
-    return int(gold_words == predicted_words)
+    return int(gold_units == predicted_units)
+
+
+class Gold:
+    """A reference answer in its normal form.
+
+    Attributes:
+        text: the normal form.
+        units: what it consists of.
+    """
+
+    __slots__ = ("text", "units")
+
+    def __init__(self, text: str, rules: Normalization) -> None:
+        self.text = rules.text(text)
+        self.units = rules.units(self.text)
+
+
+def score_answer(
+    golds: Sequence[Gold], prediction: str, rules: Normalization, f1_of_empty: F1OfEmpty
+) -> tuple[float, float]:
+    """Exact match and F1 of a prediction, from 0 to 1, each the best over the reference answers."""
+    predicted = rules.text(prediction)
+    predicted_units = rules.units(predicted)
+    exact: float = 0
+    f1: float = 0
+    for gold in golds:
+        is_same = gold.text == predicted
+        if is_same and gold.units:
+            return 1, 1
+        exact = max(exact, int(is_same))
+        if gold.units and predicted_units:
+            f1 = max(f1, _f1(gold.units, predicted_units, rules))
+        else:
+            f1 = max(f1, f1_of_empty(gold.units, predicted_units))
+    return exact, f1
+
+
+def _raw_scores(
+    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    rules: Normalization,
+    f1_of_empty: F1OfEmpty,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Exact match and F1 of each question that has a prediction."""
+    exact: dict[str, float] = {}
+    f1: dict[str, float] = {}
+    # Annotators agree more often than not, so most reference texts occur several times, next to each other.
+    seen: dict[str, Gold] = {}
+    for key, texts in references.items():
+        text = predictions.get(key)
+        if text is None:
+            continue
+        golds = []
+        for gold in dict.fromkeys(texts):
+            if gold not in seen:
+                seen[gold] = Gold(gold, rules)
+            golds.append(seen[gold])
+        exact[key], f1[key] = score_answer(golds, text, rules, f1_of_empty)
+    return exact, f1
+
+
+def _f1(gold_units: Sequence[str], predicted_units: Sequence[str], rules: Normalization) -> float:
+    num_same = rules.num_common(gold_units, predicted_units)
+    if num_same == 0:
+        return 0
+    precision = num_same / len(predicted_units)
+    recall = num_same / len(gold_units)
+    return (2 * precision * recall) / (precision + recall)
 
 
 def _best_threshold(

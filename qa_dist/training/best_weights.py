@@ -68,5 +68,5 @@ class BestWeights:
             raise ValueError("nothing has been evaluated")
         directory.mkdir(exist_ok=True)
         save_trained(model, self.weights, tokenizer, directory)
-        figures = {"step": self.score.step, "loss": self.evaluation.loss, **self.evaluation.metrics}
+        figures = {"step": self.score.step, "loss": self.evaluation.loss, **self.evaluation.named_metrics}
         write_json(directory / "metrics.json", figures)

@@ -18,6 +18,9 @@ from qa_dist.model.span_model import SpanModel
 _LEFT_OUT_IF_FALSE = ("deterministic",)
 """Options that checkpoints of earlier versions do not have; without them those are still gone on from."""
 
+_SINCE = {"answer_normalization": "squad"}
+"""Options that checkpoints of earlier versions do not name, and what those versions did."""
+
 
 def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks: Ranks) -> dict[str, Any]:
     """JSON values by name, to be compared by `differences`; all ranks must ask, before the model is sharded.
@@ -31,6 +34,7 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
+    saved = {**{name: value for name, value in _SINCE.items() if name in wanted}, **saved}
 
     def shown(identity: Mapping[str, Any], name: str) -> str:
         return f"{identity[name]!s:.40}" if name in identity else "absent"

@@ -189,7 +189,7 @@ class RunLog:
             "num_steps": num_steps,
             "weights_of_step": weights_of_step,
             **noted,
-            "final": None if final is None else {"loss": final.loss, **final.metrics},
+            "final": None if final is None else {"loss": final.loss, **final.named_metrics},
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "peak_memory_bytes_per_rank": list(peak_memory_bytes_per_rank),
             "hardware": hardware(),

@@ -10,6 +10,7 @@ import torch
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.launch_config import read_launch_config
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.evaluation.normalization import normalization
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
@@ -50,6 +51,7 @@ def join_ranks(
     if training.deterministic:
         use_deterministic_algorithms()
     require_optimizer(training.optim, ranks.device.type)
+    normalization(config.evaluation.answer_normalization)
     return ranks
 
 

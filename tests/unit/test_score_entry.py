@@ -62,6 +62,22 @@ def test_version_2(files, capsys):
     assert json.loads(capsys.readouterr().out)["exact"] == 100.0
 
 
+def test_rules_for_other_languages_are_named_in_what_is_printed(files, capsys):
+    paths = files(references=squad("1.1", a=["每天九克朗"]), predictions={"a": "九克朗"})
+    flags = ["--references", paths["references"], "--predictions", paths["predictions"]]
+    assert main(flags) == 0
+    plain = capsys.readouterr()
+    assert json.loads(plain.out) == {"exact_match": 0.0, "f1": 0.0}
+    assert plain.err.startswith("qa_dist.score: note: most of the reference text is Chinese or Japanese, ")
+    assert plain.err.count("\n") == 1
+    assert main([*flags, "--answer_normalization", "mlqa:zh"]) == 0
+    found = capsys.readouterr()
+    assert found.err == ""
+    assert json.loads(found.out) == {"answer_normalization": "mlqa:zh", "exact_match": 0.0, "f1": 74.99999999999999}
+    assert main([*flags, "--answer_normalization", "mlqa"]) == 2
+    assert "--answer_normalization mlqa is not one of squad, xquad, mlqa:ar, " in capsys.readouterr().err
+
+
 def test_mistakes_are_one_sentence_and_code_2(files, capsys):
     paths = files(references=squad("1.1", a=["cat"], b=["dog"]), predictions={"a": "cat", "c": "cow"}, odds={"a": 1})
     flags = ["--references", paths["references"], "--predictions", paths["predictions"]]

@@ -15,6 +15,8 @@ import torch
 from qa_dist import evaluate, merge
 from qa_dist.common import files
 from qa_dist.evaluation import loop as evaluation
+from qa_dist.evaluation.normalization import normalization
+from qa_dist.evaluation.scoring import load_references, score_v1
 from tests.refusals import contents, refusal
 from tests.unit.trained import options_of, reset_accelerate
 from tests.waiting import reads
@@ -132,6 +134,20 @@ def test_a_finished_evaluation_replaces_them(trained: Path, results: Path, capsy
     assert np.isfinite(logits).all()
     assert sorted(contents(results)) == ["logits.npy", "metrics.json", "nbest.json", "predictions.json"]
     assert json.loads(capsys.readouterr().out) == json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_other_rules_than_squads_are_named_in_the_files(trained: Path, results: Path, capsys: Capture) -> None:
+    assert evaluate.main([*arguments(trained, results), "--answer_normalization", "none"]) == 0
+    written = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+    assert json.loads(capsys.readouterr().out) == written
+    assert list(written)[:3] == ["answer_normalization", "exact_match", "f1"]
+    predictions = json.loads((results / "predictions.json").read_text(encoding="utf-8"))
+    references = load_references(options_of(trained)["validation_file"]).answers
+    scores = score_v1(references, predictions, rules=normalization("none"))
+    assert written == {"answer_normalization": "none", **scores, "num_examples": len(references)}
+    reset_accelerate()
+    refused = refusal(evaluate.main, [*arguments(trained, results), "--answer_normalization", "mlqa"], capsys)
+    assert refused.startswith("--answer_normalization mlqa is not one of squad, xquad, mlqa:ar, ")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(

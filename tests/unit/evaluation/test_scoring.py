@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError, ScoringError
+from qa_dist.evaluation.normalization import normalization
 from qa_dist.evaluation.scoring import (
     load_null_odds,
     load_predictions,
@@ -365,6 +366,11 @@ def test_metric_module_without_network(tmp_path):
         ((None, v1, {}), score_v1(v1_golds, texts)),
         (("squad", v1, {}), score_v1(v1_golds, texts)),
         (("squad_v2", v2, {}), score_v2(v2_golds, texts, null_odds=odds)),
+        (
+            ("squad", v1, {"answer_normalization": "none"}),
+            score_v1(v1_golds, texts, rules=normalization("none")),
+        ),
+        ((None, v1, {"answer_normalization": "mlqa"}), "ConfigError: --answer_normalization mlqa is not one of"),
         (
             ("squad_v2", v2, {"no_answer_threshold": 0.5}),
             score_v2(v2_golds, texts, null_odds=odds, na_prob_thresh=0.5),

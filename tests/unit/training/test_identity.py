@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.config.options import EvaluationConfig, RunConfig, TrainingConfig
 from qa_dist.training.identity import differences, run_identity, weights_fingerprint
 
 
@@ -100,3 +100,12 @@ def test_a_fingerprint_sees_every_bit_name_and_type() -> None:
     prints = [weights_fingerprint(each) for each in (weights, dict(reversed(weights.items())), *changed)]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 1 + len(changed)
+
+
+def test_rules_of_scores_are_fixed_and_those_of_earlier_checkpoints_were_squads() -> None:
+    found = identity(RunConfig(), model())
+    assert found["answer_normalization"] == "squad"
+    earlier = {name: value for name, value in found.items() if name != "answer_normalization"}
+    assert differences(earlier, found) == []
+    other = identity(RunConfig(evaluation=EvaluationConfig(answer_normalization="mlqa:zh")), model())
+    assert differences(earlier, other) == ["answer_normalization is mlqa:zh here and squad there"]

@@ -11,6 +11,7 @@ import datasets
 import evaluate
 
 from qa_dist.common.errors import ScoringError
+from qa_dist.evaluation.normalization import normalization
 from qa_dist.evaluation.scoring import Scores, score_v1, score_v2
 
 _DESCRIPTION = """
@@ -23,6 +24,8 @@ Args:
     predictions: list of {'id', 'prediction_text'}; for v2.0 also 'no_answer_probability'.
     references: list of {'id', 'answers': {'text': [...], 'answer_start': [...]}}; 'answer_start' is not used.
     no_answer_threshold: v2.0 only: no-answer probability above which a question counts as unanswered (default 1.0).
+    answer_normalization: whose rules say which answers are the same and what F1 counts: 'squad' (default), 'xquad',
+        'mlqa:LANGUAGE' (ar, de, en, es, hi, vi, zh), 'korquad', 'cmrc', or 'none' for texts as they are.
 Returns:
     v1.1: 'exact_match', 'f1'.
     v2.0: 'exact', 'f1', 'total', the same for 'HasAns_' and 'NoAns_' where there are such questions, and 'best_exact',
@@ -77,7 +80,9 @@ class QaDistSquad(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
         predictions: list[dict[str, Any]],
         references: list[dict[str, Any]],
         no_answer_threshold: float | None = None,
+        answer_normalization: str = "squad",
     ) -> Scores:
+        rules = normalization(answer_normalization)
         texts = _by_id(predictions, "prediction_text", "predictions")
         golds = {key: answers["text"] for key, answers in _by_id(references, "answers", "references").items()}
         given = {row["id"]: row.get("no_answer_probability") for row in predictions}
@@ -88,10 +93,10 @@ class QaDistSquad(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
                     f"{len(given) - len(odds)} of {len(given)} predictions have no no_answer_probability."
                 )
             threshold = 1.0 if no_answer_threshold is None else no_answer_threshold
-            return score_v2(golds, texts, null_odds=odds, na_prob_thresh=threshold)
+            return score_v2(golds, texts, null_odds=odds, na_prob_thresh=threshold, rules=rules)
         if no_answer_threshold is not None:
             raise ScoringError("no_answer_threshold is for SQuAD v2.0, but these are v1.1 predictions; leave it out.")
-        return score_v1(golds, texts)
+        return score_v1(golds, texts, rules=rules)
 
 
 def _by_id(rows: list[dict[str, Any]], column: str, what: str) -> dict[str, Any]:
