@@ -226,8 +226,8 @@ def forward(
     def compute_batch(batch: FeatureBatch) -> BatchLogits:
         # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
         with torch.no_grad(), ranks.autocast():
-            start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-            losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2).double()
+            start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
+            losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).double()
         return BatchLogits(batch, start_T, end_T, losses_B)
 
     def wanted() -> Iterator[Indices]:

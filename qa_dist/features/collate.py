@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from qa_dist.features.batching import Indices
+from qa_dist.features.rows import Row, row_numbers
 from qa_dist.features.store import FeatureStore
 
 
@@ -27,6 +28,7 @@ class FeatureBatch:
         cls_token_B: int64 [B], the token that stands for "no answer".
         lengths_B: int64 [B], `lengths` on the device.
         places_B: int64 [B], the features' places in the global batch that they were taken from; else from 0 on.
+        row: the layout of the features in the row.
     """
 
     indices: Indices
@@ -39,6 +41,7 @@ class FeatureBatch:
     cls_token_B: torch.Tensor
     lengths_B: torch.Tensor
     places_B: torch.Tensor
+    row: Row
 
     @classmethod
     def of(cls, store: FeatureStore, indices: Indices, device: torch.device) -> "FeatureBatch":
@@ -67,13 +70,15 @@ class FeatureBatch:
                 store.cls_token[indices],
                 store.lengths[indices],
                 places,
+                row_numbers(store.lengths[indices]),
             ]
         tensors = iter(_on_device(columns, device))
         batches = []
         for indices, _ in groups:
-            input_ids_T, types_T, labels, *per_feature = (next(tensors) for _ in range(8))
+            input_ids_T, types_T, labels, *per_feature, row = (next(tensors) for _ in range(9))
             lengths = tuple(store.lengths[indices].tolist())
-            batches.append(cls(indices, input_ids_T, types_T, lengths, labels.view(-1, 2), *per_feature))
+            layout = Row.within(row, lengths)
+            batches.append(cls(indices, input_ids_T, types_T, lengths, labels.view(-1, 2), *per_feature, layout))
         return batches
 
 

@@ -30,8 +30,8 @@ Part = Literal["weights", "gradients", "activations", "logits", "workspace"]
 MADE: tuple[Part, ...] = ("activations", "logits", "workspace")
 """Parts that a pass makes, and leaves nothing of."""
 
-_MOST_FOLLOWED = 1 << 17
-"""Numbers of a tensor up to which they are computed: more than a pass has tokens, less than a mask of dropout has."""
+_MOST_FOLLOWED = 1 << 18
+"""Numbers of a tensor up to which they are computed: more than the layout of a row has, less than most masks have."""
 
 
 class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]

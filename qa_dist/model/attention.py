@@ -16,7 +16,7 @@ import torch
 
 from qa_dist.common.errors import UserError
 from qa_dist.model import cuda_attention
-from qa_dist.model.rows import window_mask
+from qa_dist.features.rows import window_mask
 
 UNPADDED = "qa_dist_unpadded"
 """Name of the attention implementation, for transformers' `attn_implementation`."""
@@ -52,7 +52,7 @@ def unpadded_attention(
         scaling: Factor of the scores; None: 1/sqrt(D).
         dropout: Probability with which an attention weight is dropped; must be 0 on the CPU, whose kernel has none.
         sliding_window: As ModernBERT passes it: one more than the distance up to which tokens see each other.
-        cumulative: int32 [B + 1], as from `qa_dist.model.rows.cumulative_lengths`.
+        cumulative: int32 [B + 1], as in a `qa_dist.features.rows.Row`.
         longest: At least the tokens of the longest feature.
 
     Raises:

@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from qa_dist.common.errors import UserError
-from qa_dist.model.rows import window_mask
+from qa_dist.features.rows import window_mask
 
 _HALF = (torch.bfloat16, torch.float16)
 

@@ -17,7 +17,7 @@ from torch import nn
 from qa_dist.common.errors import ConfigError
 from qa_dist.model.families import family_of
 from qa_dist.model.quantization import num_elements
-from qa_dist.model.rows import cumulative_lengths, position_ids
+from qa_dist.features.rows import Row
 
 Weights = dict[str, torch.Tensor]
 """Tensors by name."""
@@ -65,7 +65,11 @@ class SpanModel(nn.Module):
         self._is_compiled = False
 
     def forward(
-        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
+        self,
+        input_ids_T: torch.Tensor,
+        token_type_ids_T: torch.Tensor,
+        lengths: tuple[int, ...],
+        row: Row | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Start and end logits of every token, both float32 [T].
 
@@ -73,41 +77,41 @@ class SpanModel(nn.Module):
             input_ids_T: int64 [T], the features one behind the other.
             token_type_ids_T: int64 [T].
             lengths: Tokens of each feature; they add up to T.
+            row: Their layout on the same device; None: it is made.
         """
+        row = Row.of(lengths, input_ids_T.device) if row is None else row
         if self.padding == "unpadded":
-            output = self._compute_row(input_ids_T, token_type_ids_T, lengths)
+            output = self._compute_row(input_ids_T, token_type_ids_T, row)
             start_T, end_T = output.start_logits[0], output.end_logits[0]
         else:
-            real, output = self._compute_padded(input_ids_T, token_type_ids_T, lengths)
+            real, output = self._compute_padded(input_ids_T, token_type_ids_T, row)
             start_T, end_T = output.start_logits[real], output.end_logits[real]
         return start_T.float(), end_T.float()
 
-    def _compute_row(self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]) -> Any:
-        cumulative = cumulative_lengths(lengths, input_ids_T.device)
-        positions = position_ids(cumulative, len(input_ids_T)) + self._first_position
+    def _compute_row(self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, row: Row) -> Any:
+        positions_T = row.positions_T + self._first_position if self._first_position else row.positions_T
         inputs = {"token_type_ids": token_type_ids_T[None]} if self._takes_token_types else {}
         return self._call(
             input_ids=input_ids_T[None],
-            position_ids=positions[None],
-            cumulative=cumulative,
+            position_ids=positions_T[None],
+            cumulative=row.cumulative,
             longest=self._max_seq_length,
             **inputs,
         )
 
     def _compute_padded(
-        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
+        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, row: Row
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
         """Row and column of every real token, both int64 [T], and the model's output."""
-        width = self._padded_length or max(lengths)
-        lengths_B = torch.tensor(lengths, device=input_ids_T.device)
-        features = torch.arange(len(lengths), device=input_ids_T.device)
-        rows_T = torch.repeat_interleave(features, lengths_B, output_size=len(input_ids_T))
-        columns_T = position_ids(cumulative_lengths(lengths, input_ids_T.device), len(input_ids_T))
+        num_features, longest = row.places_BL.shape
+        width = self._padded_length or longest
+        rows_T = (row.padded_T - row.positions_T) // longest
+        columns_T = row.positions_T
         if self._pads_left:
-            columns_T = columns_T + (width - lengths_B)[rows_T]
+            columns_T = columns_T + (width - row.cumulative.diff())[rows_T]
         # Places as numbers: with a mask in their stead the device would have to say how many there are.
         real = rows_T, columns_T
-        attention_mask_BL = torch.zeros(len(lengths), width, dtype=torch.long, device=input_ids_T.device)
+        attention_mask_BL = torch.zeros(num_features, width, dtype=torch.long, device=input_ids_T.device)
         attention_mask_BL[real] = 1
         input_ids_BL = torch.full_like(attention_mask_BL, self._pad_token_id)
         input_ids_BL[real] = input_ids_T
@@ -193,7 +197,11 @@ def head_parameters(model: SpanModel) -> list[str]:
 
 
 def span_loss(
-    start_T: torch.Tensor, end_T: torch.Tensor, lengths: Sequence[int], labels_B2: torch.Tensor
+    start_T: torch.Tensor,
+    end_T: torch.Tensor,
+    lengths: Sequence[int],
+    labels_B2: torch.Tensor,
+    row: Row | None = None,
 ) -> torch.Tensor:
     """Loss of every feature, float32 [B]: the mean of the cross-entropies of its start and end token.
 
@@ -202,12 +210,34 @@ def span_loss(
         end_T: End logits, float32 [T].
         lengths: Tokens of each feature.
         labels_B2: int64 [B, 2], start and end token inside the feature.
+        row: The features' layout on the same device; None: it is made.
     """
-    widths = list(lengths)
-    start_BL, end_BL = (
-        nn.utils.rnn.pad_sequence(list(torch.split(logits, widths)), batch_first=True, padding_value=-math.inf)
-        for logits in (start_T, end_T)
-    )
-    start_loss = nn.functional.cross_entropy(start_BL, labels_B2[:, 0], reduction="none")
-    end_loss = nn.functional.cross_entropy(end_BL, labels_B2[:, 1], reduction="none")
-    return (start_loss + end_loss) / 2
+    row = Row.of(lengths, start_T.device) if row is None else row
+    pad: Callable[..., torch.Tensor] = _PadLogits.apply
+    padded_2BL = pad(start_T, end_T, row.places_BL, row.padded_T)
+    targets = labels_B2.t().reshape(-1)
+    losses = nn.functional.cross_entropy(padded_2BL.flatten(0, 1), targets, reduction="none")
+    return losses.view(2, -1).mean(0)
+
+
+class _PadLogits(torch.autograd.Function):
+    """Start and end logits of a row as a padded batch [2, B, L] with -inf for padding.
+
+    The operators are as many for any number of features. In the backward pass, too, every number is read from its one
+    place: nothing is added up, so that the order of threads cannot change the result.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, start_T: torch.Tensor, end_T: torch.Tensor, places_BL: torch.Tensor, padded_T: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(padded_T)
+        padding = start_T.new_full((1,), -math.inf)
+        logits = torch.cat((start_T, padding, end_T, padding)).view(2, -1)
+        return logits[:, places_BL]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (padded_T,) = ctx.saved_tensors
+        start_T, end_T = gradients[0].flatten(1)[:, padded_T]
+        return start_T, end_T, None, None

@@ -59,8 +59,8 @@ def token_budget(
         try:
             batch = FeatureBatch.of(store, chosen, ranks.device)
             with ranks.autocast():
-                start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-            engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
+                start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
+            engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).sum())
             return longest * len(chosen)
         except RuntimeError as error:
             if not is_out_of_memory(error):

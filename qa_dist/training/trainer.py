@@ -163,8 +163,10 @@ class Trainer:
             for number, (batch, is_counted) in enumerate(micro_batches, 1):
                 self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")
                 with self.ranks.autocast():
-                    start_T, end_T = self.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
-                losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2)
+                    start_T, end_T = self.engine.module(
+                        batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row
+                    )
+                losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row)
                 # Ranks are averaged: times W / G_step the average is the mean over the global step.
                 weight = self.ranks.world_size / num_features if is_counted else 0.0
                 self.engine.backward(losses_B.sum() * weight, last=number == len(micro_batches))

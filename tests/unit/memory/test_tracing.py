@@ -11,7 +11,7 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.memory.by_strategy import TracedPass
 from qa_dist.memory.tracing import MADE, StorageTracer, run_pass, trace_passes
 from qa_dist.model.building import build_meta_model, build_model
-from qa_dist.model.rows import cumulative_lengths
+from qa_dist.features.rows import Row
 from qa_dist.model.span_model import SpanModel
 from tests.tiny import MODEL_TYPES, tiny_model
 
@@ -54,7 +54,7 @@ def test_autograd_keeps_what_the_backward_pass_needs() -> None:
 
 def test_boundaries_can_be_read() -> None:
     with FakeTensorMode(), StorageTracer():
-        cumulative = cumulative_lengths((3, 1, 5), CPU)
+        cumulative = Row.of((3, 1, 5), CPU).cumulative
         assert cumulative.tolist() == [0, 3, 4, 9]
         assert int(cumulative.diff().max()) == 5
         cumulative.copy_(torch.empty(4))

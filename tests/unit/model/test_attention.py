@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qa_dist.common.errors import UserError
 from qa_dist.model.attention import unpadded_attention
-from qa_dist.model.rows import cumulative_lengths, position_ids
+from qa_dist.features.rows import Row
 
 LENGTHS = [5, 1, 40, 17, 3]
 HEADS, SIZE = 3, 8
@@ -19,7 +19,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 
 
 def attend(tensors: list[torch.Tensor], **options: object) -> torch.Tensor:
-    cumulative = cumulative_lengths(LENGTHS, torch.device("cpu"))
+    cumulative = Row.of(LENGTHS, torch.device("cpu")).cumulative
     query, key, value = tensors
     output, weights = unpadded_attention(
         torch.nn.Identity(), query, key, value, None, cumulative=cumulative, longest=40, **options
@@ -59,15 +59,8 @@ def test_half_precision_stays_half() -> None:
 def test_the_operators_keep_torch_s_rules() -> None:
     from qa_dist.model.attention import _attend
 
-    cumulative = cumulative_lengths(LENGTHS, torch.device("cpu"))
+    cumulative = Row.of(LENGTHS, torch.device("cpu")).cumulative
     torch.library.opcheck(_attend, (*inputs(), cumulative, 0.3, -1))
-
-
-def test_boundaries_and_positions() -> None:
-    cumulative = cumulative_lengths(LENGTHS, torch.device("cpu"))
-    assert cumulative.tolist() == [0, 5, 6, 46, 63, 66]
-    wanted = [place for length in LENGTHS for place in range(length)]
-    assert position_ids(cumulative, sum(LENGTHS)).tolist() == wanted
 
 
 def test_what_it_cannot_do_is_an_error() -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from qa_dist.common.errors import UserError
 from qa_dist.model import cuda_attention
 from qa_dist.model.attention import has_dropout
-from qa_dist.model.rows import cumulative_lengths
+from qa_dist.features.rows import Row
 
 LENGTHS = [5, 1, 40, 17, 3]
 LONGEST = 64
@@ -147,13 +147,13 @@ def inputs(dtype: torch.dtype = torch.float32, size: int = SIZE) -> list[torch.T
 
 
 def attend(tensors: list[torch.Tensor], reach: int = -1, dropout: float = 0.0, scale: float = 0.3) -> torch.Tensor:
-    cumulative = cumulative_lengths(LENGTHS, torch.device("cpu"))
+    cumulative = Row.of(LENGTHS, torch.device("cpu")).cumulative
     return cuda_attention.attend(*tensors, cumulative, LONGEST, scale, reach, dropout)
 
 
 def expected(tensors: list[torch.Tensor], reach: int = -1, scale: float = 0.3) -> torch.Tensor:
     rows = [tensor[0].transpose(0, 1) for tensor in tensors]
-    return block_attention(*rows, cumulative_lengths(LENGTHS, torch.device("cpu")), scale, reach)[None]
+    return block_attention(*rows, Row.of(LENGTHS, torch.device("cpu")).cumulative, scale, reach)[None]
 
 
 def names(kernels: PlainKernels) -> list[str]:
@@ -193,7 +193,7 @@ def test_every_kernel_equals_one_attention_with_a_block_mask(
 def test_a_row_shorter_than_the_longest_feature_that_may_come(kernels: PlainKernels) -> None:
     # The plain kernel refuses more tokens than the row has, as torch's backward pass does.
     tensors = [tensor[:, :, :5].detach().requires_grad_() for tensor in inputs()]
-    cumulative = cumulative_lengths([5], torch.device("cpu"))
+    cumulative = Row.of([5], torch.device("cpu")).cumulative
     cuda_attention.attend(*tensors, cumulative, 384, 0.3, -1, 0.0).sum().backward()
     assert names(kernels) == ["efficient", "efficient backward"]
 
@@ -256,7 +256,7 @@ def test_the_public_function_where_the_operator_is_another(
 
 def test_our_operator_keeps_torch_s_rules(kernels: PlainKernels) -> None:
     rows = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in inputs()]
-    cumulative = cumulative_lengths(LENGTHS, torch.device("cpu"))
+    cumulative = Row.of(LENGTHS, torch.device("cpu")).cumulative
     torch.library.opcheck(cuda_attention.memory_efficient, (*rows, cumulative, LONGEST, 0.3, 0.0))
 
 
@@ -269,7 +269,7 @@ def test_one_graph_for_rows_of_any_length(kernels: PlainKernels, dtype: torch.dt
     for lengths in ((4, 30, 9), (17, 64), (5, 6, 7, 8, 9, 31), (128, 3), (77,), (20, 21, 22, 23)):
         generator = torch.Generator().manual_seed(0)
         tensors = [torch.randn(1, sum(lengths), 2, 8, generator=generator).to(dtype).transpose(1, 2) for _ in range(3)]
-        cumulative = cumulative_lengths(lengths, torch.device("cpu"))
+        cumulative = Row.of(lengths, torch.device("cpu")).cumulative
         found = compiled(*tensors, cumulative, 384, 0.3, -1, 0.0)
         rows = [tensor[0].transpose(0, 1) for tensor in tensors]
         wanted = block_attention(*rows, cumulative, 0.3, -1)[None]
