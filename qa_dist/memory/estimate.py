@@ -124,26 +124,18 @@ def estimate(
     """
     import torch
 
-    from qa_dist.memory.tracing import trace_passes
-    from qa_dist.model.building import build_meta_model
-
     has_cuda = torch.cuda.is_available()
     kind: DeviceKind = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
     processes = _start_processes(strategies, config) if kind == "cpu" else {}
-    model = build_meta_model(
-        config.model,
-        max_seq_length=config.data.max_seq_length,
-        gradient_checkpointing=config.training.gradient_checkpointing,
-        device=torch.device(kind),
-    )
-    sizes = sizes_of(model)
-    passes = trace_passes(
-        model,
-        TRACED_FEATURES,
-        length=config.data.max_seq_length,
-        device=torch.device(kind if has_cuda else "cpu"),
-        precision=config.training.mixed_precision,
-    )
+
+    def shards_one_type(strategy: Strategy) -> bool:
+        # Without autocast nothing is held in another type.
+        return strategy.startswith("zero") and config.training.mixed_precision != "no"
+
+    measured = {
+        one_type: _measure(config, kind, has_cuda=has_cuda, shards_one_type=one_type)
+        for one_type in set(map(shards_one_type, strategies))
+    }
     memory = num_bytes(options.device_memory) if options.device_memory else _memory_here(kind, options.num_processes)
     estimates = []
     for strategy in strategies:
@@ -156,8 +148,38 @@ def estimate(
             optim=config.training.optim,
         )
         process = processes[_imports(strategy, config)].result() if processes else 0
+        sizes, passes, notes = measured[shards_one_type(strategy)]
         estimates.append(_estimate(config, sizes, setup, passes, process, memory))
-    return estimates, [*model.notes, *_not_counted(kind, has_cuda)]
+    return estimates, [*notes, *_not_counted(kind, has_cuda)]
+
+
+def _measure(
+    config: RunConfig, kind: DeviceKind, *, has_cuda: bool, shards_one_type: bool
+) -> tuple[Sizes, list[TracedPass], tuple[str, ...]]:
+    """Sizes and passes of the model as it trains, and what the user should know about it."""
+    import torch
+
+    from qa_dist.memory.tracing import trace_passes
+    from qa_dist.model.building import build_meta_model
+    from qa_dist.model.casts import spare_casts
+
+    precision, device = config.training.mixed_precision, torch.device(kind)
+    model = build_meta_model(
+        config.model,
+        max_seq_length=config.data.max_seq_length,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        device=device,
+    )
+    spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
+    sizes = sizes_of(model)
+    passes = trace_passes(
+        model,
+        TRACED_FEATURES,
+        length=config.data.max_seq_length,
+        device=torch.device(kind if has_cuda else "cpu"),
+        precision=precision,
+    )
+    return sizes, passes, model.notes
 
 
 def _estimate(

@@ -14,6 +14,7 @@ from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.features.batching import Indices
 from qa_dist.features.store import FeatureStore
 from qa_dist.machine.usage import is_out_of_memory
+from qa_dist.model.casts import spare_casts
 from qa_dist.model.dropout import seed_dropout
 from qa_dist.model.span_model import SpanModel, Weights, span_loss
 from qa_dist.model.trainable import GradientCheck
@@ -65,9 +66,13 @@ class Trainer:
         )
         self.num_steps, self.steps_per_epoch = self.inputs.num_steps, self.inputs.steps_per_epoch
         self.model = model
-        # These three before the tensors are sharded.
+        # These before the tensors are sharded.
         self.gradients = GradientCheck(model)
         self.identity = run_identity(config, store, model, ranks)
+        # Only now, so that the identity is that of the weights as they were loaded.
+        spare_casts(
+            model, config.model, training.mixed_precision, ranks.device, shards_one_type=strategy.startswith("zero")
+        )
         num_elements = [weight.numel() for _, weight in model.trainable()]
         fused = is_fused(training.optim, strategy, ranks.device.type)
         make = partial(make_optimizer, training, fused=fused)
