@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,23 @@ class FeatureBatch:
         tensors = iter(_on_device(columns, device))
         batches = []
         for indices, _ in groups:
-            input_ids_T, types_T, labels, *per_feature, row = (next(tensors) for _ in range(9))
+            input_ids_T, types_T, labels, starts_B, ends_B, cls_B, lengths_B, places_B, row = islice(tensors, 9)
             lengths = tuple(store.lengths[indices].tolist())
-            layout = Row.within(row, lengths)
-            batches.append(cls(indices, input_ids_T, types_T, lengths, labels.view(-1, 2), *per_feature, layout))
+            batches.append(
+                cls(
+                    indices=indices,
+                    input_ids_T=input_ids_T,
+                    token_type_ids_T=types_T,
+                    lengths=lengths,
+                    labels_B2=labels.view(-1, 2),
+                    context_start_B=starts_B,
+                    context_end_B=ends_B,
+                    cls_token_B=cls_B,
+                    lengths_B=lengths_B,
+                    places_B=places_B,
+                    row=Row.within(row, lengths),
+                )
+            )
         return batches
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from qa_dist.common.errors import UserError
-from qa_dist.model import cuda_attention
 from qa_dist.features.rows import window_mask
+from qa_dist.model import cuda_attention
 
 UNPADDED = "qa_dist_unpadded"
 """Name of the attention implementation, for transformers' `attn_implementation`."""

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.features.rows import Row
 from qa_dist.model.families import family_of
 from qa_dist.model.quantization import num_elements
-from qa_dist.features.rows import Row
 
 Weights = dict[str, torch.Tensor]
 """Tensors by name."""

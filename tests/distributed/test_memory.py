@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,10 @@ def train_in_small_memory(limit: int, words: list[str], rank: int) -> int:
 
     loss, last = trainer.span_loss, int(os.environ.get("WORLD_SIZE", "1")) - 1
 
-    def limited(
-        start_T: torch.Tensor, end_T: torch.Tensor, lengths: tuple[int, ...], labels_B2: torch.Tensor
-    ) -> torch.Tensor:
+    def limited(start_T: torch.Tensor, end_T: torch.Tensor, lengths: tuple[int, ...], *rest: Any) -> torch.Tensor:
         if rank == last and sum(lengths) > limit:
             raise torch.OutOfMemoryError("simulated")
-        return loss(start_T, end_T, lengths, labels_B2)
+        return loss(start_T, end_T, lengths, *rest)
 
     trainer.span_loss = limited
     return main(words)

@@ -8,10 +8,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qa_dist.config.options import ModelConfig
+from qa_dist.features.rows import Row
 from qa_dist.memory.by_strategy import TracedPass
 from qa_dist.memory.tracing import MADE, StorageTracer, run_pass, trace_passes
 from qa_dist.model.building import build_meta_model, build_model
-from qa_dist.features.rows import Row
 from qa_dist.model.span_model import SpanModel
 from tests.tiny import MODEL_TYPES, tiny_model
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from qa_dist.common.errors import UserError
-from qa_dist.model.attention import unpadded_attention
 from qa_dist.features.rows import Row
+from qa_dist.model.attention import unpadded_attention
 
 LENGTHS = [5, 1, 40, 17, 3]
 HEADS, SIZE = 3, 8

@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from qa_dist.common.errors import UserError
+from qa_dist.features.rows import Row
 from qa_dist.model import cuda_attention
 from qa_dist.model.attention import has_dropout
-from qa_dist.features.rows import Row
 
 LENGTHS = [5, 1, 40, 17, 3]
 LONGEST = 64

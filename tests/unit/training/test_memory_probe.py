@@ -45,7 +45,7 @@ class FakeEngine:
     def train(self) -> None:
         self.is_training = True
 
-    def __call__(self, features: list[int], types: Any, lengths: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, features: list[int], types: Any, lengths: Any, row: Any) -> tuple[torch.Tensor, torch.Tensor]:
         assert torch.is_autocast_enabled("cpu")
         self.passes.append(features)
         return torch.zeros(1), torch.zeros(1)
@@ -68,7 +68,7 @@ def budget(kind: str, engine: Any = None, **options: Any) -> int:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches and losses that cost nothing."""
     monkeypatch.setattr(memory_probe, "span_loss", lambda *_: torch.zeros(3))
-    batch = SimpleNamespace(token_type_ids_T=None, lengths=None, labels_B2=None)
+    batch = SimpleNamespace(token_type_ids_T=None, lengths=None, labels_B2=None, row=None)
     monkeypatch.setattr(
         memory_probe.FeatureBatch,
         "of",
