@@ -95,6 +95,9 @@ def _evaluate(argv: Sequence[str]) -> int:
         if ranks.is_main:
             if directory is not None:
                 write_results(evaluation, directory)
+            if not evaluation.is_scored:
+                what = "the predictions are written" if directory else "give --results_dir to keep the predictions"
+                sys.stderr.write(f"{PROG}: note: no answers of the data are known, so nothing is scored; {what}\n")
             sys.stdout.write(json.dumps(evaluation.named_metrics, indent=2) + "\n")
         ranks.close()
     return 0

@@ -57,6 +57,8 @@ def prepare(config: RunConfig) -> dict[str, Any]:
             "num_unlabelled_examples": store.stats.num_unlabelled_examples,
             "num_mended": store.report.num_mended,
             "num_dropped": store.report.num_invalid,
+            "num_without_references": store.report.num_without_references,
+            "num_without_place": store.report.num_without_place,
         }
     first = next(iter(splits))
     return {"split": first, **splits[first], "splits": splits}

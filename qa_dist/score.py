@@ -9,23 +9,18 @@ for. Exit code 0, or 2 with one sentence on standard error.
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qa_dist.common import command
 from qa_dist.common.errors import ScoringError
 from qa_dist.evaluation.normalization import NORMALIZATIONS, Normalization, normalization, unfit_note
-from qa_dist.evaluation.scoring import (
-    References,
-    Scores,
-    load_null_odds,
-    load_predictions,
-    load_references,
-    score_v1,
-    score_v2,
-    unknown_predictions,
-)
+from qa_dist.evaluation.scoring import Scores, score_v1, score_v2, unknown_predictions
+
+if TYPE_CHECKING:
+    from qa_dist.evaluation.score_files import References
 
 PROG = "qa_dist.score"
 
@@ -38,13 +33,25 @@ def build_parser() -> argparse.ArgumentParser:
         "All files may be gzipped.",
         allow_abbrev=False,
     )
-    parser.add_argument("--references", required=True, metavar="FILE", help="SQuAD JSON with the reference answers")
     parser.add_argument(
-        "--predictions", required=True, metavar="FILE", help="JSON object from question ids to predicted texts"
+        "--references",
+        required=True,
+        metavar="FILE",
+        type=_path,
+        help="questions with answers, in any layout that training reads",
+    )
+    parser.add_argument(
+        "--predictions",
+        required=True,
+        metavar="FILE",
+        type=_path,
+        help="JSON object from question ids to predicted texts, or rows with id and prediction_text as JSON, JSONL, "
+        "CSV or Parquet",
     )
     parser.add_argument(
         "--null_odds",
         metavar="FILE",
+        type=_path,
         help="v2.0 only: JSON object from question ids to how likely there is no answer; adds the best thresholds",
     )
     parser.add_argument(
@@ -75,9 +82,14 @@ def _print_scores(argv: Sequence[str] | None) -> int:
 
 
 def _scores(options: argparse.Namespace) -> dict[str, Any]:
+    # Only now: --help and mistakes in the flags should not wait for it.
+    from qa_dist.evaluation.score_files import load_references, read_predictions
+
     rules = normalization(options.answer_normalization)
     references = load_references(options.references)
-    predictions = load_predictions(options.predictions)
+    predictions, notes = read_predictions(options.predictions)
+    for note in (*references.notes, *notes):
+        _notice(note)
     _notice(unknown_predictions(references.answers, predictions))
     _notice(unfit_note(references.answers.values(), rules))
     named = {} if rules.name == "squad" else {"answer_normalization": rules.name}
@@ -85,7 +97,7 @@ def _scores(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _official(
-    options: argparse.Namespace, references: References, predictions: dict[str, str], rules: Normalization
+    options: argparse.Namespace, references: "References", predictions: dict[str, str], rules: Normalization
 ) -> Scores:
     if not references.version_2:
         for flag in ("null_odds", "na_prob_thresh"):
@@ -96,6 +108,8 @@ def _official(
         if options.na_prob_thresh is not None:
             raise ScoringError("--na_prob_thresh is a limit on null odds, but there are none; give --null_odds too.")
         return score_v2(references.answers, predictions, allow_missing=options.allow_missing, rules=rules)
+    from qa_dist.evaluation.score_files import load_null_odds
+
     null_odds = load_null_odds(options.null_odds)
     _notice(unknown_predictions(references.answers, null_odds, what="null odds"))
     return score_v2(
@@ -111,6 +125,11 @@ def _official(
 def _notice(line: str | None) -> None:
     if line is not None:
         sys.stderr.write(f"{PROG}: note: {line}\n")
+
+
+def _path(text: str) -> str:
+    """A path whose `~` stands for a home folder."""
+    return os.path.expanduser(text)
 
 
 def _limit(text: str) -> float:

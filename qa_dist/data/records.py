@@ -1,6 +1,6 @@
 """The words of this project, each meaning one thing.
 
-*Example*: one question about one context, with its reference answers; no answers means unanswerable.
+*Example*: one question about one context, with its reference answers; no reference means unanswerable.
 *Feature*: one window of an example, tokenised: what the model reads. A long context gives several features.
 *Window*: the position of a feature among the features of its example (0, 1, ...).
 *Span*: a first and a last token (both inclusive) inside a feature.
@@ -32,13 +32,30 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one context. `answers` is empty for an unanswerable question."""
+    """One question about one context.
+
+    Attributes:
+        id: what predictions name it by.
+        question: the question.
+        context: the text that is read.
+        answers: the reference answers that have a place in the context; what labels are made of.
+        title: of the article that the context is from.
+        other_texts: reference answers whose place is not known; predictions are scored against them too.
+        has_references: whether its references are known. If they are and there are none, it is unanswerable.
+    """
 
     id: str
     question: str
     context: str
     answers: tuple[Answer, ...] = ()
     title: str = ""
+    other_texts: tuple[str, ...] = ()
+    has_references: bool = True
+
+    @property
+    def is_unanswerable(self) -> bool:
+        """Whether it is known that there is no answer."""
+        return self.has_references and not self.answers and not self.other_texts
 
 
 @dataclass(frozen=True, slots=True)

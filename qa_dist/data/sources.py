@@ -1,6 +1,6 @@
 """Questions from files, the hub, the embedded sample or the generator: what `--train_file` and `--dataset_name` mean.
 
-    `Source` ──► `Record`s, as they were written (formats) ──► `validate` (checking) ──► `Example`s and a `Report`
+    `Source` ──► values (formats) ──► `Record`s (layouts) ──► `validate` (checking, placing) ──► `Example`s, a `Report`
 
 Every record is checked before anything expensive happens, and everything found wrong is reported together. Mistakes
 of a whole file (not there, not gzip, not JSON, ...) are a `DataError` of one sentence.
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,8 @@ from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.common.reading import read_bytes, require_readable
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, validate
-from qa_dist.data.formats import COLUMNS, Record, Row, parse, read_rows
+from qa_dist.data.formats import parse
+from qa_dist.data.layouts import COLUMNS, Reading, Row, lay_out, read_rows
 from qa_dist.data.records import Example
 
 Split = Literal["train", "validation"]
@@ -46,7 +47,7 @@ class Source:
 
     name: str
     content_sha256: str
-    records: Callable[[], Iterable[Record]] = field(repr=False)
+    records: Callable[[], Reading] = field(repr=False)
 
 
 def load_examples(data: DataConfig, split: Split) -> tuple[list[Example], Report, str]:
@@ -66,7 +67,12 @@ def load_source(source: Source, data: DataConfig, split: Split) -> tuple[list[Ex
     Raises:
         DataError: It cannot be parsed, holds invalid records under `--on_invalid error`, or no valid ones.
     """
-    examples, report = validate(source.records(), allow_unanswerable=data.version_2_with_negative is not False)
+    examples, report = validate(
+        source.records(),
+        allow_unanswerable=data.version_2_with_negative is not False,
+        for_training=split == "train",
+        keep_scored=split == "validation" and data.on_invalid == "drop",
+    )
     if report.num_records == 0:
         raise DataError(f"{source.name} holds no questions; name a source with at least one")
     if report.problems and data.on_invalid == "error":
@@ -141,14 +147,7 @@ def open_source(data: DataConfig, split: Split) -> Source:
     splits = _load_hub(data)
     if split not in splits:
         raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --{split}_file")
-    rows = splits[split]
-    missing = [column for column in COLUMNS if column not in rows.column_names]
-    if missing:
-        raise DataError(
-            f"{data.source} has the columns {', '.join(rows.column_names)} but not {', '.join(missing)}; "
-            f"a data set needs {', '.join(COLUMNS)}"
-        )
-    return _rows_source(f"{data.source} ({split})", rows.with_format("arrow")[:].to_pylist())
+    return _rows_source(f"{data.source} ({split})", splits[split].with_format("arrow")[:].to_pylist())
 
 
 def _file_of(data: DataConfig, split: Split) -> str | None:
@@ -162,10 +161,13 @@ def _file_source(path: Path) -> Source:
 
 def _rows_source(name: str, rows: Sequence[Row]) -> Source:
     digest = hashlib.sha256()
+    usual = (*COLUMNS, "title", "is_impossible")
     for row in rows:
-        values = [row.get(column) for column in (*COLUMNS, "title", "is_impossible")]
+        values: Any = [row.get(column) for column in usual]
+        if not row.keys() <= {*usual}:
+            values = dict(row)
         digest.update(json.dumps(values, default=str).encode())
-    return Source(name, digest.hexdigest(), lambda: read_rows(rows))
+    return Source(name, digest.hexdigest(), lambda: lay_out(rows, Path(name)))
 
 
 def _synthetic_source(name: str, seed: int) -> Source:
@@ -178,7 +180,7 @@ def _synthetic_source(name: str, seed: int) -> Source:
     # An example depends on its seed and number only, so the first few tell which generator made all of them.
     few = _rows_source(name, list(rows(min(count, _NUM_HASHED_SYNTHETIC)))).content_sha256
     digest = hashlib.sha256(json.dumps([count, seed, few]).encode())
-    return Source(name, digest.hexdigest(), lambda: read_rows(rows(count)))
+    return Source(name, digest.hexdigest(), lambda: read_rows(list(rows(count))))
 
 
 def _row_of(example: Example) -> Row:

@@ -124,7 +124,7 @@ def evaluate(
             table = CandidateTable.concatenate([CandidateTable.empty(config.n_best_size), *candidates(logits, config)])
             ranks.stop_if_asked()
             tables = ranks.gather(table)
-        loss = float(losses.summed(ranks, store.num_features).mean())
+        loss = _mean(losses.summed(ranks, store.num_features), store.is_labelled)
         if ranks.is_main:
             answers = answer(tables, store, config, version_2=version_2)
             metrics = score(store, answers, version_2=version_2, rules=rules)
@@ -148,7 +148,13 @@ def evaluate_loss(
     for logits in forward(model, store, ranks, [features[batch] for batch in mine], forward_needs_all_ranks):
         losses.add(logits)
     ranks.stop_if_asked()
-    return Evaluation({}, float(losses.summed(ranks, store.num_features)[features].mean()), None)
+    summed = losses.summed(ranks, store.num_features)
+    return Evaluation({}, _mean(summed[features], store.is_labelled[features]), None)
+
+
+def _mean(losses: npt.NDArray[np.float64], is_labelled: npt.NDArray[np.bool_]) -> float | None:
+    """Mean of the losses of labelled features; None without any."""
+    return float(losses[is_labelled].mean()) if is_labelled.any() else None
 
 
 def candidates(batches: Iterable[BatchLogits], config: EvaluationConfig) -> Iterator[CandidateTable]:
@@ -183,16 +189,34 @@ def answer(
 
 
 def score(store: FeatureStore, answers: Answers, *, version_2: bool, rules: Normalization = SQUAD) -> Metrics:
-    """Official scores of the answers to a store's examples."""
-    references = [(example_id, store.answer_texts(index)) for index, example_id in enumerate(store.example_ids)]
+    """Official scores of the answers to those examples of a store whose references are known.
+
+    `num_examples` counts these. Where there are others, `num_unlabelled` counts them, and no scores are given if there
+    are none but these. `num_dropped` counts the records that were left out as invalid, where there are any.
+    """
+    ids = [(index, example_id) for index, example_id in enumerate(store.example_ids) if store.has_references[index]]
+    references = {example_id: store.answer_texts(index) for index, example_id in ids}
+    counts: Metrics = {"num_examples": len(references)}
+    if num_unlabelled := store.num_examples - len(references):
+        counts["num_unlabelled"] = num_unlabelled
+    if store.report.num_invalid:
+        counts["num_dropped"] = store.report.num_invalid
+    if not references:
+        return counts
+    predictions = {key: text for key, text in answers.predictions().items() if key in references}
     if version_2:
+        odds = answers.null_odds() or {}
         # The answers were chosen by our own threshold; the script's, of 1.0, would choose a second time.
         scores = score_v2(
-            dict(references), answers.predictions(), null_odds=answers.null_odds(), na_prob_thresh=math.inf, rules=rules
+            references,
+            predictions,
+            null_odds={key: value for key, value in odds.items() if key in references},
+            na_prob_thresh=math.inf,
+            rules=rules,
         )
-        return {"exact_match": scores["exact"], "f1": scores["f1"], "num_examples": store.num_examples, **scores}
-    scores = score_v1(dict(references), answers.predictions(), rules=rules)
-    return {"exact_match": scores["exact_match"], "f1": scores["f1"], "num_examples": store.num_examples}
+        return {"exact_match": scores["exact"], "f1": scores["f1"], **counts, **scores}
+    scores = score_v1(references, predictions, rules=rules)
+    return {"exact_match": scores["exact_match"], "f1": scores["f1"], **counts}
 
 
 def _budget(config: EvaluationConfig, ranks: Ranks) -> int:

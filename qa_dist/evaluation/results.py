@@ -16,14 +16,14 @@ class Evaluation:
 
     Attributes:
         metrics: scores in the official keys, with `exact_match`, `f1` and `num_examples` always there; the same on all
-            ranks. Empty if only the loss was computed.
-        loss: mean over the features; the same on all ranks.
+            ranks. Counts alone if no example has references, empty if only the loss was computed.
+        loss: mean over the labelled features; None without any. The same on all ranks.
         answers: on rank 0, the answers; None elsewhere, or if only the loss was computed.
         normalization: name of the rules that the scores are by.
     """
 
     metrics: Metrics
-    loss: float
+    loss: float | None
     answers: Answers | None
     normalization: str = "squad"
 
@@ -32,6 +32,11 @@ class Evaluation:
         """The metrics, as files have them: behind `answer_normalization`, where the rules are not SQuAD's."""
         is_named = "f1" in self.metrics and self.normalization != "squad"
         return {**({"answer_normalization": self.normalization} if is_named else {}), **self.metrics}
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether there are scores."""
+        return "f1" in self.metrics
 
 
 def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:

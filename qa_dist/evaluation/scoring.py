@@ -13,18 +13,12 @@ happens around them:
 This module needs the standard library alone, so that scoring starts at once.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from qa_dist.common.errors import DataError, ScoringError
-from qa_dist.common.parsers import type_name
-from qa_dist.common.reading import read_json_file
+from qa_dist.common.errors import ScoringError
 from qa_dist.evaluation.normalization import SQUAD, Normalization
 
-T = TypeVar("T")
 Scores = dict[str, float | int]
 
 
@@ -55,7 +49,7 @@ def score_v1(
     unanswerable = [key for key, answers in references.items() if not answers]
     if unanswerable:
         raise ScoringError(
-            f"{_count(unanswerable, 'question')} without an answer cannot be scored as SQuAD v1.1; score as v2.0."
+            f"{counted(unanswerable, 'question')} without an answer cannot be scored as SQuAD v1.1; score as v2.0."
         )
     exact, f1 = _raw_scores(references, predictions, rules, f1_of_empty=no_f1)
     return {"exact_match": _percent(exact, references), "f1": _percent(f1, references)}
@@ -94,7 +88,7 @@ def score_v2(
         _check_ids(references, null_odds, "null odds", allow_missing)
         without_odds = [key for key in references if key in predictions and key not in null_odds]
         if without_odds:
-            raise ScoringError(f"{_count(without_odds, 'predicted question')} without null odds; give odds for all.")
+            raise ScoringError(f"{counted(without_odds, 'predicted question')} without null odds; give odds for all.")
     has_answer = {key: bool(answers) for key, answers in references.items()}
     golds = {key: matchable(texts, rules) for key, texts in references.items()}
     exact, f1 = _raw_scores(golds, predictions, rules, f1_of_empty=f1_of_no_answers)
@@ -132,7 +126,7 @@ def _check_ids(
     missing = [] if allow_missing else [key for key in references if key not in given]
     if missing:
         raise ScoringError(
-            f"{_count(missing, 'question')} without {what} (--allow_missing scores them 0); check that both files are "
+            f"{counted(missing, 'question')} without {what} (--allow_missing scores them 0); check that both files are "
             "of the same data set."
         )
 
@@ -142,10 +136,11 @@ def unknown_predictions(
 ) -> str | None:
     """A note on predictions for questions that are not asked, which the official scripts ignore; None without any."""
     unknown = [key for key in predictions if key not in references]
-    return f"{what} for {_count(unknown, 'unknown question')} are ignored" if unknown else None
+    return f"{what} for {counted(unknown, 'unknown question')} are ignored" if unknown else None
 
 
-def _count(keys: Sequence[str], noun: str) -> str:
+def counted(keys: Sequence[str], noun: str) -> str:
+    """So many of something, with the first few ids."""
     listed = ", ".join(repr(key) for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
     return f"{len(keys)} {noun}{'s' if len(keys) != 1 else ''} ({listed})"
 
@@ -266,115 +261,6 @@ def _best_threshold(
         if current > best:
             best, threshold = current, null_odds[key]
     return 100.0 * best / len(has_answer), threshold
-
-
-# Files.
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """The reference answers of a data set.
-
-    Attributes:
-        answers: the texts of the reference answers of each question, in the order of the file.
-        version_2: whether the data set may hold unanswerable questions.
-    """
-
-    answers: dict[str, tuple[str, ...]]
-    version_2: bool
-
-
-def load_references(path: str | Path) -> References:
-    """The reference answers in a SQuAD v1.1 or v2.0 file (JSON, also gzipped).
-
-    Version 2 is what calls itself so or says `is_impossible` of any question. Contexts are not looked at.
-
-    Raises:
-        DataError: the file cannot be read or is not SQuAD.
-    """
-    data = read_json_file(path)
-    answers: dict[str, tuple[str, ...]] = {}
-    version_2 = isinstance(data, dict) and str(data.get("version", "")).lstrip("v").startswith("2")
-    repeated = []
-    try:
-        questions = [
-            qa
-            for article in _part(data, "data", list)
-            for paragraph in _part(article, "paragraphs", list)
-            for qa in _part(paragraph, "qas", list)
-        ]
-        for qa in questions:
-            key = _part(qa, "id", str)
-            texts = tuple(_part(answer, "text", str) for answer in _part(qa, "answers", list))
-            if key in answers:
-                repeated.append(key)
-            answers[key] = texts
-            version_2 = version_2 or "is_impossible" in qa
-    except TypeError as error:
-        raise DataError(
-            f"{path} is not in the SQuAD layout (data > paragraphs > qas > id, answers > text): {error}; give the "
-            "SQuAD JSON that the questions came from."
-        ) from error
-    if repeated:
-        raise DataError(f"{path} holds {_count(repeated, 'id')} more than once; every question needs its own id.")
-    if not answers:
-        raise DataError(f"{path} holds no questions; give the file that the predictions answer.")
-    return References(answers, version_2)
-
-
-def _part(parent: Any, key: str, kind: type[T]) -> T:
-    """What an object of the file has under a key.
-
-    Raises:
-        TypeError: It is no object, has no such key, or has something of another type there.
-    """
-    if not isinstance(parent, dict):
-        raise TypeError(f"what should hold {key} is {type_name(parent)}")
-    if key not in parent:
-        raise TypeError(f"{key} is missing")
-    value = parent[key]
-    if not isinstance(value, kind):
-        raise TypeError(f"{key} is {type_name(value)} and not {'a list' if kind is list else 'a string'}")
-    return value
-
-
-def load_predictions(path: str | Path) -> dict[str, str]:
-    """The predicted text of each question in a JSON object (also gzipped).
-
-    Raises:
-        DataError: the file cannot be read or is not an object of texts, or an id occurs twice.
-    """
-    return _load_object(path, str, "texts")
-
-
-def load_null_odds(path: str | Path) -> dict[str, float]:
-    """The null odds of each question in a JSON object (also gzipped).
-
-    Raises:
-        DataError: the file cannot be read or is not an object of numbers, or an id occurs twice.
-    """
-    odds = _load_object(path, (int, float), "numbers")
-    strange = [key for key, value in odds.items() if isinstance(value, bool) or not _is_finite(value)]
-    if strange:
-        raise DataError(f"{path}: the null odds of {_count(strange, 'question')} are not finite numbers; mend them.")
-    return odds
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
-        return False
-
-
-def _load_object(path: str | Path, kind: Any, kinds: str) -> dict[str, Any]:
-    value = read_json_file(path)
-    if not isinstance(value, dict):
-        raise DataError(f"{path} must hold a JSON object from question ids to {kinds}, not {type_name(value)}.")
-    strange = [key for key, entry in value.items() if not isinstance(entry, kind)]
-    if strange:
-        raise DataError(f"{path} must map question ids to {kinds}, but does not for {_count(strange, 'id')}.")
-    return value
 
 
 def metric_path() -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from qa_dist.common.errors import StoreError
 from qa_dist.common.files import staged
 from qa_dist.config.options import DataConfig, RunConfig
-from qa_dist.data.checking import Report
+from qa_dist.data.checking import READING_RULES, Report
 from qa_dist.data.records import Example
 from qa_dist.data.sources import Source, Split, load_source, max_samples, open_source
 from qa_dist.features.store import (
@@ -73,7 +73,7 @@ def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: 
     spec = dataclasses.replace(spec, max_question_length=FeatureBuilder(tokenizer_spec, spec).max_question_length)
     ingredients = _ingredients(source, tokenizer_spec, spec, data, split)
     root = store_root(data)
-    fingerprint = _earlier_fingerprint(root, ingredients) or digest(ingredients)
+    fingerprint = _earlier_fingerprint(root, ingredients, source, data, split) or digest(ingredients)
     path = root / fingerprint
     is_built_here = False
     if not os.path.exists(path):
@@ -94,7 +94,7 @@ def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: 
     store = FeatureStore(path, verify=not is_built_here)
     if store.fingerprint != fingerprint:
         raise damaged(path, f"its manifest is that of {store.fingerprint}")
-    if progress and (store.report.problems or store.report.num_mended):
+    if progress and store.report.is_worth_telling:
         _logger.warning("%s: %s", source.name, store.report.text())
     if progress and (num_cut := store.stats.num_truncated_questions):
         _logger.warning("%s: %d questions were cut to %d tokens", source.name, num_cut, spec.max_question_length)
@@ -112,6 +112,8 @@ def _ingredients(
         "tokenizer_sha256": tokenizer.sha256(),
         **dataclasses.asdict(spec),
         "allow_unanswerable": data.version_2_with_negative is not False,
+        "reading_rules": READING_RULES,
+        "for_training": split == "train",
         "on_invalid": data.on_invalid,
         "max_samples": most,
         "subset_seed": None if most is None else data.subset_seed,
@@ -119,12 +121,29 @@ def _ingredients(
     }
 
 
-def _earlier_fingerprint(root: Path, ingredients: Mapping[str, Any]) -> str | None:
-    """The name of a store in `root` of when only the first answer of an example was a label, if that is the same."""
-    fingerprint = digest({name: value for name, value in ingredients.items() if name != "labels"})
+def _earlier_fingerprint(
+    root: Path, ingredients: Mapping[str, Any], source: Source, data: DataConfig, split: Split
+) -> str | None:
+    """The name of a store of an earlier version that has the examples and labels of now, if there is one in `root`.
+
+    Then only the first answer of an example was a label, and a store did not say by which rules its data was read. They
+    make no difference where every question has an answer at its offset; elsewhere the source is read again and
+    compared.
+    """
+    later = ("labels", "reading_rules", "for_training")
+    fingerprint = digest({name: value for name, value in ingredients.items() if name not in later})
     if os.path.exists(root / digest(ingredients)) or not os.path.exists(root / fingerprint):
         return None
-    return None if FeatureStore(root / fingerprint).has_several_answers else fingerprint
+    store = FeatureStore(root / fingerprint)
+    if store.has_several_answers:
+        return None
+    report = store.report
+    if report.num_mended or report.num_invalid or report.num_unanswerable:
+        examples, _ = load_source(source, data, split)
+        num_unanswerable = sum(example.is_unanswerable for example in examples)
+        if num_unanswerable != store.num_unanswerable or not store.holds(_example_batch(examples)):
+            return None
+    return fingerprint
 
 
 @contextlib.contextmanager
@@ -197,7 +216,7 @@ def _write_store(
             "format_version": FORMAT_VERSION,
             "fingerprint": path.name,
             "ingredients": dict(ingredients),
-            "num_unanswerable": sum(not example.answers for example in examples),
+            "num_unanswerable": sum(example.is_unanswerable for example in examples),
             "stats": dataclasses.asdict(stats),
             "report": report.to_json(),
             "files": {name: _file_entry(aside / name) for name in (EXAMPLES, FEATURES)},
@@ -209,8 +228,14 @@ def _write_store(
 
 
 def _example_batch(examples: Sequence[Example]) -> pa.RecordBatch:
-    texts = [[answer.text for answer in example.answers] for example in examples]
-    starts = [[answer.start_char for answer in example.answers] for example in examples]
+    # Null where nothing is known; -1 where a reference has no place.
+    texts = [
+        [*(answer.text for answer in example.answers), *example.other_texts] if example.has_references else None
+        for example in examples
+    ]
+    starts = [
+        [*(answer.start_char for answer in example.answers), *(-1 for _ in example.other_texts)] for example in examples
+    ]
     return pa.record_batch(
         {
             "id": pa.array([example.id for example in examples], pa.large_string()),

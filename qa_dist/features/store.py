@@ -98,7 +98,7 @@ class FeatureStore:
         stats: counts over the features.
         num_features: N.
         num_examples: E.
-        num_unanswerable: examples without answers.
+        num_unanswerable: examples that are known to have no answer.
         lengths: int32 [N], tokens of each feature.
         context_length: int32 [N], context tokens of each feature.
         example_index: int32 [N]; this and the following are as in `Feature`.
@@ -215,14 +215,33 @@ class FeatureStore:
         places = self._examples.column("answer_texts").offsets.to_numpy()
         return bool((np.diff(places) > 1).any())
 
+    def holds(self, examples: pa.RecordBatch) -> bool:
+        """Whether these are the examples of the store, in the columns that it has."""
+        return bool(self._examples.equals(examples))
+
     def answer_texts(self, example_index: int) -> list[str]:
-        """Texts of the reference answers of an example; none if it is unanswerable."""
-        return self._answer_texts[example_index]
+        """Texts of the reference answers of an example; none if it is unanswerable, or if they are not known."""
+        return self._answer_texts[example_index] or []
 
     @cached_property
-    def _answer_texts(self) -> list[list[str]]:
-        texts: list[list[str]] = self._examples.column("answer_texts").to_pylist()
+    def _answer_texts(self) -> list[list[str] | None]:
+        texts: list[list[str] | None] = self._examples.column("answer_texts").to_pylist()
         return texts
+
+    @cached_property
+    def has_references(self) -> npt.NDArray[np.bool_]:
+        """Whether the reference answers of each example are known, bool [E]; only those can be scored."""
+        return np.asarray(self._examples.column("answer_texts").is_valid().to_numpy(zero_copy_only=False), np.bool_)
+
+    @cached_property
+    def is_labelled(self) -> npt.NDArray[np.bool_]:
+        """Whether it is known what a model should say to each feature, bool [N].
+
+        It is not where nothing is known of the example's answers, or where none of them has a place.
+        """
+        starts = self._examples.column("answer_starts").to_pylist()
+        has_label = np.array([not found or max(found) >= 0 for found in starts], np.bool_) & self.has_references
+        return has_label[self.example_index]
 
 
 def _reopen(path: Path) -> FeatureStore:

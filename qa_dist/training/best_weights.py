@@ -44,7 +44,10 @@ class BestWeights:
             weights: Copies the trained tensors. Called, on all ranks alike, only if the evaluation is better.
         """
         is_by_loss = self._metric == "loss" or self._metric not in evaluation.metrics
-        value = -evaluation.loss if is_by_loss else float(evaluation.metrics[self._metric])
+        if is_by_loss and evaluation.loss is None:
+            # Of the features that were chosen, none is labelled.
+            return False
+        value = -(evaluation.loss or 0.0) if is_by_loss else float(evaluation.metrics[self._metric])
         if self.score is not None and value <= self.score.value:
             self.evaluations_without_best += 1
             return False

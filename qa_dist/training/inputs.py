@@ -29,6 +29,11 @@ class RunData:
     version_2: bool
 
     @property
+    def is_validation_scored(self) -> bool:
+        """Whether there are validation data with at least one question whose answers are known."""
+        return self.validation is not None and bool(self.validation.has_references.any())
+
+    @property
     def stores(self) -> dict[str, FeatureStore]:
         """The stores that there are, by split."""
         return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
@@ -53,6 +58,36 @@ def load_data(config: RunConfig, ranks: Ranks) -> RunData:
         raise DataError(
             "there is no validation data to evaluate on during training; give --validation_file, or --eval_steps no"
         )
+    if validation is not None:
+        _require_scorable(config, validation)
     unanswerable = train.num_unanswerable + (validation.num_unanswerable if validation else 0)
     wanted = config.data.version_2_with_negative
     return RunData(train, validation, tokenizer, bool(unanswerable) if wanted is None else wanted)
+
+
+def _require_scorable(config: RunConfig, validation: FeatureStore) -> None:
+    """Make sure that the validation data can do what the options want of it.
+
+    Raises:
+        DataError: They cannot.
+    """
+    training = config.training
+    is_scored, is_labelled = bool(validation.has_references.any()), bool(validation.is_labelled.any())
+    wanted = []
+    if not is_scored:
+        wanted = [
+            ("--early_stopping_patience", training.early_stopping_patience is not None),
+            ("--eval_on_start", training.eval_on_start),
+            (f"--eval_steps {training.eval_steps}", training.eval_steps not in ("epoch", "no")),
+        ]
+    if not is_labelled:
+        wanted += [
+            ("--max_eval_features", config.data.max_eval_features is not None),
+            ("--metric_for_best_model loss", training.metric_for_best_model == "loss"),
+        ]
+    if unmet := [option for option, is_wanted in wanted if is_wanted]:
+        lacks = "no question whose answer has a place in its context" if is_scored else "no question with known answers"
+        raise DataError(
+            f"the validation data have {lacks}, so {' and '.join(unmet)} cannot be done; leave it out, or give "
+            "--validation_file with answers"
+        )

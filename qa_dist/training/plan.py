@@ -22,6 +22,7 @@ from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import differences
 from qa_dist.training.inputs import RunData, load_data
 from qa_dist.training.output_folder import BEST, CHECKPOINTS, OutputFolder
+from qa_dist.training.run import UNSCORED
 from qa_dist.training.start import build_trainable, join_ranks
 from qa_dist.training.trainer import Trainer
 
@@ -74,7 +75,13 @@ def plan_run(config: RunConfig) -> Plan | None:
         sections={
             "data": _data_lines(data),
             "model": model_lines,
-            "steps": _step_lines(config.training, ranks, trainer, checkpoint),
+            "steps": _step_lines(
+                config.training,
+                ranks,
+                trainer,
+                checkpoint,
+                can_evaluate=data.validation is None or data.is_validation_scored,
+            ),
             "files": [*notices, *_file_lines(config, folder, data)],
         },
     )
@@ -127,20 +134,26 @@ def _data_lines(data: RunData) -> list[str]:
             f"{store.num_features:,} features of {store.lengths.mean():.1f} tokens on average",
             f"  prepared in {store.path}",
         ]
-    return [*lines, f"questions may have no answer: {'yes' if data.version_2 else 'no'}"]
+    lines.append(f"questions may have no answer: {'yes' if data.version_2 else 'no'}")
+    if data.validation is not None and not data.is_validation_scored:
+        lines.append(UNSCORED)
+    return lines
 
 
-def _step_lines(training: TrainingConfig, ranks: Ranks, trainer: Trainer, checkpoint: Checkpoint | None) -> list[str]:
+def _step_lines(
+    training: TrainingConfig, ranks: Ranks, trainer: Trainer, checkpoint: Checkpoint | None, *, can_evaluate: bool
+) -> list[str]:
     tokens = int(trainer.store.lengths[trainer.inputs.features].sum())
     per_step = tokens / trainer.steps_per_epoch
     processes = "1 process" if ranks.world_size == 1 else f"{ranks.world_size} processes"
+    eval_steps = training.eval_steps if can_evaluate else "no"
     lines = [
         f"{trainer.num_steps:,} optimiser steps, {trainer.steps_per_epoch:,} per epoch; {training.global_batch_size} "
         "features each",
         f"{tokens:,} tokens per epoch, {per_step:,.0f} per step on average; {per_step * trainer.num_steps:,.0f} in all",
         f"{processes} on {ranks.device.type}, {ranks.launch_config.strategy}: up to {trainer.max_tokens:,} tokens at "
         "once on each",
-        f"evaluation: {'before the first step; ' if training.eval_on_start else ''}{_when(training.eval_steps)}",
+        f"evaluation: {'before the first step; ' if training.eval_on_start else ''}{_when(eval_steps)}",
         f"checkpoints: {_when(training.checkpointing_steps)}",
     ]
     if checkpoint is not None:
@@ -172,7 +185,7 @@ def _file_lines(config: RunConfig, folder: OutputFolder, data: RunData) -> list[
             *(name for name, is_written in optional if is_written),
         ]
         lines.append(f"  {', '.join(names)}")
-    if training.keep == "best" and training.eval_steps != "no":
+    if training.keep == "best" and training.eval_steps != "no" and data.is_validation_scored:
         lines.append(f"  {BEST}/ with the best weights so far")
     if training.checkpointing_steps != "no":
         kept = training.checkpoint_total_limit

@@ -24,6 +24,11 @@ from qa_dist.training.run_log import RunLog, summary
 from qa_dist.training.run_state import RunState
 from qa_dist.training.trainer import StepResult, Trainer
 
+UNSCORED = (
+    "no answers of the validation data are known: they are predicted at the end and not scored, and the run keeps its "
+    "last weights"
+)
+
 
 class Run:
     """Ties a run's folder, its log and its best weights to the steps of a trainer; a context manager that closes them.
@@ -58,6 +63,7 @@ class Run:
         self.best = BestWeights(training.metric_for_best_model, patience=training.early_stopping_patience)
         self._evaluator = Evaluator(config, ranks, directory / "logits.npy")
         self.is_evaluation_pending = training.eval_on_start
+        self._can_evaluate = True
         self._num_steps = 0
         self._steps_per_epoch = 1
         self._last_step = 0
@@ -125,6 +131,9 @@ class Run:
         Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
         nobody's results.
         """
+        if data.validation is not None and not data.is_validation_scored:
+            self._can_evaluate = self.is_evaluation_pending = False
+            self.log.notice(UNSCORED)
         if self.ranks.is_main:
             self.folder.claim(self.config, version_2=data.version_2)
         if self.config.training.report_to:
@@ -145,7 +154,7 @@ class Run:
     @property
     def is_evaluation_due(self) -> bool:
         """Whether the model is evaluated after the step just recorded; it is after the last, unless never."""
-        return self._is_due(self.config.training.eval_steps)
+        return self._can_evaluate and self._is_due(self.config.training.eval_steps)
 
     @property
     def is_checkpoint_due(self) -> bool:

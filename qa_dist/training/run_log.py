@@ -141,12 +141,13 @@ class RunLog:
             LocalTrainingError: metrics.jsonl cannot be written.
         """
         figures = {"loss": evaluation.loss, **evaluation.metrics}
+        known = {name: value for name, value in figures.items() if value is not None}
         epoch = round(step / self._steps_per_epoch, 4) if step else 0.0
         self._write(step, {"step": step, "epoch": epoch, **{f"eval_{name}": figures[name] for name in figures}})
         if self._track:
-            self._track({f"eval/{name}": figures[name] for name in figures}, step)
+            self._track({f"eval/{name}": value for name, value in known.items()}, step)
         self.notice(summary(f"step {step}" if step else "before training", evaluation))
-        self.evaluations.append({"step": step, **figures})
+        self.evaluations.append({"step": step, **known})
 
     def write_record(
         self,
@@ -227,5 +228,8 @@ class RunLog:
 def summary(when: str, evaluation: Evaluation) -> str:
     """One line about an evaluation."""
     metrics = evaluation.metrics
-    scores = f", EM {metrics['exact_match']:.2f}, F1 {metrics['f1']:.2f}" if metrics else ""
-    return f"{when}: validation loss {evaluation.loss:.4f}{scores}"
+    if evaluation.loss is None and not evaluation.is_scored:
+        return f"{when}: {metrics.get('num_unlabelled', 0):,} questions without known answers are predicted, not scored"
+    loss = "" if evaluation.loss is None else f" loss {evaluation.loss:.4f}"
+    scores = f" EM {metrics['exact_match']:.2f}, F1 {metrics['f1']:.2f}" if evaluation.is_scored else ""
+    return f"{when}: validation{','.join(part for part in (loss, scores) if part)}"

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from qa_dist.common.reading import read_bytes
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.data.checking import validate
-from qa_dist.data.formats import Record, parse
+from qa_dist.data.formats import parse
+from qa_dist.data.layouts import Record
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.sources import Split
 from qa_dist.features.building import prepare_store

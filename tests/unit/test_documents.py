@@ -148,7 +148,7 @@ def test_the_format_that_a_page_shows_can_be_read(monkeypatch: pytest.MonkeyPatc
     function, row = python_blocks("docs/howto/input-format.md")
     names = dict(vars(formats))
     exec(function, names)
-    monkeypatch.setattr(formats, "LAYOUTS", {**formats.LAYOUTS, **eval(f"{{{row}}}", names)})
+    monkeypatch.setattr(formats, "FORMATS", {**formats.FORMATS, **eval(f"{{{row}}}", names)})
     (record,) = formats.parse(b'id\tcontext\tquestion\tanswers\n7\t"two\nlines"\twhy\t\n', Path("some.tsv"))
     assert record.row == {"id": "7", "context": "two\nlines", "question": "why", "answers": ""}
 

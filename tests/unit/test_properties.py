@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError
 from qa_dist.data.checking import validate
-from qa_dist.data.formats import parse, read_rows
+from qa_dist.data.formats import parse
+from qa_dist.data.layouts import read_rows
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import CandidateTable, top_spans
-from qa_dist.evaluation.scoring import load_predictions, normalize_answer, score_v1, score_v2
+from qa_dist.evaluation.score_files import load_predictions
+from qa_dist.evaluation.scoring import normalize_answer, score_v1, score_v2
 from qa_dist.features.building import prepare_store
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyarrow import parquet
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import PROBLEMS, Report, validate
-from qa_dist.data.formats import read_rows
+from qa_dist.data.layouts import read_rows
 from qa_dist.data.records import Answer, Example
 from qa_dist.data.sources import available_splits, load_examples, open_source, subset
 from tests.unit.data_fixtures import FIXTURES, MALFORMED, TINY_SQUAD, read_file, row, tiny_examples, write_rows
@@ -56,8 +57,7 @@ def csv_bytes(examples: list[Example]) -> bytes:
     writer.writerow(["title", "id", "question", "context", "answers"])
     for example in examples:
         answers = {"text": [a.text for a in example.answers], "answer_start": [a.start_char for a in example.answers]}
-        cell = json.dumps(answers) if example.answers else ""
-        writer.writerow([example.title, example.id, example.question, example.context, cell])
+        writer.writerow([example.title, example.id, example.question, example.context, json.dumps(answers)])
     return text.getvalue().encode()
 
 
@@ -154,7 +154,16 @@ def test_answers_in_every_layout(answers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "answers", [None, ..., [], {}, {"text": [], "answer_start": []}, "", "  ", "[]", '{"text":[],"answer_start":[]}']
+    "answers",
+    [
+        *([], {}, {"text": [], "answer_start": []}, "[]", '{"text":[],"answer_start":[]}'),
+        *(
+            "{'text': [], 'answer_start': []}",
+            "{'text': array([], dtype=object), 'answer_start': array([], dtype=int64)}",
+        ),
+        *([{"text": "", "answer_start": -1}], [{"text": "", "answer_start": None}], [{"text": ""}]),
+        *({"text": [""], "answer_start": [-1]}, {"text": "", "answer_start": -1}, [{"text": None, "answer_start": -1}]),
+    ],
 )
 def test_no_answers_in_every_layout(answers: Any) -> None:
     (example,), report = check(row(answers=answers))
@@ -174,18 +183,24 @@ def test_no_answers_in_every_layout(answers: Any) -> None:
         ({"id": ""}, "empty_id"),
         ({"question": 3}, "wrong_question"),
         ({"context": ["a"]}, "wrong_context"),
-        ({"title": 3}, "wrong_title"),
+        ({"title": ["Mora"]}, "wrong_title"),
         ({"is_impossible": "no"}, "wrong_is_impossible"),
         ({"answers": 3}, "wrong_answers"),
-        ({"answers": "on a lake"}, "wrong_answers"),
-        ({"answers": '"on a lake"'}, "wrong_answers"),
-        ({"answers": ["on a lake"]}, "wrong_answers"),
-        ({"answers": {"text": "on a lake", "answer_start": 10}}, "wrong_answers"),
-        ({"answers": {"text": ["on a lake"]}}, "wrong_answers"),
+        ({"answers": ...}, "missing_answers"),
+        ({"answers": None}, "missing_answers"),
+        ({"answers": math.nan}, "missing_answers"),
+        ({"answers": " "}, "missing_answers"),
+        ({"answers": {"text": None, "answer_start": None}}, "missing_answers"),
         ({"answers": {"text": ["on a lake"], "answer_start": []}}, "wrong_answers"),
-        ({"answers": [{"text": "on a lake", "answer_start": 10.0}]}, "wrong_answers"),
+        ({"answers": {"text": "on a lake", "answer_start": [10, 12]}}, "wrong_answers"),
+        ({"answers": {"answer_start": [10]}}, "wrong_answers"),
+        ({"answers": [{"text": "on a lake", "answer_start": 10.5}]}, "wrong_answers"),
         ({"answers": [{"text": "on a lake", "answer_start": True}]}, "wrong_answers"),
+        ({"answers": [{"text": "on a lake", "answer_start": "ten"}]}, "wrong_answers"),
         ({"answers": [{"text": None, "answer_start": 10}]}, "wrong_answers"),
+        ({"answers": [10]}, "wrong_answers"),
+        ({"answers": "{'text': open('x'), 'answer_start': 3}"}, "wrong_answers"),
+        ({"answers": "[{'text': 'on a lake', 'answer_start': 10]"}, "wrong_answers"),
         ({"question": ""}, "empty_question"),
         ({"question": " \t\n"}, "empty_question"),
         ({"context": "\u00a0", "answers": []}, "empty_context"),
@@ -193,8 +208,10 @@ def test_no_answers_in_every_layout(answers: Any) -> None:
         ({"title": "\udfff"}, "not_unicode"),
         ({"id": "\ud800"}, "not_unicode"),
         ({"answers": [{"text": "", "answer_start": 10}]}, "empty_answer"),
-        ({"answers": [{"text": "lake", "answer_start": 35}]}, "answer_beyond_context"),
-        ({"answers": [{"text": "Mora", "answer_start": -38}]}, "answer_beyond_context"),
+        ({"answers": [{"text": "", "answer_start": -1}], "is_impossible": False}, "empty_answer"),
+        ({"answers": [{"text": "", "answer_start": -1}, {"text": "Mora", "answer_start": 0}]}, "empty_answer"),
+        ({"answers": [{"text": "Mor", "answer_start": 35}]}, "answer_not_at_offset"),
+        ({"answers": [{"text": "lake", "answer_start": -5}]}, "answer_not_at_offset"),
         ({"answers": [{"text": "lake", "answer_start": 0}]}, "answer_not_at_offset"),
         ({"answers": [{"text": "river", "answer_start": 0}]}, "answer_not_at_offset"),
         ({"is_impossible": True}, "impossible_with_answers"),
@@ -238,7 +255,7 @@ def test_whole_numbers_are_ids_and_equal_their_text() -> None:
 def test_the_report_counts_every_kind_shows_three_ids_and_survives_json() -> None:
     bad = [row(f"e{i}", question="", context="") for i in range(5)]
     _, report = check(*bad, row("ok", answers={"text": ["deep."], "answer_start": [1]}))
-    assert kinds(report) == {"empty_question": 5, "empty_context": 5, "answer_beyond_context": 5}
+    assert kinds(report) == {"empty_question": 5, "empty_context": 5, "answer_not_at_offset": 5}
     assert report.problems[0].first_ids == ("e0", "e1", "e2")
     assert "e0, e1, e2, ..." in report.text()
     assert report.num_invalid == 5
@@ -285,7 +302,7 @@ def test_nothing_left_after_dropping_is_an_error(tmp_path: Path) -> None:
 
 
 def test_subsets_are_taken_from_the_valid_examples(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", row("bad", question=""), *(row(str(i)) for i in range(9)))
+    path = write_rows(tmp_path / "a.jsonl", row("bad", question="", answers=[]), *(row(str(i)) for i in range(9)))
     data = DataConfig(train_file=path, validation_file=path, on_invalid="drop", max_train_samples=3, max_eval_samples=2)
     assert [example.id for example in load_examples(data, "train")[0]] == ["0", "1", "2"]
     assert [example.id for example in load_examples(data, "validation")[0]] == ["0", "1"]
@@ -359,7 +376,7 @@ def test_a_folder_without_the_columns_or_the_split_says_so(hub_cache: Path) -> N
     folder.mkdir()
     write_rows(folder / "train.jsonl", {"text": "a"})
     data = DataConfig(dataset_name=str(folder))
-    with pytest.raises(DataError, match="not id, context, question, answers"):
+    with pytest.raises(DataError, match="lacks question: it has text"):
         load_examples(data, "train")
     with pytest.raises(DataError, match="but no validation"):
         load_examples(data, "validation")

@@ -16,7 +16,8 @@ from qa_dist import evaluate, merge
 from qa_dist.common import files
 from qa_dist.evaluation import loop as evaluation
 from qa_dist.evaluation.normalization import normalization
-from qa_dist.evaluation.scoring import load_references, score_v1
+from qa_dist.evaluation.score_files import load_references
+from qa_dist.evaluation.scoring import score_v1
 from tests.refusals import contents, refusal
 from tests.unit.trained import options_of, reset_accelerate
 from tests.waiting import reads

@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError, ScoringError
 from qa_dist.evaluation.normalization import normalization
+from qa_dist.evaluation.score_files import load_null_odds, load_predictions, load_references
 from qa_dist.evaluation.scoring import (
-    load_null_odds,
-    load_predictions,
-    load_references,
     metric_path,
     normalize_answer,
     score_v1,
@@ -281,11 +279,11 @@ def test_the_version_is_found(tmp_path, extra, version_2):
         (gzip.compress(b"{}" * 99, mtime=0)[:-12], "ends in the middle of its gzip stream"),
         (gzip.compress(b"{}", mtime=0)[:9] + b"\xff" * 30, "is damaged gzip"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[]", "not in the SQuAD layout"),
-        (b"{}", "data is missing"),
-        (b'{"data": [{"paragraphs": 3}]}', "not in the SQuAD layout"),
-        (json.dumps(squad((1, ["x"]))).encode(), "id is a number and not a string"),
-        (json.dumps(squad(("a", [3]))).encode(), "text is a number and not a string"),
+        (b"[]", "holds no questions"),
+        (b"{}", "in no layout that is known"),
+        (b'{"data": [{"paragraphs": 3}]}', "paragraphs is not a list"),
+        (json.dumps(squad((1.5, ["x"]))).encode(), "id is not a string"),
+        (json.dumps(squad(("a", [3]))).encode(), "answers is neither a list"),
         (json.dumps(squad(("a", ["x"]), ("a", ["y"]))).encode(), "1 id \\('a'\\) more than once"),
         (json.dumps(squad()).encode(), "holds no questions"),
     ],
@@ -302,7 +300,7 @@ def test_damaged_references_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("load", "content", "message"),
     [
-        (load_predictions, "[]", "must hold a JSON object from question ids to texts, not a list"),
+        (load_predictions, "[]", "holds a list without rows"),
         (load_predictions, '{"a": "x", "b": null}', r"texts, but does not for 1 id \('b'\)"),
         (load_predictions, '{"a": "x", "a": "x"}', "one object holds the key 'a' more than once"),
         (load_null_odds, '{"a": "x"}', r"numbers, but does not for 1 id \('a'\)"),

@@ -24,7 +24,9 @@ from qa_dist.training.run_state import BestScore, RunState
 from qa_dist.training.trainer import StepResult
 
 NUM_STEPS, STEPS_PER_EPOCH = 10, 4
-DATA: Any = SimpleNamespace(validation=SimpleNamespace(num_features=9), version_2=False, tokenizer=None)
+DATA: Any = SimpleNamespace(
+    validation=SimpleNamespace(num_features=9), is_validation_scored=True, version_2=False, tokenizer=None
+)
 
 
 class FakeRanks:

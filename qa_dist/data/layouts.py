@@ -1,0 +1,479 @@
+"""How questions are laid out in a file, once its bytes are values: the layouts that are recognised by their shape.
+
+`LAYOUTS` has a row for each, with what it is recognised by and the function that reads it into raw records. A new one
+needs such a function and a row. `lay_out` is the way in.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qa_dist.common.errors import DataError
+from qa_dist.common.parsers import type_name
+from qa_dist.data.values import is_nothing
+
+Row = Mapping[str, Any]
+
+COLUMNS = ("id", "context", "question", "answers")
+"""What a row should have; `title` is optional, and `is_impossible` is honoured where it occurs."""
+
+ALLOWED = (
+    'allowed are SQuAD ({"data": [articles]}), lists of {context, qas}, rows with id, context, question and answers '
+    "(or answer_text and answer_start), MRQA, Label Studio, KorQuAD 2 and CMRC 2018"
+)
+"""The layouts, for messages."""
+
+# What a column may be called, the usual name first. `text` is the context where no other column is.
+_IDS = ("id", "qid", "question_id", "query_id", "qas_id", "example_id", "_id")
+_CONTEXTS = ("context", "context_text", "passage", "paragraph", "document", "text")
+_QUESTIONS = ("question", "query", "question_text", "query_text")
+_ANSWERS = ("answers", "answer", "answer_text", "answers.text", "answers_text", "text")
+_STARTS = ("answer_start", "answers.answer_start", "answers_answer_start", "answer_starts", "start")
+_KEPT = ("title", "is_impossible")
+_NUM_NAMES_SHOWN = 8
+_NO_ANSWER = "NONE"
+"""What Haystack's annotation tool writes as `answer_category` of a question without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One question as its source has it, not yet checked.
+
+    Attributes:
+        place: where it stands in its source, for records without a usable id.
+        row: its keys and values under the names of `COLUMNS`; nesting is already flattened.
+        problem: a key of `PROBLEMS`, if the record is already known to be unusable.
+    """
+
+    place: str
+    row: Row
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read from a source.
+
+    Attributes:
+        records: the records, in order.
+        notes: what was taken in another way than usual, for the user.
+        is_version_2: whether the file calls itself SQuAD 2; None if it does not say.
+    """
+
+    records: Sequence[Record]
+    notes: tuple[str, ...] = ()
+    is_version_2: bool | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+
+def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
+    """Records of rows in which every question stands for itself."""
+    names = dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row)
+    columns = _Columns.of(list(names))
+    records = [
+        Record(f"{word} {number}", columns.row(row))
+        if isinstance(row, Mapping)
+        else Record(f"{word} {number}", {}, "not_object")
+        for number, row in enumerate(rows, 1)
+    ]
+    return Reading(records, _notes("", columns.renamed))
+
+
+class _Columns(NamedTuple):
+    """Which keys hold what; None where nothing does."""
+
+    id: str | None
+    context: str | None
+    question: str | None
+    answers: str | None
+    start: str | None
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "_Columns":
+        """The columns among these names."""
+
+        def first(wanted: Sequence[str]) -> str | None:
+            return next((name for name in wanted if name in names), None)
+
+        context = first(_CONTEXTS)
+        return cls(
+            id=first(_IDS),
+            context=context,
+            question=first(_QUESTIONS),
+            answers=first([name for name in _ANSWERS if name != context]),
+            start=first(_STARTS),
+        )
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The usual name of each column that has another one."""
+        pairs = {"id": self.id, "context": self.context, "question": self.question, "answers": self.answers}
+        return {actual: usual for usual, actual in pairs.items() if actual is not None and actual != usual}
+
+    def row(self, values: Row) -> Row:
+        """A row under the usual names; what is not there stays away."""
+        found = {name: values[name] for name in _KEPT if name in values}
+        for usual, name in (("id", self.id), ("context", self.context), ("question", self.question)):
+            if name is not None and name in values:
+                found[usual] = values[name]
+        answers = None if self.answers is None else values.get(self.answers)
+        start = None if self.start is None else values.get(self.start)
+        if values.get("answer_category") == _NO_ANSWER and is_nothing(answers):
+            answers = []
+        elif isinstance(answers, str | int | float) and not isinstance(answers, bool) and self.start is not None:
+            answers = _flat(answers, start)
+        elif isinstance(answers, list) and start is not None and all(isinstance(item, str) for item in answers):
+            # Texts in one column and offsets in another; lists of objects have offsets of their own.
+            answers = {"text": answers, "answer_start": start}
+        found["answers"] = answers
+        return found
+
+
+def _flat(text: str | int | float, start: Any) -> Any:
+    """The answers in a column of texts beside one of offsets."""
+    if is_nothing(text):
+        # -1 is an offset that says there is no answer; an empty cell says nothing.
+        return None if is_nothing(start) else {"text": "", "answer_start": start}
+    if isinstance(text, str) and (is_nothing(start) or text.lstrip().startswith("{")):
+        return text
+    if isinstance(text, float) and text.is_integer():
+        text = int(text)
+    return {"text": str(text), "answer_start": start}
+
+
+def _notes(layout: str, renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """A line on how a source was read, if that is worth one."""
+    taken = ", ".join(f"{actual} for {usual}" for actual, usual in renamed.items())
+    if layout:
+        return (f"read as {layout}",)
+    return (f"read as rows, taking {taken}",) if taken else ()
+
+
+# ----------------------------------------------------------------------------------------------------------- layouts
+
+
+def _read_articles(articles: Sequence[Any], word: str) -> Reading:
+    """SQuAD's articles → paragraphs → questions, flattened; what is broken on the way is a record with a problem."""
+    records: list[Record] = []
+    renamed: dict[str, str] = {}
+    for article_number, article in enumerate(articles, 1):
+        place = f"article {article_number}"
+        if problem := _list_problem(article, "paragraphs"):
+            records.append(Record(place, {}, problem))
+            continue
+        for number, paragraph in enumerate(article["paragraphs"], 1):
+            records += _questions(paragraph, f"{place}, paragraph {number}", article.get("title"), renamed)
+    note = tuple(f"{actual} is taken for {usual}" for actual, usual in renamed.items())
+    return Reading(records, note)
+
+
+def _read_paragraphs(paragraphs: Sequence[Any], word: str) -> Reading:
+    """Questions under their contexts, without articles around them."""
+    records: list[Record] = []
+    renamed: dict[str, str] = {}
+    for number, paragraph in enumerate(paragraphs, 1):
+        title = paragraph.get("title") if isinstance(paragraph, dict) else None
+        records += _questions(paragraph, f"paragraph {number}", title, renamed)
+    return Reading(records, _notes(_kind_of_paragraphs(paragraphs), {}))
+
+
+def _kind_of_paragraphs(paragraphs: Sequence[Any]) -> str:
+    first = next((item for item in paragraphs if isinstance(item, dict) and "qas" in item), {})
+    if "raw_html" in first:
+        return "KorQuAD 2"
+    return "CMRC 2018" if "context_text" in first else "paragraphs of {context, qas}"
+
+
+def _questions(paragraph: Any, place: str, title: Any, renamed: dict[str, str]) -> Iterator[Record]:
+    if problem := _list_problem(paragraph, "qas"):
+        yield Record(place, {}, problem)
+        return
+    context = next((paragraph[name] for name in _CONTEXTS if name in paragraph), None)
+    for number, qa in enumerate(paragraph["qas"], 1):
+        where = f"{place}, question {number}"
+        if not isinstance(qa, dict):
+            yield Record(where, {}, "not_object")
+            continue
+        columns = _Columns.of(list(qa))
+        renamed.update((actual, usual) for actual, usual in columns.renamed.items() if usual != "context")
+        yield Record(where, {**columns.row(qa), "context": context, "title": title})
+
+
+def _list_problem(parent: Any, key: str) -> str | None:
+    if not isinstance(parent, dict):
+        return "not_object"
+    if parent.get(key) is None:
+        return f"missing_{key}"
+    return None if isinstance(parent[key], list) else f"wrong_{key}"
+
+
+def _read_mrqa(items: Sequence[Any], word: str) -> Reading:
+    """MRQA's contexts with questions, whose answers are texts beside the places at which they were found.
+
+    Source: https://github.com/mrqa/MRQA-Shared-Task-2019#dataset-format. The ends of `char_spans` are inclusive.
+    """
+    records: list[Record] = []
+    contexts = [item for item in items if not (isinstance(item, dict) and "header" in item)]
+    for number, item in enumerate(contexts, 1):
+        place = f"context {number}"
+        # The hub's copy has a row for each question.
+        nested = {**item, "qas": [item]} if isinstance(item, dict) and "qas" not in item else item
+        for record in _questions(nested, place, None, {}):
+            if record.problem:
+                records.append(record)
+                continue
+            qa = nested["qas"][int(record.place.rpartition(" ")[2]) - 1]
+            identity = qa.get("qid", qa.get("id"))
+            answers = _mrqa_answers(qa, record.row.get("context"))
+            records.append(Record(record.place, {**record.row, "id": identity, "answers": answers}))
+    return Reading(records, _notes("MRQA", {}))
+
+
+def _mrqa_answers(qa: Row, context: Any) -> Any:
+    detected = qa.get("detected_answers")
+    texts = qa.get("answers")
+    if isinstance(detected, dict):  # the hub's copy: lists by name
+        detected = [
+            {"text": text, "char_spans": spans}
+            for text, spans in zip(detected.get("text") or [], detected.get("char_spans") or [], strict=False)
+        ]
+    if not isinstance(detected, list):
+        return texts
+    found: list[Any] = []
+    for answer in detected:
+        if not isinstance(answer, dict):
+            return answer
+        spans = answer.get("char_spans") or []
+        if isinstance(spans, dict):
+            spans = list(zip(spans.get("start") or [], spans.get("end") or [], strict=False))
+        found += [_mrqa_answer(answer.get("text"), span, context) for span in spans] or [{"text": answer.get("text")}]
+    known = {item["text"] for item in found if isinstance(item["text"], str)}
+    others = texts if isinstance(texts, list) else []
+    return [*found, *({"text": text} for text in others if not (isinstance(text, str) and text in known))]
+
+
+def _mrqa_answer(text: Any, span: Any, context: Any) -> dict[str, Any]:
+    """An answer at a span; as its context writes it, which may differ in case and white space."""
+    start, end = span if isinstance(span, list | tuple) and len(span) == 2 else (None, None)
+    if isinstance(start, int) and isinstance(end, int) and isinstance(context, str) and isinstance(text, str):
+        written = context[start : end + 1] if 0 <= start <= end else ""
+        if written.casefold().split() == text.casefold().split():
+            text = written
+    return {"text": text, "answer_start": start}
+
+
+def _read_label_studio(tasks: Sequence[Any], word: str) -> Reading:
+    """Label Studio's export: tasks whose annotations mark spans of a text (JSON), or flattened ones (JSON-MIN)."""
+    is_nested = any(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in tasks)
+    records = []
+    for number, task in enumerate(tasks, 1):
+        place = f"task {number}"
+        data = task.get("data") if is_nested and isinstance(task, dict) else task
+        if not isinstance(task, dict) or not isinstance(data, dict):
+            records.append(Record(place, {}, "not_object"))
+            continue
+        columns = _Columns.of([name for name in data if not _is_marks(data[name])])
+        answers = _annotated(task) if is_nested else next((value for value in data.values() if _is_marks(value)), None)
+        row = {**columns.row(data), "answers": answers}
+        records.append(Record(place, {**row, "id": task.get("id", row.get("id"))}))
+    return Reading(records, _notes("Label Studio", {}))
+
+
+def _annotated(task: Row) -> list[Any] | None:
+    """The spans that the annotations of a task mark; None if nobody has annotated it."""
+    given = [task[name] for name in ("annotations", "completions") if isinstance(task.get(name), list)]
+    done = [item for item in (given[0] if given else []) if isinstance(item, dict) and not item.get("was_cancelled")]
+    if not done:
+        return None
+    values = [
+        result["value"]
+        for item in done
+        for result in item.get("result") or []
+        if isinstance(result, dict) and isinstance(result.get("value"), dict)
+    ]
+    # Choices and ratings of a task are results too, and mark no text. Spans of HTML begin at a path.
+    marks = [value for value in values if isinstance(value.get("text"), str) and "start" in value]
+    return [_mark(value) for value in marks]
+
+
+def _mark(value: Row) -> dict[str, Any]:
+    offsets = value.get("globalOffsets")
+    start = offsets.get("start") if isinstance(offsets, dict) else value["start"]
+    return {"text": value["text"], "answer_start": start if isinstance(start, int) else None}
+
+
+def _is_marks(value: Any) -> bool:
+    """Whether a value is what JSON-MIN writes for marked spans."""
+    return isinstance(value, list) and any(
+        isinstance(item, dict) and {"start", "end", "text"} <= set(item) for item in value
+    )
+
+
+def _read_plain_rows(rows: Sequence[Any], word: str) -> Reading:
+    return read_rows(rows, word)
+
+
+def _some(items: Sequence[Any], test: Callable[[dict[str, Any]], bool]) -> bool:
+    return any(isinstance(item, dict) and test(item) for item in items)
+
+
+def _is_mrqa(items: Sequence[Any]) -> bool:
+    return _some(
+        items,
+        lambda item: (
+            "detected_answers" in item
+            or (isinstance(item.get("qas"), list) and _some(item["qas"], lambda qa: "detected_answers" in qa))
+        ),
+    )
+
+
+def _is_label_studio(items: Sequence[Any]) -> bool:
+    return _some(
+        items,
+        lambda item: (
+            (isinstance(item.get("data"), dict) and ("annotations" in item or "completions" in item))
+            or ("answers" not in item and any(map(_is_marks, item.values())))
+        ),
+    )
+
+
+def _is_row(item: Row) -> bool:
+    columns = _Columns.of(list(item))
+    return columns.context is not None and columns.question is not None
+
+
+class Layout(NamedTuple):
+    """A way to lay out questions in a list.
+
+    Attributes:
+        is_it: Whether a list is in this layout.
+        read: Takes the list, and the word for its members in messages.
+    """
+
+    is_it: Callable[[Sequence[Any]], bool]
+    read: Callable[[Sequence[Any], str], Reading]
+
+
+LAYOUTS = {
+    "SQuAD": Layout(lambda items: _some(items, lambda item: "paragraphs" in item), _read_articles),
+    "MRQA": Layout(_is_mrqa, _read_mrqa),
+    "Label Studio": Layout(_is_label_studio, _read_label_studio),
+    # KorQuAD 2 and CMRC 2018 among them.
+    "paragraphs": Layout(lambda items: _some(items, lambda item: "qas" in item), _read_paragraphs),
+    "rows": Layout(lambda items: _some(items, _is_row), _read_plain_rows),
+}
+"""Every layout by name; the first that recognises a list reads it."""
+
+
+def lay_out(value: Any, path: Path, word: str = "row") -> Reading:
+    """The records in the value of a file.
+
+    Args:
+        value: What the file holds, as JSON has it.
+        path: The file, for messages.
+        word: What messages call a member of a list of rows.
+
+    Raises:
+        DataError: It is in no layout that is known.
+    """
+    items, is_version_2 = _items(value, path)
+    names = dict.fromkeys(key for item in items if isinstance(item, dict) for key in item)
+    for layout in LAYOUTS.values():
+        if layout.is_it(items):
+            reading = layout.read(items, word)
+            return Reading(reading.records, reading.notes, is_version_2)
+    if not items:
+        return Reading((), (), is_version_2)
+    if not names:
+        raise DataError(
+            f"{path} is in no layout that is known: its list holds {type_name(items[0])}, and must hold objects; "
+            f"{ALLOWED}"
+        )
+    require_columns(list(names), path)
+    raise DataError(f"{path} is in no layout that is known: no object has both a context and a question; {ALLOWED}")
+
+
+def _items(value: Any, path: Path) -> tuple[Sequence[Any], bool | None]:
+    """The list in a value, and whether the value calls itself SQuAD 2 (None: it does not say)."""
+    version = None
+    if isinstance(value, dict):
+        if "data" in value and "version" in value:
+            version = str(value["version"]).lower().lstrip("v").startswith("2")
+        for unwrapped in (_wrapped(value), _by_column(value), _by_index(value)):
+            if unwrapped is not None:
+                return unwrapped, version
+        raise DataError(
+            f"{path} is in no layout that is known: its top level is an object with the keys "
+            f"{listed(list(value), len(value))}; {ALLOWED}"
+        )
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise DataError(f"{path} is in no layout that is known: its top level is {type_name(value)}; {ALLOWED}")
+    return value, version
+
+
+def _wrapped(value: Mapping[str, Any]) -> Sequence[Any] | None:
+    """The list under `data`, pandas' rows beside its columns, or an article, paragraph or row that stands alone."""
+    data, columns = value.get("data"), value.get("columns")
+    if isinstance(data, list):
+        if isinstance(columns, list) and data and all(isinstance(row, list) for row in data):
+            return [dict(zip(columns, row, strict=False)) for row in data]
+        return data
+    if "paragraphs" in value or "qas" in value:
+        return [value]
+    is_row = _is_row(value) and not any(isinstance(value.get(name), list | dict) for name in _CONTEXTS)
+    return [value] if is_row else None
+
+
+def _by_column(value: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Rows of an object that holds a list, or an object by row, for each column."""
+    if not _is_row(value):
+        return None
+    if all(isinstance(column, list) for column in value.values()):
+        if len({len(column) for column in value.values()}) != 1:
+            return None
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if all(isinstance(column, dict) for column in value.values()):
+        indices = dict.fromkeys(index for column in value.values() for index in column)
+        return [{name: column[index] for name, column in value.items() if index in column} for index in indices]
+    return None
+
+
+def _by_index(value: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Rows of an object that holds each of them under its index, which is its id if it has no other."""
+    rows = list(value.items())
+    if not rows or not all(isinstance(row, dict) and _is_row(row) for _, row in rows):
+        return None
+    has_ids = any(name in row for _, row in rows for name in _IDS)
+    return [row if has_ids else {"id": index, **row} for index, row in rows]
+
+
+def require_columns(columns: Sequence[str], path: Path) -> None:
+    """Make sure that rows with these columns are questions.
+
+    Raises:
+        DataError: They have no context or no question, or a column twice.
+    """
+    found = _Columns.of(columns)
+    missing = [name for name in ("context", "question") if getattr(found, name) is None]
+    if missing:
+        raise DataError(
+            f"{path} lacks {', '.join(missing)}: it has {listed(columns, len(columns)) or 'nothing'}; {ALLOWED}"
+        )
+    repeated = [name for name in dict.fromkeys(columns) if list(columns).count(name) > 1]
+    if repeated:
+        raise DataError(f"{path} has the column {listed(repeated, len(repeated))} more than once; keep one of them")
+
+
+def printable(text: str) -> str:
+    """Text that any terminal can print: lone surrogates are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def listed(names: Sequence[str], count: int) -> str:
+    """The first of `count` names, with dots for the rest."""
+    shown = names[:_NUM_NAMES_SHOWN]
+    text = ", ".join(printable(str(name)) for name in shown)
+    return f"{text}, ..." if count > len(shown) else text

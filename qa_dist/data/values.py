@@ -1,0 +1,190 @@
+"""Single values as files hold them: answers in every way they are written, ids, numbers that became texts, truth.
+
+Each function gives the value that is meant, None where nothing is said, and a ValueError where it cannot be told.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.data.literals import read_literal
+
+_TEXTS = ("text", "answer_text")
+_STARTS = ("answer_start", "start")
+_OPENINGS = ("{", "[{", "[[", "['", '["')
+_NOTHING = ("None", "nan", "NaN", "null")
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+class RawAnswer(NamedTuple):
+    """An answer that is not placed yet: its text, and where it is said to begin; None if that is not said."""
+
+    text: str
+    start: int | None
+
+
+def read_answers(raw: Any) -> list[RawAnswer] | None:
+    """The answers that a value means, in any of the ways they are written.
+
+    These are `{"text": [...], "answer_start": [...]}` (hub), `[{"text", "answer_start"}, ...]` (SQuAD files), one such
+    object or text alone, `{"start", "end", "text"}` (Label Studio), texts without offsets, and any of them as JSON or
+    as a Python literal in a cell of text. An empty list or object means that there is no answer, None or an empty cell
+    that nothing is known.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if _is_blank_cell(raw):
+        return None
+    value = _unquoted(raw)
+    if isinstance(value, str):
+        return [RawAnswer(value, None)]
+    if isinstance(value, Mapping):
+        return _of_object(value)
+    if isinstance(value, list | tuple):
+        found: list[RawAnswer] = []
+        for item in value:
+            if isinstance(item, Mapping):
+                found += _of_object(item) or []
+            elif isinstance(item, str):
+                found.append(RawAnswer(item, None))
+            else:
+                raise ValueError("an answer is neither an object nor a text")
+        return found
+    raise ValueError("answers are neither a list nor an object")
+
+
+def _of_object(value: Mapping[str, Any]) -> list[RawAnswer] | None:
+    """The answers of one object; None if it says nothing."""
+    if not value:
+        return []
+    texts, starts = _first(value, _TEXTS), _first(value, _STARTS)
+    if texts is ...:
+        raise ValueError("an answer has no text")
+    starts = None if starts is ... else _unquoted(starts)
+    if isinstance(starts, list) and isinstance(texts, str):
+        # Both are cells of text. A text that stands for itself may well begin with a bracket.
+        texts = _unquoted(texts)
+    if not isinstance(texts, list | tuple):
+        if isinstance(starts, list | tuple):
+            if len(starts) != 1:
+                raise ValueError("a text has several offsets")
+            starts = starts[0]
+        start = read_start(starts)
+        if texts is None or isinstance(texts, float):
+            if not is_nothing(texts) or (start is not None and start >= 0):
+                raise ValueError("an answer has an offset and no text")
+            return None if start is None else [RawAnswer("", start)]
+        return [_answer(texts, start)]
+    if is_nothing(starts):
+        starts = [None] * len(texts)
+    elif not isinstance(starts, list | tuple):
+        starts = [starts]
+    if len(starts) != len(texts):
+        raise ValueError("there are not as many offsets as texts")
+    return [_answer(text, read_start(start)) for text, start in zip(texts, starts, strict=True)]
+
+
+def _first(value: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of the first of these keys that there is; ... without any."""
+    return next((value[name] for name in names if name in value), ...)
+
+
+def _answer(text: Any, start: int | None) -> RawAnswer:
+    if text is None and (start is None or start < 0):
+        text = ""
+    if not isinstance(text, str):
+        raise ValueError("an answer text is no text")
+    return RawAnswer(text, start)
+
+
+def _unquoted(raw: Any) -> Any:
+    """What a cell of text holds, if it is written as a list or an object; else the value as it is.
+
+    Raises:
+        ValueError: It begins and ends as one and is none.
+    """
+    if not isinstance(raw, str):
+        return raw
+    text = raw.strip()
+    if not text.startswith(("[", "{", "(", "array(", "np.array(", "numpy.array(")):
+        return raw
+    try:
+        value = read_json(text)
+    except ParseError:
+        try:
+            value = read_literal(text)
+        except ValueError:
+            # An answer may begin with a bracket: "[sic] he wrote", "(72 + 10) ohms".
+            if text.startswith(_OPENINGS) or (text.startswith("[") and text.endswith("]")):
+                raise
+            return raw
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and (text.startswith("[") or all(isinstance(item, str | dict) for item in value)):
+        return value
+    return value if text.startswith(("array(", "np.", "numpy.")) else raw
+
+
+def read_start(value: Any) -> int | None:
+    """An offset: a whole number, also as `70.0` or text; None where nothing is said.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if _is_blank_cell(value):
+        return None
+    if isinstance(value, str):
+        value = float(value) if "." in value or "e" in value.lower() else int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("an offset is no whole number")
+    return value
+
+
+def read_truth(value: Any) -> bool | None:
+    """True or false, also as 0 and 1 and as text; None where nothing is said.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if _is_blank_cell(value):
+        return None
+    if isinstance(value, bool):
+        return value
+    truth = _TRUTH.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
+    if truth is None:
+        raise ValueError("it is neither true nor false")
+    return truth
+
+
+def read_name(value: Any) -> str | None:
+    """An id or a title: text, or a whole number as text; None where nothing is said.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if value.is_integer():
+            return str(int(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError("it is neither text nor a whole number")
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value says nothing: null, not a number, or an empty cell."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _is_blank_cell(value: Any) -> bool:
+    """Whether a cell says nothing, also in words, as "nan"; not for cells that hold a text, which these may be."""
+    return is_nothing(value) or (isinstance(value, str) and value.strip() in _NOTHING)

@@ -1,0 +1,174 @@
+"""Files that are scored: references, predictions and null odds, as people have them.
+
+References are read by the reader of training data, so that whatever can be evaluated on can be scored.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qa_dist.common.errors import DataError
+from qa_dist.common.parsers import type_name
+from qa_dist.common.reading import read_bytes, read_json_file
+from qa_dist.data.formats import load, parse
+from qa_dist.data.values import read_name
+from qa_dist.evaluation.scoring import counted
+
+_TEXTS = ("prediction_text", "prediction", "text", "answer")
+_IDS = ("id", "qid", "question_id")
+_ALLOWED = (
+    "predictions are an object from question ids to texts, or rows with id and prediction_text as JSON, JSONL, CSV or "
+    "Parquet"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """The reference answers of a data set.
+
+    Attributes:
+        answers: the texts of the reference answers of each question, in the order of the file.
+        version_2: whether the data set may hold unanswerable questions.
+        notes: what was taken in another way than usual.
+    """
+
+    answers: dict[str, tuple[str, ...]]
+    version_2: bool
+    notes: tuple[str, ...] = ()
+
+
+def load_references(path: str | Path) -> References:
+    """The reference answers in a file of questions, in any layout that training reads.
+
+    Version 2 is what calls itself so, says `is_impossible` of any question, or does not call itself version 1 and has a
+    question without an answer. Contexts are not looked at. Questions whose answers are not known are left out.
+
+    Raises:
+        DataError: the file cannot be read, or its questions cannot be told.
+    """
+    from qa_dist.data.checking import reference_texts
+
+    path = Path(path)
+    reading = parse(read_bytes(path), path)
+    found = reference_texts(reading)
+    if found.problems:
+        raise DataError(f"{path}: {'; '.join(found.problems)}; mend them.")
+    if found.repeated:
+        raise DataError(
+            f"{path} holds {counted(found.repeated, 'id')} more than once; every question needs its own id."
+        )
+    if not found.texts:
+        raise DataError(f"{path} holds no questions; give the file that the predictions answer.")
+    answers = {key: texts for key, texts in found.texts.items() if texts is not None}
+    unknown = [key for key, texts in found.texts.items() if texts is None]
+    if not answers:
+        raise DataError(
+            f"{path} holds no answers (answers is missing for {counted(unknown, 'question')}), so nothing "
+            "can be scored by it; give a file with answers."
+        )
+    notes = list(found.notes)
+    if unknown:
+        notes.append(f"{counted(unknown, 'question')} without known answers are not scored")
+    may_lack_answers = reading.is_version_2 is None and not all(answers.values())
+    return References(answers, bool(reading.is_version_2) or found.has_impossible or may_lack_answers, tuple(notes))
+
+
+class Predictions(NamedTuple):
+    """Predicted texts by question id, and what was taken in another way than usual."""
+
+    texts: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def load_predictions(path: str | Path) -> dict[str, str]:
+    """The predicted text of each question; see `read_predictions`."""
+    return read_predictions(path).texts
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """The predicted text of each question in a file, also gzipped.
+
+    It is an object from ids to texts, or to lists of candidates of which the first is taken (`nbest.json`), or rows of
+    `id` and `prediction_text`, as the metrics of the `evaluate` library take them: JSON, JSONL, CSV or Parquet.
+
+    Raises:
+        DataError: the file cannot be read or is none of these, or an id occurs twice.
+    """
+    path = Path(path)
+    value = load(read_bytes(path), path).value
+    if isinstance(value, dict) and not _is_row(value):
+        return _of_object(value, path)
+    return _of_rows([value] if isinstance(value, dict) else value, path)
+
+
+def _is_row(value: Mapping[str, Any]) -> bool:
+    """Whether an object is one row and not a table of ids."""
+    return _named(value, _IDS) is not None and "prediction_text" in value
+
+
+def _of_object(value: Mapping[str, Any], path: Path) -> Predictions:
+    texts, notes = dict(value), []
+    if value and all(isinstance(entry, list) and entry and isinstance(entry[0], dict) for entry in value.values()):
+        texts = {key: entry[0].get("text") for key, entry in value.items()}
+        notes.append("the first candidate of each question is scored")
+    strange = [key for key, text in texts.items() if not isinstance(text, str)]
+    if strange:
+        raise DataError(f"{path} must map question ids to texts, but does not for {counted(strange, 'id')}.")
+    return Predictions(texts, tuple(notes))
+
+
+def _of_rows(rows: Any, path: Path) -> Predictions:
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds {type_name(rows)}; {_ALLOWED}.")
+    texts: dict[str, str] = {}
+    repeated = []
+    names = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
+    identity, text = _named(names, _IDS), _named(names, _TEXTS)
+    if identity is None or text is None:
+        what = f"rows with {', '.join(map(str, names))}" if names else "a list without rows"
+        raise DataError(f"{path} holds {what}; {_ALLOWED}.")
+    for number, row in enumerate(rows, 1):
+        try:
+            key = read_name(row.get(identity)) if isinstance(row, dict) else None
+        except ValueError:
+            key = None
+        if key is None or not isinstance(row.get(text), str):
+            raise DataError(f"{path}: row {number} has no {identity if key is None else text} that is text; mend it.")
+        if key in texts:
+            repeated.append(key)
+        texts[key] = row[text]
+    if repeated:
+        raise DataError(f"{path} holds {counted(repeated, 'id')} more than once; keep one prediction for each.")
+    odds = ("no_answer_probability is not used; give it as --null_odds",) if "no_answer_probability" in names else ()
+    return Predictions(texts, odds)
+
+
+def _named(names: Mapping[str, Any], wanted: tuple[str, ...]) -> str | None:
+    return next((name for name in wanted if name in names), None)
+
+
+def load_null_odds(path: str | Path) -> dict[str, float]:
+    """The null odds of each question in a JSON object (also gzipped).
+
+    Raises:
+        DataError: the file cannot be read or is not an object of numbers, or an id occurs twice.
+    """
+    odds = read_json_file(path)
+    if not isinstance(odds, dict):
+        raise DataError(f"{path} must hold a JSON object from question ids to numbers, not {type_name(odds)}.")
+    strange = [key for key, value in odds.items() if not isinstance(value, int | float)]
+    if strange:
+        raise DataError(f"{path} must map question ids to numbers, but does not for {counted(strange, 'id')}.")
+    strange = [key for key, value in odds.items() if isinstance(value, bool) or not _is_finite(value)]
+    if strange:
+        raise DataError(f"{path}: the null odds of {counted(strange, 'question')} are not finite numbers; mend them.")
+    return odds
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
