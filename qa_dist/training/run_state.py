@@ -115,7 +115,7 @@ def _are_figures(value: object) -> bool:
 
 
 def _is_evaluation(value: object) -> bool:
-    return isinstance(value, dict) and _are_figures(value) and _is_count(value.get("step"))
+    return isinstance(value, dict) and _are_figures(value) and len(value) > 1 and _is_count(value.get("step"))
 
 
 def _is_best(value: object) -> bool:

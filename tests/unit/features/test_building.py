@@ -1,6 +1,7 @@
 """A store built: what its name depends on, several builders, killed builders, disks that refuse."""
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -333,6 +334,9 @@ def test_the_tokenizer_of_the_caller_is_taken(built: FeatureStore, tmp_path: Pat
     assert prepare_store(config, "train", tokenizer=tiny_tokenizer()).fingerprint == built.fingerprint
 
 
+LATER = ("labels", "reading_rules", "for_training")
+
+
 @pytest.mark.parametrize("answers", [["on a lake"], ["on a lake", "a lake"]])
 def test_a_store_of_when_only_first_answers_were_labels_is_used_where_that_is_the_same(
     answers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -346,10 +350,45 @@ def test_a_store_of_when_only_first_answers_were_labels_is_used_where_that_is_th
         earlier.setattr(
             building,
             "_ingredients",
-            lambda *given: {name: value for name, value in ingredients(*given).items() if name != "labels"},
+            lambda *given: {name: value for name, value in ingredients(*given).items() if name not in LATER},
         )
         before = prepared(config, "train")
     again = prepared(config, "train")
     assert again.has_several_answers == (len(answers) > 1)
     assert (again.path == before.path) == (len(answers) == 1)
     assert prepared(config, "train").path == again.path
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({"answers": []}, True),
+        ({"answers": {"text": ["Mora"], "answer_start": [0]}}, True),
+        ({"answers": {"text": ["Mora"], "answer_start": [3]}}, True),
+        # What earlier versions took for an unanswerable question.
+        ({"answers": None}, False),
+    ],
+)
+def test_a_store_of_earlier_reading_rules_is_used_where_they_make_no_difference(
+    changes: dict[str, Any], is_same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", row("a", **changes), row("b"))
+    config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores", validation_file=path)
+    ingredients, rows = building._ingredients, building.load_source
+
+    def earlier_rules(source: Any, data: Any, split: Any) -> Any:
+        examples, report = rows(source, data, split)
+        examples = [dataclasses.replace(example, has_references=True) for example in examples]
+        return examples, dataclasses.replace(report, num_unanswerable=sum(not e.answers for e in examples))
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            building,
+            "_ingredients",
+            lambda *given: {name: value for name, value in ingredients(*given).items() if name not in LATER},
+        )
+        earlier.setattr(building, "load_source", earlier_rules)
+        before = prepared(config, "validation")
+    again = prepared(config, "validation")
+    assert (again.path == before.path) == is_same
+    assert again.has_references.tolist() == [is_same, True]
