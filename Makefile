@@ -51,6 +51,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.documentation README.md docs/options.md docs/compatibility.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 	$(BIN)/python -m qa_dist.bench memory report docs/memory/*.json --output docs/memory.md
+	$(BIN)/python -m qa_dist.bench gpu report $(wildcard docs/gpu/*.jsonl) --output docs/gpu.md
 
 # Warnings are no failures here: old packages do what newer ones, or torch, warn of.
 test-lowest: $(LOWEST)/.dev

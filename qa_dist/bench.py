@@ -10,8 +10,9 @@ memory      `memory measure|estimate|report`: measured peaks of memory, estimate
 decoding    decoding and scoring of a data set of SQuAD's size, against nested loops
 checkpoints what a checkpoint costs the training loop
 budgets     what a token costs on a CPU at different token budgets
+gpu         whether everything is right on a GPU, and how fast: see docs/gpu.md; with --rehearse on a CPU
 
-The last five have options of their own: see `memory --help` and so on.
+The last six have options of their own: see `memory --help` and so on.
 Features have the lengths of SQuAD and tokens of no meaning, so nothing is downloaded; the model is the six-layer
 encoder of the quickstart extra unless --model_name_or_path or --model_config says otherwise. Results go to bench.json,
 bench.md and charts in --output_dir; further commands into the same folder add to them.
@@ -29,8 +30,8 @@ from qa_dist.common.errors import UserError
 from qa_dist.config.parsing import parse
 
 PROG = "qa_dist.bench"
-TOOLS = ("report", "memory", "decoding", "checkpoints", "budgets")
-"""Commands with options of their own: modules of `qa_dist.benchmarking` whose `main` takes the words behind it."""
+TOOLS = {name: name for name in ("report", "memory", "decoding", "checkpoints", "budgets")} | {"gpu": "gpu.command"}
+"""Commands with options of their own, and the modules of `qa_dist.benchmarking` whose `main` takes the words behind."""
 COMMANDS = (*report.SECTIONS, "all", *TOOLS)
 
 
@@ -44,7 +45,7 @@ def _bench(argv: list[str]) -> int:
         said = repr(command) if command else "nothing"
         raise UserError(f"{said} cannot be measured; use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
     if command in TOOLS:
-        code: int = import_module(f"qa_dist.benchmarking.{command}").main(argv[1:], f"{PROG} {command}")
+        code: int = import_module(f"qa_dist.benchmarking.{TOOLS[command]}").main(argv[1:], f"{PROG} {command}")
         return code
     config, options = parse(
         _joined(argv[1:] if command else argv),

@@ -12,15 +12,21 @@ from qa_dist.config.options import RunConfig
 
 def synthetic_store(job: Job, config: RunConfig, vocab_size: int) -> SyntheticStore:
     """The features that this job is measured on."""
-    part, num_parts = job.part
+    return synthetic_features(config, job.num_features * job.part[1], vocab_size, part=job.part)
+
+
+def synthetic_features(
+    config: RunConfig, num_features: int, vocab_size: int, part: tuple[int, int] = (0, 1)
+) -> SyntheticStore:
+    """One of several equal parts of as many features, as a run's options cut and draw them."""
     return SyntheticStore(
-        job.num_features * num_parts,
+        num_features,
         seed=config.training.seed,
         vocab_size=vocab_size,
         max_seq_length=config.data.max_seq_length,
         doc_stride=config.data.doc_stride,
-        part=part,
-        num_parts=num_parts,
+        part=part[0],
+        num_parts=part[1],
     )
 
 

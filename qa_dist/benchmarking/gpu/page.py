@@ -1,0 +1,165 @@
+"""Writes the results into docs/gpu.md, between its markers, from the files that `bench gpu` wrote."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qa_dist.benchmarking.report import NOT_MEASURED, write_page
+from qa_dist.common.command import Parser
+from qa_dist.common.errors import UserError
+from qa_dist.common.parsers import read_json
+
+BEGIN, END = "<!-- results: written by `python -m qa_dist.bench gpu report` -->", "<!-- end of results -->"
+
+Figures = Mapping[str, Any]
+Results = dict[str, dict[str, Any]]
+
+PREDICTIONS: tuple[tuple[str, str, str, str, float], ...] = (
+    ("train q, v, batch 32", "ms_per_step", "ms a step, LoRA on q and v, batch of 32", "at most 11", 1),
+    ("epoch", "seconds", "seconds an epoch of the same", "at most 30", 1),
+    ("train q, v, batch 32", "fraction_of_989", "share of 989 TFLOP/s, batch of 32", "0.18 to 0.20", 1),
+    ("train q, v, batch 32", "launches_per_step", "launches a step, the optimiser's included", "at most 1,200", 1),
+    ("train q, v, batch 32", "syncs_per_step", "waits of the host a step", "at most 1", 1),
+    ("machine", "bf16_flops_per_second", "TFLOP/s of large bf16 products", "about 800", 1e-12),
+)
+"""Item, figure, what it is, what was predicted for one H100, and the factor of the unit."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Write the page."""
+    parser = Parser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser.add_argument("files", nargs="*", type=Path, metavar="GPU.JSONL", help="results; none: not yet measured")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, as docs/gpu.md")
+    options = parser.parse_args(argv)
+    try:
+        text = options.output.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--output {options.output} cannot be read ({error}); name a page with the markers") from error
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"--output {options.output} has no lines {BEGIN} and {END}; put them where results belong")
+    write_page(
+        "".join([before, begin, results_text([read(path) for path in options.files]), end, after]), options.output
+    )
+    return 0
+
+
+def read(path: Path) -> tuple[Figures, Results]:
+    """Where the items of a file ran, and what became of each: of several runs the last in which it was reached.
+
+    Raises:
+        UserError: It is no such file, or of a rehearsal.
+    """
+    origin: dict[str, Any] = {}
+    results: Results = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            values = read_json(line)
+            if "format" in values:
+                origin = values
+            elif values["status"] != "not reached" or values["item"] not in results:
+                results[values["item"]] = dict(values)
+        name = origin["machine"]["devices"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as results of bench gpu ({error!s:.200}); give a gpu.jsonl") from error
+    if origin["rehearsal"] or not name:
+        raise UserError(f"{path} is of a rehearsal, whose figures mean nothing; give the gpu.jsonl of a GPU")
+    return origin, results
+
+
+def results_text(measured: Sequence[tuple[Figures, Results]]) -> str:
+    """The part between the markers."""
+    if not measured:
+        rows = [[what, predicted, NOT_MEASURED] for _, _, what, predicted, _ in PREDICTIONS]
+        return "\n".join([*_table(["one H100", "predicted", "measured"], rows), "", ""])
+    return "\n".join(line for origin, results in measured for line in _machine(origin, results))
+
+
+def _machine(origin: Figures, results: Results) -> list[str]:
+    devices, used = origin["machine"]["devices"], origin["versions"]
+    lines = [f"### {len(devices)} x {devices[0]}", ""]
+    lines += [
+        f"{origin['started'][:10]}, torch {used['torch']}, CUDA {used['cuda']}, driver {used['driver']}, transformers "
+        f"{used['transformers']}, commit {(origin['commit'] or 'unknown')[:12]}{' ' if origin['note'] else ''}"
+        f"{origin['note']}.",
+        "",
+    ]
+    rows = [
+        [what, predicted, _number(_figure(results, item, name), unit)]
+        for item, name, what, predicted, unit in PREDICTIONS
+    ]
+    lines += [*_table(["", "predicted", "measured"], rows), ""]
+    lines += ["Training, bf16, features of SQuAD's lengths, BERT base with random weights and its dropout:", ""]
+    lines += [*_speed_table(results), ""]
+    lines += ["SQuAD v1.1, MiniLM-L6, two epochs, batch of 64, bf16:", "", *_squad_table(results), ""]
+    lines += ["Checks:", "", *_check_table(results), ""]
+    return lines
+
+
+def _speed_table(results: Results) -> list[str]:
+    heads = ["", "ms a step", "real tokens/s", "of products", "of 989", "launches", "waits", "ms on the device", "GiB"]
+    names = ["ms_per_step", "tokens_per_second", "fraction_of_measured_products", "fraction_of_989"]
+    names += ["launches_per_step", "syncs_per_step", "device_ms_per_step"]
+    rows = []
+    for item, values in results.items():
+        if values.get("part") != "b" or item.startswith("SQuAD"):
+            continue
+        figures = values["figures"]
+        cells = [_number(figures.get(name), 1) for name in names]
+        cells.append(_number(figures.get("peak_memory_bytes"), 2**-30))
+        rows.append([item, *(cells if values["status"] == "passed" else [_status(values)] + [""] * (len(heads) - 2))])
+    return _table(heads, rows)
+
+
+def _squad_table(results: Results) -> list[str]:
+    rows = []
+    for item, values in results.items():
+        if not item.startswith("SQuAD"):
+            continue
+        figures, phases = values["figures"], values["figures"].get("phase_seconds") or {}
+        cells = [_number(figures.get("exact_match"), 1, 2), _number(figures.get("f1"), 1, 2)]
+        cells += [_number(phases.get(phase), 1) for phase in ("prepare", "train", "evaluate")]
+        cells.append(_number(values["seconds"], 1))
+        rows.append([item, *(cells if values["status"] == "passed" else [_status(values), *[""] * 5])])
+    heads = ["", "EM", "F1", "s for features", "s training", "s evaluation", "s in all"]
+    return _table(heads, rows) if rows else [f"{NOT_MEASURED.capitalize()}."]
+
+
+def _check_table(results: Results) -> list[str]:
+    rows = []
+    for item, values in results.items():
+        if values.get("part") == "a":
+            figures = ", ".join(
+                f"{name} {value:.3g}" for name, value in list(values["figures"].items())[:6] if _is_number(value)
+            )
+            rows.append([item, values["status"], values.get("reason") or figures, f"{values['seconds']:.1f}"])
+    return _table(["check", "", "", "s"], rows) if rows else [f"{NOT_MEASURED.capitalize()}."]
+
+
+def _status(values: Figures) -> str:
+    return f"{values['status']}: {values.get('reason', '')!s:.80}"
+
+
+def _figure(results: Results, item: str, name: str) -> Any:
+    return results.get(item, {}).get("figures", {}).get(name)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Any, unit: float, digits: int | None = None) -> str:
+    if not _is_number(value):
+        return NOT_MEASURED if value is None else str(value)
+    value *= unit
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def cell(text: str) -> str:
+        return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+    return ["| " + " | ".join(map(cell, cells)) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
