@@ -142,8 +142,8 @@ def documentation(reports: Sequence[Mapping[str, Any]]) -> str:
             "python -m qa_dist.bench report outputs/bench/bench.json --output docs/benchmarks.md",
             "```",
             "",
-            "`bash launch/benchmark_gpu.sh outputs/gpu` checks and measures a machine with GPUs (docs/gpu.md), and adds",
-            "scaling over all of them to a bench.json. Several bench.json make one page.",
+            "`bash launch/benchmark_gpu.sh outputs/gpu` checks and measures a machine with GPUs (docs/gpu.md), and",
+            "adds scaling over all of them to a bench.json. Several bench.json make one page.",
             "",
             *_body(reports),
         ]
