@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import make_writable
+from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
     from qa_dist.benchmarking.gpu.running import Item
@@ -71,6 +72,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.seconds is not None and not options.seconds > 0:
         raise UserError(f"--seconds {options.seconds:g} is no time; give more than 0")
     make_writable(options.output_dir, "--output_dir")
+    # As a run does, before CUDA starts.
+    prepare_cuda(os.environ, deterministic=False)
     import torch
 
     from qa_dist.benchmarking.gpu.running import Log, run_items, table

@@ -15,7 +15,8 @@ from qa_dist.benchmarking.gpu.scene import Scene, alone, new_model, relative_err
 from qa_dist.benchmarking.measuring import synchronize, synthetic_features
 from qa_dist.evaluation.candidates import pad_rows, top_spans
 from qa_dist.features.collate import FeatureBatch
-from qa_dist.model.attention import cumulative_lengths, unpadded_attention
+from qa_dist.features.rows import Row
+from qa_dist.model.attention import unpadded_attention
 from qa_dist.model.families import model_types_unpadded
 from qa_dist.model.precision import autocast
 from qa_dist.model.span_model import SpanModel, span_loss, transformers_model
@@ -131,7 +132,7 @@ def _attended(
         value,
         None,
         sliding_window=window,
-        cumulative=cumulative_lengths(lengths, device),
+        cumulative=Row.of(lengths, device).cumulative,
         longest=384,
     )
     return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
@@ -190,7 +191,7 @@ def _unpadded_against_padded(scene: Scene, model_type: str, precision: Any) -> t
             store = synthetic_features(config, 6, int(transformers_model(model.model).config.vocab_size))
             batch = FeatureBatch.of(store, np.arange(6), scene.device)
             start_T, end_T = _logits(model, batch, precision)
-            span_loss(start_T, end_T, batch.lengths, batch.labels_B2).mean().backward()  # type: ignore[no-untyped-call]
+            span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).mean().backward()  # type: ignore[no-untyped-call]
             logits.append(torch.stack((start_T, end_T)).detach())
             gradients.append({name: weight.grad for name, weight in model.trainable() if weight.grad is not None})
     # Rounding of the whole decides about weights whose own gradient is nearly nothing.
@@ -203,7 +204,7 @@ def _unpadded_against_padded(scene: Scene, model_type: str, precision: Any) -> t
 
 def _logits(model: SpanModel, batch: FeatureBatch, precision: Any) -> tuple[torch.Tensor, torch.Tensor]:
     with autocast(batch.input_ids_T.device.type, precision):
-        start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+        start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
     return start_T, end_T
 
 
