@@ -93,12 +93,12 @@ class Engine(ABC):
         """Whether the synchronised gradient of each of these parameters is not zero; all ranks must ask together."""
 
     @abstractmethod
-    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
+    def optimizer_step(self, learning_rate: float, check: torch.Tensor | None = None) -> torch.Tensor:
         """Clip, take the optimiser's step and drop the gradients; the global L2 norm of the gradients before clipping.
 
-        Nothing is updated if the norm is not finite, or if `spoiled` is true: bool [], None: it is not. The norm is a
-        tensor [] on any device; where the optimiser can be told on the device whether to step, the host waits for
-        nothing. `conclude_step` must be called before the next step.
+        Nothing is updated if the norm is not finite, or if `check` is not: a number [], None: nothing else is checked.
+        The norm is a tensor [] on any device; where the optimiser can be told on the device whether to step, the host
+        waits for nothing. `conclude_step` must be called before the next step.
         """
 
     def conclude_step(self, *, is_whole: bool) -> None:

@@ -41,9 +41,14 @@ def use_cheap_dropout(model: nn.Module) -> int:
     return len(places)
 
 
-def seed_dropout(seed: int, step: int, rank: int) -> None:
+def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Make the masks of a step depend on (seed, step, rank) alone, so that a resumed run draws the same ones.
 
-    They are drawn from torch's default generators, which are seeded.
+    They are drawn from torch's default generator of the device, which is seeded.
     """
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+    number = int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+    if device.type == "cuda":
+        # The generator of this device alone: `torch.manual_seed` goes through those of all kinds of devices.
+        torch.cuda.manual_seed(number)
+    else:
+        torch.manual_seed(number)

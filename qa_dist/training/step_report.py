@@ -4,6 +4,7 @@ A read makes the host wait for its GPU, which then has nothing to do until the h
 decides whether a step counts stays on the device, and the host looks when everything has been asked for.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from qa_dist.distributed.ranks import Ranks
 
 _OUT_OF_MEMORY, _STOP, _NORM = -3, -2, -1
-"""Places behind the losses: how many ranks ran out of memory, how many were asked to stop, and the gradient's norm."""
+"""Places behind the losses: infinity if a rank ran out of memory, how many were asked to stop, the gradient's norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,20 @@ class StepReport:
 
     def note_out_of_memory(self) -> None:
         """Note that this rank had too little memory."""
-        self._values[_OUT_OF_MEMORY] = 1.0
+        self._values[_OUT_OF_MEMORY] = math.inf
 
     def exchange(self, ranks: Ranks) -> None:
         """Tell the others, and hear from them."""
-        self._values[_STOP] = float(ranks.is_asked_to_stop)
+        if ranks.is_asked_to_stop:
+            self._values[_STOP] = 1.0
         ranks.sum(self._values[:_NORM])
 
-    def is_spoiled(self) -> torch.Tensor:
-        """Whether the gradient must not be used: bool [], on the device, the same on all ranks."""
-        return (self._values[_OUT_OF_MEMORY] > 0) | ~self._values[:_OUT_OF_MEMORY].isfinite().all()
+    def check(self) -> torch.Tensor:
+        """A number that is finite if the gradient may be used: float64 [], on the device, the same on all ranks.
+
+        It is the sum of the losses, in one operation, to which one rank out of memory has added infinity.
+        """
+        return self._values[:_STOP].sum()
 
     def note_norm(self, norm: torch.Tensor) -> None:
         """Note the gradient's norm."""

@@ -128,7 +128,7 @@ class Trainer:
         report.exchange(self.ranks)
         self.engine.sync_gradients()
         self.gradients.observe(self.engine.have_gradients)
-        report.note_norm(self.engine.optimizer_step(self.learning_rate(step), report.is_spoiled()))
+        report.note_norm(self.engine.optimizer_step(self.learning_rate(step), report.check()))
         self.inputs.prepare(step + 1, self.max_tokens)
         with self.ranks.watchdog.waiting():
             outcome = report.read()
@@ -161,8 +161,9 @@ class Trainer:
 
     def _accumulate(self, step: int, num_features: int, report: StepReport) -> bool:
         """This rank's gradients of a step, and its losses in the report; False if it ran out of memory."""
-        seed_dropout(self.config.training.seed, step, self.ranks.rank)
-        self.engine.module.train()
+        seed_dropout(self.config.training.seed, step, self.ranks.rank, self.ranks.device)
+        if not self.engine.module.training:
+            self.engine.module.train()
         try:
             micro_batches = self.inputs.micro_batches(step, self.max_tokens)
             for number, (batch, is_counted) in enumerate(micro_batches, 1):

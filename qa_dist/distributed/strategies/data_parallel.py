@@ -40,10 +40,10 @@ class DataParallel(TorchEngine):
                         parameter.grad.copy_(piece.view_as(parameter))
 
     @override
-    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
+    def optimizer_step(self, learning_rate: float, check: torch.Tensor | None = None) -> torch.Tensor:
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        return super().optimizer_step(learning_rate, spoiled)
+        return super().optimizer_step(learning_rate, check)
 
 
 def _flat_gradient(parameter: torch.Tensor) -> torch.Tensor:

@@ -66,31 +66,32 @@ class TorchEngine(Engine):
 
     @override
     @collective
-    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
+    def optimizer_step(self, learning_rate: float, check: torch.Tensor | None = None) -> torch.Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.optimizer.defaults.get("fused"):
-            norm = self._step_on_device(spoiled)
+            norm = self._step_on_device(check)
         else:
             norm = self._whole(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit))
-            is_good = norm.isfinite() if spoiled is None else norm.isfinite() & ~spoiled
-            if is_good:
+            if math.isfinite(norm if check is None else norm + check):
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _step_on_device(self, spoiled: torch.Tensor | None) -> torch.Tensor:
+    def _step_on_device(self, check: torch.Tensor | None) -> torch.Tensor:
         """Step a fused optimiser, which clips and decides on the device; the norm before clipping.
 
-        It divides the gradients by `grad_scale`, which here is 1 over `clip_grad_norm_`'s factor, and leaves weights
-        and moments as they are where `found_inf` is 1.
+        It divides the gradients by `grad_scale`, which here is 1 over `clip_grad_norm_`'s factor (but for its 1e-6
+        against a division by zero), and leaves weights and moments as they are where `found_inf` is 1. Each operation
+        costs the host as much as one on a million numbers, so these are few.
         """
         gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
         norm = self._whole(nn.utils.get_total_norm(gradients))
-        is_bad = ~norm.isfinite() if spoiled is None else ~norm.isfinite() | spoiled
+        total = norm if check is None else norm + check
         optimizer: Any = self.optimizer
-        optimizer.found_inf = is_bad.float()
-        optimizer.grad_scale = None if math.isinf(self._limit) else ((norm + 1e-6) / self._limit).clamp(min=1.0)
+        # Zero times what is not finite is not zero.
+        optimizer.found_inf = (total * 0 != 0).float()
+        optimizer.grad_scale = None if math.isinf(self._limit) else (norm / self._limit).clamp(min=1.0)
         optimizer.step()
         return norm
 

@@ -120,8 +120,8 @@ class Zero(Engine):
 
     @override
     @collective
-    def optimizer_step(self, learning_rate: float, spoiled: torch.Tensor | None = None) -> torch.Tensor:
-        if spoiled is not None and bool(spoiled):
+    def optimizer_step(self, learning_rate: float, check: torch.Tensor | None = None) -> torch.Tensor:
+        if check is not None and not math.isfinite(check):
             return torch.tensor(math.nan)
         for group in self.module.optimizer.param_groups:
             group["lr"] = learning_rate

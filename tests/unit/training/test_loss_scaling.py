@@ -99,7 +99,7 @@ def test_a_step_that_another_rank_could_not_take_leaves_the_scale_and_its_growth
         if has_gradient or not spoiled:
             held.backward((model.weight * 2).sum(), last=True)
         before = float(model.weight.detach())
-        held.optimizer_step(0.1, torch.tensor(spoiled))
+        held.optimizer_step(0.1, torch.tensor(math.nan if spoiled else 1.0))
         assert (float(model.weight.detach()) == before) == spoiled
         assert scaler.get_scale() == 1024.0
         held.conclude_step(is_whole=not spoiled)

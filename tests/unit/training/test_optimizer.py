@@ -267,7 +267,7 @@ def test_a_step_that_must_not_be_taken_changes_nothing(fused: bool, why: str) ->
     if why != "no gradient here":
         loss = net(torch.ones(1, 96)).square().sum() * (math.nan if why == "not finite" else 1.0)
         strategy.backward(loss, last=True)
-    norm = strategy.optimizer_step(1e-2, torch.tensor(why != "not finite"))
+    norm = strategy.optimizer_step(1e-2, torch.tensor(1.0 if why == "not finite" else math.inf))
     assert math.isfinite(float(norm)) == (why != "not finite")
     assert all(torch.equal(weight, weights[name]) for name, weight in net.named_parameters())
     assert all(torch.equal(tensor, state[key]) for key, tensor in strategy.optimizer_tensors().items())
@@ -284,7 +284,7 @@ def test_a_fused_step_waits_for_nothing() -> None:
         strategy.backward(net(torch.ones(1, 96)).square().sum(), last=True)
         strategy.sync_gradients()
         with reads() as found:
-            strategy.optimizer_step(1e-2, torch.tensor(False))
+            strategy.optimizer_step(1e-2, torch.tensor(1.0))
         assert found == []
     assert strategy.have_gradients(["first.weight"]) == [False]
 
