@@ -1,9 +1,12 @@
 """The `qa-dist` command: every command under one name."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from qa_dist.machine.allocator import start_with_jemalloc
 
 
 class Command(NamedTuple):
@@ -57,6 +60,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"] and argv is None:
+        start_with_jemalloc(os.environ, sys.orig_argv)
     if words and words[0] in COMMANDS:
         code: int = importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
         return code

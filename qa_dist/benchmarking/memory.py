@@ -45,7 +45,9 @@ LORA = (*BERT, "--lora_target_modules", "all-linear")
 FULL = (*BERT, "--tuning", "full")
 QUANTISED = {kind: ("--lora_target_modules", "all-linear", "--quantization", kind) for kind in ("8bit", "4bit")}
 DEFAULT_HEAP = "lora, glibc's heap as it is"
-RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+GLIBC = {"LD_PRELOAD": ""}
+"""Keeps training from taking jemalloc where it is installed."""
+RETURNED = {**GLIBC, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """Makes glibc give every tensor of 1 MiB and more memory of its own, and that back to the system."""
 
 TO_COMPARE: dict[str, tuple[Strategy, int, int, int, tuple[str, ...]]] = {
@@ -209,7 +211,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
         *("--max_eval_samples", "1", "--global_batch_size", str(batch), "--max_train_steps", str(num_steps)),
         *("--output_dir", str(output), "--disable_tqdm"),
     ]
-    _run([*launcher(strategy, ranks), *command], **({} if name == DEFAULT_HEAP else RETURNED))
+    _run([*launcher(strategy, ranks), *command], **(GLIBC if name == DEFAULT_HEAP else RETURNED))
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     tokens = max(micro_batch(step, ranks, budget, is_padded="max_length" in words) for step in steps if "loss" in step)

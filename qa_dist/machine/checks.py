@@ -226,6 +226,29 @@ def threads(num_cores: int, asked: str | None) -> Check:
     return Check("CPU threads", "ok", f"{num_cores} cores, OMP_NUM_THREADS={asked}")
 
 
+def heap(library: Path | None, preloaded: str | None, *, has_gpu: bool) -> list[Check]:
+    """Whether training on CPUs gets an allocator whose heap stays flat: none of it with a GPU, or without glibc.
+
+    Args:
+        library: jemalloc on this machine.
+        preloaded: $LD_PRELOAD.
+        has_gpu: Whether a run would compute on a GPU.
+    """
+    if has_gpu:
+        return []
+    if preloaded:
+        return [Check("memory allocator", "ok", f"LD_PRELOAD={preloaded}")]
+    if library is None or preloaded is not None:
+        found = "jemalloc is not installed" if library is None else "LD_PRELOAD is set to nothing"
+        mend = (
+            "glibc's heap grows for as long as a run on CPUs lasts; apt install libjemalloc2, or dnf install jemalloc"
+            if library is None
+            else "unset LD_PRELOAD, or glibc's heap grows for as long as a run on CPUs lasts"
+        )
+        return [Check("memory allocator", "warning", found, mend)]
+    return [Check("memory allocator", "ok", f"training starts with {library}")]
+
+
 # -------------------------------------------------------------------------------------------------------- communication
 
 

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qa_dist.machine.allocator import allocator
+
 PACKAGES = (
     "qa-dist",
     "torch",
@@ -50,6 +52,7 @@ def hardware() -> dict[str, Any]:
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": allocator(),
         "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 

@@ -204,8 +204,8 @@ def _not_counted(kind: DeviceKind, has_cuda: bool) -> list[str]:
     """What an estimate for this kind of device leaves out, a sentence each."""
     if kind == "cpu":
         return [
-            "what glibc's heap keeps of freed memory is not counted and can be as much again; with "
-            "MALLOC_MMAP_THRESHOLD_=1048576 in the environment it keeps little, and steps take longer"
+            "what glibc's heap keeps of freed memory is not counted and can be as much again; where jemalloc is "
+            "installed training starts with it, and it keeps little"
         ]
     notes = ["what CUDA itself and its libraries take, some hundred MiB, is not counted"]
     if not has_cuda:

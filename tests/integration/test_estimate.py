@@ -38,7 +38,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
     data += ["--store_dir", str(tmp_path / "store"), "--output_dir", str(tmp_path / "out"), "--disable_tqdm"]
     steps = ["--global_batch_size", "32", "--max_train_steps", "2", "--eval_steps", "no"]
     # Otherwise glibc's heap keeps holes, and the resident set tells more about it than about tensors.
-    succeed(torchrun(1, "qa_dist.train", [*options, *data, *steps]), MALLOC_MMAP_THRESHOLD_="131072")
+    succeed(torchrun(1, "qa_dist.train", [*options, *data, *steps]), MALLOC_MMAP_THRESHOLD_="131072", LD_PRELOAD="")
     (measured,) = json.loads((tmp_path / "out" / "run.json").read_text())["peak_memory_bytes_per_rank"]
     assert estimate.main([*options, "--strategy", "ddp", "--device", "cpu", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["estimates"]

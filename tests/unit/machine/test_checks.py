@@ -37,6 +37,7 @@ def test_what_is_not_ok_says_what_to_do() -> None:
         *checks.packages([TORCH], {"torch": "2.9"}),
         *checks.devices([], cuda=None, driver="570", visible=None, num_cores=2),
         checks.threads(2, "64"),
+        *checks.heap(None, None, has_gpu=False),
         checks.backend("gloo", fails(RuntimeError("no"))),
         checks.address("node7", lambda host: "127.0.1.1"),
         *checks.interfaces(["lo"], {"GLOO_SOCKET_IFNAME": "eth0"}),
@@ -45,8 +46,19 @@ def test_what_is_not_ok_says_what_to_do() -> None:
         checks.locked_memory(64 * 1024, infiniband=True),
         checks.hub("https://hub", {"HF_HUB_OFFLINE": "1"}, lambda url: None),
     ]
-    assert len(bad) == 11
+    assert len(bad) == 12
     assert all(check.status != "ok" and check.remedy for check in bad)
+
+
+def test_the_allocator_matters_on_cpus_alone() -> None:
+    library = Path("/usr/lib/libjemalloc.so.2")
+    assert checks.heap(None, None, has_gpu=True) == []
+    for preloaded, status in ((None, "ok"), ("/usr/lib/libtcmalloc.so", "ok"), ("", "warning")):
+        (check,) = checks.heap(library, preloaded, has_gpu=False)
+        assert check.status == status
+    (check,) = checks.heap(None, None, has_gpu=False)
+    assert (check.status, check.found) == ("warning", "jemalloc is not installed")
+    assert "libjemalloc2" in check.remedy
 
 
 def test_python() -> None:
