@@ -1,6 +1,7 @@
 """Every accelerate configuration is read by accelerate, and every one that a CPU can run is run."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -118,6 +119,22 @@ def test_a_range_of_machines_may_restart_and_meets_in_a_new_store_each_time(tmp_
     assert words[4:8] == ["--max-restarts", "10", "--nnodes", "1:4"]
     assert variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert launched_by("torchrun.sh", tmp_path, **meeting, MAX_RESTARTS="3")[0][4:6] == ["--max-restarts", "3"]
+
+
+def test_both_libraries_get_the_interface_of_the_route_unless_one_is_named(tmp_path: Path) -> None:
+    ip = tmp_path / "ip"
+    ip.write_text(
+        '#!/bin/bash\ncase "$*" in\n  *route*) echo "10.0.0.1 dev eth7 src 10.0.0.2 uid 0" ;;\n'
+        '  *address*) echo "3: eth7    inet 10.0.0.2/24 brd 10.0.0.255 scope global eth7" ;;\nesac\n',
+        encoding="utf-8",
+    )
+    ip.chmod(0o755)
+    meeting = {"NNODES": "2", "RDZV_ENDPOINT": "10.0.0.1:29500", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    variables = launched_by("torchrun.sh", tmp_path, **meeting)[1]
+    assert (variables["GLOO_SOCKET_IFNAME"], variables["NCCL_SOCKET_IFNAME"]) == ("eth7", "eth7")
+    assert variables["PET_LOCAL_ADDR"] == "10.0.0.2"
+    variables = launched_by("torchrun.sh", tmp_path, **meeting, NCCL_SOCKET_IFNAME="ib0")[1]
+    assert (variables["GLOO_SOCKET_IFNAME"], variables["NCCL_SOCKET_IFNAME"]) == ("eth7", "ib0")
 
 
 def test_the_deepspeed_script_is_the_torchrun_script_with_a_strategy(tmp_path: Path) -> None:
