@@ -37,7 +37,7 @@ class Process:
         kept["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
         self._log = log
         with log.open("wb") as output:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -51,13 +51,22 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        if self.is_running:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def terminate(self) -> None:
+        """Ask it to stop, with SIGTERM."""
+        self._process.terminate()
 
     def wait(self) -> int:
-        """Its exit code."""
-        return self.process.wait()
+        """Its exit code, when it has ended."""
+        return self._process.wait()
 
     def text(self, longest: int = 3000) -> str:
         """The end of what it said."""
@@ -129,9 +138,9 @@ def resume(scene: Scene) -> Figures:
             for name, config in (("whole", whole), ("stopped", stopped))
         ]
         folder = scene.folder / "stopped"
-        while _num_steps(folder) < 3 and runs[1].process.poll() is None:
+        while _num_steps(folder) < 3 and runs[1].is_running:
             time.sleep(_POLL_SECONDS)
-        runs[1].process.send_signal(signal.SIGTERM)
+        runs[1].terminate()
         runs[1].require(EXIT_STOPPED)
         done = _num_steps(folder)
         again = words(stopped, resume_from_checkpoint="auto", overwrite_output_dir=False)

@@ -30,6 +30,15 @@ TOKENIZERS = {
 every_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
 
 
+def loses_tokens() -> bool:
+    """Whether this version of tokenizers (0.23.2 does) gives two windows where a text needs more."""
+    options = {"truncation": "only_second", "max_length": 40, "stride": 10, "return_overflowing_tokens": True}
+    return len(TOKENIZERS["wordpiece"]("a", "x " * 200, **options)["input_ids"]) < 7
+
+
+whole_truncation = pytest.mark.skipif(loses_tokens(), reason="truncation of this version of tokenizers loses tokens")
+
+
 def build(tokenizer: Any, examples: list[Example], *lengths: int) -> tuple[list[Feature], FeatureStats]:
     return FeatureBuilder(TokenizerSpec.of(tokenizer), FeatureSpec(*lengths)).build(examples)
 
@@ -102,6 +111,7 @@ def assert_same_windows(tokenizer: Any, example: Example, max_seq_length: int, d
 # ----------------------------------------------------------------------------------------------------------- windows
 
 
+@whole_truncation
 @every_tokenizer
 def test_windows_are_those_of_the_tokenizers_own_truncation(name: str) -> None:
     for example in tiny_examples():
@@ -112,6 +122,7 @@ def test_windows_are_those_of_the_tokenizers_own_truncation(name: str) -> None:
 texts = st.text("abc é\u0301\r\n🦉🚂中[SEP]", min_size=1, max_size=150)
 
 
+@whole_truncation
 @settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(sorted(TOKENIZERS)),
@@ -207,6 +218,7 @@ def test_lengths_that_contradict_each_other_are_config_errors() -> None:
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
+@whole_truncation
 @pytest.mark.parametrize("name", ["wordpiece", "cased", "left"])
 def test_labels_are_those_of_the_hugging_face_example(name: str) -> None:
     tokenizer = TOKENIZERS[name]

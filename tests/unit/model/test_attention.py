@@ -42,12 +42,13 @@ def test_equals_one_attention_with_a_block_mask(sliding_window: int | None, scal
     ours, plain = inputs(), inputs()
     found = attend(ours, sliding_window=sliding_window, scaling=scaling)
     wanted = expected(plain, 1000 if sliding_window is None else sliding_window - 1, scaling)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    # Kernels of other processors add up in another order.
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=3e-6)
     weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
     (found * weights).sum().backward()
     (wanted * weights).sum().backward()
     for mine, theirs in zip(ours, plain, strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=3e-6)
 
 
 def test_half_precision_stays_half() -> None:

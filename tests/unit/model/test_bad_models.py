@@ -53,7 +53,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer settings are a list": (lambda m: (m / "tokenizer_config.json").write_text("[]"), "the tokenizer in"),
     "no configuration": (lambda m: (m / "config.json").unlink(), "the configuration of the model in"),
     "configuration cut short": (lambda m: cut(m / "config.json"), "is not a valid JSON file"),
-    "configuration is a list": (lambda m: (m / "config.json").write_text("[]"), "must be a mapping"),
+    "configuration is a list": (lambda m: (m / "config.json").write_text("[]"), "cannot be loaded ("),
     "configuration without a type": (lambda m: edit_json(m / "config.json", model_type=...), "the configuration of"),
     "unknown architecture": (lambda m: edit_json(m / "config.json", model_type="brain"), "the configuration of"),
     "architecture without answers": (lambda m: edit_json(m / "config.json", model_type="vit"), "cannot be loaded"),

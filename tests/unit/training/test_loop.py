@@ -128,7 +128,7 @@ def test_everything_is_written(run: Callable[..., int], tmp_path: Path) -> None:
     assert record["versions"]["torch"]
     assert len(record["data"]["train"]["fingerprint"]) == 64
     assert {"prepare", "model", "train", "evaluate", "write"} <= set(record["seconds"])
-    assert record["peak_memory_bytes_per_rank"][0] > 1e8
+    assert record["peak_memory_bytes_per_rank"][0] > (1e7 if torch.cuda.is_available() else 1e8)
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"].endswith("bert")
 
 

@@ -220,6 +220,7 @@ def test_moments_are_put_back_into_the_memory_that_bitsandbytes_took(monkeypatch
 
 
 def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
     with pytest.raises(ConfigError, match=r"is for GPUs, .* use --optim adamw_8bit"):
         require_optimizer("paged_adamw_8bit", "cpu")
     require_optimizer("paged_adamw_8bit", "cuda")
