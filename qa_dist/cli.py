@@ -36,6 +36,9 @@ COMMANDS = {
         "scores a predictions file as the official SQuAD scripts do",
         ("results.md#score-any-predictions",),
     ),
+    "convert": Command(
+        "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
+    ),
     "merge": Command("qa_dist.merge", "folds an adapter into its base model", ("results.md#merge-the-adapter",)),
     "estimate": Command(
         "qa_dist.estimate",

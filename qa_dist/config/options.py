@@ -61,11 +61,15 @@ class DataConfig:
 
     dataset_name: str | None = option(
         None,
-        "a hub id (squad, squad_v2, or any data set of that schema), a local folder of that schema, "
-        "`sample` (embedded in the package; used when no source is named) or `synthetic:N` (N generated examples)",
+        "a hub id (squad, squad_v2, or any data set of that schema), a local folder of files of that schema or saved "
+        "with save_to_disk, `sample` (embedded in the package; used when no source is named) or `synthetic:N` (N "
+        "generated examples)",
     )
     dataset_config_name: str | None = option(None, "configuration of the hub data set")
-    train_file: str | None = option(None, "training data: SQuAD JSON, or JSONL, CSV or Parquet rows; .gz allowed")
+    train_file: str | None = option(
+        None,
+        "training data: SQuAD JSON, or JSONL, CSV or Parquet in any layout of docs/data.md; .gz allowed; or a folder",
+    )
     validation_file: str | None = option(None, "validation data, same formats as --train_file")
     version_2_with_negative: bool | None = option(
         None, "whether questions may have no answer; auto: true if the data has such questions"

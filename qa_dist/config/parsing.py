@@ -37,7 +37,7 @@ def recipe_path(name: str) -> Path:
     Raises:
         ConfigError: There is neither.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     # Not Path.is_file, which raises for a name that no file can have.
     if os.path.isfile(path):
         return path
@@ -197,9 +197,9 @@ def peek(argv: Sequence[str], flag: str) -> str | None:
     """Value of one flag, before the command line is parsed as a whole; None if it is absent."""
     for position, word in enumerate(argv):
         if word == f"--{flag}" and position + 1 < len(argv):
-            return argv[position + 1]
+            return os.path.expanduser(argv[position + 1])
         if word.startswith(f"--{flag}="):
-            return word.partition("=")[2]
+            return os.path.expanduser(word.partition("=")[2])
     return None
 
 
@@ -325,7 +325,8 @@ def _text(value: str) -> str:
             "holds what looks like an access token or password, which would be written into logs and results; give a "
             "token in the environment, as HF_TOKEN"
         )
-    return value
+    # The shell does so only where a word begins with it, and a recipe has no shell.
+    return os.path.expanduser(value) if value.startswith("~") else value
 
 
 def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:

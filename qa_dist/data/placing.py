@@ -72,7 +72,7 @@ def place(text: str, start: int | None, context: str) -> Span | None:
         place if it is near (20 characters) and the next is far (four times as far, and ten characters more).
     """
     stated = start is not None and start >= 0
-    if stated and start is not None and (span := at(text, start, context)):
+    if stated and start is not None and (span := at(text, start, context) or _behind_gap(text, start, context)):
         return span
     found = occurrences(text, context)
     if len(found) <= 1:
@@ -94,9 +94,14 @@ def at(text: str, start: int, context: str) -> Span | None:
     pattern = _loose(text)
     if pattern is None:
         return None
-    gap = _GAPS.match(context, start)
-    match = pattern.match(context, gap.end() if gap else start)
+    match = pattern.match(context, start)
     return Span(*match.span()) if match else None
+
+
+def _behind_gap(text: str, start: int, context: str) -> Span | None:
+    """As `at`, where the offset points to the white space before the answer."""
+    gap = _GAPS.match(context, start) if start < len(context) else None
+    return at(text, gap.end(), context) if gap else None
 
 
 def occurrences(text: str, context: str) -> list[Span]:
@@ -170,9 +175,11 @@ def _from_encoded(start: int, context: str, encoding: str, width: int) -> int | 
     if start * width > len(content):
         return None
     try:
-        return len(content[: start * width].decode(encoding, "surrogatepass"))
-    except UnicodeDecodeError:  # inside a character
+        before = content[: start * width].decode(encoding, "surrogatepass")
+    except UnicodeDecodeError:
         return None
+    # Half a surrogate pair is decoded, and is inside a character all the same.
+    return len(before) if context.startswith(before) else None
 
 
 def _from_single_line_ends(start: int, context: str) -> int | None:

@@ -15,7 +15,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,12 @@ from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.common.reading import read_bytes, require_readable
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, validate
+from qa_dist.data.folders import Split, files_for, files_of_split, is_saved, saved_splits
 from qa_dist.data.formats import parse
-from qa_dist.data.layouts import COLUMNS, Reading, Row, lay_out, read_rows
+from qa_dist.data.layouts import COLUMNS, Reading, Record, Row, lay_out, listed, read_rows
 from qa_dist.data.records import Example
 
-Split = Literal["train", "validation"]
-
 _NUM_HASHED_SYNTHETIC = 100
-_FOLDER_ADVICE = "name one file, or pass the folder as --dataset_name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +110,14 @@ def available_splits(data: DataConfig) -> tuple[Split, ...]:
     every: tuple[Split, ...] = ("train", "validation")
     if data.train_file or data.validation_file:
         files = {split: file for split in every if (file := _file_of(data, split))}
-        for file in files.values():
-            require_readable(Path(file), folder_advice=_FOLDER_ADVICE)
+        for split, file in files.items():
+            for path in _files_at(_expanded(file), split):
+                require_readable(path)
         return tuple(files)
     if data.source == "sample" or data.source.startswith("synthetic:"):
         return every
+    if folder := _folder_of_files(data):
+        return tuple(split for split in every if files_of_split(folder, split))
     loaded = _load_hub(data)
     splits = tuple(split for split in every if split in loaded)
     if not splits:
@@ -137,13 +138,20 @@ def open_source(data: DataConfig, split: Split) -> Source:
         path = _file_of(data, split)
         if path is None:
             raise DataError(f"the configuration names no {split} data; pass --{split}_file")
-        return _file_source(Path(path))
+        return file_source(path, split)
     if data.source == "sample":
         from qa_dist.data.sample import sample_path
 
-        return _file_source(sample_path(split))
+        return file_source(str(sample_path(split)), split)
     if data.source.startswith("synthetic:"):
         return _synthetic_source(data.source, 0 if split == "train" else 1)
+    if folder := _folder_of_files(data):
+        files = files_of_split(folder, split)
+        if not files:
+            raise DataError(
+                f"{data.source} has files of one split but no {split}; pass --train_file and --validation_file"
+            )
+        return _files_source(str(folder), files)
     splits = _load_hub(data)
     if split not in splits:
         raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --{split}_file")
@@ -154,9 +162,67 @@ def _file_of(data: DataConfig, split: Split) -> str | None:
     return data.train_file if split == "train" else data.validation_file
 
 
-def _file_source(path: Path) -> Source:
-    content = read_bytes(path, folder_advice=_FOLDER_ADVICE)
-    return Source(str(path), hashlib.sha256(content).hexdigest(), lambda: parse(content, path))
+def file_source(name: str, split: Split) -> Source:
+    """What a path means: a file, a folder with files, or a data set saved to disk.
+
+    Args:
+        name: The path; `~` stands for a home folder.
+        split: Which files or which part of a folder is meant.
+
+    Raises:
+        DataError: It is not there, cannot be read, or holds nothing of this split.
+    """
+    path = _expanded(name)
+    if os.path.isdir(path) and is_saved(path):
+        splits = saved_splits(path)
+        if len(splits) > 1 and split not in splits:
+            raise DataError(
+                f"{path} has the splits {', '.join(splits)} but no {split}; name a file or folder that has it"
+            )
+        rows = splits[split] if split in splits else next(iter(splits.values()))
+        return _rows_source(str(path), rows.with_format("arrow")[:].to_pylist())
+    return _files_source(str(path), _files_at(path, split))
+
+
+def _files_at(path: Path, split: Split) -> Sequence[Path]:
+    """The files that a path means; none for a data set saved to disk, which has its own."""
+    if not os.path.isdir(path):
+        return [path]
+    return [] if is_saved(path) else files_for(path, split)
+
+
+def _files_source(name: str, paths: Sequence[Path]) -> Source:
+    contents = [read_bytes(path) for path in paths]
+    if len(paths) == 1:
+        return Source(str(paths[0]), hashlib.sha256(contents[0]).hexdigest(), lambda: parse(contents[0], paths[0]))
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+
+    def read() -> Reading:
+        readings = {path.name: parse(content, path) for path, content in zip(paths, contents, strict=True)}
+        records = [
+            Record(f"{file}: {record.place}", record.row, record.problem)
+            for file, reading in readings.items()
+            for record in reading
+        ]
+        notes = [f"{file}: {note}" for file, reading in readings.items() for note in reading.notes]
+        versions = {reading.is_version_2 for reading in readings.values()} - {None}
+        files = f"read from {len(paths)} files: {listed([path.name for path in paths], len(paths))}"
+        return Reading(records, (files, *notes), any(versions) if versions else None)
+
+    return Source(name, hashlib.sha256(json.dumps(digests).encode()).hexdigest(), read)
+
+
+def _folder_of_files(data: DataConfig) -> Path | None:
+    """The local folder that `--dataset_name` names, if files of a split lie in it under names that say so."""
+    folder = _expanded(data.source)
+    if data.dataset_config_name or not os.path.isdir(folder) or is_saved(folder):
+        return None
+    return folder if files_of_split(folder, "train") or files_of_split(folder, "validation") else None
+
+
+def _expanded(name: str) -> Path:
+    # Not Path.expanduser, which raises for a user that does not exist.
+    return Path(os.path.expanduser(name))
 
 
 def _rows_source(name: str, rows: Sequence[Row]) -> Source:
@@ -195,11 +261,13 @@ def _row_of(example: Example) -> Row:
 
 
 def _load_hub(data: DataConfig) -> Any:
-    """The `DatasetDict` of a hub id or local folder."""
+    """The data sets of a hub id or local folder by split."""
     import datasets
     import datasets.packaged_modules
 
     source = data.source
+    if os.path.isdir(_expanded(source)) and is_saved(_expanded(source)):
+        return saved_splits(_expanded(source))
     if os.path.isdir(os.path.expanduser(source)):
         # The library takes some words for formats even where there is a folder of that name.
         source = os.path.abspath(os.path.expanduser(source))

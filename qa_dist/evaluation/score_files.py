@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_bytes, read_json_file
-from qa_dist.data.formats import load, parse
+from qa_dist.data.formats import load
 from qa_dist.data.values import read_name
 from qa_dist.evaluation.scoring import counted
 
@@ -49,9 +49,9 @@ def load_references(path: str | Path) -> References:
         DataError: the file cannot be read, or its questions cannot be told.
     """
     from qa_dist.data.checking import reference_texts
+    from qa_dist.data.sources import file_source
 
-    path = Path(path)
-    reading = parse(read_bytes(path), path)
+    reading = file_source(str(path), "validation").records()
     found = reference_texts(reading)
     if found.problems:
         raise DataError(f"{path}: {'; '.join(found.problems)}; mend them.")

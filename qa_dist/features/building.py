@@ -21,8 +21,9 @@ from qa_dist.common.errors import StoreError
 from qa_dist.common.files import staged
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.data.checking import READING_RULES, Report
+from qa_dist.data.folders import Split
 from qa_dist.data.records import Example
-from qa_dist.data.sources import Source, Split, load_source, max_samples, open_source
+from qa_dist.data.sources import Source, load_source, max_samples, open_source
 from qa_dist.features.store import (
     EXAMPLES,
     FEATURES,

@@ -99,6 +99,67 @@ def test_mistakes_are_one_sentence_and_code_2(files, capsys):
     assert capsys.readouterr().err == "qa_dist.score: error: nothing.json does not exist; check the path\n"
 
 
+ROWS = [{"id": "1", "prediction_text": "Ada Kerrow"}, {"id": 2, "prediction_text": "the flood of 1911"}]
+PREDICTED = {
+    "object.json": json.dumps({str(row["id"]): row["prediction_text"] for row in ROWS}),
+    "rows.json": json.dumps(ROWS),
+    "rows.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
+    "rows.csv": "id,prediction_text\n1,Ada Kerrow\n2,the flood of 1911\n",
+    "nbest.json": json.dumps({str(r["id"]): [{"text": r["prediction_text"]}, {"text": "x"}] for r in ROWS}),
+}
+QUESTIONS = [
+    {"id": 1, "context": "By Ada Kerrow.", "question": "Who?", "answers": [{"text": "Ada Kerrow"}]},
+    {"id": 2, "context": "In 1911.", "question": "When?", "answers": [{"text": "1911", "answer_start": 3}]},
+]
+REFERENCES = {
+    "squad.json": json.dumps({"data": [{"paragraphs": [{"context": "x", "qas": QUESTIONS}]}]}),
+    "paragraphs.json": json.dumps([{"context": "x", "qas": QUESTIONS}]),
+    "rows.jsonl": "".join(json.dumps(row) + "\n" for row in QUESTIONS),
+    "rows.csv": "id,context,question,answer_text\n1,By Ada Kerrow.,Who?,Ada Kerrow\n2,In 1911.,When?,1911\n",
+}
+
+
+@pytest.mark.parametrize("references", REFERENCES)
+@pytest.mark.parametrize("predictions", PREDICTED)
+def test_every_layout_of_both_files_gives_the_same_scores(references, predictions, tmp_path, monkeypatch, capsys):
+    (tmp_path / f"r-{references}").write_text(REFERENCES[references])
+    (tmp_path / f"p-{predictions}").write_text(PREDICTED[predictions])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--references", f"~/r-{references}", "--predictions", f"~/p-{predictions}"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {"exact_match": 50.0, "f1": 75.0}
+    assert ("first candidate" in output.err) == (predictions == "nbest.json")
+
+
+def test_questions_without_known_answers_are_not_scored(files, capsys):
+    qas = [{"id": "a", "answers": [{"text": "cat"}]}, {"id": "b"}]
+    some = {"version": "1.1", "data": [{"paragraphs": [{"qas": qas}]}]}
+    none = {"version": "1.1", "data": [{"paragraphs": [{"qas": qas[1:]}]}]}
+    paths = files(some=some, none=none, predictions={"a": "the cat", "b": "dog"})
+    assert main(["--references", paths["some"], "--predictions", paths["predictions"]]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {"exact_match": 100.0, "f1": 100.0}
+    assert "1 question ('b') without known answers are not scored" in output.err
+    assert main(["--references", paths["none"], "--predictions", paths["predictions"]]) == 2
+    assert "holds no answers (answers is missing for 1 question ('b'))" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ('[{"id": "a", "prediction_text": "x"}, {"id": "a", "prediction_text": "y"}]', "1 id ('a') more than once"),
+        ('[{"id": "a", "guess": "x"}]', "holds rows with id, guess; predictions are"),
+        ('[{"id": "a", "prediction_text": "x"}, "y"]', "row 2 has no id that is text"),
+        ('{"a": [{"text": "x"}], "b": []}', "does not for 2 ids ('a', 'b')"),
+    ],
+)
+def test_predictions_that_cannot_be_told_are_refused(content, part, files, tmp_path, capsys):
+    (tmp_path / "predictions.json").write_text(content)
+    paths = files(references=squad("1.1", a=["cat"]))
+    assert main(["--references", paths["references"], "--predictions", str(tmp_path / "predictions.json")]) == 2
+    assert part in capsys.readouterr().err
+
+
 def test_unknown_flags_are_refused(capsys):
     assert main(["--references", "a", "--predictions", "b", "--allow_miss"]) == 2
     message = "unrecognized arguments: --allow_miss; see qa_dist.score --help"

@@ -174,7 +174,10 @@ def test_the_table_shows_every_option() -> None:
     "module",
     [
         "qa_dist",
-        *(f"qa_dist.{command}" for command in ("cli", "train", "evaluate", "prepare", "score", "merge", "estimate")),
+        *(
+            f"qa_dist.{command}"
+            for command in ("cli", "train", "evaluate", "prepare", "score", "convert", "merge", "estimate")
+        ),
         # `prepare` loads a tokenizer by it.
         "qa_dist.model.pretrained",
     ],
@@ -200,3 +203,13 @@ def test_recipes_hold_nothing_but_yaml_scalars_and_lists() -> None:
     for path in RECIPES:
         for value in yaml.safe_load(path.read_text(encoding="utf-8")).values():
             assert isinstance(value, str | int | float | bool | list)
+
+
+def test_a_tilde_is_the_home_folder_in_flags_and_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("train_file: ~/train.json\noutput_dir: ~\n", encoding="utf-8")
+    config, _ = parse(["--config", "~/mine.yaml", "--validation_file=~/dev.json"], prog="p", description="")
+    assert config.data.train_file == f"{tmp_path}/train.json"
+    assert config.data.validation_file == f"{tmp_path}/dev.json"
+    assert config.training.output_dir == str(tmp_path)
+    assert peek(["--adapter", "~/a"], "adapter") == peek(["--adapter=~/a"], "adapter") == f"{tmp_path}/a"

@@ -1,0 +1,119 @@
+"""Write questions in any layout that training reads as plain SQuAD JSON: `qa-dist convert IN OUT`.
+
+What was read, mended and left out is said on standard error; standard output has the counts as JSON.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qa_dist.common import command
+from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.files import staged
+
+if TYPE_CHECKING:
+    from qa_dist.data.records import Example
+
+PROG = "qa_dist.convert"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this entry point."""
+    parser = command.Parser(
+        prog=PROG,
+        description="Write questions as plain SQuAD JSON, v2.0 if some have no answer, with every answer at its place.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("input", metavar="IN", help="a file or folder of questions, in any layout that training reads")
+    parser.add_argument("output", metavar="OUT", help="the file to write, compressed if it ends in .gz; must not exist")
+    parser.add_argument(
+        "--split",
+        choices=("train", "validation"),
+        default="train",
+        help="which split of a folder is read (default: train)",
+    )
+    parser.add_argument(
+        "--on_invalid",
+        choices=("error", "drop"),
+        default="error",
+        help="what to do with records that fail validation (default: error)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command.run_command(PROG, lambda: _convert(build_parser().parse_args(argv)))
+
+
+def _convert(options: argparse.Namespace) -> int:
+    output = Path(os.path.expanduser(options.output))
+    if os.path.lexists(output):
+        raise ConfigError([f"{output} exists already; name a file that does not"])
+    # Only now: --help and mistakes in the flags should not wait for it.
+    from qa_dist.data.checking import validate
+    from qa_dist.data.sources import file_source
+
+    source = file_source(options.input, options.split)
+    reading = source.records()
+    # References without a place and questions without known answers are kept: they are somebody's test set.
+    examples, report = validate(reading, for_training=False)
+    if report.problems and options.on_invalid == "error":
+        raise DataError(f"{source.name}: {report.text()}. Mend them, or pass --on_invalid drop to leave them out")
+    if not examples:
+        raise DataError(f"{source.name}: {report.text()}. There is nothing to write")
+    if report.is_worth_telling:
+        sys.stderr.write(f"{PROG}: note: {source.name}: {report.text()}\n")
+    version_2 = bool(report.num_unanswerable) or bool(reading.is_version_2)
+    content = (json.dumps(squad_json(examples, version_2=version_2), ensure_ascii=False) + "\n").encode()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with staged(output) as aside:
+            # Without a time, so that equal data give equal bytes.
+            aside.write_bytes(gzip.compress(content, mtime=0) if output.suffix == ".gz" else content)
+    except OSError as error:
+        raise ConfigError([f"{output} cannot be written: {error.strerror or error}; choose another place"]) from error
+    counts = {
+        "output": str(output),
+        "num_examples": report.num_examples,
+        "num_unanswerable": report.num_unanswerable,
+        "num_mended": report.num_mended,
+        "num_dropped": report.num_invalid,
+        "num_without_references": report.num_without_references,
+        "num_without_place": report.num_without_place,
+    }
+    sys.stdout.write(json.dumps(counts, indent=2) + "\n")
+    return 0
+
+
+def squad_json(examples: "Sequence[Example]", *, version_2: bool) -> dict[str, Any]:
+    """The examples in the layout of SQuAD v1.1, or of v2.0 with `is_impossible`.
+
+    Neighbours of one title share an article and neighbours of one context a paragraph. A reference without a place has
+    `answer_start` -1; a question whose answers are not known has no `answers`.
+    """
+    articles: list[dict[str, Any]] = []
+    for example in examples:
+        if not articles or articles[-1]["title"] != example.title:
+            articles.append({"title": example.title, "paragraphs": []})
+        paragraphs = articles[-1]["paragraphs"]
+        if not paragraphs or paragraphs[-1]["context"] != example.context:
+            paragraphs.append({"context": example.context, "qas": []})
+        qa: dict[str, Any] = {"id": example.id, "question": example.question}
+        if example.has_references:
+            qa["answers"] = [
+                *({"text": answer.text, "answer_start": answer.start_char} for answer in example.answers),
+                *({"text": text, "answer_start": -1} for text in example.other_texts),
+            ]
+            if version_2:
+                qa["is_impossible"] = example.is_unanswerable
+        paragraphs[-1]["qas"].append(qa)
+    return {"version": "v2.0" if version_2 else "1.1", "data": articles}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

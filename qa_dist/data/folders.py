@@ -1,0 +1,93 @@
+"""Folders that hold questions: files of one or both splits, and data sets that the `datasets` library saved to disk."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from qa_dist.common.errors import DataError
+from qa_dist.data.formats import FORMATS
+
+Split = Literal["train", "validation"]
+
+_NAMES: dict[Split, frozenset[str]] = {
+    "train": frozenset({"train", "training"}),
+    "validation": frozenset({"dev", "val", "valid", "validation", "eval"}),
+}
+_OTHER_NAMES = frozenset({"test"})
+_NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is what `save_to_disk` of a `Dataset` or a `DatasetDict` wrote."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def saved_splits(folder: Path) -> dict[str, Any]:
+    """The data sets in such a folder by split; one that stands alone and does not say is the training split.
+
+    Raises:
+        DataError: They cannot be loaded.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises a dozen unrelated types
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder} is a saved data set that cannot be loaded ({reason}); save it again") from error
+    if isinstance(loaded, datasets.Dataset):
+        split = str(loaded.split)
+        return {split if split in ("validation", "test") else "train": loaded}
+    return dict(loaded)
+
+
+def files_of_split(folder: Path, split: Split) -> list[Path]:
+    """The files in a folder whose names say that they are of a split (`train-v1.1.json`, `my_dev.jsonl.gz`), in order.
+
+    Only the folder itself is looked at, not those in it.
+    """
+    return [path for path in _files(folder) if _NAMES[split] & _words(path)]
+
+
+def files_for(folder: Path, split: Split) -> list[Path]:
+    """The files that an option for a split means by a folder: those of the split, or all where no name tells splits.
+
+    Raises:
+        DataError: There are none.
+    """
+    files = _files(folder)
+    of_splits = [path for path in files if _words(path) & (_NAMES["train"] | _NAMES["validation"] | _OTHER_NAMES)]
+    chosen = files_of_split(folder, split) if of_splits else files
+    if chosen:
+        return chosen
+    if of_splits:
+        names = ", ".join(path.name for path in of_splits[:3])
+        raise DataError(f"{folder} is a folder with files of other splits ({names}); name one file for {split}")
+    raise DataError(
+        f"{folder} is a folder; name one file, or a folder that holds files of questions ({', '.join(_suffixes())}) or "
+        "a data set saved with save_to_disk"
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); check the path and its permissions") from error
+    return [path for path in paths if _is_data(path)]
+
+
+def _is_data(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz")
+    is_named = name.endswith(tuple(_suffixes())) and not name.startswith(".") and name not in _NOT_DATA
+    return is_named and os.path.isfile(path)
+
+
+def _suffixes() -> Sequence[str]:
+    return [suffix for kind in FORMATS.values() for suffix in kind.suffixes]
+
+
+def _words(path: Path) -> set[str]:
+    return set(re.split(r"[^a-z]+", path.name.lower()))

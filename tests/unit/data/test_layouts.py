@@ -1,0 +1,488 @@
+"""Questions in every layout, from what other programs write, read back to the same examples."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from qa_dist.common.errors import DataError
+from qa_dist.config.options import DataConfig
+from qa_dist.data.checking import Report, validate
+from qa_dist.data.formats import parse
+from qa_dist.data.placing import UNITS, at
+from qa_dist.data.records import Answer, Example
+from qa_dist.data.sources import available_splits, load_examples
+from tests.unit.data_fixtures import row, write_rows
+
+Rows = list[dict[str, Any]]
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "data.md"
+
+
+def read(name: str, content: str | bytes, **options: Any) -> tuple[list[Example], Report]:
+    return validate(parse(content.encode() if isinstance(content, str) else content, Path(name)), **options)
+
+
+# ------------------------------------------------------------------------------------- layouts, as programs write them
+
+
+def _qas(rows: Rows, **names: str) -> Rows:
+    return [
+        {
+            "id": row["id"],
+            "question": row["question"],
+            names.get("answers", "answers"): [
+                {"text": text, "answer_start": start} for text, start in zip(*row["answers"].values(), strict=True)
+            ],
+        }
+        for row in rows
+    ]
+
+
+def squad(rows: Rows) -> str:
+    paragraphs = [{"context": row["context"], "qas": _qas([row])} for row in rows]
+    return json.dumps({"version": "1.1", "data": [{"title": 41, "paragraphs": paragraphs}]})
+
+
+def paragraphs(rows: Rows) -> str:
+    return json.dumps([{"context": row["context"], "qas": _qas([row])} for row in rows])
+
+
+def lines(rows: Rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def scalars(rows: Rows) -> str:
+    """One object of a text and an offset, where there is one answer."""
+    pairs = [(row, row["answers"]["text"], row["answers"]["answer_start"]) for row in rows]
+    return lines(
+        [
+            {
+                **row,
+                "answers": {"text": texts[0], "answer_start": str(starts[0])} if len(texts) == 1 else row["answers"],
+            }
+            for row, texts, starts in pairs
+        ]
+    )
+
+
+def columns(rows: Rows) -> str:
+    return json.dumps({name: {str(i): row[name] for i, row in enumerate(rows)} for name in rows[0]})
+
+
+def lists(rows: Rows) -> str:
+    return json.dumps({name: [row[name] for row in rows] for name in rows[0]})
+
+
+def split_orient(rows: Rows) -> str:
+    return json.dumps({"columns": [*rows[0]], "index": [*range(len(rows))], "data": [[*row.values()] for row in rows]})
+
+
+def by_index(rows: Rows) -> str:
+    return json.dumps({str(number): row for number, row in enumerate(rows)})
+
+
+def table(rows: Rows) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["", *rows[0]])
+    writer.writeheader()
+    writer.writerows({"": number, **row} for number, row in enumerate(rows))
+    return text.getvalue()
+
+
+def python_cells(rows: Rows) -> str:
+    return table([{**row, "answers": repr(row["answers"])} for row in rows])
+
+
+def numpy_cells(rows: Rows) -> str:
+    def cell(answers: dict[str, Any]) -> str:
+        starts = [float(start) for start in answers["answer_start"]]
+        return f"{{'text': array({answers['text']!r}, dtype=object), 'answer_start': array({starts!r})}}"
+
+    return table([{**row, "answers": cell(row["answers"])} for row in rows])
+
+
+def json_cells(rows: Rows) -> str:
+    return table([{**row, "answers": json.dumps(row["answers"])} for row in rows])
+
+
+def flat_cells(rows: Rows) -> str:
+    def cells(row: dict[str, Any]) -> dict[str, Any]:
+        texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+        return {
+            **{name: value for name, value in row.items() if name != "answers"},
+            "answer_text": json.dumps(texts) if len(texts) != 1 else texts[0],
+            "answer_start": json.dumps(starts) if len(starts) != 1 else f"{starts[0]}.0",
+        }
+
+    return table([cells(row) for row in rows])
+
+
+def mrqa(rows: Rows) -> str:
+    def context(row: dict[str, Any]) -> dict[str, Any]:
+        pairs = list(zip(*row["answers"].values(), strict=True))
+        spans = [{"text": text, "char_spans": [[start, start + len(text) - 1]]} for text, start in pairs]
+        qa = {"qid": row["id"], "id": "other", "question": row["question"], "answers": row["answers"]["text"]}
+        return {"id": "", "context": row["context"], "qas": [{**qa, "detected_answers": spans}]}
+
+    return lines([{"header": {"dataset": "Own"}}, *map(context, rows)])
+
+
+def hub_mrqa(rows: Rows) -> str:
+    def flat(row: dict[str, Any]) -> dict[str, Any]:
+        texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+        spans = [{"start": [start], "end": [start + len(text) - 1]} for text, start in zip(texts, starts, strict=True)]
+        return {
+            **{"subset": "Own", "qid": row["id"], "question": row["question"], "context": row["context"]},
+            **{"answers": texts, "detected_answers": {"text": texts, "char_spans": spans}},
+        }
+
+    return lines([flat(row) for row in rows])
+
+
+def _marks(row: dict[str, Any]) -> Rows:
+    return [
+        {"start": start, "end": start + len(text), "text": text, "labels": ["answer"]}
+        for text, start in zip(*row["answers"].values(), strict=True)
+    ]
+
+
+def label_studio(rows: Rows) -> str:
+    return json.dumps(
+        [
+            {
+                "id": row["id"],
+                "data": {"text": row["context"], "question": row["question"]},
+                "annotations": [
+                    {"was_cancelled": True, "result": [{"value": {"start": 0, "end": 1, "text": "no"}}]},
+                    {"result": [{"type": "labels", "value": mark} for mark in _marks(row)]},
+                    {"result": [{"type": "choices", "value": {"choices": ["good"]}}]},
+                ],
+            }
+            for row in rows
+        ]
+    )
+
+
+def json_min(rows: Rows) -> str:
+    return json.dumps(
+        [{"id": row["id"], "text": row["context"], "question": row["question"], "answer": _marks(row)} for row in rows]
+    )
+
+
+def korquad2(rows: Rows) -> str:
+    return json.dumps(
+        {
+            "version": "KorQuAD_2.0",
+            "data": [
+                {
+                    "title": "t",
+                    "url": "",
+                    "raw_html": "",
+                    "context": row["context"],
+                    "qas": _qas([row], answers="answer"),
+                }
+                for row in rows
+            ],
+        }
+    )
+
+
+WRITERS: dict[str, tuple[str, Callable[[Rows], str], bool]] = {
+    "SQuAD": ("a.json", squad, True),
+    "paragraphs": ("a.json", paragraphs, True),
+    "JSONL": ("a.jsonl", lines, True),
+    "scalars": ("a.jsonl", scalars, True),
+    "by column": ("a.json", columns, True),
+    "lists by column": ("a.json", lists, True),
+    "pandas' split": ("a.json", split_orient, True),
+    "by index": ("a.json", by_index, True),
+    "Python in cells": ("a.csv", python_cells, True),
+    "numpy in cells": ("a.csv", numpy_cells, True),
+    "JSON in cells": ("a.csv", json_cells, True),
+    "flat cells": ("a.csv", flat_cells, True),
+    # These know no empty list of answers, or not in this way.
+    "MRQA": ("a.jsonl", mrqa, False),
+    "MRQA of the hub": ("a.jsonl", hub_mrqa, False),
+    "Label Studio": ("a.json", label_studio, True),
+    "JSON-MIN": ("a.json", json_min, False),
+    "KorQuAD 2": ("a.json", korquad2, True),
+}
+
+texts = st.text(st.sampled_from("abcdé中🦉 .,'\"\\\n"), min_size=1, max_size=30).map(lambda text: f"a{text}z")
+
+
+@st.composite
+def drawn_rows(draw: st.DrawFn, *, answerable: bool = False) -> Rows:
+    rows = []
+    for number in range(draw(st.integers(1, 3))):
+        context = draw(texts)
+        answers = {}
+        for _ in range(draw(st.integers(1 if answerable else 0, 2))):
+            start = draw(st.integers(0, len(context) - 1))
+            text = context[start : draw(st.integers(start + 1, len(context)))]
+            # What is all blank is no answer, and a text is marked once; a cell of text that looks like a list is one.
+            if text.strip() and not text.startswith(("[", "{", "(")):
+                answers[text] = start
+        assume(answers or not answerable)
+        rows.append(
+            {
+                **{"id": f"q{number}", "context": context, "question": draw(texts)},
+                "answers": {"text": [*answers], "answer_start": [*answers.values()]},
+            }
+        )
+    return rows
+
+
+def expected(rows: Rows) -> list[tuple[str, str, str, tuple[Answer, ...]]]:
+    return [
+        (
+            row["id"],
+            row["context"],
+            row["question"],
+            tuple(Answer(text, start) for text, start in zip(*row["answers"].values(), strict=True)),
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_random_records_in_each_layout_read_back_to_the_same_examples(layout: str, data: st.DataObject) -> None:
+    name, write, takes_none = WRITERS[layout]
+    rows = data.draw(drawn_rows(answerable=not takes_none))
+    examples, report = read(name, write(rows))
+    assert report.problems == ()
+    assert [(e.id, e.context, e.question, e.answers) for e in examples] == expected(rows)
+    assert not any(example.other_texts for example in examples)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@settings(max_examples=25, deadline=None)
+@given(rows=drawn_rows(answerable=True))
+def test_random_records_in_each_unit_read_back_to_the_same_examples(unit: str, rows: Rows) -> None:
+    for each in rows:
+        each["context"] = each["context"].replace("\n", "\r\n" if "CR LF" in unit else "\n")
+        found = {}
+        for text in each["answers"]["text"]:
+            text = text.replace("\n", "\r\n" if "CR LF" in unit else "\n")
+            found[text] = each["context"].index(text)
+        each["answers"] = {"text": [*found], "answer_start": [*found.values()]}
+    wanted = expected(rows)
+    count = {
+        "UTF-8 bytes": lambda before: len(before.encode()),
+        "UTF-16 units": lambda before: len(before.encode("utf-16-le")) // 2,
+        "CR LF as one character": lambda before: len(before.replace("\r\n", "\n")),
+        "line ends as two characters": lambda before: len(before) + before.count("\n"),
+    }[unit]
+    written = [
+        {
+            **each,
+            "answers": {
+                "text": each["answers"]["text"],
+                "answer_start": [count(each["context"][:start]) for start in each["answers"]["answer_start"]],
+            },
+        }
+        for each in rows
+    ]
+    is_other = [each["answers"] for each in written] != [each["answers"] for each in rows]
+    examples, report = read("a.jsonl", lines(written))
+    # Repeated letters let all answers fit as characters, or as another unit.
+    fits = all(
+        at(text, start, each["context"])
+        for each in written
+        for text, start in zip(*each["answers"].values(), strict=True)
+    )
+    fits_otherwise = any(note.startswith("offsets count") and unit not in note for note in report.notes)
+    assert (
+        fits_otherwise or (is_other and fits) or [(e.id, e.context, e.question, e.answers) for e in examples] == wanted
+    )
+    if is_other and not fits and not fits_otherwise:
+        assert report.notes == (f"offsets count {unit} and were converted",)
+
+
+# ------------------------------------------------------------------------------------------------------ what is said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("a.json", paragraphs([row()]), "read as paragraphs of {context, qas}"),
+        ("a.jsonl", mrqa([row()]), "read as MRQA"),
+        ("a.json", label_studio([row()]), "read as Label Studio"),
+        ("a.json", korquad2([row()]), "read as KorQuAD 2"),
+        ("a.csv", flat_cells([row()]), "read as rows, taking answer_text for answers"),
+        ("a.json", squad([row()]).replace('"answers"', '"answer"'), "answer is taken for answers"),
+        ("a.json", squad([row(id=...) | {"id": None}]), "no question has an id: they are numbered from 1"),
+    ],
+)
+def test_what_a_file_was_read_as_is_said(name: str, content: str, note: str) -> None:
+    examples, report = read(name, content)
+    assert report.notes == (note,)
+    assert report.is_worth_telling
+    assert report.text().startswith(note)
+    assert [example.answers for example in examples] == [(Answer("on a lake", 10),)]
+
+
+@pytest.mark.parametrize("content", [squad([row()]), lines([row()]), json_cells([row()])])
+def test_the_usual_layouts_are_not_worth_a_word(content: str) -> None:
+    name = "a.csv" if content.startswith(",") else "a.json"
+    assert not read(name, content)[1].is_worth_telling
+
+
+def test_unanswered_questions_of_haystack_in_csv() -> None:
+    head = "question_id,question,text,answer_start,answer_end,context,answer_category\n"
+    rows = "1,Where?,on a lake,10,19,Mora lies on a lake.,\n2,Who?,,0,0,Mora lies on a lake.,NONE\n3,Who?,,-1,,Mora.,\n"
+    examples, report = read("a.csv", head + rows)
+    assert [example.is_unanswerable for example in examples] == [False, True, True]
+    assert report.problems == ()
+
+
+@pytest.mark.parametrize("value", [True, "True", "true", "1", 1, 1.0])
+def test_truth_in_every_way_it_is_written(value: Any) -> None:
+    (example,), _ = read("a.jsonl", lines([row(answers=..., is_impossible=value)]))
+    assert example.is_unanswerable
+
+
+@pytest.mark.parametrize("value", [False, "False", "0", 0, None, ""])
+def test_untruth_says_nothing_of_a_question_without_answers(value: Any) -> None:
+    (example,), report = read("a.jsonl", lines([row(answers=..., is_impossible=value)]), for_training=False)
+    assert not example.has_references
+    assert report.num_without_references == 1
+
+
+@pytest.mark.parametrize(("value", "name"), [(7, "7"), (7.0, "7"), ("7", "7")])
+def test_numbers_as_ids_and_titles(value: Any, name: str) -> None:
+    (example,), _ = read("a.jsonl", lines([row(id=value, title=value)]))
+    assert (example.id, example.title) == (name, name)
+
+
+# ---------------------------------------------------------------------------------------- references without a place
+
+
+def test_a_question_is_scored_by_its_texts_and_labelled_by_one_place() -> None:
+    some = {"text": ["Mora", "Lake Mora"], "answer_start": [0, 0]}
+    none = {"text": ["Lake Mora", "the river"]}
+    content = lines([row("a", answers=some), row("b", answers=none)])
+    (example,), report = read("a.jsonl", content)
+    assert (example.answers, example.other_texts) == ((Answer("Mora", 0),), ("Lake Mora",))
+    assert [(problem.kind, problem.first_ids) for problem in report.problems] == [("answer_not_at_offset", ("b",))]
+    examples, report = read("a.jsonl", content, for_training=False)
+    assert [(e.answers, e.other_texts) for e in examples] == [
+        ((Answer("Mora", 0),), ("Lake Mora",)),
+        ((), ("Lake Mora", "the river")),
+    ]
+    assert (report.problems, report.num_without_place) == ((), 1)
+    assert not any(example.is_unanswerable for example in examples)
+
+
+def test_dropping_does_not_shorten_what_scores_are_a_share_of(tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path / "dev.jsonl",
+        row("good"),
+        row("blank", question=" "),
+        row("both", is_impossible=True),
+        row("nothing", question=" ", answers=[]),
+        row("nowhere", answers={"text": ["a river"], "answer_start": [3]}),
+        row("half", question="\ud83d"),
+    )
+    data = DataConfig(validation_file=path, on_invalid="drop")
+    examples, report, _ = load_examples(data, "validation")
+    assert [example.id for example in examples] == ["good", "blank", "both", "nowhere"]
+    assert (report.num_records, report.num_invalid) == (6, 2)
+    trained, _, _ = load_examples(DataConfig(train_file=path, on_invalid="drop"), "train")
+    assert [example.id for example in trained] == ["good"]
+
+
+# ------------------------------------------------------------------------------------------------------------ folders
+
+
+def test_a_folder_of_files_has_the_splits_that_their_names_say(tmp_path: Path) -> None:
+    for name, id_ in (("train-v1.1", "t1"), ("my_train_2", "t2"), ("dev-v1.1", "d"), ("test", "no")):
+        (tmp_path / f"{name}.json").write_text(squad([row(id_)]))
+    (tmp_path / "README.md").write_text("train")
+    data = DataConfig(dataset_name=str(tmp_path))
+    assert available_splits(data) == ("train", "validation")
+    examples, report, _ = load_examples(data, "train")
+    assert [example.id for example in examples] == ["t2", "t1"]
+    assert report.notes == ("read from 2 files: my_train_2.json, train-v1.1.json",)
+    assert [example.id for example in load_examples(data, "validation")[0]] == ["d"]
+    both = DataConfig(train_file=str(tmp_path), validation_file=str(tmp_path))
+    assert load_examples(both, "validation")[0][0].id == "d"
+    assert load_examples(both, "train")[2] == load_examples(data, "train")[2] != load_examples(data, "validation")[2]
+
+
+def test_a_folder_whose_names_say_nothing_is_read_whole(tmp_path: Path) -> None:
+    for id_ in ("b", "a"):
+        (tmp_path / f"{id_}.json").write_text(squad([row(id_)]))
+    assert [e.id for e in load_examples(DataConfig(train_file=str(tmp_path)), "train")[0]] == ["a", "b"]
+
+
+def test_folders_without_what_is_asked_for_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(DataError, match="is a folder; name one file"):
+        available_splits(DataConfig(train_file=str(tmp_path)))
+    (tmp_path / "train.json").write_text(squad([row()]))
+    with pytest.raises(DataError, match=r"files of other splits \(train.json\)"):
+        available_splits(DataConfig(validation_file=str(tmp_path)))
+    with pytest.raises(DataError, match="no validation"):
+        load_examples(DataConfig(dataset_name=str(tmp_path)), "validation")
+
+
+def test_data_sets_saved_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    single = datasets.Dataset.from_list([row("a"), row("b")])
+    single.save_to_disk(str(tmp_path / "single"))
+    datasets.DatasetDict({"train": single, "validation": single.select([1])}).save_to_disk(str(tmp_path / "both"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert available_splits(DataConfig(dataset_name="~/single")) == ("train",)
+    assert [e.id for e in load_examples(DataConfig(dataset_name="~/single"), "train")[0]] == ["a", "b"]
+    assert available_splits(DataConfig(dataset_name=str(tmp_path / "both"))) == ("train", "validation")
+    files = DataConfig(train_file=str(tmp_path / "single"), validation_file=str(tmp_path / "both"))
+    assert available_splits(files) == ("train", "validation")
+    assert [e.id for e in load_examples(files, "validation")[0]] == ["b"]
+    # A data set of one split is what the option says it is.
+    assert len(load_examples(DataConfig(validation_file=str(tmp_path / "single")), "validation")[0]) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+EXAMPLES = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+SAID = {
+    "flat.csv": "taking question_id for id, text for answers",
+    "paragraphs.json": "read as paragraphs",
+    "mrqa.jsonl": "read as MRQA",
+    "label-studio.json": "read as Label Studio",
+    "label-studio-min.json": "read as Label Studio",
+    "korquad2.json": "read as KorQuAD 2",
+    "cmrc.json": "read as CMRC 2018",
+    "bytes.json": "offsets count UTF-8 bytes",
+    "mended.json": "mended: 1",
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_page_shows_what_can_be_read(name: str) -> None:
+    (example,), report = read(name, EXAMPLES[name], for_training=name != "unlabelled.json")
+    assert report.problems == ()
+    assert SAID.get(name, "") in report.text()
+    assert example.id == ("11" if name.startswith("label-studio") else "q1")
+    if name in ("no-answer.json", "unlabelled.json"):
+        assert example.is_unanswerable == (name == "no-answer.json")
+        return
+    (answer,) = example.answers
+    assert answer.text.split() == ["Ada", "Kerrow"]
+    assert example.context[answer.start_char : answer.end_char] == answer.text
+
+
+def test_the_page_has_an_example_of_each() -> None:
+    assert {*SAID} < {*EXAMPLES}
+    assert len(EXAMPLES) >= 13
