@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from qa_dist.data.layouts import Reading, Record, listed, printable
 from qa_dist.data.placing import UNITS, Convert, find_unit, place
 from qa_dist.data.records import Answer, Example
+from qa_dist.data.rows import Reading, Record, listed, printable
 from qa_dist.data.values import RawAnswer, is_nothing, read_answers, read_name, read_truth
 
 READING_RULES = 2

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import decoded, decompressed, is_compressed
-from qa_dist.data.layouts import ALLOWED, Reading, Record, lay_out, require_columns
+from qa_dist.data.layouts import ALLOWED, lay_out, require_columns
+from qa_dist.data.rows import Reading, Record
 
 _PARQUET_MAGIC = b"PAR1"
 _ALLOWED = f"files are JSON, JSONL, CSV or Parquet, each plain or .gz, and {ALLOWED}"

@@ -5,152 +5,18 @@ needs such a function and a row. `lay_out` is the way in.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import type_name
-from qa_dist.data.values import is_nothing
-
-Row = Mapping[str, Any]
-
-COLUMNS = ("id", "context", "question", "answers")
-"""What a row should have; `title` is optional, and `is_impossible` is honoured where it occurs."""
+from qa_dist.data.rows import CONTEXTS, IDS, Columns, Reading, Record, Row, listed, read_as, read_rows
 
 ALLOWED = (
     'allowed are SQuAD ({"data": [articles]}), lists of {context, qas}, rows with id, context, question and answers '
     "(or answer_text and answer_start), MRQA, Label Studio, KorQuAD 2 and CMRC 2018"
 )
 """The layouts, for messages."""
-
-# What a column may be called, the usual name first. `text` is the context where no other column is.
-_IDS = ("id", "qid", "question_id", "query_id", "qas_id", "example_id", "_id")
-_CONTEXTS = ("context", "context_text", "passage", "paragraph", "document", "text")
-_QUESTIONS = ("question", "query", "question_text", "query_text")
-_ANSWERS = ("answers", "answer", "answer_text", "answers.text", "answers_text", "text")
-_STARTS = ("answer_start", "answers.answer_start", "answers_answer_start", "answer_starts", "start")
-_KEPT = ("title", "is_impossible")
-_NUM_NAMES_SHOWN = 8
-_NO_ANSWER = "NONE"
-"""What Haystack's annotation tool writes as `answer_category` of a question without an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One question as its source has it, not yet checked.
-
-    Attributes:
-        place: where it stands in its source, for records without a usable id.
-        row: its keys and values under the names of `COLUMNS`; nesting is already flattened.
-        problem: a key of `PROBLEMS`, if the record is already known to be unusable.
-    """
-
-    place: str
-    row: Row
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What was read from a source.
-
-    Attributes:
-        records: the records, in order.
-        notes: what was taken in another way than usual, for the user.
-        is_version_2: whether the file calls itself SQuAD 2; None if it does not say.
-    """
-
-    records: Sequence[Record]
-    notes: tuple[str, ...] = ()
-    is_version_2: bool | None = None
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self.records)
-
-
-def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
-    """Records of rows in which every question stands for itself."""
-    names = dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row)
-    columns = _Columns.of(list(names))
-    records = [
-        Record(f"{word} {number}", columns.row(row))
-        if isinstance(row, Mapping)
-        else Record(f"{word} {number}", {}, "not_object")
-        for number, row in enumerate(rows, 1)
-    ]
-    return Reading(records, _notes("", columns.renamed))
-
-
-class _Columns(NamedTuple):
-    """Which keys hold what; None where nothing does."""
-
-    id: str | None
-    context: str | None
-    question: str | None
-    answers: str | None
-    start: str | None
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> "_Columns":
-        """The columns among these names."""
-
-        def first(wanted: Sequence[str]) -> str | None:
-            return next((name for name in wanted if name in names), None)
-
-        context = first(_CONTEXTS)
-        return cls(
-            id=first(_IDS),
-            context=context,
-            question=first(_QUESTIONS),
-            answers=first([name for name in _ANSWERS if name != context]),
-            start=first(_STARTS),
-        )
-
-    @property
-    def renamed(self) -> dict[str, str]:
-        """The usual name of each column that has another one."""
-        pairs = {"id": self.id, "context": self.context, "question": self.question, "answers": self.answers}
-        return {actual: usual for usual, actual in pairs.items() if actual is not None and actual != usual}
-
-    def row(self, values: Row) -> Row:
-        """A row under the usual names; what is not there stays away."""
-        found = {name: values[name] for name in _KEPT if name in values}
-        for usual, name in (("id", self.id), ("context", self.context), ("question", self.question)):
-            if name is not None and name in values:
-                found[usual] = values[name]
-        answers = None if self.answers is None else values.get(self.answers)
-        start = None if self.start is None else values.get(self.start)
-        if values.get("answer_category") == _NO_ANSWER and is_nothing(answers):
-            answers = []
-        elif isinstance(answers, str | int | float) and not isinstance(answers, bool) and self.start is not None:
-            answers = _flat(answers, start)
-        elif isinstance(answers, list) and start is not None and all(isinstance(item, str) for item in answers):
-            # Texts in one column and offsets in another; lists of objects have offsets of their own.
-            answers = {"text": answers, "answer_start": start}
-        found["answers"] = answers
-        return found
-
-
-def _flat(text: str | int | float, start: Any) -> Any:
-    """The answers in a column of texts beside one of offsets."""
-    if is_nothing(text):
-        # -1 is an offset that says there is no answer; an empty cell says nothing.
-        return None if is_nothing(start) else {"text": "", "answer_start": start}
-    if isinstance(text, str) and (is_nothing(start) or text.lstrip().startswith("{")):
-        return text
-    if isinstance(text, float) and text.is_integer():
-        text = int(text)
-    return {"text": str(text), "answer_start": start}
-
-
-def _notes(layout: str, renamed: Mapping[str, str]) -> tuple[str, ...]:
-    """A line on how a source was read, if that is worth one."""
-    taken = ", ".join(f"{actual} for {usual}" for actual, usual in renamed.items())
-    if layout:
-        return (f"read as {layout}",)
-    return (f"read as rows, taking {taken}",) if taken else ()
-
 
 # ----------------------------------------------------------------------------------------------------------- layouts
 
@@ -177,7 +43,7 @@ def _read_paragraphs(paragraphs: Sequence[Any], word: str) -> Reading:
     for number, paragraph in enumerate(paragraphs, 1):
         title = paragraph.get("title") if isinstance(paragraph, dict) else None
         records += _questions(paragraph, f"paragraph {number}", title, renamed)
-    return Reading(records, _notes(_kind_of_paragraphs(paragraphs), {}))
+    return Reading(records, read_as(_kind_of_paragraphs(paragraphs), {}))
 
 
 def _kind_of_paragraphs(paragraphs: Sequence[Any]) -> str:
@@ -191,13 +57,13 @@ def _questions(paragraph: Any, place: str, title: Any, renamed: dict[str, str]) 
     if problem := _list_problem(paragraph, "qas"):
         yield Record(place, {}, problem)
         return
-    context = next((paragraph[name] for name in _CONTEXTS if name in paragraph), None)
+    context = next((paragraph[name] for name in CONTEXTS if name in paragraph), None)
     for number, qa in enumerate(paragraph["qas"], 1):
         where = f"{place}, question {number}"
         if not isinstance(qa, dict):
             yield Record(where, {}, "not_object")
             continue
-        columns = _Columns.of(list(qa))
+        columns = Columns.of(list(qa))
         renamed.update((actual, usual) for actual, usual in columns.renamed.items() if usual != "context")
         yield Record(where, {**columns.row(qa), "context": context, "title": title})
 
@@ -229,7 +95,7 @@ def _read_mrqa(items: Sequence[Any], word: str) -> Reading:
             identity = qa.get("qid", qa.get("id"))
             answers = _mrqa_answers(qa, record.row.get("context"))
             records.append(Record(record.place, {**record.row, "id": identity, "answers": answers}))
-    return Reading(records, _notes("MRQA", {}))
+    return Reading(records, read_as("MRQA", {}))
 
 
 def _mrqa_answers(qa: Row, context: Any) -> Any:
@@ -275,11 +141,11 @@ def _read_label_studio(tasks: Sequence[Any], word: str) -> Reading:
         if not isinstance(task, dict) or not isinstance(data, dict):
             records.append(Record(place, {}, "not_object"))
             continue
-        columns = _Columns.of([name for name in data if not _is_marks(data[name])])
+        columns = Columns.of([name for name in data if not _is_marks(data[name])])
         answers = _annotated(task) if is_nested else next((value for value in data.values() if _is_marks(value)), None)
         row = {**columns.row(data), "answers": answers}
         records.append(Record(place, {**row, "id": task.get("id", row.get("id"))}))
-    return Reading(records, _notes("Label Studio", {}))
+    return Reading(records, read_as("Label Studio", {}))
 
 
 def _annotated(task: Row) -> list[Any] | None:
@@ -341,7 +207,7 @@ def _is_label_studio(items: Sequence[Any]) -> bool:
 
 
 def _is_row(item: Row) -> bool:
-    columns = _Columns.of(list(item))
+    columns = Columns.of(list(item))
     return columns.context is not None and columns.question is not None
 
 
@@ -423,7 +289,7 @@ def _wrapped(value: Mapping[str, Any]) -> Sequence[Any] | None:
         return data
     if "paragraphs" in value or "qas" in value:
         return [value]
-    is_row = _is_row(value) and not any(isinstance(value.get(name), list | dict) for name in _CONTEXTS)
+    is_row = _is_row(value) and not any(isinstance(value.get(name), list | dict) for name in CONTEXTS)
     return [value] if is_row else None
 
 
@@ -446,7 +312,7 @@ def _by_index(value: Mapping[str, Any]) -> Sequence[Any] | None:
     rows = list(value.items())
     if not rows or not all(isinstance(row, dict) and _is_row(row) for _, row in rows):
         return None
-    has_ids = any(name in row for _, row in rows for name in _IDS)
+    has_ids = any(name in row for _, row in rows for name in IDS)
     return [row if has_ids else {"id": index, **row} for index, row in rows]
 
 
@@ -456,7 +322,7 @@ def require_columns(columns: Sequence[str], path: Path) -> None:
     Raises:
         DataError: They have no context or no question, or a column twice.
     """
-    found = _Columns.of(columns)
+    found = Columns.of(columns)
     missing = [name for name in ("context", "question") if getattr(found, name) is None]
     if missing:
         raise DataError(
@@ -465,15 +331,3 @@ def require_columns(columns: Sequence[str], path: Path) -> None:
     repeated = [name for name in dict.fromkeys(columns) if list(columns).count(name) > 1]
     if repeated:
         raise DataError(f"{path} has the column {listed(repeated, len(repeated))} more than once; keep one of them")
-
-
-def printable(text: str) -> str:
-    """Text that any terminal can print: lone surrogates are spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def listed(names: Sequence[str], count: int) -> str:
-    """The first of `count` names, with dots for the rest."""
-    shown = names[:_NUM_NAMES_SHOWN]
-    text = ", ".join(printable(str(name)) for name in shown)
-    return f"{text}, ..." if count > len(shown) else text

@@ -27,8 +27,9 @@ from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, validate
 from qa_dist.data.folders import Split, files_for, files_of_split, is_saved, saved_splits
 from qa_dist.data.formats import parse
-from qa_dist.data.layouts import COLUMNS, Reading, Record, Row, lay_out, listed, read_rows
+from qa_dist.data.layouts import lay_out
 from qa_dist.data.records import Example
+from qa_dist.data.rows import COLUMNS, Reading, Record, Row, listed, read_rows
 
 _NUM_HASHED_SYNTHETIC = 100
 

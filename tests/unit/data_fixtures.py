@@ -14,8 +14,8 @@ from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.data.checking import validate
 from qa_dist.data.folders import Split
 from qa_dist.data.formats import parse
-from qa_dist.data.layouts import Record
 from qa_dist.data.records import Answer, Example, Feature
+from qa_dist.data.rows import Record
 from qa_dist.features.building import prepare_store
 from qa_dist.features.store import FeatureMap, FeatureStore
 from qa_dist.model.pretrained import load_tokenizer

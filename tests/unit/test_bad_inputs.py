@@ -223,9 +223,9 @@ FLAGS: list[tuple[str, list[str], str]] = [
     ("score", ["--reference", "x"], "the following arguments are required"),
     ("score", ["--references", "a", "--predictions", "b", "--na_prob_thresh", "half"], "'half' is not a number"),
     ("score", ["--references", "a", "--predictions", "b", "--na_prob_thresh", "nan"], "'nan' is not a number"),
-    ("score", ["--references", "", "--predictions", "b"], "is a folder; name one file"),
+    ("score", ["--references", str(ROOT / "launch"), "--predictions", "b"], "is a folder; name one file"),
     ("score", ["--references", LONG, "--predictions", "b"], "File name too long"),
-    ("score", ["--references", "/", "--predictions", "b"], "/ is a folder; name one file"),
+    ("score", ["--references", str(SCORES / "references.json"), "--predictions", "/"], "/ is a folder; name one file"),
 ]
 """An entry, flags (OUT stands for an --output_dir that holds results and may be overwritten), part of the message."""
 

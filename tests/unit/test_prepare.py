@@ -120,7 +120,7 @@ def test_malformed_files_end_with_one_sentence(
     ("argv", "part"),
     [
         (["--train_file", "/no/such/file.json"], "/no/such/file.json does not exist"),
-        (["--train_file", "/"], "is a folder"),
+        (["--train_file", str(ROOT / "launch")], "is a folder"),
         (["--dataset_name", "synthetic:x"], "synthetic:N"),
         (["--doc_stride", "400"], "--doc_stride 400"),
         (["--max_seq_lenght", "384"], "--max_seq_length"),

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from qa_dist.common.errors import DataError
 from qa_dist.data.checking import validate
 from qa_dist.data.formats import parse
-from qa_dist.data.layouts import read_rows
 from qa_dist.data.records import Answer, Example, Feature
+from qa_dist.data.rows import read_rows
 from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import CandidateTable, top_spans
 from qa_dist.evaluation.score_files import load_predictions

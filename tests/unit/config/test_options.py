@@ -207,9 +207,9 @@ def test_recipes_hold_nothing_but_yaml_scalars_and_lists() -> None:
 
 def test_a_tilde_is_the_home_folder_in_flags_and_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.yaml").write_text("train_file: ~/train.json\noutput_dir: ~\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("train_file: ~/train.json\noutput_dir: ~/out\n", encoding="utf-8")
     config, _ = parse(["--config", "~/mine.yaml", "--validation_file=~/dev.json"], prog="p", description="")
     assert config.data.train_file == f"{tmp_path}/train.json"
     assert config.data.validation_file == f"{tmp_path}/dev.json"
-    assert config.training.output_dir == str(tmp_path)
+    assert config.training.output_dir == f"{tmp_path}/out"
     assert peek(["--adapter", "~/a"], "adapter") == peek(["--adapter=~/a"], "adapter") == f"{tmp_path}/a"

@@ -16,8 +16,8 @@ from pyarrow import parquet
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import PROBLEMS, Report, validate
-from qa_dist.data.layouts import read_rows
 from qa_dist.data.records import Answer, Example
+from qa_dist.data.rows import read_rows
 from qa_dist.data.sources import available_splits, load_examples, open_source, subset
 from tests.unit.data_fixtures import FIXTURES, MALFORMED, TINY_SQUAD, read_file, row, tiny_examples, write_rows
 

@@ -1,0 +1,151 @@
+"""Raw records, and rows of questions in which each stands for itself, whatever their columns are called."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from qa_dist.data.values import is_nothing
+
+Row = Mapping[str, Any]
+
+COLUMNS = ("id", "context", "question", "answers")
+"""What a row should have; `title` is optional, and `is_impossible` is honoured where it occurs."""
+
+# What a column may be called, the usual name first. `text` is the context where no other column is.
+IDS = ("id", "qid", "question_id", "query_id", "qas_id", "example_id", "_id")
+CONTEXTS = ("context", "context_text", "passage", "paragraph", "document", "text")
+_QUESTIONS = ("question", "query", "question_text", "query_text")
+_ANSWERS = ("answers", "answer", "answer_text", "answers.text", "answers_text", "text")
+_STARTS = ("answer_start", "answers.answer_start", "answers_answer_start", "answer_starts", "start")
+_KEPT = ("title", "is_impossible")
+_NUM_NAMES_SHOWN = 8
+_NO_ANSWER = "NONE"
+"""What Haystack's annotation tool writes as `answer_category` of a question without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One question as its source has it, not yet checked.
+
+    Attributes:
+        place: where it stands in its source, for records without a usable id.
+        row: its keys and values under the names of `COLUMNS`; nesting is already flattened.
+        problem: a key of `PROBLEMS`, if the record is already known to be unusable.
+    """
+
+    place: str
+    row: Row
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read from a source.
+
+    Attributes:
+        records: the records, in order.
+        notes: what was taken in another way than usual, for the user.
+        is_version_2: whether the file calls itself SQuAD 2; None if it does not say.
+    """
+
+    records: Sequence[Record]
+    notes: tuple[str, ...] = ()
+    is_version_2: bool | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+
+def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
+    """Records of rows in which every question stands for itself."""
+    names = dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row)
+    columns = Columns.of(list(names))
+    records = [
+        Record(f"{word} {number}", columns.row(row))
+        if isinstance(row, Mapping)
+        else Record(f"{word} {number}", {}, "not_object")
+        for number, row in enumerate(rows, 1)
+    ]
+    return Reading(records, read_as("", columns.renamed))
+
+
+class Columns(NamedTuple):
+    """Which keys hold what; None where nothing does."""
+
+    id: str | None
+    context: str | None
+    question: str | None
+    answers: str | None
+    start: str | None
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Columns":
+        """The columns among these names."""
+
+        def first(wanted: Sequence[str]) -> str | None:
+            return next((name for name in wanted if name in names), None)
+
+        context = first(CONTEXTS)
+        return cls(
+            id=first(IDS),
+            context=context,
+            question=first(_QUESTIONS),
+            answers=first([name for name in _ANSWERS if name != context]),
+            start=first(_STARTS),
+        )
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The usual name of each column that has another one."""
+        pairs = {"id": self.id, "context": self.context, "question": self.question, "answers": self.answers}
+        return {actual: usual for usual, actual in pairs.items() if actual is not None and actual != usual}
+
+    def row(self, values: Row) -> Row:
+        """A row under the usual names; what is not there stays away."""
+        found = {name: values[name] for name in _KEPT if name in values}
+        for usual, name in (("id", self.id), ("context", self.context), ("question", self.question)):
+            if name is not None and name in values:
+                found[usual] = values[name]
+        answers = None if self.answers is None else values.get(self.answers)
+        start = None if self.start is None else values.get(self.start)
+        if values.get("answer_category") == _NO_ANSWER and is_nothing(answers):
+            answers = []
+        elif isinstance(answers, str | int | float) and not isinstance(answers, bool) and self.start is not None:
+            answers = _flat(answers, start)
+        elif isinstance(answers, list) and start is not None and all(isinstance(item, str) for item in answers):
+            # Texts in one column and offsets in another; lists of objects have offsets of their own.
+            answers = {"text": answers, "answer_start": start}
+        found["answers"] = answers
+        return found
+
+
+def _flat(text: str | int | float, start: Any) -> Any:
+    """The answers in a column of texts beside one of offsets."""
+    if is_nothing(text):
+        # -1 is an offset that says there is no answer; an empty cell says nothing.
+        return None if is_nothing(start) else {"text": "", "answer_start": start}
+    if isinstance(text, str) and (is_nothing(start) or text.lstrip().startswith("{")):
+        return text
+    if isinstance(text, float) and text.is_integer():
+        text = int(text)
+    return {"text": str(text), "answer_start": start}
+
+
+def read_as(layout: str, renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """A line on how a source was read, if that is worth one."""
+    taken = ", ".join(f"{actual} for {usual}" for actual, usual in renamed.items())
+    if layout:
+        return (f"read as {layout}",)
+    return (f"read as rows, taking {taken}",) if taken else ()
+
+
+def printable(text: str) -> str:
+    """Text that any terminal can print: lone surrogates are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def listed(names: Sequence[str], count: int) -> str:
+    """The first of `count` names, with dots for the rest."""
+    shown = names[:_NUM_NAMES_SHOWN]
+    text = ", ".join(printable(str(name)) for name in shown)
+    return f"{text}, ..." if count > len(shown) else text
