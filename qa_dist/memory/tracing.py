@@ -129,7 +129,7 @@ def trace_passes(
     model.train()
     passes = []
     with FakeTensorMode(), StorageTracer() as tracer:
-        _fill(model, device)
+        fake_weights(model, device)
         for head in head_names(transformers_model(model.model)):
             module = transformers_model(model.model).get_submodule(head)
             module.register_forward_pre_hook(lambda *_: setattr(tracer, "part", "logits"))
@@ -161,7 +161,7 @@ def run_pass(
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _fill(model: nn.Module, device: torch.device) -> None:
+def fake_weights(model: nn.Module, device: torch.device) -> None:
     """Put fake tensors in the place of a model's tensors on the meta device, quantised ones with their scales."""
     # Kept until all is replaced, so that no two tensors have the same id.
     originals = (*model.parameters(), *model.buffers())

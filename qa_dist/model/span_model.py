@@ -82,7 +82,8 @@ class SpanModel(nn.Module):
         row = Row.of(lengths, input_ids_T.device) if row is None else row
         if self.padding == "unpadded":
             output = self._compute_row(input_ids_T, token_type_ids_T, row)
-            start_T, end_T = output.start_logits[0], output.end_logits[0]
+            # Squeezed, not indexed: the backward pass of an index fills a tensor with zeros and copies.
+            start_T, end_T = output.start_logits.squeeze(0), output.end_logits.squeeze(0)
         else:
             real, output = self._compute_padded(input_ids_T, token_type_ids_T, row)
             start_T, end_T = output.start_logits[real], output.end_logits[real]

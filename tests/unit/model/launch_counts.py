@@ -1,0 +1,115 @@
+"""What forward pass, loss and backward pass of models ask of a CUDA device; run by `tests.support.fake_cuda.run`."""
+
+import tempfile
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qa_dist.config.options import ModelConfig
+from qa_dist.features.rows import Row
+from qa_dist.memory.tracing import fake_weights
+from qa_dist.model.building import build_meta_model
+from qa_dist.model.casts import spare_casts
+from qa_dist.model.families import model_types_unpadded
+from qa_dist.model.precision import Precision, autocast
+from qa_dist.model.span_model import SpanModel, span_loss
+from tests.support.fake_cuda import CUDA, Counts, count, fake_cuda
+from tests.tiny import tiny_model
+
+MAX_LENGTH = 384
+
+NO_DROPOUT: dict[str, Any] = {"model_dropout": 0.0, "lora_dropout": 0.0}
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "query and value, no dropout": NO_DROPOUT,
+    "query and value": {},
+    "all-linear, no dropout": {"lora_target_modules": ("all-linear",), "lora_r": 16, **NO_DROPOUT},
+}
+
+WAYS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_target_modules": ("all-linear",)},
+    "dora": {"lora_target_modules": ("all-linear",), "use_dora": True},
+    "full": {"tuning": "full"},
+    "8bit": {"lora_target_modules": ("all-linear",), "quantization": "8bit"},
+    "4bit": {"lora_target_modules": ("all-linear",), "quantization": "4bit"},
+}
+
+ATTENTION = "aten::_flash_attention_forward"
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+
+
+def row_lengths(num_features: int) -> tuple[int, ...]:
+    """Tokens of features with SQuAD's mean length."""
+    rng = np.random.default_rng(0)
+    return tuple(int(length) for length in np.clip(rng.gamma(6, 166 / 6, num_features), 40, MAX_LENGTH))
+
+
+def trainable(config: ModelConfig, precision: Precision = "bf16", max_length: int = MAX_LENGTH) -> SpanModel:
+    """The model as it trains on CUDA, all shapes and no numbers; outside `fake_cuda`."""
+    model = build_meta_model(config, max_seq_length=max_length, device=CUDA)
+    spare_casts(model, config, precision, CUDA, shards_one_type=False)
+    return model.train()
+
+
+def count_pass(
+    model: SpanModel, lengths: tuple[int, ...], precision: Precision = "bf16", watched: tuple[str, ...] = ()
+) -> Counts:
+    """Counts of a forward pass, loss and backward pass; the inputs are on the device. Inside `fake_cuda`."""
+    fake_weights(model, CUDA)
+    for bias in model.shift_invariant_biases().values():
+        bias.register_hook(torch.zeros_like)
+    input_ids_T = torch.zeros(sum(lengths), dtype=torch.long, device=CUDA)
+    labels_B2 = torch.zeros(len(lengths), 2, dtype=torch.long, device=CUDA)
+    row = Row.of(lengths, CUDA)
+
+    def work() -> None:
+        with autocast("cuda", precision):
+            start_T, end_T = model(input_ids_T, input_ids_T, lengths, row)
+        span_loss(start_T, end_T, lengths, labels_B2, row).sum().backward()
+
+    return count(work, watched)
+
+
+def count_loss(lengths: tuple[int, ...]) -> Counts:
+    """Counts of the loss and its backward pass."""
+    start_T, end_T = (torch.empty(sum(lengths), device=CUDA, requires_grad=True) for _ in range(2))
+    labels_B2 = torch.zeros(len(lengths), 2, dtype=torch.long, device=CUDA)
+    row = Row.of(lengths, CUDA)
+    return count(lambda: span_loss(start_T, end_T, lengths, labels_B2, row).sum().backward())
+
+
+def budgets() -> dict[str, Any]:
+    """Counts of bert-base with 32 features in bfloat16, and of the loss with other numbers of features."""
+    found: dict[str, Any] = {}
+    models = {name: trainable(ModelConfig(model_config="bert-base", **options)) for name, options in SCENARIOS.items()}
+    with fake_cuda():
+        for name, model in models.items():
+            found[name] = asdict(count_pass(model, row_lengths(32)))
+        found["loss"] = {size: asdict(count_loss(row_lengths(size))) for size in (2, 32, 128)}
+    return found
+
+
+def products() -> dict[str, dict[str, list[str]]]:
+    """Types of the inputs of attention and of products: by architecture and way of training."""
+    models = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for model_type in model_types_unpadded():
+            base = str(tiny_model(model_type, Path(folder) / model_type))
+            for way, options in WAYS.items():
+                if options.get("quantization") and not find_spec("bitsandbytes"):
+                    continue
+                config = ModelConfig(model_name_or_path=base, **options)
+                models[f"{model_type}, {way}"] = trainable(config, max_length=64)
+    with fake_cuda():
+        watched = (ATTENTION, *PRODUCTS)
+        return {name: dict(count_pass(model, (9, 40, 3, 25), watched=watched).dtypes) for name, model in models.items()}
+
+
+def everything() -> dict[str, Any]:
+    """Both, in one process."""
+    return {"budgets": budgets(), "products": products()}

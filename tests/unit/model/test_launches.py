@@ -1,0 +1,52 @@
+"""What a pass asks of a CUDA device, counted without one: budgets that a change may lower and not raise."""
+
+from typing import Any
+
+import pytest
+
+from qa_dist.model.families import model_types_unpadded
+from tests.support.fake_cuda import needs_compiler, run
+from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, WAYS
+
+pytestmark = needs_compiler
+
+BUDGETS = {
+    "query and value, no dropout": 870,
+    "query and value": 965,
+    "all-linear, no dropout": 1590,
+}
+"""Launches of forward pass, loss and backward pass: bert-base, 32 features, 5,300 tokens, bfloat16."""
+
+
+@pytest.fixture(scope="module")
+def counted() -> Any:
+    return run("tests.unit.model.launch_counts:everything")
+
+
+@pytest.mark.parametrize("scenario", BUDGETS)
+def test_launches_of_a_pass_stay_within_their_budget(counted: Any, scenario: str) -> None:
+    counts = counted["budgets"][scenario]
+    assert 500 < counts["launches"] <= BUDGETS[scenario], counts["by_name"]
+
+
+@pytest.mark.parametrize("scenario", BUDGETS)
+def test_a_pass_does_not_wait_for_the_device(counted: Any, scenario: str) -> None:
+    assert counted["budgets"][scenario]["sync_names"] == {}
+
+
+def test_launches_of_the_loss_do_not_grow_with_the_number_of_features(counted: Any) -> None:
+    losses = counted["budgets"]["loss"]
+    assert [losses[size]["launches"] for size in ("2", "32", "128")] == [losses["2"]["launches"]] * 3
+    assert 0 < losses["2"]["launches"] <= 16
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model_type", model_types_unpadded())
+def test_everything_is_multiplied_in_half_precision(counted: Any, model_type: str, way: str) -> None:
+    if way in ("8bit", "4bit"):
+        pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    types = counted["products"][f"{model_type}, {way}"]
+    assert types[ATTENTION] == ["bfloat16 bfloat16 bfloat16"]
+    assert types["aten::mm"], "nothing was multiplied"
+    found = {dtype for name in PRODUCTS for combination in types[name] for dtype in combination.split()}
+    assert found == {"bfloat16"}
