@@ -245,6 +245,8 @@ class _Found:
     def report(self, num_records: int, notes: tuple[str, ...]) -> Report:
         """What was found in so many records."""
         examples = self.examples
+        if examples and all(example.is_unanswerable for example in examples):
+            notes = (*notes, "no question has an answer")
         problems = tuple(
             Problem(kind, len(where), tuple(where[:_NUM_IDS_SHOWN]))
             for kind, where in self._ids_by_problem.items()

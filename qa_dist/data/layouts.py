@@ -104,7 +104,7 @@ def _mrqa_answers(qa: Row, context: Any) -> Any:
     if isinstance(detected, dict):  # the hub's copy: lists by name
         detected = [
             {"text": text, "char_spans": spans}
-            for text, spans in zip(detected.get("text") or [], detected.get("char_spans") or [], strict=False)
+            for text, spans in zip(_listed(detected.get("text")), _listed(detected.get("char_spans")), strict=False)
         ]
     if not isinstance(detected, list):
         return texts
@@ -112,13 +112,20 @@ def _mrqa_answers(qa: Row, context: Any) -> Any:
     for answer in detected:
         if not isinstance(answer, dict):
             return answer
-        spans = answer.get("char_spans") or []
+        spans = answer.get("char_spans")
         if isinstance(spans, dict):
-            spans = list(zip(spans.get("start") or [], spans.get("end") or [], strict=False))
-        found += [_mrqa_answer(answer.get("text"), span, context) for span in spans] or [{"text": answer.get("text")}]
+            spans = list(zip(_listed(spans.get("start")), _listed(spans.get("end")), strict=False))
+        found += [_mrqa_answer(answer.get("text"), span, context) for span in _listed(spans)] or [
+            {"text": answer.get("text")}
+        ]
     known = {item["text"] for item in found if isinstance(item["text"], str)}
     others = texts if isinstance(texts, list) else []
     return [*found, *({"text": text} for text in others if not (isinstance(text, str) and text in known))]
+
+
+def _listed(value: Any) -> list[Any]:
+    """A value that should be a list; none if it is something else."""
+    return value if isinstance(value, list) else []
 
 
 def _mrqa_answer(text: Any, span: Any, context: Any) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def _annotated(task: Row) -> list[Any] | None:
     values = [
         result["value"]
         for item in done
-        for result in item.get("result") or []
+        for result in _listed(item.get("result"))
         if isinstance(result, dict) and isinstance(result.get("value"), dict)
     ]
     # Choices and ratings of a task are results too, and mark no text. Spans of HTML begin at a path.
@@ -285,7 +292,7 @@ def _wrapped(value: Mapping[str, Any]) -> Sequence[Any] | None:
     data, columns = value.get("data"), value.get("columns")
     if isinstance(data, list):
         if isinstance(columns, list) and data and all(isinstance(row, list) for row in data):
-            return [dict(zip(columns, row, strict=False)) for row in data]
+            return [dict(zip(map(str, columns), row, strict=False)) for row in data]
         return data
     if "paragraphs" in value or "qas" in value:
         return [value]

@@ -110,7 +110,10 @@ class Columns(NamedTuple):
         start = None if self.start is None else values.get(self.start)
         if values.get("answer_category") == _NO_ANSWER and is_nothing(answers):
             answers = []
-        elif isinstance(answers, str | int | float) and not isinstance(answers, bool) and self.start is not None:
+        elif self.start is not None and isinstance(answers, str):
+            answers = _flat(answers, start)
+        elif self.answers != "answers" and isinstance(answers, int | float) and not isinstance(answers, bool):
+            # What pandas makes of a column of years.
             answers = _flat(answers, start)
         elif isinstance(answers, list) and start is not None and all(isinstance(item, str) for item in answers):
             # Texts in one column and offsets in another; lists of objects have offsets of their own.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig
-from qa_dist.data.checking import Report, validate
+from qa_dist.data.checking import Report, reference_texts, validate
 from qa_dist.data.formats import parse
 from qa_dist.data.placing import UNITS, at
 from qa_dist.data.records import Answer, Example
@@ -308,6 +308,50 @@ def test_random_records_in_each_unit_read_back_to_the_same_examples(unit: str, r
         assert report.notes == (f"offsets count {unit} and were converted",)
 
 
+odd_values = st.sampled_from([None, 3, 2.5, True, "x", "[", [], {}, [3], ["a"], {"a": 1}, [[]], [{}], -1, 10**30])
+
+
+def spoilt(value: Any, data: st.DataObject) -> Any:
+    """The value with something in it replaced, taken away or put in."""
+    if not isinstance(value, dict | list) or not value:
+        return data.draw(odd_values)
+    key = data.draw(st.sampled_from([*value] if isinstance(value, dict) else [*range(len(value))]))
+    change = data.draw(st.integers(0, 9))
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    if change == 0:
+        del changed[key]
+    elif change == 1 and isinstance(changed, list):
+        changed.append(data.draw(odd_values))
+    else:
+        changed[key] = data.draw(odd_values) if change < 4 else spoilt(value[key], data)
+    return changed
+
+
+@pytest.mark.parametrize("layout", [name for name, (file, *_) in WRITERS.items() if file != "a.csv"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_is_wrong_in_a_layout_is_a_problem_or_one_sentence(layout: str, data: st.DataObject) -> None:
+    name, write, _ = WRITERS[layout]
+    texts = write([row("a"), row("b")])
+    values = [json.loads(line) for line in (texts.splitlines() if name.endswith("l") else [texts])]
+    for _ in range(data.draw(st.integers(1, 3))):
+        number = data.draw(st.integers(0, len(values) - 1))
+        values[number] = spoilt(values[number], data)
+    refused = ""
+    try:
+        reading = parse("\n".join(map(json.dumps, values)).encode(), Path(name))
+    except DataError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    if refused:
+        return
+    for for_training in (True, False):
+        examples, report = validate(reading, for_training=for_training)
+        assert report.num_records == len(examples) + report.num_invalid
+        assert all(e.context[a.start_char : a.end_char] == a.text for e in examples for a in e.answers)
+    assert len(reference_texts(reading).texts) <= report.num_records
+
+
 # ------------------------------------------------------------------------------------------------------ what is said
 
 
@@ -343,6 +387,17 @@ def test_unanswered_questions_of_haystack_in_csv() -> None:
     examples, report = read("a.csv", head + rows)
     assert [example.is_unanswerable for example in examples] == [False, True, True]
     assert report.problems == ()
+
+
+@pytest.mark.parametrize("start", [{}, {"answer_start": 3}])
+def test_a_column_of_years_is_one_of_texts(start: dict[str, int]) -> None:
+    rows = [{"id": "a", "context": "In 1911.", "question": "When?", "answer": 1911.0, **start}]
+    (example,), _ = read("a.jsonl", lines(rows))
+    assert example.answers == (Answer("1911", 3),)
+
+
+def test_a_file_in_which_no_question_has_an_answer_is_worth_a_word() -> None:
+    assert read("a.jsonl", lines([row(answers=[])]))[1].notes == ("no question has an answer",)
 
 
 @pytest.mark.parametrize("value", [True, "True", "true", "1", 1, 1.0])
