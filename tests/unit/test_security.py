@@ -274,8 +274,29 @@ def test_code_in_the_folder_of_a_data_set_is_not_run(trap: Any, tmp_path: Path, 
     (folder / "questions.py").unlink()
     trap(folder / "train.pkl", folder / "validation.pickle", folder / "train.pt")
     assert "cannot be loaded" in refusal(prepare.main, argv, capsys)
+    # A file of questions is read by its name, and what lies beside it is not looked at.
     write_rows(folder / "train.jsonl", row("a"))
-    assert "cannot be loaded" in refusal(prepare.main, argv, capsys)
+    assert prepare.main(argv) == 0
+
+
+CALLS = (
+    "__import__('os').mkdir({})",
+    "array(__import__('os').mkdir({}))",
+    "np.int64(open({}, 'w'))",
+    "f'{{open({})}}'",
+)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("answers", ["{call}", "[{call}]", "{{'text': [{call}], 'answer_start': [0]}}"])
+def test_a_cell_of_text_is_parsed_and_not_executed(call: str, answers: str, tmp_path: Path, capsys: Capture) -> None:
+    mark = tmp_path / "mark"
+    cell = answers.format(call=call.format(repr(str(mark))))
+    write_rows(tmp_path / "a.jsonl", row("a", answers=cell), row("b"))
+    argv = ["--train_file", str(tmp_path / "a.jsonl"), "--store_dir", str(tmp_path / "stores")]
+    message = refusal(prepare.main, [*argv, "--model_name_or_path", save_tokenizer(tmp_path / "tokenizer")], capsys)
+    assert "(a)" in message
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("name", ["pandas", "csv", "json", "text"])

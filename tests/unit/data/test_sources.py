@@ -210,7 +210,7 @@ def test_no_answers_in_every_layout(answers: Any) -> None:
         ({"answers": [{"text": "", "answer_start": 10}]}, "empty_answer"),
         ({"answers": [{"text": "", "answer_start": -1}], "is_impossible": False}, "empty_answer"),
         ({"answers": [{"text": "", "answer_start": -1}, {"text": "Mora", "answer_start": 0}]}, "empty_answer"),
-        ({"answers": [{"text": "Mor", "answer_start": 35}]}, "answer_not_at_offset"),
+        ({"answers": [{"text": "ora", "answer_start": 35}]}, "answer_not_at_offset"),
         ({"answers": [{"text": "lake", "answer_start": -5}]}, "answer_not_at_offset"),
         ({"answers": [{"text": "lake", "answer_start": 0}]}, "answer_not_at_offset"),
         ({"answers": [{"text": "river", "answer_start": 0}]}, "answer_not_at_offset"),
