@@ -103,3 +103,34 @@ def test_evaluation_batches_are_the_same_at_every_world_size(lengths: np.ndarray
     shared = sorted(tuple(batch.tolist()) for share in shares for batch in share if len(batch))
     assert shared == sorted(tuple(batch.tolist()) for batch in batches)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+
+
+def one_by_one(costs: np.ndarray, num_bins: int) -> list[list[int]]:
+    """Graham's rule in its plainest form: the largest cost that is left goes to the bin with the least."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    loads = [0] * num_bins
+    for position in sorted(range(len(costs)), key=lambda place: (-int(costs[place]), place)):
+        least = loads.index(min(loads))
+        bins[least].append(position)
+        loads[least] += int(costs[position])
+    return bins
+
+
+@pytest.mark.parametrize("num_bins", [1, 2, 7, 64, 65, 150])
+@pytest.mark.parametrize("largest", [1, 3, 384, 100_000])
+def test_dealing_many_at_a_time_is_dealing_one_by_one(num_bins: int, largest: int) -> None:
+    rng = np.random.default_rng((num_bins, largest))
+    for num_costs in (0, 1, num_bins - 1, num_bins, 3 * num_bins + 1, 700):
+        costs = rng.integers(1, largest + 1, num_costs).astype(np.int32)
+        assert [members.tolist() for members in balance(costs, num_bins)] == one_by_one(costs, num_bins)
+    # One that outweighs all others, so that its bin is never due again.
+    costs[0] = costs.sum()
+    assert [members.tolist() for members in balance(costs, num_bins)] == one_by_one(costs, num_bins)
+
+
+@pytest.mark.parametrize("world_size", [1, 5, 100])
+def test_a_share_within_the_budget_is_one_micro_batch_in_the_order_of_its_features(world_size: int) -> None:
+    lengths = np.random.default_rng(world_size).integers(1, 385, 400).astype(np.int32)
+    plan = plan_step(np.arange(400), lengths, world_size=world_size, max_tokens=1 << 20)
+    wanted = [sorted(members) for members in one_by_one(lengths, world_size)]
+    assert [[batch.tolist() for batch in share] for share in plan.shares] == [[members] for members in wanted]
