@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from qa_dist.benchmarking.measuring import synchronize
+from qa_dist.model.precision import autocast
 from qa_dist.model.span_model import SpanModel, transformers_model
 
 _PROBE_TOKENS = 8
@@ -69,7 +70,9 @@ class StepFlops:
                 if isinstance(part, nn.Linear):
                     stack.callback(watch(name, part).remove)
             zeros = torch.zeros(_PROBE_TOKENS, dtype=torch.int64, device=device)
-            model(zeros, zeros, (_PROBE_TOKENS,))
+            # Frozen weights may be held in half precision, which only autocast multiplies with others.
+            with autocast(device.type, "bf16"):
+                model(zeros, zeros, (_PROBE_TOKENS,))
         config = transformers_model(model.model).config
         # Scores and weighted sum forward; the gradients of query, key, weights and value backward.
         per_pair = 3 * 4 * config.hidden_size * config.num_hidden_layers

@@ -165,6 +165,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         check("resume", 100, processes.resume, 40),
         check("two ranks", 60, processes.two_ranks, 20),
         check("strategies", 100, processes.strategies, 30),
+        *_whole_runs(scene),
         check("quantised", 40, steps.quantised, 8),
         check("moments in 8 bits", 30, steps.small_moments, 5),
         check("compiled", 120, steps.compiled, 30),
@@ -172,7 +173,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         *_second_measurements(scene),
         check("unit tests", 100, processes.unit_tests, 30),
         *[
-            Item(f"SQuAD {recipe}, seed {seed}", "b", 150, partial(squad.squad, scene, recipe, seed), 30)
+            Item(f"SQuAD {recipe}, seed {seed}", "b", 150, partial(squad.squad, scene, recipe, seed), 45)
             for seed in scene.choose((2, 3), ())
             for recipe in squad.RECIPES
         ],
@@ -181,9 +182,6 @@ def all_items(scene: "Scene") -> list["Item"]:
 
 def _first_measurements(scene: "Scene") -> list["Item"]:
     """What the pages promise figures of."""
-    from qa_dist.benchmarking.gpu import speed, squad
-    from qa_dist.benchmarking.gpu.running import Item
-
     return [
         _training(scene, "q, v", 32),
         _training(scene, "all-linear", 32),
@@ -192,12 +190,19 @@ def _first_measurements(scene: "Scene") -> list["Item"]:
         _trainer(scene, "tutorial", "q, v", 32, precision="no"),
         _training(scene, "q, v", 128),
         _training(scene, "full", 128),
-        Item("epoch", "b", 90, partial(speed.epoch, scene), scene.choose(40, 0)),
-        *[
-            Item(f"SQuAD {recipe}, seed 1", "b", 150, partial(squad.squad, scene, recipe, 1), scene.choose(30, 0))
-            for recipe in squad.RECIPES
-        ],
     ]
+
+
+def _whole_runs(scene: "Scene") -> list["Item"]:
+    """SQuAD itself, and an epoch."""
+    from qa_dist.benchmarking.gpu import speed, squad
+    from qa_dist.benchmarking.gpu.running import Item
+
+    lora, full = (
+        Item(f"SQuAD {recipe}, seed 1", "b", 150, partial(squad.squad, scene, recipe, 1), scene.choose(45, 0))
+        for recipe in squad.RECIPES
+    )
+    return [lora, Item("epoch", "b", 180, partial(speed.epoch, scene), scene.choose(40, 0)), full]
 
 
 def _second_measurements(scene: "Scene") -> list["Item"]:

@@ -92,7 +92,7 @@ def _machine(origin: Figures, results: Results) -> list[str]:
     lines += [*_table(["", "predicted", "measured"], rows), ""]
     lines += ["Training, bf16, features of SQuAD's lengths, BERT base with random weights and its dropout:", ""]
     lines += [*_speed_table(results), ""]
-    lines += ["SQuAD v1.1, MiniLM-L6, two epochs, batch of 64, bf16:", "", *_squad_table(results), ""]
+    lines += ["SQuAD v1.1, MiniLM-L6, two epochs, batch of 128, bf16:", "", *_squad_table(results), ""]
     lines += ["Checks:", "", *_check_table(results), ""]
     return lines
 
