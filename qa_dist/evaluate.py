@@ -56,6 +56,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.common.files import make_writable
         from qa_dist.distributed.failures import failures_named
         from qa_dist.distributed.ranks import Ranks
+        from qa_dist.evaluation.limits import limit_lines
         from qa_dist.evaluation.loop import evaluate, evaluation_bar
         from qa_dist.evaluation.normalization import normalization
         from qa_dist.evaluation.results import write_results
@@ -82,6 +83,9 @@ def _evaluate(argv: Sequence[str]) -> int:
         check_vocabulary(model, store.largest_token_id)
         wanted = config.data.version_2_with_negative
         version_2 = bool(store.num_unanswerable) if wanted is None else wanted
+        if ranks.is_main:
+            lines = limit_lines(store, tokenizer, config.evaluation, version_2=version_2)
+            sys.stderr.writelines(f"{PROG}: {line}\n" for line in lines)
         with evaluation_bar(shown=ranks.is_main) as advance:
             evaluation = evaluate(
                 model,

@@ -3,18 +3,23 @@
 Training does the same when it needs to; this does it ahead of time, on a machine without a GPU, say. What is there
 already is verified and kept. Prints one JSON object: `num_examples`, `num_features`, `mean_tokens`, `fingerprint`,
 `seconds` and a few more, of the training split where there is one; `splits` holds the same for each split by name.
+`unknown_token_share` is that of the tokenizer's unknown token among the context tokens, and `ceiling` of the validation
+data the best scores that any model could reach with these features, --max_answer_length and --answer_normalization.
 """
 
 import json
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from qa_dist.common import command
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
 from qa_dist.model.pretrained import load_tokenizer
+
+if TYPE_CHECKING:
+    from qa_dist.features.store import FeatureStore
 
 PROG = "qa_dist.prepare"
 
@@ -24,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(argv: Sequence[str]) -> int:
-    config, _ = parse(argv, prog=PROG, description=__doc__ or "", groups=("data", "model"), entry=None)
+    config, _ = parse(argv, prog=PROG, description=__doc__ or "", groups=("data", "model", "evaluation"), entry=None)
     sys.stdout.write(json.dumps(prepare(config), indent=2) + "\n")
     return 0
 
@@ -36,15 +41,20 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         UserError: Data, tokenizer or lengths cannot be used, or the stores cannot be written.
     """
     from qa_dist.data.sources import available_splits
+    from qa_dist.evaluation.limits import unknown_token_share
+    from qa_dist.evaluation.normalization import normalization
     from qa_dist.features.building import prepare_store
+
+    normalization(config.evaluation.answer_normalization)
 
     # In this order: a wrong path is said before a tokenizer is looked for.
     names = available_splits(config.data)
     tokenizer = load_tokenizer(config.model)
     splits: dict[str, dict[str, Any]] = {}
+    stores: dict[str, FeatureStore] = {}
     for split in names:
         started = time.perf_counter()
-        store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
+        store = stores[split] = prepare_store(config, split, tokenizer=tokenizer, progress=True)
         splits[split] = {
             "num_examples": store.num_examples,
             "num_features": store.num_features,
@@ -59,9 +69,26 @@ def prepare(config: RunConfig) -> dict[str, Any]:
             "num_dropped": store.report.num_invalid,
             "num_without_references": store.report.num_without_references,
             "num_without_place": store.report.num_without_place,
+            "unknown_token_share": round(unknown_token_share(store, tokenizer), 6),
         }
+    if "validation" in stores:
+        splits["validation"] |= _reachable(config, stores, tokenizer)
     first = next(iter(splits))
-    return {"split": first, **splits[first], "splits": splits}
+    best = {name: value for name, value in splits.get("validation", {}).items() if name == "ceiling"}
+    return {"split": first, **splits[first], **best, "splits": splits}
+
+
+def _reachable(config: RunConfig, stores: Mapping[str, "FeatureStore"], tokenizer: Any) -> dict[str, Any]:
+    """`ceiling` of the validation data, and how many questions no model can answer exactly, by reason."""
+    from qa_dist.evaluation.limits import limits
+
+    wanted = config.data.version_2_with_negative
+    has_unanswerable = any(store.num_unanswerable for store in stores.values())
+    version_2 = has_unanswerable if wanted is None else wanted
+    best = limits(stores["validation"], tokenizer, config.evaluation, version_2=version_2).ceiling
+    if best is None:
+        return {}
+    return {"ceiling": {"exact_match": best.exact_match, "f1": best.f1}, "out_of_reach": best.out_of_reach}
 
 
 if __name__ == "__main__":

@@ -223,6 +223,26 @@ class FeatureStore:
         """Texts of the reference answers of an example; none if it is unanswerable, or if they are not known."""
         return self._answer_texts[example_index] or []
 
+    def references(self, example_index: int) -> list[tuple[str, int]] | None:
+        """Text and first character of each reference answer of an example.
+
+        The character is -1 where the place is not known; None instead of a list where the answers are not.
+        """
+        texts = self._answer_texts[example_index]
+        return None if texts is None else list(zip(texts, self._answer_starts[example_index], strict=True))
+
+    @cached_property
+    def _answer_starts(self) -> list[list[int]]:
+        starts: list[list[int]] = self._examples.column("answer_starts").to_pylist()
+        return starts
+
+    def context_share(self, token_id: int) -> float:
+        """Share of a token among the context tokens of all features, from 0 to 1."""
+        num_before = np.concatenate([[0], np.cumsum(self._input_ids == token_id, dtype=np.int64)])
+        first = self._first_token[:-1] + self.context_start
+        count = int((num_before[first + self.context_length] - num_before[first]).sum())
+        return count / max(1, int(self.context_length.sum()))
+
     @cached_property
     def _answer_texts(self) -> list[list[str] | None]:
         texts: list[list[str] | None] = self._examples.column("answer_texts").to_pylist()

@@ -7,6 +7,7 @@ from qa_dist.common.errors import DataError
 from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import available_splits
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.evaluation.limits import limit_lines
 from qa_dist.features.building import prepare_store
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.pretrained import load_tokenizer
@@ -37,6 +38,12 @@ class RunData:
     def stores(self) -> dict[str, FeatureStore]:
         """The stores that there are, by split."""
         return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
+
+    def limit_lines(self, config: RunConfig) -> list[str]:
+        """What scores on the validation data can reach at best, as sentences; none without such data."""
+        if self.validation is None:
+            return []
+        return list(limit_lines(self.validation, self.tokenizer, config.evaluation, version_2=self.version_2))
 
 
 def load_data(config: RunConfig, ranks: Ranks) -> RunData:

@@ -38,6 +38,8 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
             data = load_data(config, ranks)
             run.log.notice(*require_agreement(config, ranks, data.stores, output_dir))
             run.log.describe_data(data.stores)
+            if ranks.is_main:
+                run.log.notice(*data.limit_lines(config))
 
         # ------------------------------------------------------------------------------------------ build the model
         with run.clock.phase("model"):

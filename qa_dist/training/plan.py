@@ -73,7 +73,7 @@ def plan_run(config: RunConfig) -> Plan | None:
         strategy=ranks.launch_config.strategy,
         max_tokens=trainer.max_tokens,
         sections={
-            "data": _data_lines(data),
+            "data": [*_data_lines(data), *data.limit_lines(config)],
             "model": model_lines,
             "steps": _step_lines(
                 config.training,

@@ -53,11 +53,27 @@ def test_of_two_splits_the_training_one_is_at_the_top(
     dev = write_rows(tmp_path / "dev.jsonl", row("a"), row("b", answers={"text": ["Mora"], "answer_start": [1]}))
     both = prepared(capsys, ["--train_file", str(TINY_SQUAD), "--validation_file", dev, *flags])
     assert list(both["splits"]) == ["train", "validation"]
+    assert both["ceiling"] == both["splits"]["validation"]["ceiling"] == {"exact_match": 100.0, "f1": 100.0}
+    assert "ceiling" not in both["splits"]["train"]
+    assert all(0 <= split["unknown_token_share"] < 1 for split in both["splits"].values())
     assert both["num_examples"] == both["splits"]["train"]["num_examples"] == len(tiny_examples())
     assert (both["splits"]["validation"]["num_examples"], both["splits"]["validation"]["num_mended"]) == (2, 1)
     alone = prepared(capsys, ["--validation_file", dev, *flags])
     assert alone["split"] == "validation"
     assert alone["fingerprint"] == both["splits"]["validation"]["fingerprint"]
+
+
+def test_the_ceiling_follows_the_longest_answer_and_the_rules(
+    capsys: pytest.CaptureFixture[str], flags: list[str], tmp_path: Path
+) -> None:
+    answers = {"text": ["The harbor"], "answer_start": [15]}
+    dev = write_rows(tmp_path / "dev.jsonl", row("a", context="North of it. - The harbor", answers=answers))
+    words = ["--validation_file", dev, *flags, "--max_answer_length", "1"]
+    found = prepared(capsys, words)
+    assert found["ceiling"] == {"exact_match": 100.0, "f1": 100.0}, "by SQuAD's rules an article does not count"
+    found = prepared(capsys, [*words, "--answer_normalization", "none"])
+    assert found["ceiling"] == {"exact_match": 0.0, "f1": pytest.approx(200 / 3)}
+    assert found["out_of_reach"] == {"too_long": 1}
 
 
 def test_the_embedded_sample_is_the_default(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:

@@ -1,0 +1,130 @@
+"""What scores on a store can reach at best, and how much of its text the tokenizer knows: computed once, and in words.
+
+Both are kept in `limits.json` in the store's folder. A store without the file, or with one that cannot be used, has
+them computed again; where the folder cannot be written, each time.
+"""
+
+import contextlib
+import dataclasses
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qa_dist.common.files import staged
+from qa_dist.config.options import EvaluationConfig
+from qa_dist.evaluation.ceiling import REASONS, Ceiling, ceiling
+from qa_dist.evaluation.normalization import normalization, unfit_note
+from qa_dist.features.store import FeatureStore
+
+FILE = "limits.json"
+
+VERSION = 1
+"""Changes with whatever in this program decides what the file says."""
+
+LEAST_CEILING = 99.0
+MOST_UNKNOWN = 0.01
+"""Below the first, in percent of EM or F1, and above the second, as a share of the context tokens, there is a warning.
+SQuAD with BERT's tokenizer has a ceiling above 99, and next to no unknown tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What scores on a store are limited by.
+
+    Attributes:
+        unknown_token_share: share of the unknown token among the context tokens of all features, from 0 to 1.
+        ceiling: the best scores; None where no answers are known.
+    """
+
+    unknown_token_share: float
+    ceiling: Ceiling | None
+
+
+def unknown_token_share(store: FeatureStore, tokenizer: Any) -> float:
+    """Share of the tokenizer's unknown token among the context tokens of all features; 0 if it has none."""
+    token_id = tokenizer.unk_token_id
+    return 0.0 if token_id is None else store.context_share(token_id)
+
+
+def limits(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *, version_2: bool) -> Limits:
+    """The limits of scores on a store, from its folder, or computed and kept there.
+
+    Args:
+        store: The examples and their features.
+        tokenizer: What made them.
+        config: Its `answer_normalization` and `max_answer_length` are used.
+        version_2: Whether the null answer is a choice.
+    """
+    name = f"{config.answer_normalization} {config.max_answer_length} {'v2' if version_2 else 'v1'}"
+    kept = _read(store.path / FILE)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        found = kept["ceilings"][name]
+        return Limits(float(kept["unknown_token_share"]), None if found is None else Ceiling(**found))
+    computed = Limits(
+        unknown_token_share(store, tokenizer),
+        ceiling(
+            store,
+            normalization(config.answer_normalization),
+            max_answer_length=config.max_answer_length,
+            version_2=version_2,
+        ),
+    )
+    described = None if computed.ceiling is None else dataclasses.asdict(computed.ceiling)
+    ceilings = kept.get("ceilings")
+    _write(
+        store.path / FILE,
+        {
+            "version": VERSION,
+            "unknown_token_share": computed.unknown_token_share,
+            "ceilings": {**(ceilings if isinstance(ceilings, dict) else {}), name: described},
+        },
+    )
+    return computed
+
+
+def limit_lines(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *, version_2: bool) -> Iterator[str]:
+    """The limits of scores on the validation data as sentences: one, and warnings where there is reason to."""
+    found = limits(store, tokenizer, config, version_2=version_2)
+    unknown = f"{100 * found.unknown_token_share:.2f} % of the context tokens are {tokenizer.unk_token}"
+    best = found.ceiling
+    if best is None:
+        yield f"validation: {unknown}"
+    else:
+        yield (
+            f"validation: at best EM {best.exact_match:.2f}, F1 {best.f1:.2f} with this tokenizer, --max_seq_length, "
+            f"--doc_stride and --max_answer_length {config.max_answer_length}; {unknown}"
+        )
+    if found.unknown_token_share > MOST_UNKNOWN:
+        yield f"warning: {unknown}: the tokenizer does not know this text; choose a model of its language"
+    if best is not None and min(best.exact_match, best.f1) < LEAST_CEILING:
+        counts = ", ".join(f"{count:,} {REASONS[reason]}" for reason, count in best.out_of_reach.items())
+        total = sum(best.out_of_reach.values())
+        yield (
+            f"warning: {total:,} of {best.num_examples:,} questions cannot be answered exactly by any model, as their "
+            f"reference answers: {counts}"
+        )
+    references = (store.answer_texts(index) for index in range(store.num_examples))
+    if (note := unfit_note(references, normalization(config.answer_normalization))) is not None:
+        yield f"note: {note}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the file holds; nothing if it is not there or not of this version."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) and value.get("version") == VERSION else {}
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    # Several programs may do this at once: each under its own name, the last one stays. Whoever may not write there
+    # computes it again, which takes seconds.
+    with (
+        contextlib.suppress(OSError),
+        staged(path, aside=path.with_name(f".{path.name}.{secrets.token_hex(4)}")) as aside,
+    ):
+        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
