@@ -15,7 +15,8 @@ gpu         whether everything is right on a GPU, and how fast: see docs/gpu.md;
 The last six have options of their own: see `memory --help` and so on.
 Features have the lengths of SQuAD and tokens of no meaning, so nothing is downloaded; the model is the six-layer
 encoder of the quickstart extra unless --model_name_or_path or --model_config says otherwise. Results go to bench.json,
-bench.md and charts in --output_dir; further commands into the same folder add to them.
+bench.md and charts in --output_dir; further commands into the same folder add to them. A measurement beside which
+others used more than a quarter of a core is made again, and marked if that does not help.
 """
 
 import sys
@@ -81,7 +82,9 @@ def _measure(name: str, settings: Settings, directory: Path) -> None:
     drawn = charts.draw(whole, directory)
     (directory / "bench.md").write_text(report.summary(whole, drawn), encoding="utf-8")
     for key, value in section["headline"].items():
-        sys.stdout.write(f"{key} {value:.3f}\n")
+        sys.stdout.write(f"{key} {value if isinstance(value, str) else f'{value:.3f}'}\n")
+    if "unstable" in section["headline"].values():
+        notice("unstable: fewer than two repeats without others on the machine; measure again when it is quiet")
     sys.stdout.flush()
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from qa_dist.benchmarking import neighbours
 from qa_dist.config.options import ModelConfig, option
 from qa_dist.config.parsing import parse
 from qa_dist.features.batching import Lengths, pack_unpadded
@@ -40,8 +41,11 @@ def main(argv: Sequence[str], prog: str) -> int:
     _, options = parse(argv, prog=prog, description=__doc__ or "", groups=(), entry=BudgetsConfig)
     # DeepSpeed, where it is installed, greets on standard output.
     with contextlib.redirect_stdout(sys.stderr):
+        before = neighbours.read_machine()
         figures = milliseconds_per_token(options)
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    noted = neighbours.describe(before, neighbours.read_machine())
+    neighbours.warn(noted)
+    sys.stdout.write(json.dumps({**figures, "neighbours": noted}, indent=2) + "\n")
     return 0
 
 

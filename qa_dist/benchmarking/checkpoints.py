@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qa_dist.benchmarking import neighbours
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig, TrainingConfig, option
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.failures import failures_named
@@ -89,11 +90,18 @@ def measured(options: CheckpointsConfig) -> dict[str, Any] | None:
         store = prepare_store(config, "train", tokenizer=load_tokenizer(config.model), progress=False)
         model, report = build_model(config.model, seed=0, max_seq_length=config.data.max_seq_length)
         checkpoints = Path(folder) / "checkpoints"
-        timings = time_steps(Trainer(config, ranks, store, model), checkpoints, options)
+        trainer = Trainer(config, ranks, store, model)
+        before = neighbours.read_machine()
+        timings = time_steps(trainer, checkpoints, options)
+        after = neighbours.read_machine()
+        own_seconds = sum(ranks.gather(after.own_seconds - before.own_seconds))
         figures = None
         if ranks.is_main:
+            noted = neighbours.describe(before, after, own_seconds=own_seconds)
+            neighbours.warn(noted)
             figures = {
                 **costs(timings, options.num_writes),
+                "neighbours": noted,
                 "trainable_parameters": report.trainable,
                 "checkpoint_bytes": sum(path.stat().st_size for path in max(checkpoints.glob("step-*")).iterdir()),
                 "world_size": ranks.world_size,

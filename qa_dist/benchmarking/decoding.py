@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from qa_dist.benchmarking import neighbours
 from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse
@@ -128,6 +129,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+    before = neighbours.read_machine()
     answers = {}
     for search in SEARCHES:
         report[search], answers[search] = time_decoding(data, search, options)
@@ -138,6 +140,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     report["score_seconds"] = round(score_seconds, 4)
     report["loops"] = time_loops(data, references, options)
     ours = sum(report["n_best"].values()) + score_seconds
+    report["neighbours"] = neighbours.describe(before, neighbours.read_machine())
+    neighbours.warn(report["neighbours"])
     report["speedup_n_best_with_scoring"] = round(sum(report["loops"].values()) / ours, 1)
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     return 0

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qa_dist.benchmarking.job import Job, Result, alternate, spread
+from qa_dist.benchmarking import neighbours
+from qa_dist.benchmarking.job import Headline, Job, Result, alternate, disturbance, spread
 from qa_dist.benchmarking.settings import Settings
 
 PHASES = ("tokenise", "forward", "decode", "score")
@@ -60,24 +61,32 @@ def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[s
     ours = measured[OURS]
     return {
         "headline": {
-            "evaluation_speedup": _seconds(measured[THEIRS]) / _seconds(ours),
-            "evaluation_speedup_vs_dynamic_padding": _seconds(measured[DYNAMIC]) / _seconds(ours),
-            "decoding_speedup": _seconds(measured[THEIRS], "decode", "score") / _seconds(ours, "decode", "score"),
+            "evaluation_speedup": _speedup(ours, measured[THEIRS]),
+            "evaluation_speedup_vs_dynamic_padding": _speedup(ours, measured[DYNAMIC]),
+            "decoding_speedup": _speedup(ours, measured[THEIRS], "decode", "score"),
         },
         "num_examples": ours[0]["num_examples"],
         "num_features": ours[0]["num_features"],
         "results": [
             {
                 "name": name,
-                **{phase: spread([result["phase_seconds"][phase] for result in results]) for phase in PHASES},
-                "seconds": spread([result["seconds"] for result in results]),
+                **{phase: spread([result["phase_seconds"][phase] for result in counted]) for phase in PHASES},
+                "seconds": spread([result["seconds"] for result in counted]),
+                **disturbance(results),
                 "repeats": results,
             }
             for name, results in measured.items()
+            for counted in [neighbours.undisturbed(results)]
         ],
     }
 
 
 def _seconds(results: Sequence[Result], *phases: str) -> float:
-    """Median seconds of these phases together; of all, if none is named."""
-    return float(median(sum(result["phase_seconds"][phase] for phase in phases or PHASES) for result in results))
+    """Median seconds of these phases together, of the repeats that count; of all phases, if none is named."""
+    counted = neighbours.undisturbed(results)
+    return float(median(sum(result["phase_seconds"][phase] for phase in phases or PHASES) for result in counted))
+
+
+def _speedup(ours: Sequence[Result], theirs: Sequence[Result], *phases: str) -> Headline:
+    is_stable = neighbours.is_stable(ours, theirs)
+    return _seconds(theirs, *phases) / _seconds(ours, *phases) if is_stable else neighbours.UNSTABLE

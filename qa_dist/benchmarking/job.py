@@ -2,10 +2,12 @@
 
 A `Job` is one measurement. It is done by processes of its own - fresh ones, so that peaks of memory are honest and no
 measurement finds what another left in a cache - which write their result as JSON. Comparisons alternate: all jobs
-once, then all again, so that whatever disturbs the machine for a while disturbs all of them.
+once, then all again, so that whatever disturbs the machine for a while disturbs all of them. A measurement beside which
+others used much of the machine is made again (`neighbours`).
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -18,9 +20,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from qa_dist.benchmarking import neighbours
 from qa_dist.common.errors import UserError
 
 Result = dict[str, Any]
+Headline = float | str
+"""A figure, or `neighbours.UNSTABLE`: too few of its repeats were undisturbed."""
 
 _WORKER = "qa_dist.benchmarking.worker"
 _POLL_SECONDS = 0.2
@@ -154,7 +159,7 @@ def _require_success(code: int, error_path: Path) -> None:
 def alternate(
     cells: Mapping[str, Job | Sequence[Job]], *, repeats: int, notice: Callable[[str], None]
 ) -> dict[str, list[Result]]:
-    """Results of every cell, measured in turn: all once, then all again.
+    """Results of every cell, measured in turn: all once, then all again; each says what `neighbours` there were.
 
     Args:
         cells: The job of each, by name; several run at the same time and their rates are added up.
@@ -164,10 +169,14 @@ def alternate(
     results: dict[str, list[Result]] = {name: [] for name in cells}
     for repeat in range(repeats):
         for name, jobs in cells.items():
-            result = measure(jobs)[0] if isinstance(jobs, Job) else _added_up(measure(*jobs))
+            result = neighbours.undisturbed_result(functools.partial(_measured_together, jobs))
             results[name].append(result)
-            notice(f"{repeat + 1}/{repeats} {name}: {_in_words(result)}")
+            notice(f"{repeat + 1}/{repeats} {name}: {_in_words(result)}{neighbours.in_words(result)}")
     return results
+
+
+def _measured_together(jobs: Job | Sequence[Job]) -> Result:
+    return measure(jobs)[0] if isinstance(jobs, Job) else _added_up(measure(*jobs))
 
 
 def _added_up(results: Sequence[Result]) -> Result:
@@ -198,18 +207,28 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def medians(results: Sequence[Result], *names: str) -> dict[str, Any]:
-    """Median and spread of some figures over repeats, and all repeats; says so if there was not enough memory."""
+    """Median and spread of some figures over the undisturbed repeats, or all if there are none, and all repeats.
+
+    Says so if there was not enough memory, and how many repeats were disturbed, if any.
+    """
     if any(result.get("out_of_memory") for result in results):
         return {"out_of_memory": True, "repeats": list(results)}
-    figures = {name: spread([float(result[name]) for result in results]) for name in names}
-    return {**figures, "repeats": list(results)}
+    counted = neighbours.undisturbed(results)
+    figures = {name: spread([float(result[name]) for result in counted]) for name in names}
+    return {**figures, **disturbance(results), "repeats": list(results)}
+
+
+def disturbance(results: Sequence[Result]) -> dict[str, int]:
+    """How many repeats were disturbed; nothing if none was."""
+    count = sum(map(neighbours.is_disturbed, results))
+    return {"num_disturbed": count} if count else {}
 
 
 def rate(results: Sequence[Result]) -> float:
-    """Median features per second."""
-    return float(median(result["features_per_second"] for result in results))
+    """Median features per second of the repeats that count."""
+    return float(median(result["features_per_second"] for result in neighbours.undisturbed(results)))
 
 
-def ratio(ours: Sequence[Result], theirs: Sequence[Result]) -> float:
+def ratio(ours: Sequence[Result], theirs: Sequence[Result]) -> Headline:
     """Ratio of median features per second."""
-    return rate(ours) / rate(theirs)
+    return rate(ours) / rate(theirs) if neighbours.is_stable(ours, theirs) else neighbours.UNSTABLE

@@ -11,7 +11,8 @@ All of them are qa_dist's own training loop; the optimiser steps are the same.
 from collections.abc import Callable
 from typing import Any
 
-from qa_dist.benchmarking.job import Job, alternate, medians
+from qa_dist.benchmarking import neighbours
+from qa_dist.benchmarking.job import Headline, Job, alternate, medians
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
 from qa_dist.model.families import family_of
 
@@ -96,7 +97,9 @@ def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[s
     ]
     # The first unpadded cell: LoRA, no dropout, in the first precision.
     best = next((result for result in results if result["path"] == "unpadded"), results[0])
-    headline = {}
+    headline: dict[str, Headline] = {}
     if not best.get("out_of_memory"):
-        headline["fraction_of_matmul_ceiling"] = best["fraction_of_matmul_ceiling"]["median"]
+        is_stable = neighbours.is_stable(best["repeats"])
+        share = best["fraction_of_matmul_ceiling"]["median"]
+        headline["fraction_of_matmul_ceiling"] = share if is_stable else neighbours.UNSTABLE
     return {"headline": headline, "results": results}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_dist.benchmarking.neighbours import is_disturbed
 from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
@@ -19,6 +20,8 @@ from qa_dist.machine.environment import git_commit, hardware, versions
 FORMAT = 1
 SECTIONS = ("trainer", "paths", "scaling", "evaluation")
 NOT_MEASURED = "not yet measured"
+_MARK = "\N{DAGGER}"
+"""Marks what was disturbed."""
 
 Section = Mapping[str, Any]
 
@@ -159,6 +162,7 @@ def _body(reports: Sequence[Mapping[str, Any]]) -> list[str]:
             lines += [f"**{machine_name(section)}**", "", _origin(section), ""]
             for table in tables:
                 lines += [*table(section), ""]
+            lines += _disturbances(section)
         if not measured:
             lines += [f"{NOT_MEASURED.capitalize()}.", ""]
     return lines
@@ -218,7 +222,7 @@ def _trainer_table(section: Section) -> list[str]:
     def times(result: Section) -> str:
         return f"{medians[result['name']] / medians[TUTORIAL]:.2f}" if TUTORIAL in medians else ""
 
-    rows = [[result["name"], *_cells(result, _rate, times, _tokens, _step, _memory)] for result in section["results"]]
+    rows = [[_name(result), *_cells(result, _rate, times, _tokens, _step, _memory)] for result in section["results"]]
     return _table(["", "features/s", "times tutorial", "real tokens/s", "step, s", "peak memory, GiB"], rows)
 
 
@@ -233,7 +237,7 @@ def _paths_table(section: Section) -> list[str]:
         return _spread(result["matmul_ceiling_flops_per_second"], 1, 1e9)
 
     rows = [
-        [result["name"], *_cells(result, _rate, _tokens, _memory, operations, ceiling, share)]
+        [_name(result), *_cells(result, _rate, _tokens, _memory, operations, ceiling, share)]
         for result in section["results"]
     ]
     heads = ["", "features/s", "real tokens/s", "peak memory, GiB", "model GFLOP/s", "ceiling, GFLOP/s", "fraction"]
@@ -245,7 +249,7 @@ def _scaling_table(section: Section) -> list[str]:
     for result in section["results"]:
         shares = result["phase_shares"]
         in_words = "" if shares is None else ", ".join(f"{name} {value:.1%}" for name, value in shares.items())
-        rows.append([result["name"], *_cells(result, _rate, _tokens, _step, _memory), in_words])
+        rows.append([_name(result), *_cells(result, _rate, _tokens, _step, _memory), in_words])
     return _table(
         ["", "features/s", "real tokens/s", "step, s", "peak memory of a rank, GiB", "time of a step on rank 0"], rows
     )
@@ -270,7 +274,7 @@ def _evaluation_table(section: Section) -> list[str]:
     phases = ("tokenise", "forward", "decode", "score", "seconds")
     rows = [
         [
-            result["name"],
+            _name(result),
             *([_spread(result[phase], 3) for phase in phases] if "seconds" in result else ["out of memory"]),
         ]
         for result in section["results"]
@@ -342,8 +346,26 @@ def _spread(values: Mapping[str, float] | None, digits: int, unit: float = 1.0) 
     return middle if least == most else f"{middle} ({least}-{most})"
 
 
-def _figure(value: float | None) -> str:
+def _figure(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
     return NOT_MEASURED if value is None else f"{value:.3g}"
+
+
+def _name(result: Section) -> str:
+    """The name of a row, marked if some of its repeats were disturbed."""
+    return f"{result['name']} {_MARK}" if result.get("num_disturbed") else str(result["name"])
+
+
+def _disturbances(section: Section) -> list[str]:
+    """What the mark means, for the rows that have it."""
+    said = []
+    for result in section["results"]:
+        noted = [repeat["neighbours"] for repeat in result.get("repeats", ()) if is_disturbed(repeat)]
+        if noted:
+            most = max(entry["others_cores"] for entry in noted)
+            said.append(f"{result['name']}: {len(noted)} of {len(result['repeats'])} repeats, up to {most:.2f} cores")
+    return [f"{_MARK} Others used the machine meanwhile. {'; '.join(said)}.", ""] if said else []
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from qa_dist.benchmarking import neighbours
 from qa_dist.benchmarking.balance import simulate
-from qa_dist.benchmarking.job import Job, Result, alternate, medians, spread
+from qa_dist.benchmarking.job import Headline, Job, Result, alternate, medians, spread
 from qa_dist.benchmarking.settings import NO_DROPOUT, Settings
 from qa_dist.common.errors import ConfigError
 
@@ -104,23 +105,31 @@ def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[s
 
 
 def efficiency(measured: Mapping[str, Sequence[Result]], size: int) -> dict[str, Any]:
-    """Efficiencies at a world size: the ratio within each repeat, so that what slows a repeat slows both sides."""
+    """Efficiencies at a world size: the ratio within each repeat, so that what slows a repeat slows both sides.
 
-    def over(name: str, base: str, factor: int) -> dict[str, float] | None:
+    A repeat counts if neither side was disturbed, or if this is so of none; `undisturbed_repeats` are those.
+    """
+    compared = {
+        "weak_over_independent": (f"{size} ranks, weak", f"{size} independent", 1),
+        "weak_over_one_process": (f"{size} ranks, weak", ALONE, size),
+        "strong_over_one_process": (f"{size} ranks, strong", ALONE, size),
+    }
+    figures: dict[str, Any] = {"world_size": size}
+    num_undisturbed: dict[str, int] = {}
+    for key, (name, base, factor) in compared.items():
         pairs = list(zip(measured[name], measured[base], strict=True))
         if any(result.get("out_of_memory") for pair in pairs for result in pair):
-            return None
-        return spread([own["features_per_second"] / (factor * alone["features_per_second"]) for own, alone in pairs])
+            figures[key] = None
+            continue
+        steady = [pair for pair in pairs if not any(map(neighbours.is_disturbed, pair))]
+        num_undisturbed[key] = len(steady)
+        figures[key] = spread(
+            [own["features_per_second"] / (factor * alone["features_per_second"]) for own, alone in steady or pairs]
+        )
+    return {**figures, "undisturbed_repeats": num_undisturbed}
 
-    return {
-        "world_size": size,
-        "weak_over_independent": over(f"{size} ranks, weak", f"{size} independent", 1),
-        "weak_over_one_process": over(f"{size} ranks, weak", ALONE, size),
-        "strong_over_one_process": over(f"{size} ranks, strong", ALONE, size),
-    }
 
-
-def headline(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def headline(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, Headline]:
     """Efficiencies at the largest world size."""
     if not efficiencies:
         return {}
@@ -130,7 +139,12 @@ def headline(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "weak_scaling_vs_one_process": "weak_over_one_process",
         "strong_scaling_efficiency": "strong_over_one_process",
     }
-    return {key: last[name]["median"] for key, name in keys.items() if last[name] is not None}
+    is_stable = {name: count >= neighbours.LEAST_UNDISTURBED for name, count in last["undisturbed_repeats"].items()}
+    return {
+        key: last[name]["median"] if is_stable[name] else neighbours.UNSTABLE
+        for key, name in keys.items()
+        if last[name] is not None
+    }
 
 
 def phase_shares(results: Sequence[Result]) -> dict[str, float] | None:

@@ -38,9 +38,11 @@ class BenchConfig:
     """What is measured, on what, and how often."""
 
     output_dir: str | None = option(None, "folder for bench.json, bench.md and the charts", required=True)
-    quick: bool = option(False, "fewer features, one repeat, fewer combinations: a look in a few minutes")
+    quick: bool = option(False, "fewer features, two repeats, fewer combinations: a look in a few minutes")
     repeats: int | None = option(
-        None, "how often everything is measured, in alternation; auto: 3, with --quick 1", minimum=1
+        None,
+        "how often everything is measured, in alternation; auto: 3, with --quick 2; headlines need 2 undisturbed",
+        minimum=1,
     )
     num_features: int | None = option(
         None,
@@ -122,7 +124,7 @@ class Settings:
     @property
     def repeats(self) -> int:
         """How often everything is measured."""
-        return self.options.repeats or (1 if self.options.quick else 3)
+        return self.options.repeats or (2 if self.options.quick else 3)
 
     @property
     def num_features(self) -> int:

@@ -10,7 +10,7 @@ measured with and without.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qa_dist.benchmarking.job import Job, Result, alternate, medians, rate, ratio
+from qa_dist.benchmarking.job import Headline, Job, Result, alternate, medians, rate, ratio
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT, Settings
 
 TUTORIAL = "Trainer, tutorial"
@@ -72,7 +72,7 @@ def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[s
     }
 
 
-def headline(measured: Mapping[str, list[Result]], recipe: str) -> dict[str, float]:
+def headline(measured: Mapping[str, list[Result]], recipe: str) -> dict[str, Headline]:
     """Ratios of median features per second."""
     done = {name: results for name, results in measured.items() if not any(r.get("out_of_memory") for r in results)}
 

@@ -163,7 +163,7 @@ def settings(*words: str, device: str = "cpu", num_devices: int = 2) -> Settings
 def test_settings_of_a_device() -> None:
     assert (settings().num_features, settings().repeats, settings().precisions) == (96, 3, ("no",))
     quick = settings("--quick", "--global_batch_size", "20")
-    assert (quick.num_features, quick.repeats) == (40, 1)
+    assert (quick.num_features, quick.repeats) == (40, 2)
     cuda = settings(device="cuda", num_devices=4)
     assert (cuda.num_features, cuda.best_precision, cuda.single_device) == (6000, "bf16", 0)
     assert scaling.world_sizes(cuda) == [1, 2, 4]
@@ -314,6 +314,22 @@ def test_the_page_shows_what_was_measured_and_says_what_was_not(tmp_path: Path) 
     assert "Not yet measured." in text, "paths and evaluation"
     for name in report.HEADLINES:
         assert f"`{name}`" in rows
+
+
+def test_the_page_marks_what_was_disturbed_and_what_is_unstable(tmp_path: Path) -> None:
+    path, page = tmp_path / "bench.json", tmp_path / "benchmarks.md"
+    section = trainer_section()
+    section["headline"] = {"speedup_vs_tutorial_recipe": "unstable"}
+    noted = [{"others_cores": cores, "disturbed": cores > 0.25} for cores in (0.03, 1.02, 0.4)]
+    section["results"][0] |= {"num_disturbed": 2, "repeats": [{"neighbours": each} for each in noted]}
+    report.merge(path, "trainer", section, settings().to_json())
+    assert bench.main(["report", str(path), "--output", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "| unstable |" in rows["`speedup_vs_tutorial_recipe`"]
+    assert "2.00 (1.00-3.00)" in rows["qa_dist, no dropout \N{DAGGER}"]
+    said = "Others used the machine meanwhile. qa_dist, no dropout: 2 of 3 repeats, up to 1.02 cores."
+    assert f"\N{DAGGER} {said}" in text.splitlines()
 
 
 def test_a_page_of_nothing_says_that_nothing_was_measured(tmp_path: Path) -> None:
