@@ -17,6 +17,7 @@ from qa_dist.common.errors import UserError
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.parsing import default_text, option_type
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
+from qa_dist.model.families import FAMILIES, REFUSED
 
 PROG = "qa_dist.documentation"
 
@@ -39,6 +40,7 @@ def parts() -> dict[str, str]:
         "options": option_tables({**GROUPS, **own_options()}),
         "compatibility": compatibility_table(),
         "refusals": refusal_table(),
+        "architectures": architecture_table(),
     }
 
 
@@ -188,6 +190,26 @@ def refusal_table() -> str:
         cells = [_cell(set(recipe_problems(each, config)) or {None}, notes) for each in strategies]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return _with_notes(lines, notes)
+
+
+def architecture_table() -> str:
+    """What is trained of every architecture with a question-answering head, or why it is not, as Markdown."""
+    rows: dict[str, str] = {}
+    for name, family in FAMILIES.items():
+        layers = f"`{'`, `'.join(family.projections)}`" if family.projections else "none: use `all-linear`"
+        batches = "without padding" if family.unpadded else "padded, sorted by length"
+        if family.depends_on_padding:
+            batches = "padded to `--max_seq_length`"
+        if family.full_attention:
+            batches = "padded, sorted by length; to `--max_seq_length` where that is too long for full attention"
+        rows[name] = f"| `{name}` | yes | {layers} | {batches} |"
+    for name, why in REFUSED.items():
+        rows[name] = f"| `{name}` | no: {why} | | |"
+    heading = [
+        "| `model_type` | trained | layers of `--lora_target_modules attention` | batches |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*heading, *(rows[name] for name in sorted(rows)), ""])
 
 
 def _with_notes(lines: list[str], notes: list[str]) -> str:

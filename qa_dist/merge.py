@@ -86,7 +86,7 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
 
     tokenizer = load_tokenizer(config.model)
     # A plain model: transformers' own attention, the base model's own dropout and its weights as they were published.
-    model_config = dataclasses.replace(config.model, padding="sorted", model_dropout=None, quantization="no")
+    model_config = dataclasses.replace(config.model, padding="max_length", model_dropout=None, quantization="no")
 
     def load(what: ModelConfig, folder: str) -> "SpanModel":
         length = config.data.max_seq_length
@@ -99,7 +99,7 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
     merged = peft_model.merge_and_unload(safe_merge=True)
     merged.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
-    whole = dataclasses.replace(ModelConfig(), tuning="full", model_name_or_path=str(directory), padding="sorted")
+    whole = dataclasses.replace(ModelConfig(), tuning="full", model_name_or_path=str(directory), padding="max_length")
     read_back = _logits(load(whole, str(directory)), len(tokenizer))
     difference = float((read_back - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-MODEL_TYPES = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta")
+MODEL_TYPES = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
+"""Architectures on which tests run that try every kind of encoder."""
+MORE_TYPES = (
+    *("big_bird", "camembert", "convbert", "data2vec-text", "deberta", "ernie", "flaubert", "fnet", "funnel"),
+    *("jina_embeddings_v3", "longformer", "megatron-bert", "mobilebert", "rembert", "roberta-prelayernorm"),
+    *("roformer", "splinter", "ultrabert", "xlm", "xlm-roberta-xl", "xlnet", "xmod"),
+)
+"""Others of which `tiny_config` makes one with two layers."""
 WORDS = (
     "amber basin cedar delta ember fjord grove haven inlet jetty knoll ledge marsh nadir oasis plain quarry ridge "
     "shoal thorn upland vale wharf yard zenith anchor beacon canyon dune estuary forest glacier harbor island jungle "
@@ -43,7 +50,7 @@ def tiny_tokenizer(*, padding_side: str = "right", uncased: bool = True, words: 
 
 
 def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:
-    """A configuration of one family with two layers or as many as said, with dropout at 0."""
+    """A configuration of one architecture with two layers or as many as said, with dropout at 0."""
     from transformers import AutoConfig
 
     common = {"vocab_size": vocab_size, "pad_token_id": 0, "initializer_range": 0.2}
@@ -56,8 +63,37 @@ def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
+    ends = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    xlm = {
+        **{"emb_dim": 32, "n_layers": num_layers, "n_heads": 2, "n_words": vocab_size, "dropout": 0.0},
+        **{"attention_dropout": 0.0, "max_position_embeddings": MAX_POSITIONS, "pad_index": 0, "unk_index": 1},
+    }
+    # What stands instead of the usual.
+    own: dict[str, dict[str, Any]] = {
+        "distilbert": {
+            **{"dim": 32, "n_layers": num_layers, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0},
+            **{"attention_dropout": 0.0, "qa_dropout": 0.0, "max_position_embeddings": MAX_POSITIONS},
+        },
+        "flaubert": xlm,
+        "funnel": {
+            **{"block_sizes": [1] * num_layers, "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64},
+            **{"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0},
+            # There are two encoders of that type.
+            "architectures": ["FunnelModel"],
+        },
+        "modernbert": {
+            **{name: value for name, value in usual.items() if "dropout" not in name},
+            **{"global_attn_every_n_layers": 2, "local_attention": 16, **ends},
+        },
+        "xlm": xlm,
+        "xlnet": {"d_model": 32, "n_layer": num_layers, "n_head": 2, "d_inner": 64, "dropout": 0.0, **ends},
+    }
+    # What is added to the usual, or differs.
     special: dict[str, dict[str, Any]] = {
         "albert": {"embedding_size": 16, "classifier_dropout_prob": 0.0},
+        "big_bird": {"block_size": 16},
+        "convbert": {"embedding_size": 32},
+        "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
         "deberta-v2": {
             "relative_attention": True,
             "pos_att_type": ["p2c", "c2p"],
@@ -65,33 +101,23 @@ def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:
             "type_vocab_size": 0,
         },
         "electra": {"embedding_size": 16},
-        "roberta": {"type_vocab_size": 1},
+        "longformer": {"attention_window": 16, **ends},
+        "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
         # MPNet's code takes 1 for the padding, whatever the configuration says.
         "mpnet": {"pad_token_id": 1},
+        "rembert": {"input_embedding_size": 16, "output_embedding_size": 16, "classifier_dropout_prob": 0.0},
+        "roberta": {"type_vocab_size": 1},
+        "roformer": {"embedding_size": 32},
+        "ultrabert": {"num_key_value_heads": 2, "head_dim": 16, "attention_dropout": 0.0, **ends},
+        "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     }
-    if model_type == "distilbert":
-        sizes = {
-            "dim": 32,
-            "n_layers": num_layers,
-            "n_heads": 2,
-            "hidden_dim": 64,
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-        }
-        return AutoConfig.for_model(
-            model_type, **common, **sizes, max_position_embeddings=MAX_POSITIONS, qa_dropout=0.0
-        )
-    if model_type == "modernbert":
-        usual = {name: value for name, value in usual.items() if "dropout" not in name}
-        special["modernbert"] = {
-            "global_attn_every_n_layers": 2,
-            "local_attention": 16,
-            "cls_token_id": 2,
-            "sep_token_id": 3,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-        }
-    return AutoConfig.for_model(model_type, **{**common, **usual, **special.get(model_type, {})})
+    special |= {name: {"type_vocab_size": 1} for name in ("camembert", "xlm-roberta")}
+    options = {**common, **own.get(model_type, usual), **special.get(model_type, {})}
+    config = AutoConfig.for_model(model_type, **options)
+    for name, value in config.to_dict().items():
+        if "dropout" in name and type(value) in (int, float):
+            setattr(config, name, 0.0)
+    return config
 
 
 def tiny_model(model_type: str, directory: Path, *, seed: int = 0, num_layers: int = 2) -> Path:

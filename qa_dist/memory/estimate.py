@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.libraries import reason
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, option
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
@@ -41,6 +42,10 @@ _UNITS = {
 """Bytes of each unit that a size of memory may be written in."""
 
 _TIMEOUT_SECONDS = 300
+
+
+class NotEstimatedError(UserError):
+    """The model is one whose memory cannot be told from shapes alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +125,7 @@ def estimate(
     """The estimates for some strategies, and what the user should know about them.
 
     Raises:
-        UserError: The model cannot be built, or an option does not fit it.
+        UserError: The model cannot be built, an option does not fit it, or its operations cannot be traced.
     """
     import torch
 
@@ -162,6 +167,8 @@ def _measure(
     from qa_dist.memory.tracing import trace_passes
     from qa_dist.model.building import build_meta_model
     from qa_dist.model.casts import spare_casts
+    from qa_dist.model.loading import library_errors
+    from qa_dist.model.span_model import transformers_model
 
     precision, device = config.training.mixed_precision, torch.device(kind)
     model = build_meta_model(
@@ -172,14 +179,24 @@ def _measure(
     )
     spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
     sizes = sizes_of(model)
-    passes = trace_passes(
-        model,
-        TRACED_FEATURES,
-        length=config.data.max_seq_length,
-        device=torch.device(kind if has_cuda else "cpu"),
-        precision=precision,
-    )
+    model_type = transformers_model(model.model).config.model_type
+    with library_errors(lambda error: _not_traced(model_type, error)):
+        passes = trace_passes(
+            model,
+            TRACED_FEATURES,
+            length=config.data.max_seq_length,
+            device=torch.device(kind if has_cuda else "cpu"),
+            precision=precision,
+        )
     return sizes, passes, model.notes
+
+
+def _not_traced(model_type: str, error: Exception) -> NotEstimatedError:
+    return NotEstimatedError(
+        f"the memory of a {model_type} model cannot be estimated: what it computes depends on values, which an "
+        f"estimate does not have ({reason(error)}); train for some steps, and look at peak_memory_bytes_per_rank in "
+        "run.json"
+    )
 
 
 def _estimate(

@@ -57,14 +57,20 @@ def add_adapters(base: Any, config: ModelConfig) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     heads = head_names(base)
+    # A head may share layer names with the encoder (ModernBERT's `head.dense`); it is trained whole instead.
+    excluded = [rf"({'|'.join(heads)})(\..*)?"]
+    if any(name.endswith(".pooler") for name, _ in base.named_modules()):
+        # What it makes of the first token, span heads do not read.
+        excluded.append(r".*\.pooler\..*")
+    # For this task peft also wraps whatever is called `qa_outputs`, which BigBird has inside its head.
+    is_nested = any(name.endswith(".qa_outputs") for name, _ in base.named_modules())
     lora = LoraConfig(
-        task_type=TaskType.QUESTION_ANS,
+        task_type=None if is_nested else TaskType.QUESTION_ANS,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=target_modules(base, config.lora_target_modules),
-        # A head may share layer names with the encoder (ModernBERT's `head.dense`); it is trained whole instead.
-        exclude_modules=rf"({'|'.join(heads)})(\..*)?",
+        exclude_modules="|".join(excluded),
         modules_to_save=list(heads),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,

@@ -17,7 +17,13 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import add_adapters
 from qa_dist.model.attention import UNPADDED, has_dropout, register
 from qa_dist.model.dropout import use_cheap_dropout
-from qa_dist.model.families import family_of, model_types_unpadded, named_configurations
+from qa_dist.model.families import (
+    family_of,
+    longest_full_attention,
+    model_types_unpadded,
+    named_configurations,
+    require_trainable,
+)
 from qa_dist.model.loading import library_errors, without_library_messages
 from qa_dist.model.pretrained import hub_logs_held_back, loading_error, resolve_model_path, weights_folder
 from qa_dist.model.quantization import (
@@ -232,8 +238,10 @@ def _configured(
 ) -> tuple[Any, Padding, list[str]]:
     """The configuration of a transformers model as training sets it, its padding, and notes for the user."""
     model_config = model_configuration(dataclasses.replace(config, model_name_or_path=name))
-    padding, notes = _choose_padding(config, model_config)
+    require_trainable(model_config)
     _check_length(model_config, max_seq_length)
+    _set_full_attention(model_config, max_seq_length)
+    padding, notes = _choose_padding(config, model_config)
     has_none = padding == "unpadded" and not has_dropout(device)
     _set_dropout(model_config, config.model_dropout, without_attention=has_none, notes=notes)
     model_config.num_labels = 2
@@ -266,7 +274,18 @@ def _heads_of(model_config: Any) -> tuple[str, ...]:
 
 
 def _choose_padding(config: ModelConfig, model_config: Any) -> tuple[Padding, list[str]]:
-    possible = family_of(model_config).unpadded
+    family = family_of(model_config)
+    if family.depends_on_padding or family.has_blocks(model_config):
+        if config.padding in ("auto", "max_length"):
+            note = f"features of a {model_config.model_type} model are padded to --max_seq_length: its logits depend on"
+            return "max_length", [f"{note} how far they are padded"]
+        raise ConfigError(
+            [
+                f"--padding {config.padding} does not work for a {model_config.model_type} model, whose logits depend "
+                "on how far a feature is padded; use --padding auto or max_length"
+            ]
+        )
+    possible = family.unpadded
     if config.padding == "auto":
         if possible:
             return "unpadded", []
@@ -285,13 +304,22 @@ def _choose_padding(config: ModelConfig, model_config: Any) -> tuple[Padding, li
 
 def _check_length(model_config: Any, max_seq_length: int) -> None:
     longest = getattr(model_config, "max_position_embeddings", None)
-    if longest is None:
+    # XLNet's -1 stands for any number.
+    if longest is None or longest < 0:
         return
     longest -= family_of(model_config).first_position(model_config)
     if max_seq_length > longest:
         raise ConfigError(
             [f"--max_seq_length {max_seq_length} is more than the {longest} positions of this model; lower it"]
         )
+
+
+def _set_full_attention(model_config: Any, max_seq_length: int) -> None:
+    """Let attention be full from the start where all features are so short that it would be at the first of them."""
+    settings = family_of(model_config).full_attention
+    if settings and max_seq_length <= longest_full_attention(model_config):
+        for name, value in settings.items():
+            setattr(model_config, name, value)
 
 
 def _set_dropout(model_config: Any, probability: float | None, *, without_attention: bool, notes: list[str]) -> None:

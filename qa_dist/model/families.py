@@ -1,11 +1,14 @@
-"""Encoder families: one row for each architecture of transformers whose peculiarities are known here.
+"""Architectures: a row for each that transformers has with a question-answering head, to train or to refuse.
 
-An encoder without a row trains too: in padded batches, with `--lora_target_modules all-linear` or names of layers.
+One that is in neither table, because it is newer than this program, is let in: in padded batches, with
+`--lora_target_modules all-linear` or names of layers. What fails then, fails before the first step (`rehearsal`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from qa_dist.common.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,11 +17,17 @@ class Family:
 
     Attributes:
         projections: Names of the layers that `--lora_target_modules attention` adapts: the query and the value
-            projection, as in Hu et al. 2022 (LoRA), section 4.2.
+            projection, as in Hu et al. 2022 (LoRA), section 4.2; empty where there are none that are linear layers.
         attention_dropout: Name of the configuration's field with the dropout probability of the attention weights.
         unpadded: Whether attention can run on one row of real tokens, each feature with its own positions. It cannot
             where scores depend on more than queries, keys and a distance limit, as with relative position biases.
         positions_follow_padding: Whether positions are numbered from `pad_token_id + 1` instead of 0.
+        token_types: Whether the model reads token types of a text and not, as XLM does, further words.
+        depends_on_padding: Whether a feature's logits change with the length to which it is padded, as they do where
+            layers mix neighbours without a look at the mask. All features are padded to `--max_seq_length` then.
+        global_question: Whether the question's tokens attend to, and are seen by, all others (Beltagy et al. 2020).
+        full_attention: What to set in the configuration where every feature is as short as `longest_full_attention`
+            says, so that attention does not change its kind at the first short batch.
         configurations: Sizes that `--model_config` knows by name, each as the fields that differ from the default of
             the architecture's configuration class.
     """
@@ -27,12 +36,28 @@ class Family:
     attention_dropout: str = "attention_probs_dropout_prob"
     unpadded: bool = False
     positions_follow_padding: bool = False
+    token_types: bool = True
+    depends_on_padding: bool = False
+    global_question: bool = False
+    full_attention: Mapping[str, Any] = field(default_factory=dict)
     configurations: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def first_position(self, model_config: Any) -> int:
         """Number of a feature's first position, given the transformers configuration of its model."""
         return int(model_config.pad_token_id) + 1 if self.positions_follow_padding else 0
 
+    def has_blocks(self, model_config: Any) -> bool:
+        """Whether attention is cut into blocks, among which a feature lies as its padding has it."""
+        return any(getattr(model_config, name, value) != value for name, value in self.full_attention.items())
+
+
+def longest_full_attention(model_config: Any) -> int:
+    """Tokens up to which BigBird attends to all of them: `max_tokens_to_attend` in transformers' `BigBirdModel`."""
+    return int((5 + 2 * model_config.num_random_blocks) * model_config.block_size)
+
+
+_BERT_LIKE = Family(projections=("query", "value"), unpadded=True)
+_ROBERTA_LIKE = Family(projections=("query", "value"), unpadded=True, positions_follow_padding=True)
 
 FAMILIES: dict[str, Family] = {
     "albert": Family(projections=("query", "value")),
@@ -56,15 +81,78 @@ FAMILIES: dict[str, Family] = {
             },
         },
     ),
+    "big_bird": Family(projections=("query", "value"), full_attention={"attention_type": "original_full"}),
+    "camembert": _ROBERTA_LIKE,
+    # A convolution over neighbours, padding included.
+    "convbert": Family(projections=("query", "value"), depends_on_padding=True),
+    "data2vec-text": _ROBERTA_LIKE,
+    # One layer for queries, keys and values.
+    "deberta": Family(projections=("in_proj",)),
     "deberta-v2": Family(projections=("query_proj", "value_proj")),
     "distilbert": Family(projections=("q_lin", "v_lin"), attention_dropout="attention_dropout", unpadded=True),
-    "electra": Family(projections=("query", "value"), unpadded=True),
+    "electra": _BERT_LIKE,
+    "ernie": _BERT_LIKE,
+    "flaubert": Family(projections=("q_lin", "v_lin"), attention_dropout="attention_dropout", token_types=False),
+    # Fourier transforms of whole rows instead of attention.
+    "fnet": Family(projections=(), attention_dropout="hidden_dropout_prob", depends_on_padding=True),
+    # Pools neighbours.
+    "funnel": Family(projections=("q_head", "v_head"), attention_dropout="attention_dropout", depends_on_padding=True),
+    "jina_embeddings_v3": Family(projections=("q_proj", "v_proj"), attention_dropout="attention_probs_dropout_prob"),
+    "longformer": Family(projections=("query", "value"), positions_follow_padding=True, global_question=True),
+    "megatron-bert": Family(projections=("query", "value")),
+    "mobilebert": Family(projections=("query", "value")),
     # One layer for queries, keys and values.
     "modernbert": Family(projections=("Wqkv",), attention_dropout="attention_dropout", unpadded=True),
     "mpnet": Family(projections=("q", "v"), positions_follow_padding=True),
-    "roberta": Family(projections=("query", "value"), unpadded=True, positions_follow_padding=True),
+    "rembert": Family(projections=("query", "value")),
+    "roberta": _ROBERTA_LIKE,
+    "roberta-prelayernorm": _ROBERTA_LIKE,
+    "roformer": Family(projections=("query", "value")),
+    "splinter": Family(projections=("query", "value")),
+    "ultrabert": Family(projections=("q_proj", "v_proj"), attention_dropout="attention_dropout"),
+    "xlm": Family(projections=("q_lin", "v_lin"), attention_dropout="attention_dropout", token_types=False),
+    "xlm-roberta": _ROBERTA_LIKE,
+    "xlm-roberta-xl": _ROBERTA_LIKE,
+    # Its projections are no layers but tensors.
+    "xlnet": Family(projections=(), attention_dropout="dropout"),
+    "xmod": _ROBERTA_LIKE,
 }
-"""By `model_type`, as in the model's config.json."""
+"""What is trained, by `model_type`, as in the model's config.json."""
+
+_LOOKS_BACK = (
+    "each of its tokens sees only those before it, so that the start of an answer cannot depend on its end; use an "
+    "encoder"
+)
+_GENERATES = "it is an encoder with a decoder behind it, which writes answers instead of marking them; use an encoder"
+_READS_MORE = "it reads {} beside the text, which question answering on plain text does not have"
+_ROWS_OF_ONE_LENGTH = "{}, so that a feature's logits would depend on chance or on the length of a batch"
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("arcee", "bloom", "diffllama", "exaone4", "falcon", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama"),
+            *("minimax", "ministral", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "opt", "qwen2"),
+            *("qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3"),
+        ),
+        _LOOKS_BACK,
+    ),
+    **dict.fromkeys(("bart", "bigbird_pegasus", "led", "mbart", "mt5", "mvp", "t5", "umt5"), _GENERATES),
+    "canine": "it reads characters, and has no fast tokenizer that could say where an answer is",
+    "ibert": "its layers (QuantLinear) are made for integers, and take no adapters",
+    "layoutlmv2": _READS_MORE.format("a page and the place of each word on it"),
+    "layoutlmv3": _READS_MORE.format("a page and the place of each word on it"),
+    "lilt": _READS_MORE.format("the place of each word on a page"),
+    "luke": _READS_MORE.format("the entities that it names"),
+    "lxmert": _READS_MORE.format("an image"),
+    "markuplm": _READS_MORE.format("the place of each word in a web page's tree"),
+    "mra": "its attention is a CUDA kernel that is compiled while it runs",
+    "nystromformer": "its attention takes rows of exactly segment_means_seq_len tokens",
+    "reformer": _ROWS_OF_ONE_LENGTH.format("its attention sorts tokens by random hashes"),
+    "roc_bert": _READS_MORE.format("the shape and the sound of each character"),
+    "squeezebert": "its layers are convolutions, which take no adapters",
+    "yoso": _ROWS_OF_ONE_LENGTH.format("its attention samples tokens by random hashes"),
+}
+"""Why an architecture with a question-answering head is not trained, by `model_type`."""
 
 UNKNOWN = Family(projections=())
 """Of an architecture without a row."""
@@ -73,6 +161,22 @@ UNKNOWN = Family(projections=())
 def family_of(model_config: Any) -> Family:
     """The row of a model's architecture, given its transformers configuration; `UNKNOWN` if it has none."""
     return FAMILIES.get(model_config.model_type, UNKNOWN)
+
+
+def require_trainable(model_config: Any) -> None:
+    """Refuse an architecture that has a question-answering head and cannot be trained here.
+
+    Raises:
+        ConfigError: The message says why.
+    """
+    reason = REFUSED.get(model_config.model_type)
+    if reason is not None:
+        raise ConfigError(
+            [
+                f"{model_config.model_type} models are not trained here: {reason}; docs/compatibility.md lists the "
+                "architectures that are, such as bert, roberta, deberta-v2, modernbert and xlm-roberta"
+            ]
+        )
 
 
 def model_types_unpadded() -> list[str]:

@@ -142,7 +142,7 @@ def load_trained(
             base = load_base(config, config.model_name_or_path, max_seq_length, device)
             with without_library_messages():
                 model = PeftModel.from_pretrained(base.model, directory)
-            random = _unfilled(model, base.newly_initialized, Path(directory) / ADAPTER_WEIGHTS)
+            random = unfilled(model, base.newly_initialized, Path(directory) / ADAPTER_WEIGHTS)
     if random:
         named = f"{', '.join(random[:3])}{' and others' if len(random) > 3 else ''}"
         raise CheckpointError(f"{directory} lacks {named}, which would be random; give a folder that training wrote")
@@ -161,7 +161,7 @@ def _not_loaded(directory: str, error: Exception) -> CheckpointError:
     )
 
 
-def _unfilled(model: Any, newly_initialized: Sequence[str], weights: Path) -> list[str]:
+def unfilled(model: Any, newly_initialized: Sequence[str], weights: Path) -> list[str]:
     """Tensors of a peft model that its adapter's file should hold and does not: adapters and heads.
 
     Args:

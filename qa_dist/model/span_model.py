@@ -52,12 +52,15 @@ class SpanModel(nn.Module):
         # Adapters are layers inside the transformers model. It is called directly: peft's question-answering wrapper
         # (0.21) swallows token_type_ids and position_ids.
         self._call: Callable[..., Any] = plain.__call__
+        family = family_of(config)
         self._takes_token_types = (
-            "token_type_ids" in inspect.signature(plain.forward).parameters
+            family.token_types
+            and "token_type_ids" in inspect.signature(plain.forward).parameters
             # RoBERTa has a table of one token type, and tokenizers that number two.
             and getattr(config, "type_vocab_size", 2) > 1
         )
-        self._first_position = family_of(config).first_position(config)
+        self._first_position = family.first_position(config)
+        self._separator = config.sep_token_id if family.global_question else None
         self._pad_token_id = config.pad_token_id or 0
         self._padded_length = max_seq_length if padding == "max_length" else None
         self._max_seq_length = max_seq_length
@@ -121,6 +124,9 @@ class SpanModel(nn.Module):
             token_type_ids_BL = torch.zeros_like(input_ids_BL)
             token_type_ids_BL[real] = token_type_ids_T
             inputs["token_type_ids"] = token_type_ids_BL
+        if self._separator is not None:
+            # As transformers' own, which also wants exactly three separators: all that stands before the first one.
+            inputs["global_attention_mask"] = ((input_ids_BL == self._separator).cumsum(1) == 0) * attention_mask_BL
         return real, self._call(**inputs)
 
     @property

@@ -44,6 +44,7 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
         # ------------------------------------------------------------------------------------------ build the model
         with run.clock.phase("model"):
             model, report = build_trainable(config, ranks, data)
+            run.rehearse(model, data)
             trainer = Trainer(config, ranks, data.train, model, notice=run.log.notice)
             run.log.describe_model(model, report, structure=config.model.show_structure)
 

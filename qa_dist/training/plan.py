@@ -4,6 +4,7 @@ The ranks join, features are prepared, the model is loaded and held as the launc
 nothing is written to the output folder.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from qa_dist.data.sources import available_splits, open_source
 from qa_dist.distributed.agreement import require_agreement
 from qa_dist.distributed.launch_config import Strategy
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport
 from qa_dist.training.checkpoints import Checkpoint
@@ -112,6 +114,10 @@ def _made(
         data = load_data(config, ranks)
     with _collecting(problems):
         built = build_trainable(config, ranks, data)
+        # A whole model is as much to write as it is large, and this is not the disk that it would go to.
+        if ranks.is_main and data is not None and config.model.tuning == "lora":
+            with tempfile.TemporaryDirectory() as aside:
+                rehearse(built[0], data.tokenizer, config.model, Path(aside))
     if problems or data is None or built is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return checkpoint, data, *built

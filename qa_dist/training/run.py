@@ -12,7 +12,9 @@ from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.rendezvous import launcher_name
 from qa_dist.evaluation.results import Evaluation, write_results
+from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.saved import save_trained
+from qa_dist.model.span_model import SpanModel
 from qa_dist.training.best_weights import BestWeights
 from qa_dist.training.checkpoints import CheckpointWriter, discard_after
 from qa_dist.training.evaluator import Evaluator
@@ -124,6 +126,15 @@ class Run:
             discard_after(self.folder.checkpoints, checkpoint.step)
         self.log.notice(f"resumed after step {checkpoint.step} of {trainer.num_steps}")
         return checkpoint.step
+
+    def rehearse(self, model: SpanModel, data: RunData) -> None:
+        """Save the untrained model beside the results and read it back, so that no run fails only at its end.
+
+        Raises:
+            UserError: On rank 0: the model cannot be saved, or would not load.
+        """
+        if self.ranks.is_main:
+            rehearse(model, data.tokenizer, self.config.model, self.folder.directory)
 
     def claim(self, data: RunData) -> None:
         """Take the folder over, and open the trackers.

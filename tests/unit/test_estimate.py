@@ -15,6 +15,7 @@ from qa_dist.memory import tracing
 from qa_dist.memory.estimate import num_bytes, sizes_of
 from qa_dist.model.building import build_meta_model, build_model
 from qa_dist.model.span_model import SpanModel, head_parameters
+from tests.refusals import sentence
 from tests.tiny import MODEL_TYPES, tiny_model
 
 
@@ -190,3 +191,12 @@ def test_mistakes_are_sentences(capsys: pytest.CaptureFixture[str], model: str, 
     common = ["--model_name_or_path", model, "--max_seq_length", "64", "--doc_stride", "16"]
     assert estimate.main([*common, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_model_whose_memory_cannot_be_traced_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model("longformer", tmp_path)
+    words = ["--model_name_or_path", str(folder), "--max_seq_length", "64", "--doc_stride", "16", "--strategy", "ddp"]
+    assert estimate.main(words) == 2
+    assert "the memory of a longformer model cannot be estimated" in sentence(capsys.readouterr().err)
