@@ -42,6 +42,7 @@ MAY_IMPORT = {
 
 PURE = ("common", "config", "data", "features/windows", "features/batching", "evaluation/candidates")
 PURE = (*PURE, "evaluation/searches", "evaluation/answers", "evaluation/scoring", "distributed/launch_config")
+PURE = (*PURE, "evaluation/normalization", "evaluation/ceiling")
 """Places whose code returns what it has to say."""
 
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
