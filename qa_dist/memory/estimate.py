@@ -7,6 +7,7 @@ import sys
 import typing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -165,6 +166,7 @@ def _measure(
     import torch
 
     from qa_dist.memory.tracing import trace_passes
+    from qa_dist.model.attention import cuda_kernels
     from qa_dist.model.building import build_meta_model
     from qa_dist.model.casts import spare_casts
     from qa_dist.model.loading import library_errors
@@ -180,7 +182,8 @@ def _measure(
     spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
     sizes = sizes_of(model)
     model_type = transformers_model(model.model).config.model_type
-    with library_errors(lambda error: _not_traced(model_type, error)):
+    kernels = nullcontext() if kind == "cpu" else cuda_kernels()
+    with library_errors(lambda error: _not_traced(model_type, error)), kernels:
         passes = trace_passes(
             model,
             TRACED_FEATURES,
@@ -226,7 +229,7 @@ def _not_counted(kind: DeviceKind, has_cuda: bool) -> list[str]:
         ]
     notes = ["what CUDA itself and its libraries take, some hundred MiB, is not counted"]
     if not has_cuda:
-        notes.append("torch finds no CUDA here: the tensors counted are those of the CPU's operators")
+        notes.append("torch finds no CUDA here: but for attention, the tensors counted are of the CPU's operators")
     return notes
 
 

@@ -9,6 +9,7 @@ Legend: B features, H heads, T tokens of the row, D head size.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,20 @@ from qa_dist.model import cuda_attention
 
 UNPADDED = "qa_dist_unpadded"
 """Name of the attention implementation, for transformers' `attn_implementation`."""
+
+
+_uses_cuda_kernels = False
+
+
+@contextmanager
+def cuda_kernels() -> Iterator[None]:
+    """Context in which attention calls CUDA's kernels wherever its tensors are: on fake ones, to see what they make."""
+    global _uses_cuda_kernels
+    _uses_cuda_kernels = True
+    try:
+        yield
+    finally:
+        _uses_cuda_kernels = False
 
 
 def has_dropout(device: torch.device) -> bool:
@@ -62,7 +77,7 @@ def unpadded_attention(
         raise AssertionError("unpadded attention needs boundaries and no mask: call the model through SpanModel")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     reach = -1 if sliding_window is None else sliding_window - 1
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or _uses_cuda_kernels:
         return cuda_attention.attend(query, key, value, cumulative, longest, scale, reach, dropout), None
     if dropout:
         raise UserError(

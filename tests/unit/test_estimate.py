@@ -156,6 +156,18 @@ def test_without_cuda_a_gpu_is_estimated_and_the_reader_told(capsys: pytest.Capt
         assert any("torch finds no CUDA here" in note for note in found["notes"])
 
 
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_dropout_in_attention_on_a_gpu_is_estimated(
+    capsys: pytest.CaptureFixture[str], model: str, precision: str
+) -> None:
+    words = ("--device", "cuda", "--device_memory", "8GiB", "--strategy", "ddp", "--quantization", "no")
+    words += ("--mixed_precision", precision)
+    (plain,) = estimated(capsys, model, *words, "--model_dropout", "0")["estimates"]
+    (dropping,) = estimated(capsys, model, *words, "--model_dropout", "0.1")["estimates"]
+    # Attention's masks are not kept: they are drawn again in the backward pass.
+    assert 0 < dropping["largest_max_tokens_per_device"] <= plain["largest_max_tokens_per_device"]
+
+
 def test_what_does_not_go_together_is_left_out_with_its_reason(capsys: pytest.CaptureFixture[str], model: str) -> None:
     found = estimated(capsys, model, "--device", "cpu", "--mixed_precision", "fp16")
     assert [each["strategy"] for each in found["estimates"]] == ["ddp"]
