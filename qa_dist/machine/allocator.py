@@ -58,7 +58,9 @@ def start_with_jemalloc(environment: MutableMapping[str, str], command: Sequence
         environment: This process's variables.
         command: The interpreter and its arguments, `sys.orig_argv`.
     """
-    changed = with_jemalloc(environment)
+    # A process that somebody else's program forked cannot be started anew by what that was started with.
+    is_own = "qa_dist.train" in command or any(Path(word).name == "qa-dist" for word in command[1:])
+    changed = with_jemalloc(environment) if is_own else None
     if changed is not None:
         os.execve(sys.executable, [sys.executable, *command[1:]], changed)
 

@@ -34,7 +34,10 @@ def test_a_run_starts_anew_with_jemalloc_once(library: Path, monkeypatch: pytest
     assert words == [sys.executable, "-X", "dev", "-m", "qa_dist.train", "--seed", "1"]
     assert environment == {"A": "b", "LD_PRELOAD": str(library)}
     allocator.start_with_jemalloc(environment, words)
+    allocator.start_with_jemalloc({}, ["python3", "-c", "from multiprocessing.forkserver import main; main(3)"])
     assert len(started) == 1
+    allocator.start_with_jemalloc({}, ["python3", "/usr/local/bin/qa-dist", "train"])
+    assert len(started) == 2
 
 
 @pytest.mark.parametrize("why", ["preloaded", "preloads nothing", "has a GPU", "no glibc", "no jemalloc"])
@@ -71,5 +74,7 @@ def test_training_runs_with_jemalloc_where_it_lies() -> None:
         "start_with_jemalloc(os.environ, sys.orig_argv)\nprint(os.getpid(), allocator())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "qa_dist.train"], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.communicate(timeout=60)[0].split() == [str(process.pid), "jemalloc"]
