@@ -15,7 +15,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, base_options
+from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of
 
 PROG = "qa_dist.evaluate"
 
@@ -61,7 +61,6 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.evaluation.normalization import normalization
         from qa_dist.evaluation.results import write_results
         from qa_dist.features.building import prepare_store
-        from qa_dist.model.pretrained import load_tokenizer
         from qa_dist.model.saved import load_trained
         from qa_dist.model.trainable import check_vocabulary
 
@@ -71,7 +70,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         if directory is not None and ranks.is_main:
             make_writable(directory, "--results_dir")
         with ranks.local_main_first():
-            tokenizer = load_tokenizer(config.model)
+            tokenizer, notes = load_tokenizer_of(str(options.adapter), config.model)
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
         model = load_trained(
             config.model,
@@ -85,7 +84,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         version_2 = bool(store.num_unanswerable) if wanted is None else wanted
         if ranks.is_main:
             lines = limit_lines(store, tokenizer, config.evaluation, version_2=version_2)
-            sys.stderr.writelines(f"{PROG}: {line}\n" for line in lines)
+            sys.stderr.writelines(f"{PROG}: {line}\n" for line in (*notes, *lines))
         with evaluation_bar(shown=ranks.is_main) as advance:
             evaluation = evaluate(
                 model,

@@ -18,8 +18,8 @@ from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import staged
 from qa_dist.config.options import ModelConfig, RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, base_options
-from qa_dist.model.pretrained import ADAPTER_CONFIG, load_tokenizer
+from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of
+from qa_dist.model.pretrained import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,8 @@ def merge(config: RunConfig, adapter: str, directory: Path) -> float:
     """
     from qa_dist.model.saved import load_trained
 
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, notes = load_tokenizer_of(adapter, config.model)
+    sys.stderr.writelines(f"{PROG}: {note}\n" for note in notes)
     # A plain model: transformers' own attention, the base model's own dropout and its weights as they were published.
     model_config = dataclasses.replace(config.model, padding="max_length", model_dropout=None, quantization="no")
 

@@ -25,7 +25,13 @@ from qa_dist.model.families import (
     require_trainable,
 )
 from qa_dist.model.loading import library_errors, without_library_messages
-from qa_dist.model.pretrained import hub_logs_held_back, loading_error, resolve_model_path, weights_folder
+from qa_dist.model.pretrained import (
+    hub_logs_held_back,
+    loading_error,
+    refuse_adapter,
+    resolve_model_path,
+    weights_folder,
+)
 from qa_dist.model.quantization import (
     follow_autocast,
     quantization_options,
@@ -172,6 +178,8 @@ def model_configuration(config: ModelConfig) -> Any:
         raise ConfigError(
             [f"--model_config {name} is neither a folder with a config.json nor one of {', '.join(known)}"]
         )
+    if name is None:
+        refuse_adapter(resolve_model_path(config.model_name_or_path), config.model_name_or_path)
     wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
     try:
         with hub_logs_held_back():

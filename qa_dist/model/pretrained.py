@@ -98,11 +98,7 @@ def weights_folder(name: str, model: ModelConfig) -> str:
     if not os.path.isdir(path):
         path = _downloaded(path, model)
     folder = Path(path)
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise UserError(
-            f"{name} holds an adapter ({ADAPTER_CONFIG}), and a whole model is needed; name the model that the "
-            "adapter was trained on, and the adapter's folder with --adapter where it is evaluated"
-        )
+    refuse_adapter(path, name)
     if (folder / MODEL_WEIGHTS).is_file():
         return path
     if (folder / MODEL_INDEX).is_file():
@@ -116,6 +112,20 @@ def weights_folder(name: str, model: ModelConfig) -> str:
             )
         return path
     raise _no_safetensors(folder, name, MODEL_WEIGHTS)
+
+
+def refuse_adapter(path: str, name: str) -> None:
+    """Refuse the folder of an adapter where a whole model is meant.
+
+    Raises:
+        UserError: It is one; the message says what to do.
+    """
+    if (Path(path) / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{name} holds an adapter ({ADAPTER_CONFIG}), and a whole model is needed; name the model that the "
+            "adapter was trained on, and the adapter's folder with --adapter where it is evaluated; to train what it "
+            "has learnt further, fold it into its model with qa-dist merge and name the folder of that"
+        )
 
 
 def _downloaded(name: str, model: ModelConfig) -> str:

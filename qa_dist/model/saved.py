@@ -141,6 +141,7 @@ def load_trained(
             check_adapter(directory)
             base = load_base(config, config.model_name_or_path, max_seq_length, device)
             with without_library_messages():
+                _fit_embedding(base.model, Path(directory) / ADAPTER_WEIGHTS)
                 model = PeftModel.from_pretrained(base.model, directory)
             random = unfilled(model, base.newly_initialized, Path(directory) / ADAPTER_WEIGHTS)
     if random:
@@ -153,6 +154,20 @@ def load_trained(
         tokenizer_pads_left=tokenizer_pads_left,
         notes=base.notes,
     ).eval()
+
+
+def _fit_embedding(model: Any, weights: Path) -> None:
+    """Give the base model as many embeddings as the adapter's file has: its tokenizer may know added tokens."""
+    from safetensors import safe_open
+
+    embedding = model.get_input_embeddings()
+    name = next((name for name, part in model.named_modules() if part is embedding), None)
+    with safe_open(weights, framework="pt") as file:
+        for stored in file.keys():  # noqa: SIM118 - it is no mapping
+            if stored == f"base_model.model.{name}.weight":
+                rows = file.get_slice(stored).get_shape()[0]
+                if rows != embedding.weight.shape[0]:
+                    model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _not_loaded(directory: str, error: Exception) -> CheckpointError:

@@ -12,7 +12,9 @@ from transformers import AutoModelForQuestionAnswering
 
 from qa_dist import merge
 from qa_dist.config.options import ModelConfig
+from qa_dist.features.windows import TokenizerSpec
 from qa_dist.model.building import build_model
+from qa_dist.model.folder import base_options, load_tokenizer_of
 from qa_dist.model.saved import load_trained, save_trained
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
 from tests.unit.trained import trained_folder
@@ -112,3 +114,59 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     trained(tmp_path, "bert")
     assert merge.main(["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(base)]) == 2
     assert f"--merged_dir {base} exists already" in capsys.readouterr().err
+
+
+def made_elsewhere(folder: Path, *, added: int = 0) -> tuple[Any, Any]:
+    """An adapter in folder/adapter as peft alone makes it, with its tokenizer; returns its model and that tokenizer."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    base = AutoModelForQuestionAnswering.from_pretrained(tiny_model("bert", folder / "base"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"ostrel{number}" for number in range(added)])
+    if added:
+        base.resize_token_embeddings(len(tokenizer))
+    lora = LoraConfig(task_type=TaskType.QUESTION_ANS, r=4, target_modules=["query", "value"])
+    model: Any = get_peft_model(base, lora)
+    model.peft_config["default"].base_model_name_or_path = str(folder / "base")
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.save_pretrained(str(folder / "adapter"), save_embedding_layers=bool(added))
+    tokenizer.save_pretrained(folder / "adapter")
+    return model.eval(), tokenizer
+
+
+@pytest.mark.parametrize("added", [0, 3])
+def test_an_adapter_made_elsewhere_keeps_its_tokenizer_embedding_and_lack_of_token_types(
+    added: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = made_elsewhere(tmp_path, added=added)
+    adapter, merged = str(tmp_path / "adapter"), str(tmp_path / "merged")
+    assert (
+        merge.main(["--adapter", adapter, "--merged_dir", merged, "--max_seq_length", "64", "--doc_stride", "16"]) == 0
+    )
+    said = capsys.readouterr().err
+    assert "was made elsewhere (it has no config.yaml): its tokenizer is that of its folder" in said
+    assert "it reads no token types" in said
+    for folder in (adapter, merged):
+        options = base_options(folder)
+        config = ModelConfig(**options)
+        found, _ = load_tokenizer_of(folder, config)
+        assert len(found) == len(tokenizer)
+        assert not TokenizerSpec.of(found).has_token_types
+        ours = load_trained(config, folder, max_seq_length=LENGTH, tokenizer_pads_left=False)
+        # The last ids are those of added tokens.
+        ids = torch.arange(len(tokenizer) - 30, len(tokenizer))
+        with torch.no_grad():
+            output = model(input_ids=ids[None], token_type_ids=torch.ones(1, 30, dtype=torch.long))
+            start_T, _ = ours(ids, torch.zeros_like(ids), (30,))
+        torch.testing.assert_close(start_T, output.start_logits[0], rtol=0, atol=1e-4)
+
+
+def test_an_adapter_trained_here_reads_token_types_also_where_it_was_copied_alone(tmp_path: Path) -> None:
+    config = trained(tmp_path, "bert")
+    tokenizer, notes = load_tokenizer_of(str(tmp_path / "adapter"), config)
+    assert notes == []
+    assert TokenizerSpec.of(tokenizer).has_token_types
