@@ -175,6 +175,9 @@ class ModelConfig:
         "embeddings and norms stay in float32",
         fixed=True,
     )
+    init_adapter: str | None = option(
+        None, "folder of an adapter on this model to go on from with new data, instead of new adapters and a new head"
+    )
     lora_r: int = option(8, "rank of the adapters", minimum=1, fixed=True)
     lora_alpha: float = option(
         16, "numerator of the adapters' scale (alpha/r; alpha/sqrt(r) with --use_rslora)", above=0, fixed=True
@@ -204,6 +207,10 @@ class ModelConfig:
                     f"--quantization {self.quantization} quantises the weights of a checkpoint as it is read, and "
                     "--model_config has none; name a checkpoint with --model_name_or_path"
                 )
+        if self.init_adapter is not None and self.tuning == "full":
+            yield f"--init_adapter {self.init_adapter} goes on from LoRA adapters but --tuning is full; drop one"
+        if self.init_adapter is not None and self.model_config is not None:
+            yield f"--init_adapter {self.init_adapter} is on a checkpoint and --model_config has none; drop one"
         if self.tuning == "full":
             # Only what was set to something else than its default is a contradiction.
             for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora"):

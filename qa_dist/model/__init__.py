@@ -4,5 +4,5 @@
 of `families`. `span_model` is the forward pass and the loss, `attention` and `dropout` its own operations; `adapters`
 and `quantization` set up what trains and what stays frozen, `trainable` checks it. `pretrained` finds models by name
 and refuses files that could run code. A trained model is written and read by `saved`, and an untrained one
-by `rehearsal`, before its first step; `folder` says what one is.
+by `rehearsal`, before its first step; `initial` begins a run with the tensors of an adapter; `folder` says what one is.
 """

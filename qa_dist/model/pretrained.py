@@ -123,8 +123,8 @@ def refuse_adapter(path: str, name: str) -> None:
     if (Path(path) / ADAPTER_CONFIG).is_file():
         raise UserError(
             f"{name} holds an adapter ({ADAPTER_CONFIG}), and a whole model is needed; name the model that the "
-            "adapter was trained on, and the adapter's folder with --adapter where it is evaluated; to train what it "
-            "has learnt further, fold it into its model with qa-dist merge and name the folder of that"
+            "adapter was trained on, and the adapter's folder with --adapter where it is evaluated; to go on "
+            "from it on new data, name its folder with --init_adapter"
         )
 
 

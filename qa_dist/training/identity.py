@@ -29,7 +29,11 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
         ConfigError: On every rank alike: a rank starts from other weights than rank 0.
     """
     options = {name: value for name, value in config.fixed().items() if value or name not in _LEFT_OUT_IF_FALSE}
-    return {**options, "training data": store.fingerprint, "base model": _base_fingerprint(model, ranks)}
+    identity = {**options, "training data": store.fingerprint, "base model": _base_fingerprint(model, ranks)}
+    if config.model.init_adapter is not None:
+        # Its numbers and not its name: the folder may have moved.
+        identity["initial adapter"] = weights_fingerprint(dict(model.trainable()))
+    return identity
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

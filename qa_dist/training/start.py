@@ -12,6 +12,7 @@ from qa_dist.distributed.launch_config import read_launch_config
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.model.building import build_model
+from qa_dist.model.initial import start_from_adapter
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
 from qa_dist.training.inputs import RunData
@@ -75,6 +76,8 @@ def build_trainable(config: RunConfig, ranks: Ranks, data: RunData | None) -> tu
         tokenizer_pads_left=data is not None and data.tokenizer.padding_side == "left",
         device=ranks.device,
     )
+    if config.model.init_adapter is not None:
+        start_from_adapter(model, config.model)
     for store in data.stores.values() if data else ():
         check_vocabulary(model, store.largest_token_id)
     return model, report

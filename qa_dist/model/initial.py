@@ -1,0 +1,81 @@
+"""A run that goes on from an adapter: its tensors in place of new ones, on new data."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.config.options import ModelConfig
+from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter, resolve_model_path
+from qa_dist.model.saved import unfilled
+from qa_dist.model.span_model import SpanModel
+
+
+def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:
+    """Give the adapters and the head of a new model the tensors of `--init_adapter`.
+
+    Args:
+        model: The model with new adapters.
+        config: What it was built from.
+
+    Raises:
+        UserError: The folder holds no LoRA adapter.
+        ConfigError: The adapter is of another base model, or of another shape than the options say.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    folder = str(config.init_adapter)
+    saved = check_adapter(folder)
+    peft_model: Any = model.model
+    wanted = peft_model.peft_config["default"]
+    problems = []
+    base = saved.get("base_model_name_or_path")
+    if base and _place(base) != _place(config.model_name_or_path):
+        problems.append(
+            f"--init_adapter {folder} was trained on {base} and not on --model_name_or_path "
+            f"{config.model_name_or_path}; name that model"
+        )
+    fields = ("r", "lora_alpha", "use_rslora", "use_dora")
+    problems += [
+        f"--init_adapter {folder} has {field} {saved.get(field)} and this run {getattr(wanted, field)}; give "
+        f"--{'lora_r' if field == 'r' else field} {str(saved.get(field)).lower()}"
+        for field in fields
+        if saved.get(field, getattr(wanted, field)) != getattr(wanted, field)
+    ]
+    targets = sorted(saved.get("target_modules") or ())
+    if targets != sorted(wanted.target_modules):
+        problems.append(
+            f"--init_adapter {folder} adapts {', '.join(targets)} and this run "
+            f"{', '.join(sorted(wanted.target_modules))}; give --lora_target_modules {','.join(targets)}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    path = Path(folder) / ADAPTER_WEIGHTS
+    if lost := unfilled(peft_model, (), path):
+        raise ConfigError([f"--init_adapter {folder} lacks {lost[0]}; give a folder that training wrote"])
+    weights = load_file(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in _state(peft_model).items()}
+    if other := [name for name, tensor in weights.items() if shapes.get(name, ()) != tuple(tensor.shape)]:
+        raise ConfigError(
+            [
+                f"{other[0]} in --init_adapter {folder} has the shape {tuple(weights[other[0]].shape)} and this "
+                f"model's {shapes.get(other[0])}; give the model and options that it was trained with"
+            ]
+        )
+    set_peft_model_state_dict(peft_model, weights)
+
+
+def _state(peft_model: Any) -> dict[str, Any]:
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, Any] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return state
+
+
+def _place(name: str) -> str:
+    """One spelling for all names of a folder; a hub id as it is."""
+    try:
+        return os.path.realpath(path) if os.path.isdir(path := resolve_model_path(name)) else name
+    except UserError:
+        return name

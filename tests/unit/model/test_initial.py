@@ -1,0 +1,98 @@
+"""A run that goes on from an adapter begins with its numbers, or says what does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qa_dist import train
+from qa_dist.common.errors import ConfigError
+from qa_dist.config.options import ModelConfig
+from qa_dist.model.building import build_model
+from qa_dist.model.initial import start_from_adapter
+from qa_dist.model.saved import save_trained
+from tests.refusals import refusal
+from tests.tiny import tiny_model, tiny_squad, tiny_tokenizer
+from tests.unit.trained import options_of, reset_accelerate, words
+
+
+def saved(folder: Path, **options: Any) -> ModelConfig:
+    """An adapter in folder/adapter that is far from a new one, and what it was built from."""
+    config = ModelConfig(model_name_or_path=str(tiny_model("bert", folder / "model")), **options)
+    model, _ = build_model(config, seed=1, max_seq_length=64)
+    generator = torch.Generator().manual_seed(2)
+    weights = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in model.trainable()}
+    (folder / "adapter").mkdir()
+    save_trained(model, weights, tiny_tokenizer(), folder / "adapter")
+    return config
+
+
+def started(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
+    given = {"model_name_or_path": str(folder / "model"), **options}
+    config = ModelConfig(init_adapter=str(folder / "adapter"), **given)
+    model, _ = build_model(config, seed=9, max_seq_length=64)
+    start_from_adapter(model, config)
+    return {name: tensor.detach() for name, tensor in model.trainable()}
+
+
+def test_it_begins_with_the_adapter_s_numbers(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    found = started(tmp_path)
+    assert len(found) == len(weights) == 10
+    for name, tensor in found.items():
+        short = name.replace(".default", "").replace(".modules_to_save", "")
+        assert torch.equal(tensor, weights[short]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lora_r": 4}, "has r 8 and this run 4; give --lora_r 8"),
+        ({"lora_alpha": 2.0}, "has lora_alpha 16"),
+        ({"use_rslora": True}, "give --use_rslora false"),
+        ({"lora_target_modules": ("query",)}, "give --lora_target_modules query,value"),
+    ],
+    ids=str,
+)
+def test_another_shape_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        started(tmp_path, **options)
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    other = str(tiny_model("bert", tmp_path / "other", seed=5))
+    with pytest.raises(ConfigError, match=r"was trained on .* and not on --model_name_or_path"):
+        started(tmp_path, model_name_or_path=other)
+
+
+def test_a_run_goes_on_and_a_checkpoint_of_another_beginning_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path)
+    tiny_squad(tmp_path / "train.json", 12, seed=1, longest=30)
+    options = {**options_of(tmp_path), "output_dir": str(tmp_path / "out"), "num_train_epochs": "1"}
+    again = {"init_adapter": str(tmp_path / "adapter")}
+    reset_accelerate()
+    assert train.main(words({**options, **again})) == 0
+    before = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    moved = {name: float((before[name] - after[name]).abs().max()) for name in before}
+    assert 0 < max(moved.values()) < 0.1
+    capsys.readouterr()
+    reset_accelerate()
+    message = refusal(train.main, words({**options, "resume_from_checkpoint": "auto"}), capsys)
+    assert "initial adapter is absent here" in message
+
+
+def test_an_adapter_named_as_a_model_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path)
+    tiny_squad(tmp_path / "train.json", 12, seed=1, longest=30)
+    reset_accelerate()
+    options = {**options_of(tmp_path), "model_name_or_path": str(tmp_path / "adapter")}
+    assert "--init_adapter" in refusal(train.main, words({**options, "output_dir": str(tmp_path / "out")}), capsys)
