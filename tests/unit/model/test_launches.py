@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from qa_dist.model.families import model_types_unpadded
 from tests.support.fake_cuda import needs_compiler, run
-from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, WAYS
+from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, UNPADDED_TYPES, WAYS
 
 pytestmark = needs_compiler
 
@@ -41,7 +40,7 @@ def test_launches_of_the_loss_do_not_grow_with_the_number_of_features(counted: A
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model_type", model_types_unpadded())
+@pytest.mark.parametrize("model_type", UNPADDED_TYPES)
 def test_everything_is_multiplied_in_half_precision(counted: Any, model_type: str, way: str) -> None:
     if way in ("8bit", "4bit"):
         pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
