@@ -34,9 +34,10 @@ class Row:
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Row":
         """The row of features of these lengths; the device is not waited for."""
-        # What is copied from memory that is not pinned makes the host wait.
-        is_pinned = device.type == "cuda" and torch.cuda.is_available()
-        numbers = torch.tensor(row_numbers(lengths), pin_memory=is_pinned)
+        numbers = torch.from_numpy(row_numbers(lengths))
+        if device.type == "cuda" and torch.cuda.is_available():
+            # What is copied from memory that is not pinned makes the host wait.
+            numbers = numbers.pin_memory()
         return cls.within(numbers.to(device, non_blocking=True), lengths)
 
     @classmethod
