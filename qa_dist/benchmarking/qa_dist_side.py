@@ -202,12 +202,12 @@ class _Remembering(nn.Module):
         self.is_thread_safe = model.is_thread_safe
 
     def forward(
-        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...]
+        self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, lengths: tuple[int, ...], *layout: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As of the model."""
         key = input_ids_T.cpu().numpy().tobytes()
         if key not in self._known:
-            self._known[key] = self._model(input_ids_T, token_type_ids_T, lengths)
+            self._known[key] = self._model(input_ids_T, token_type_ids_T, lengths, *layout)
         return self._known[key]
 
 
