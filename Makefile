@@ -14,12 +14,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # Environments of their own, with all extras. torch is the one of constraints.txt in both.
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
-WHOLE := '.[quickstart,quant,deepspeed,tracking,dev]'
+WHOLE := '.[quickstart,quant,deepspeed,sentencepiece,cmrc,tracking,dev]'
 TWO_FOLDERS := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/distributed)
 
 .PHONY: quickstart test check site audit docs clean test-lowest test-newest pin
@@ -27,9 +27,10 @@ TWO_FOLDERS := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/d
 quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
 
-# Two at a time: most tests compute on one core. Tests of a file stay together, they share what is costly to make.
+# Three at a time on two cores: a test that starts ranks waits as long as it computes. Tests of a file stay together,
+# they share what is costly to make; files go in their order, so that the long ones are not the last.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.dev site
 	$(BIN)/ruff check .
@@ -92,5 +93,5 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[quickstart,quant,deepspeed,dev]'
+	$(PIP) -e '.[quickstart,quant,deepspeed,sentencepiece,cmrc,dev]'
 	touch $@ $(VENV)/.quickstart
