@@ -160,6 +160,8 @@ def _run_item(item: Item, limit: float, give_up: Callable[[], None]) -> Outcome:
     except Skipped as skip:
         return outcome("skipped", reason=str(skip))
     except _TooLong as error:
+        if limit < item.seconds:
+            return outcome("not reached", reason=f"it was not done in the {limit:.0f} s that were left")
         return outcome("failed", reason=f"not done after {limit:.0f} s", lines=_last_lines(error))
     except Exception as error:
         figures = error.figures if isinstance(error, Failed) else None

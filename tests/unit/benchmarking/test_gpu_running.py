@@ -37,6 +37,19 @@ def endless() -> None:
             continue
 
 
+def test_an_item_that_only_the_time_for_everything_cut_short_has_not_failed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    def run(seconds: float | None, limit: float) -> str:
+        items = [item("slow", lambda: time.sleep(30), seconds=limit)]
+        (found,) = run_items(items, Log(path), seconds=seconds, started=time.monotonic(), notice=lambda line: None)
+        return found.status
+
+    assert run(0.3, 60) == "not reached"
+    assert run(None, 0.3) == "failed"
+    assert "that were left" in lines(path)[0]["reason"]
+
+
 def test_every_item_is_a_line_at_once(tmp_path: Path) -> None:
     path, seen = tmp_path / "log", []
 
