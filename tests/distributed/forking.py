@@ -313,7 +313,7 @@ def _log_features(path: Path, rank: int) -> None:
         done = real(self, number)
         if rank == 0:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": number, "features": self._global_batch(number).tolist()}) + "\n")
+                file.write(json.dumps({"step": number, "features": self.inputs.global_batch(number).tolist()}) + "\n")
         return done
 
     Trainer.step = step  # type: ignore[method-assign]
