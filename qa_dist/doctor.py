@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -84,30 +84,7 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
     versions = installed(item.name for item in required)
     gpus = checks.find_devices()
     cores = num_cores()
-    backends = ("gloo", "nccl") if gpus else ("gloo",)
-    # These wait for the network, or for processes of their own.
-    with ThreadPoolExecutor() as pool:
-        talking = [
-            pool.submit(checks.backend, name, partial(checks.try_python, checks.TRY_BACKEND.format(name=name)))
-            for name in backends
-        ]
-        bitsandbytes = pool.submit(
-            checks.optional,
-            "bitsandbytes",
-            "8-bit and 4-bit models and 8-bit optimisers",
-            "quant",
-            versions["bitsandbytes"],
-            partial(checks.try_python, checks.TRY_BITSANDBYTES),
-        )
-        deepspeed = pool.submit(
-            checks.optional,
-            "deepspeed",
-            "ZeRO",
-            "deepspeed",
-            versions["deepspeed"],
-            partial(checks.try_python, checks.TRY_DEEPSPEED),
-        )
-        hub = pool.submit(checks.hub, constants.ENDPOINT, os.environ, checks.reach)
+    talking, extras, hub = _examine_together(("gloo", "nccl") if gpus else ("gloo",), versions)
     return [
         checks.python(),
         *checks.packages(required, versions),
@@ -120,11 +97,10 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
         ),
         checks.threads(cores, os.environ.get("OMP_NUM_THREADS")),
         *(checks.heap(find_jemalloc(), os.environ.get("LD_PRELOAD"), has_gpu=bool(gpus)) if has_glibc() else ()),
-        *(future.result() for future in talking),
+        *talking,
         checks.address(host_name({}), checks.host_address),
         *checks.interfaces(checks.find_interfaces(), os.environ),
-        bitsandbytes.result(),
-        deepspeed.result(),
+        *extras,
         checks.find_disk("output", Path(output_dir), "choose another --output_dir"),
         checks.find_disk("feature store", store_root(DataConfig(store_dir=store_dir)), "choose another --store_dir"),
         checks.find_disk("temporary files", checks.temporary(), "set TMPDIR to another folder"),
@@ -132,8 +108,31 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
         checks.shared_memory(checks.find_shared_memory()),
         checks.open_files(checks.find_limit("NOFILE")),
         checks.locked_memory(checks.find_limit("MEMLOCK"), infiniband=checks.has_infiniband()),
-        hub.result(),
+        hub,
     ]
+
+
+def _examine_together(
+    backends: Sequence[str], versions: Mapping[str, str | None]
+) -> tuple[list[Check], list[Check], Check]:
+    """The checks that wait for processes of their own or for the network: of backends, of extras, and of the hub."""
+    from huggingface_hub import constants
+
+    optional = (
+        ("bitsandbytes", "8-bit and 4-bit models and 8-bit optimisers", "quant", checks.TRY_BITSANDBYTES),
+        ("deepspeed", "ZeRO", "deepspeed", checks.TRY_DEEPSPEED),
+    )
+    with ThreadPoolExecutor() as pool:
+        talking = [
+            pool.submit(checks.backend, name, partial(checks.try_python, checks.TRY_BACKEND.format(name=name)))
+            for name in backends
+        ]
+        extras = [
+            pool.submit(checks.optional, name, purpose, extra, versions[name], partial(checks.try_python, trial))
+            for name, purpose, extra, trial in optional
+        ]
+        hub = pool.submit(checks.hub, constants.ENDPOINT, os.environ, checks.reach)
+    return [future.result() for future in talking], [future.result() for future in extras], hub.result()
 
 
 def launch(num_processes: int, seconds: float) -> tuple[list[Check], dict[str, Any] | None]:

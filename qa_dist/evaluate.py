@@ -10,12 +10,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import option
+from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of
+
+if TYPE_CHECKING:
+    from qa_dist.evaluation.results import Evaluation
 
 PROG = "qa_dist.evaluate"
 
@@ -48,9 +52,14 @@ def _evaluate(argv: Sequence[str]) -> int:
         entry=EvaluateConfig,
         base=base_options(peek(argv, "adapter")),
     )
-    directory = Path(options.results_dir) if options.results_dir else None
-    if config.evaluation.gather == "logits" and directory is None:
+    if config.evaluation.gather == "logits" and not options.results_dir:
         raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
+    with _ended_in_order():
+        return _evaluate_on_ranks(config, options)
+
+
+def _evaluate_on_ranks(config: RunConfig, options: EvaluateConfig) -> int:
+    """Evaluate as configured, with whatever ranks a launcher started."""
     # DeepSpeed, where it is installed, greets on standard output, which belongs to the metrics.
     with contextlib.redirect_stdout(sys.stderr):
         from qa_dist.common.files import make_writable
@@ -59,13 +68,13 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.evaluation.limits import limit_lines
         from qa_dist.evaluation.loop import evaluate, evaluation_bar
         from qa_dist.evaluation.normalization import normalization
-        from qa_dist.evaluation.results import write_results
         from qa_dist.features.building import prepare_store
         from qa_dist.model.saved import load_trained
         from qa_dist.model.trainable import check_vocabulary
 
+    directory = Path(options.results_dir) if options.results_dir else None
     normalization(config.evaluation.answer_normalization)
-    with _ended_in_order(), failures_named():
+    with failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
         if directory is not None and ranks.is_main:
             make_writable(directory, "--results_dir")
@@ -96,14 +105,21 @@ def _evaluate(argv: Sequence[str]) -> int:
                 advance=advance,
             )
         if ranks.is_main:
-            if directory is not None:
-                write_results(evaluation, directory)
-            if not evaluation.is_scored:
-                what = "the predictions are written" if directory else "give --results_dir to keep the predictions"
-                sys.stderr.write(f"{PROG}: note: no answers of the data are known, so nothing is scored; {what}\n")
-            sys.stdout.write(json.dumps(evaluation.named_metrics, indent=2) + "\n")
+            _report(evaluation, directory)
         ranks.close()
     return 0
+
+
+def _report(evaluation: "Evaluation", directory: Path | None) -> None:
+    """Write the results into a folder, if there is one, and print the metrics."""
+    from qa_dist.evaluation.results import write_results
+
+    if directory is not None:
+        write_results(evaluation, directory)
+    if not evaluation.is_scored:
+        what = "the predictions are written" if directory else "give --results_dir to keep the predictions"
+        sys.stderr.write(f"{PROG}: note: no answers of the data are known, so nothing is scored; {what}\n")
+    sys.stdout.write(json.dumps(evaluation.named_metrics, indent=2) + "\n")
 
 
 @contextlib.contextmanager

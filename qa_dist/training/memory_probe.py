@@ -55,26 +55,31 @@ def token_budget(
 
     def run_pass(tokens: int) -> int | None:
         chosen = by_length[: max(1, tokens // longest)]
-        engine.module.train()
-        try:
-            batch = FeatureBatch.of(store, chosen, ranks.device)
-            with ranks.autocast():
-                start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
-            engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).sum())
-            return longest * len(chosen)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if engine.holds_shards:
-                raise LocalTrainingError(
-                    f"out of memory in a trial with {len(chosen)} features of {longest} tokens, and with "
-                    f"{ranks.launch_config.strategy} other ranks are in the middle of it; set --max_tokens_per_device, "
-                    "or use --gradient_checkpointing"
-                ) from error
-        # Only here: the error holds what the pass had made.
-        engine.zero_grad()
-        return None
+        return longest * len(chosen) if _try_pass(ranks, engine, store, chosen, longest) else None
 
     most = longest * min(len(features), max_features)
     budget = measured_budget(run_pass, longest=longest, most=most, device=ranks.device, reserved_bytes=reserved_bytes)
     return ranks.minimum(budget)
+
+
+def _try_pass(ranks: Ranks, engine: Engine, store: FeatureStore, chosen: Indices, longest: int) -> bool:
+    """Whether a forward and backward pass over the chosen features, of up to `longest` tokens, fits into memory."""
+    engine.module.train()
+    try:
+        batch = FeatureBatch.of(store, chosen, ranks.device)
+        with ranks.autocast():
+            start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
+        engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).sum())
+        return True
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if engine.holds_shards:
+            raise LocalTrainingError(
+                f"out of memory in a trial with {len(chosen)} features of {longest} tokens, and with "
+                f"{ranks.launch_config.strategy} other ranks are in the middle of it; set --max_tokens_per_device, "
+                "or use --gradient_checkpointing"
+            ) from error
+    # Only here: the error holds what the pass had made.
+    engine.zero_grad()
+    return False
