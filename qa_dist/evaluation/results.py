@@ -29,9 +29,8 @@ class Evaluation:
 
     @property
     def named_metrics(self) -> dict[str, Any]:
-        """The metrics, as files have them: behind `answer_normalization`, where the rules are not SQuAD's."""
-        is_named = "f1" in self.metrics and self.normalization != "squad"
-        return {**({"answer_normalization": self.normalization} if is_named else {}), **self.metrics}
+        """The metrics, as files have them: behind `answer_normalization`, where there are scores."""
+        return {**({"answer_normalization": self.normalization} if self.is_scored else {}), **self.metrics}
 
     @property
     def is_scored(self) -> bool:

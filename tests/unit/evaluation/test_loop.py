@@ -139,7 +139,12 @@ def test_a_finished_evaluation_replaces_them(trained: Path, results: Path, capsy
     assert json.loads(capsys.readouterr().out) == json.loads((results / "metrics.json").read_text(encoding="utf-8"))
 
 
-def test_other_rules_than_squads_are_named_in_the_files(trained: Path, results: Path, capsys: Capture) -> None:
+def test_the_rules_of_the_scores_are_named_in_the_files(trained: Path, results: Path, capsys: Capture) -> None:
+    assert evaluate.main(arguments(trained, results)) == 0
+    capsys.readouterr()
+    usual = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+    assert next(iter(usual.items())) == ("answer_normalization", "squad")
+    reset_accelerate()
     assert evaluate.main([*arguments(trained, results), "--answer_normalization", "none"]) == 0
     written = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
     assert json.loads(capsys.readouterr().out) == written

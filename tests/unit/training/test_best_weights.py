@@ -95,5 +95,12 @@ def test_the_best_model_gets_a_folder_with_its_figures(tmp_path: Path, monkeypat
     assert saved == [(model, best.weights, tokenizer, tmp_path / "best")]
     figures = json.loads((tmp_path / "best" / "metrics.json").read_text(encoding="utf-8"))
     assert list(figures.items()) == [
-        *{"step": 10, "loss": 1.5, "exact_match": 15.0, "f1": 30, "num_examples": 3}.items()
+        *{
+            "step": 10,
+            "loss": 1.5,
+            "answer_normalization": "squad",
+            "exact_match": 15.0,
+            "f1": 30,
+            "num_examples": 3,
+        }.items()
     ]

@@ -117,7 +117,7 @@ def test_everything_is_written(run: Callable[..., int], tmp_path: Path) -> None:
     expected = "adapter_model.safetensors adapter_config.json tokenizer.json config.yaml metrics.json predictions.json"
     assert {*expected.split(), "nbest.json", "metrics.jsonl", "run.json", "best"} <= names
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == ["exact_match", "f1", "num_examples"]
+    assert list(metrics) == ["answer_normalization", "exact_match", "f1", "num_examples"]
     assert metrics["num_examples"] == 12
     assert len(json.loads((out / "predictions.json").read_text())) == 12
     entries = json.loads((out / "nbest.json").read_text())["q0"]
