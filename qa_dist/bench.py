@@ -66,7 +66,10 @@ def _bench(argv: list[str]) -> int:
     if (directory / "bench.json").exists():
         # Before anything is measured: results are added to this file.
         report.read(directory / "bench.json")
-    for name in report.SECTIONS if command == "all" else (command,):
+    sections = report.SECTIONS if command == "all" else (command,)
+    if "evaluation" in sections:
+        import_module("qa_dist.benchmarking.evaluation").require_answers(settings)
+    for name in sections:
         _measure(name, settings, directory)
     return 0
 

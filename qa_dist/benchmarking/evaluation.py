@@ -9,6 +9,7 @@ side gets for nothing. Both have computed a batch before the clock starts.
 its own; `forward` of qa_dist is the rest of the evaluation, the validation loss and the making of batches included.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,8 @@ from typing import Any
 from qa_dist.benchmarking import neighbours
 from qa_dist.benchmarking.job import Headline, Job, Result, alternate, disturbance, spread
 from qa_dist.benchmarking.settings import Settings
+from qa_dist.common.errors import ConfigError
+from qa_dist.data.sources import load_examples
 
 PHASES = ("tokenise", "forward", "decode", "score")
 OURS, THEIRS, DYNAMIC = "qa_dist", "Hugging Face", "Hugging Face, dynamic padding"
@@ -25,13 +28,7 @@ OURS, THEIRS, DYNAMIC = "qa_dist", "Hugging Face", "Hugging Face, dynamic paddin
 def jobs(settings: Settings) -> dict[str, Job]:
     """What is compared, by name."""
     options = settings.options
-    count = settings.num_questions
-    if options.validation_file:
-        data = {"validation_file": str(Path(options.validation_file).resolve()), "max_eval_samples": count}
-        data |= {"subset_seed": options.seed}
-    else:
-        data = {"dataset_name": f"synthetic:{count}", "max_eval_samples": None}
-    run_options = settings.run_options(**data, mixed_precision=settings.best_precision)
+    run_options = settings.run_options(**_questions(settings), mixed_precision=settings.best_precision)
     if options.model_config is not None and options.tokenizer_name is None:
         # Random weights need some tokenizer of their vocabulary: the reference model has that of BERT.
         run_options["tokenizer_name"] = settings.config.model.model_name_or_path
@@ -51,6 +48,37 @@ def jobs(settings: Settings) -> dict[str, Job]:
         THEIRS: job("evaluate_hugging_face"),
         DYNAMIC: job("evaluate_hugging_face", dynamic_padding=True),
     }
+
+
+def _questions(settings: Settings) -> dict[str, Any]:
+    """Options that say which questions are evaluated."""
+    options, count = settings.options, settings.num_questions
+    if not options.validation_file:
+        return {"dataset_name": f"synthetic:{count}", "max_eval_samples": None}
+    path = str(Path(options.validation_file).resolve())
+    return {"validation_file": path, "max_eval_samples": count, "subset_seed": options.seed}
+
+
+def require_answers(settings: Settings) -> None:
+    """Make sure, before anything is measured, that the questions can be evaluated by both sides.
+
+    Raises:
+        ConfigError: Some of them have no answer, or none that is known.
+        DataError: They cannot be read.
+    """
+    path = settings.options.validation_file
+    if not path:
+        return
+    data = dataclasses.replace(settings.config.data, **_questions(settings))
+    examples, _, _ = load_examples(data, "validation")
+    without = sum(not example.answers for example in examples)
+    if without:
+        raise ConfigError(
+            [
+                f"--validation_file {path} has {without:,} of {len(examples):,} questions without an answer, but "
+                "evaluation is compared on questions that all have one; give SQuAD v1.1 questions, or leave it out"
+            ]
+        )
 
 
 def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ step, after data-loader workers have started and the first batch has been fetche
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,9 +17,7 @@ from qa_dist.benchmarking.job import Job, Result
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_scores
 from qa_dist.benchmarking.synthetic import SyntheticStore
-from qa_dist.common.errors import DataError
 from qa_dist.config.options import RunConfig
-from qa_dist.data.records import Example
 from qa_dist.data.sources import load_examples
 from qa_dist.machine.usage import peak_memory_bytes
 from qa_dist.model.adapters import target_modules
@@ -161,7 +159,6 @@ def evaluate(job: Job, config: RunConfig) -> Result:
     setup = Setup(**job.trainer)
     tokenizer = load_tokenizer(config.model)
     examples, _, _ = load_examples(config.data, "validation")
-    _require_answers(examples)
     rows = datasets.Dataset.from_list(
         [{"id": example.id, "question": example.question, "context": example.context} for example in examples]
     )
@@ -207,11 +204,6 @@ def evaluate(job: Job, config: RunConfig) -> Result:
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
         **scores,
     }
-
-
-def _require_answers(examples: Sequence[Example]) -> None:
-    if any(not example.answers for example in examples):
-        raise DataError("evaluation is compared on questions that all have an answer; give SQuAD v1.1 questions")
 
 
 def tokenising_function(tokenizer: Any, config: RunConfig, *, pad: bool) -> Callable[[Any], Any]:

@@ -32,6 +32,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench")
 
 
+@pytest.mark.parametrize("command", ["evaluation", "all"])
+def test_questions_without_answers_are_refused_before_anything_is_measured(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    qas = [
+        {"id": "a", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]},
+        {"id": "b", "question": "?"},
+    ]
+    dev = tmp_path / "dev.json"
+    dev.write_text(json.dumps([{"context": "Ada Kerrow", "qas": qas}]), encoding="utf-8")
+    assert bench.main([command, "--validation_file", str(dev), "--output_dir", str(tmp_path / "out"), *SMALL]) == 2
+    message = capsys.readouterr().err
+    assert f"--validation_file {dev} has 1 of 2 questions without an answer" in message
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes that measure are forked from one that has imported everything; `test_a_mistake...` starts one.
