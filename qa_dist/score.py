@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=_path,
         help="JSON object from question ids to predicted texts, or rows with id and prediction_text as JSON, JSONL, "
-        "CSV or Parquet",
+        "CSV, TSV or Parquet",
     )
     parser.add_argument(
         "--null_odds",

@@ -68,7 +68,7 @@ class DataConfig:
     dataset_config_name: str | None = option(None, "configuration of the hub data set")
     train_file: str | None = option(
         None,
-        "training data: SQuAD JSON, or JSONL, CSV or Parquet in any layout of docs/data.md; .gz allowed; or a folder",
+        "training data: SQuAD JSON, or JSONL, CSV, TSV or Parquet as in docs/data.md; .gz allowed; or a folder",
     )
     validation_file: str | None = option(None, "validation data, same formats as --train_file")
     version_2_with_negative: bool | None = option(

@@ -19,7 +19,8 @@ from qa_dist.data.layouts import ALLOWED, lay_out, require_columns
 from qa_dist.data.rows import Reading, Record
 
 _PARQUET_MAGIC = b"PAR1"
-_ALLOWED = f"files are JSON, JSONL, CSV or Parquet, each plain or .gz, and {ALLOWED}"
+_SEPARATORS = ",;\t|"
+_ALLOWED = f"files are JSON, JSONL, CSV, TSV or Parquet, each plain or .gz, and {ALLOWED}"
 
 
 class Content(NamedTuple):
@@ -80,19 +81,23 @@ def _load_csv(content: bytes, path: Path) -> Content:
     # The module's limit of 128 KiB per field is global, and shorter than some contexts.
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
         columns = reader.fieldnames or []
         rows: list[dict[Any, Any]] = list(reader)
     except csv.Error as error:
         raise DataError(f"{path} is not CSV: {error} at line {reader.line_num}; mend the file") from error
     finally:
         csv.field_size_limit(limit)
-    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
-        raise DataError(f"{path} has one column called {columns[0]!r}; separate columns by commas")
-    # The reader files surplus values under None: a comma without quotes has shifted the columns.
+    # The reader files surplus values under None: a separator without quotes has shifted the columns.
     shifted = frozenset(number for number, row in enumerate(rows) if None in row)
     named = [{name: value for name, value in row.items() if name is not None} for row in rows]
     return Content(named, columns=tuple(columns), shifted=shifted)
+
+
+def _separator(text: str) -> str:
+    """What stands between the columns of a table: that of `_SEPARATORS` which gives its header the most of them."""
+    widths = {mark: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), ())) for mark in _SEPARATORS}
+    return max(widths, key=widths.__getitem__)
 
 
 def _load_parquet(content: bytes, path: Path) -> Content:
@@ -122,7 +127,7 @@ class Format(NamedTuple):
 FORMATS = {
     "JSON": Format((".json",), _load_json),
     "JSONL": Format((".jsonl", ".ndjson"), _load_jsonl),
-    "CSV": Format((".csv",), _load_csv),
+    "CSV": Format((".csv", ".tsv"), _load_csv),
     "Parquet": Format((".parquet", ".pq"), _load_parquet),
 }
 """Every kind of file by name."""
@@ -178,6 +183,7 @@ def _format(content: bytes, path: Path) -> str:
     if is_json:
         return "JSON"
     header = start.split(b"\n", 1)[0]
-    if b"," in header and (b"question" in header or b"query" in header) and (b"text" in header or b"passage" in header):
+    is_table = any(mark.encode() in header for mark in _SEPARATORS)
+    if is_table and (b"question" in header or b"query" in header) and (b"text" in header or b"passage" in header):
         return "CSV"
-    raise DataError(f"{path} is neither JSON, JSONL, CSV with a header, nor Parquet; {_ALLOWED}")
+    raise DataError(f"{path} is neither JSON, JSONL, CSV or TSV with a header, nor Parquet; {_ALLOWED}")

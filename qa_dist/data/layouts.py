@@ -275,7 +275,8 @@ def _items(value: Any, path: Path) -> tuple[Sequence[Any], bool | None]:
     if isinstance(value, dict):
         if "data" in value and "version" in value:
             version = str(value["version"]).lower().lstrip("v").startswith("2")
-        for unwrapped in (_wrapped(value), _by_column(value), _by_index(value)):
+        by_column = rows_by_column(value) if _is_row(value) else None
+        for unwrapped in (_wrapped(value), by_column, _by_index(value)):
             if unwrapped is not None:
                 return unwrapped, version
         raise DataError(
@@ -289,21 +290,26 @@ def _items(value: Any, path: Path) -> tuple[Sequence[Any], bool | None]:
 
 def _wrapped(value: Mapping[str, Any]) -> Sequence[Any] | None:
     """The list under `data`, pandas' rows beside its columns, or an article, paragraph or row that stands alone."""
-    data, columns = value.get("data"), value.get("columns")
+    data = value.get("data")
     if isinstance(data, list):
-        if isinstance(columns, list) and data and all(isinstance(row, list) for row in data):
-            return [dict(zip(map(str, columns), row, strict=False)) for row in data]
-        return data
+        rows = split_rows(value)
+        return data if rows is None else rows
     if "paragraphs" in value or "qas" in value:
         return [value]
     is_row = _is_row(value) and not any(isinstance(value.get(name), list | dict) for name in CONTEXTS)
     return [value] if is_row else None
 
 
-def _by_column(value: Mapping[str, Any]) -> Sequence[Any] | None:
-    """Rows of an object that holds a list, or an object by row, for each column."""
-    if not _is_row(value):
+def split_rows(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Rows of an object as pandas' `split` has it, with lists of values beside the columns; None if it is none."""
+    data, columns = value.get("data"), value.get("columns")
+    if not (isinstance(columns, list) and isinstance(data, list) and data and all(isinstance(r, list) for r in data)):
         return None
+    return [dict(zip(map(str, columns), row, strict=False)) for row in data]
+
+
+def rows_by_column(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Rows of an object that holds a list, or an object by row, for each column; None if it does not."""
     if all(isinstance(column, list) for column in value.values()):
         if len({len(column) for column in value.values()}) != 1:
             return None

@@ -43,16 +43,19 @@ def read_answers(raw: Any) -> list[RawAnswer] | None:
     if isinstance(value, Mapping):
         return _of_object(value)
     if isinstance(value, list | tuple):
-        found: list[RawAnswer] = []
-        for item in value:
-            if isinstance(item, Mapping):
-                found += _of_object(item) or []
-            elif isinstance(item, str):
-                found.append(RawAnswer(item, None))
-            else:
-                raise ValueError("an answer is neither an object nor a text")
-        return found
+        items = [_of_item(item) for item in value]
+        is_known = not items or any(item is not None for item in items)
+        return [answer for item in items for answer in item or ()] if is_known else None
     raise ValueError("answers are neither a list nor an object")
+
+
+def _of_item(item: Any) -> list[RawAnswer] | None:
+    """The answers in a member of a list; None if it says nothing."""
+    if isinstance(item, Mapping):
+        return _of_object(item)
+    if isinstance(item, str):
+        return [RawAnswer(item, None)]
+    raise ValueError("an answer is neither an object nor a text")
 
 
 def _of_object(value: Mapping[str, Any]) -> list[RawAnswer] | None:
@@ -83,7 +86,11 @@ def _of_object(value: Mapping[str, Any]) -> list[RawAnswer] | None:
         starts = [starts]
     if len(starts) != len(texts):
         raise ValueError("there are not as many offsets as texts")
-    return [_answer(text, read_start(start)) for text, start in zip(texts, starts, strict=True)]
+    pairs = [(text, read_start(start)) for text, start in zip(texts, starts, strict=True)]
+    if pairs and all(start is None and _is_null(text) for text, start in pairs):
+        # What a table makes of an answer that nobody gave.
+        return None
+    return [_answer(text, start) for text, start in pairs]
 
 
 def _first(value: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -183,6 +190,11 @@ def is_nothing(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _is_null(value: Any) -> bool:
+    """Whether a value is null or not a number; an empty text is something else."""
+    return is_nothing(value) and not isinstance(value, str)
 
 
 def _is_blank_cell(value: Any) -> bool:

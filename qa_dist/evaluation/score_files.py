@@ -13,14 +13,15 @@ from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_bytes, read_json_file
 from qa_dist.data.formats import load
+from qa_dist.data.layouts import rows_by_column, split_rows
 from qa_dist.data.values import read_name
 from qa_dist.evaluation.scoring import counted
 
 _TEXTS = ("prediction_text", "prediction", "text", "answer")
 _IDS = ("id", "qid", "question_id")
 _ALLOWED = (
-    "predictions are an object from question ids to texts, or rows with id and prediction_text as JSON, JSONL, CSV or "
-    "Parquet"
+    "predictions are an object from question ids to texts, or rows with id and prediction_text as JSON, JSONL, CSV, "
+    "TSV or Parquet"
 )
 
 
@@ -91,16 +92,27 @@ def read_predictions(path: str | Path) -> Predictions:
     """The predicted text of each question in a file, also gzipped.
 
     It is an object from ids to texts, or to lists of candidates of which the first is taken (`nbest.json`), or rows of
-    `id` and `prediction_text`, as the metrics of the `evaluate` library take them: JSON, JSONL, CSV or Parquet.
+    `id` and `prediction_text`, as the metrics of the `evaluate` library take them: JSON (also by column), JSONL, CSV,
+    TSV or Parquet.
 
     Raises:
         DataError: the file cannot be read or is none of these, or an id occurs twice.
     """
     path = Path(path)
     value = load(read_bytes(path), path).value
-    if isinstance(value, dict) and not _is_row(value):
-        return _of_object(value, path)
-    return _of_rows([value] if isinstance(value, dict) else value, path)
+    if not isinstance(value, dict):
+        return _of_rows(value, path)
+    rows = _rows_of_object(value)
+    return _of_object(value, path) if rows is None else _of_rows(rows, path)
+
+
+def _rows_of_object(value: Mapping[str, Any]) -> list[Any] | None:
+    """The rows in an object: a table as pandas writes it, a list under `data`, or one row; None if it is no such."""
+    if _is_row(value):
+        by_column = rows_by_column(value)
+        return [value] if by_column is None else by_column
+    data = split_rows(value) or value.get("data")
+    return data if isinstance(data, list) else None
 
 
 def _is_row(value: Mapping[str, Any]) -> bool:
@@ -115,7 +127,9 @@ def _of_object(value: Mapping[str, Any], path: Path) -> Predictions:
         notes.append("the first candidate of each question is scored")
     strange = [key for key, text in texts.items() if not isinstance(text, str)]
     if strange:
-        raise DataError(f"{path} must map question ids to texts, but does not for {counted(strange, 'id')}.")
+        raise DataError(
+            f"{path} must map question ids to texts, but does not for {counted(strange, 'id')}; {_ALLOWED}."
+        )
     return Predictions(texts, tuple(notes))
 
 

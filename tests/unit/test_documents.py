@@ -1,6 +1,7 @@
 """What the documents name is there: tests, files, links, commands; and the site builds."""
 
 import importlib
+import io
 import os
 import re
 import subprocess
@@ -8,9 +9,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import feather
 
 from qa_dist.cli import COMMANDS
+from qa_dist.common.errors import DataError
 from qa_dist.data import formats
 from qa_dist.documentation import parts, regenerated
 
@@ -149,8 +153,13 @@ def test_the_format_that_a_page_shows_can_be_read(monkeypatch: pytest.MonkeyPatc
     names = dict(vars(formats))
     exec(function, names)
     monkeypatch.setattr(formats, "FORMATS", {**formats.FORMATS, **eval(f"{{{row}}}", names)})
-    (record,) = formats.parse(b'id\tcontext\tquestion\tanswers\n7\t"two\nlines"\twhy\t\n', Path("some.tsv"))
-    assert record.row == {"id": "7", "context": "two\nlines", "question": "why", "answers": ""}
+    row = {"id": "7", "context": "two\nlines", "question": "why", "answers": ["lines"]}
+    sink = io.BytesIO()
+    feather.write_feather(pa.Table.from_pylist([row]), sink)
+    (record,) = formats.parse(sink.getvalue(), Path("some.feather"))
+    assert record.row == row
+    with pytest.raises(DataError, match=r"some\.feather is not Feather"):
+        formats.parse(b"ARROW", Path("some.feather"))
 
 
 def test_the_command_that_a_page_shows_runs(tmp_path: Path) -> None:

@@ -105,6 +105,12 @@ PREDICTED = {
     "rows.json": json.dumps(ROWS),
     "rows.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
     "rows.csv": "id,prediction_text\n1,Ada Kerrow\n2,the flood of 1911\n",
+    "rows.tsv": "id\tprediction_text\n1\tAda Kerrow\n2\tthe flood of 1911\n",
+    "semicolons.csv": "id;prediction_text\n1;Ada Kerrow\n2;the flood of 1911\n",
+    "data.json": json.dumps({"data": ROWS}),
+    "columns.json": json.dumps({name: {str(i): row[name] for i, row in enumerate(ROWS)} for name in ROWS[0]}),
+    "lists.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
+    "split.json": json.dumps({"columns": list(ROWS[0]), "index": [0, 1], "data": [list(row.values()) for row in ROWS]}),
     "nbest.json": json.dumps({str(r["id"]): [{"text": r["prediction_text"]}, {"text": "x"}] for r in ROWS}),
 }
 QUESTIONS = [
@@ -116,6 +122,7 @@ REFERENCES = {
     "paragraphs.json": json.dumps([{"context": "x", "qas": QUESTIONS}]),
     "rows.jsonl": "".join(json.dumps(row) + "\n" for row in QUESTIONS),
     "rows.csv": "id,context,question,answer_text\n1,By Ada Kerrow.,Who?,Ada Kerrow\n2,In 1911.,When?,1911\n",
+    "rows.tsv": "id\tcontext\tquestion\tanswer_text\n1\tBy Ada Kerrow.\tWho?\tAda Kerrow\n2\tIn 1911.\tWhen?\t1911\n",
 }
 
 
@@ -151,6 +158,8 @@ def test_questions_without_known_answers_are_not_scored(files, capsys):
         ('[{"id": "a", "guess": "x"}]', "holds rows with id, guess; predictions are"),
         ('[{"id": "a", "prediction_text": "x"}, "y"]', "row 2 has no id that is text"),
         ('{"a": [{"text": "x"}], "b": []}', "does not for 2 ids ('a', 'b')"),
+        ('{"predictions": {"a": "x"}}', "does not for 1 id ('predictions'); predictions are an object from question"),
+        ('{"id": ["a", "b"], "prediction_text": ["x"]}', "id that is text"),
     ],
 )
 def test_predictions_that_cannot_be_told_are_refused(content, part, files, tmp_path, capsys):

@@ -51,14 +51,22 @@ def test_squad_json_flattens_to_examples_whose_answers_are_in_place() -> None:
     assert by_id["emoji-2"].answers[0].text == "\N{STEAM LOCOMOTIVE}"
 
 
-def csv_bytes(examples: list[Example]) -> bytes:
+def csv_bytes(examples: list[Example], separator: str = ",") -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    writer = csv.writer(text, delimiter=separator)
     writer.writerow(["title", "id", "question", "context", "answers"])
     for example in examples:
         answers = {"text": [a.text for a in example.answers], "answer_start": [a.start_char for a in example.answers]}
         writer.writerow([example.title, example.id, example.question, example.context, json.dumps(answers)])
     return text.getvalue().encode()
+
+
+def tsv_bytes(examples: list[Example]) -> bytes:
+    return csv_bytes(examples, "\t")
+
+
+def semicolon_bytes(examples: list[Example]) -> bytes:
+    return csv_bytes(examples, ";")
 
 
 def jsonl_bytes(examples: list[Example]) -> bytes:
@@ -96,6 +104,10 @@ def parquet_bytes(examples: list[Example]) -> bytes:
         ("a", jsonl_bytes),
         ("a.csv", csv_bytes),
         ("a.txt", csv_bytes),
+        ("a.csv", semicolon_bytes),
+        ("a.csv", tsv_bytes),
+        ("a.tsv", tsv_bytes),
+        ("a.txt", tsv_bytes),
         ("a.parquet", parquet_bytes),
         ("a", parquet_bytes),
     ],
@@ -191,6 +203,9 @@ def test_no_answers_in_every_layout(answers: Any) -> None:
         ({"answers": math.nan}, "missing_answers"),
         ({"answers": " "}, "missing_answers"),
         ({"answers": {"text": None, "answer_start": None}}, "missing_answers"),
+        ({"answers": {"text": [None], "answer_start": [None]}}, "missing_answers"),
+        ({"answers": {"text": [math.nan], "answer_start": [math.nan]}}, "missing_answers"),
+        ({"answers": [{"text": None, "answer_start": None}]}, "missing_answers"),
         ({"answers": {"text": ["on a lake"], "answer_start": []}}, "wrong_answers"),
         ({"answers": {"text": "on a lake", "answer_start": [10, 12]}}, "wrong_answers"),
         ({"answers": {"answer_start": [10]}}, "wrong_answers"),
