@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_dist.benchmarking.counted import counts_part, read_counts, short_commit
 from qa_dist.benchmarking.neighbours import is_disturbed
 from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.common.command import Parser
@@ -55,7 +56,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, as docs/benchmarks.md")
     options = parser.parse_args(argv)
-    write_page(documentation([read(path) for path in options.files]), options.output)
+    counts = {path: read_counts(path) for path in options.files}
+    reports = [read(path) for path, counted in counts.items() if counted is None]
+    write_page(documentation(reports, [counted for counted in counts.values() if counted is not None]), options.output)
     return 0
 
 
@@ -127,15 +130,15 @@ def summary(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     return "\n".join(["# Benchmark", "", *_body([report]), *(f"![{name}]({name})\n" for name in charts)])
 
 
-def documentation(reports: Sequence[Mapping[str, Any]]) -> str:
-    """docs/benchmarks.md: the tables of several bench.json, side by side."""
+def documentation(reports: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str, Any]] = ()) -> str:
+    """docs/benchmarks.md: the tables of several bench.json, side by side, and what was counted."""
     return "\n".join(
         [
             "# Benchmarks",
             "",
             "<!-- Written by `python -m qa_dist.bench report`; do not edit. -->",
             "",
-            "Every figure comes from a bench.json that `python -m qa_dist.bench` wrote: the median over the repeats,",
+            "Every figure but counts is from a bench.json of `python -m qa_dist.bench`: the median over the repeats,",
             "and in brackets the least and the greatest. Measurements that are compared alternate, each in a process",
             "of its own. Features have the lengths of SQuAD v1.1 at 384/128; a feature per second means forward pass,",
             "backward pass and its share of the optimiser step. To measure again:",
@@ -149,6 +152,7 @@ def documentation(reports: Sequence[Mapping[str, Any]]) -> str:
             "adds scaling over all of them to a bench.json. Several bench.json make one page.",
             "",
             *_body(reports),
+            *(line for counted in counts for line in counts_part(counted)),
         ]
     )
 
@@ -200,16 +204,8 @@ def _origin(section: Section) -> str:
         f"batch of {settings['global_batch_size']}, LoRA r={settings['lora_r']} on "
         f"{', '.join(settings['lora_target_modules'])}, {settings['num_features']} features per measurement, "
         f"{settings['repeats']} repeats; torch {used['torch']}, transformers {used['transformers']}, "
-        f"commit {_short(section['commit'])}, {section['finished'][:10]}."
+        f"commit {short_commit(section['commit'])}, {section['finished'][:10]}."
     )
-
-
-def _short(commit: str | None) -> str:
-    """The first digits of a commit, and whether the checkout had been changed."""
-    if commit is None:
-        return "unknown"
-    number, *changed = commit.split("-")
-    return "-".join([number[:12], *changed])
 
 
 def _trainer_table(section: Section) -> list[str]:

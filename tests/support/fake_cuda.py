@@ -32,6 +32,7 @@ from unittest import mock
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -61,6 +62,7 @@ _MORE_KERNELS = {
     "aten::nll_loss_backward": 1,
     # The sums over the head, the gradients, and the conversion of that of the queries.
     "aten::_flash_attention_backward": 2,
+    "torch_attn::_varlen_attn_backward": 2,
 }
 """Kernels of an operator beyond its first."""
 
@@ -70,8 +72,9 @@ _NOT_ELEMENTWISE = frozenset(
         *("mm", "addmm", "bmm", "baddbmm", "embedding", "embedding_dense_backward"),
         *("_flash_attention_forward", "_flash_attention_backward"),
         *("_efficient_attention_forward", "_efficient_attention_backward"),
+        *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_efficient_attention_backward"),
     )
-)
+) | {"torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ class _FakeMode(FakeTensorMode):
 def fake_cuda() -> Iterator[None]:
     """Context in which tensors can be made on `CUDA`, in a process that `run` started; tensors of the CPU stay real."""
     init = torch.autocast.__init__
+    many = [FakeTensor, torch.nn.Parameter]
 
     def believing(self: Any, *args: Any, **options: Any) -> None:
         with (
@@ -184,7 +188,13 @@ def fake_cuda() -> Iterator[None]:
         ):
             init(self, *args, **options)
 
-    with mock.patch.object(torch.autocast, "__init__", believing), _FakeMode(allow_non_fake_inputs=True):
+    with (
+        mock.patch.object(torch.autocast, "__init__", believing),
+        # What torch does to many tensors at once on a device it does to these, too.
+        mock.patch.object(_foreach_utils, "_foreach_supported_types", many),
+        mock.patch.object(sys.modules[torch.optim.Optimizer.__module__], "_foreach_supported_types", many),
+        _FakeMode(allow_non_fake_inputs=True),
+    ):
         yield
 
 
