@@ -130,8 +130,8 @@ def decode(
 
     The candidates of an example are gathered, ranked into its n-best list, and one entry of the list is chosen. With
     candidates of the search "n_best" the texts are those of `postprocess_qa_predictions` of the Hugging Face examples,
-    except where that code invents the answer "empty", takes a zero-width token at character 0 for the null answer, or
-    (`n_best_size` 1) drops the best span from its list.
+    except where that code invents the answer "empty", takes a zero-width token at character 0 for the null answer,
+    keeps white space at an end of a text, or (`n_best_size` 1) drops the best span from its list.
 
     Args:
         table: candidates; row i is feature i (`CandidateTable.ordered`).
@@ -158,6 +158,7 @@ def decode(
     end_char_EW = np.full(entry_EW.shape, -1, np.int32)
     start_char_EW[is_span_EW] = features.start_chars(entries.feature_C[candidate], entries.start_token_C[candidate])
     end_char_EW[is_span_EW] = features.end_chars(entries.feature_C[candidate], entries.end_token_C[candidate])
+    _leave_blanks_out(contexts, start_char_EW, end_char_EW)
 
     chosen_E, null_odds_E = np.zeros(len(example_ids), np.int64), None
     if version_2:
@@ -327,6 +328,18 @@ def _check_windows(example_N: Int64, window_N: Int32, example_ids: Sequence[str]
             f"window {window_N[first]} of example {example_ids[example_N[first]]!r} occurs more than once; "
             "every window has to be its own feature."
         )
+
+
+def _leave_blanks_out(contexts: Sequence[str], start_char_EW: Int32, end_char_EW: Int32) -> None:
+    """Move the ends of spans, in place, past white space: tokens may cover a line end, or stand at a blank."""
+    for example, (context, starts, ends) in enumerate(
+        zip(contexts, start_char_EW.tolist(), end_char_EW.tolist(), strict=True)
+    ):
+        for column, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            if start < end and (context[start].isspace() or context[end - 1].isspace()):
+                text = context[start:end]
+                start_char_EW[example, column] = start = end - len(text.lstrip())
+                end_char_EW[example, column] = start + len(text.strip())
 
 
 def _texts(contexts: Sequence[str], start_char_E: Int32, end_char_E: Int32) -> list[str]:

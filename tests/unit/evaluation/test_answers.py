@@ -261,6 +261,22 @@ def test_a_zero_width_token_is_no_answer_where_unanswerables_exist():
     assert one_example("dog", offsets, logits, version_2=False)[0].prediction.text == ""
 
 
+@pytest.mark.parametrize(
+    ("context", "offsets", "places"),
+    [
+        # A line end that is a token, as of RoBERTa's; tokens without characters at the blanks around a word.
+        ("a\nfox\n", [(1, 2), (2, 5), (5, 6)], (2, 5)),
+        ("a fox \u00a0b", [(1, 1), (2, 5), (7, 7)], (2, 5)),
+        ("a  b", [(1, 1), (1, 2), (3, 3)], (3, 3)),
+    ],
+)
+def test_answers_neither_begin_nor_end_with_blanks(context, offsets, places):
+    logits = ([0.0, 5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0, 0.0])
+    found = one_example(context, offsets, logits, version_2=False)[0].prediction
+    assert (found.start_char, found.end_char) == places
+    assert found.text == context[slice(*places)]
+
+
 def test_a_zero_width_token_that_scores_as_the_null_answer_is_not_taken_for_it():
     logits = ([0.5, 5.0, 0.5, 0.0], [0.5, 5.0, 0.5, 0.0])
     answer = one_example("dog", [(0, 3), (0, 0)], logits, version_2=True, n_best_size=3)[0]
