@@ -288,7 +288,7 @@ def test_a_window_longer_than_the_positions_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="cannot be loaded|holds no weights"):
+    with pytest.raises(UserError, match=r"cannot be loaded|holds no weights"):
         build(tmp_path / "empty")
 
 
