@@ -162,8 +162,8 @@ class Trainer:
     def _accumulate(self, step: int, num_features: int, report: StepReport) -> bool:
         """This rank's gradients of a step, and its losses in the report; False if it ran out of memory."""
         seed_dropout(self.config.training.seed, step, self.ranks.rank, self.ranks.device)
-        if not self.engine.module.training:
-            self.engine.module.train()
+        # Always: a model that was just loaded has parts that do not drop anything, whatever its own mode says.
+        self.engine.module.train()
         try:
             micro_batches = self.inputs.micro_batches(step, self.max_tokens)
             for number, (batch, is_counted) in enumerate(micro_batches, 1):
