@@ -165,6 +165,7 @@ class Trainer:
         # Always: a model that was just loaded has parts that do not drop anything, whatever its own mode says.
         self.engine.module.train()
         try:
+            self.ranks.watchdog.beat(f"step {step + 1}, before its first micro-batch")
             micro_batches = self.inputs.micro_batches(step, self.max_tokens)
             for number, (batch, is_counted) in enumerate(micro_batches, 1):
                 self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")

@@ -197,6 +197,7 @@ def _small_configuration(model_type: str, vocab_size: int, scene: Scene) -> Any:
     special: dict[str, dict[str, Any]] = {
         "electra": {"embedding_size": hidden // 2},
         "roberta": {"type_vocab_size": 1},
+        "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
         "modernbert": {
             "global_attn_every_n_layers": 2,
             "local_attention": 16,

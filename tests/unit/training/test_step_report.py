@@ -106,6 +106,21 @@ def test_a_step_reads_nothing_before_its_report(prepared: Trainer, monkeypatch: 
     assert before == [0], found
 
 
+def test_every_part_of_the_model_is_training_in_the_first_step_and_after_an_evaluation(prepared: Trainer) -> None:
+    # As transformers returns what it has loaded: its parts do not drop anything, and the model around it does not know.
+    for module in prepared.model.model.modules():
+        module.training = False
+    seen: list[bool] = []
+    prepared.model.register_forward_pre_hook(
+        lambda model, _: seen.append(all(module.training for module in model.modules()))
+    )
+    prepared.step(0)
+    prepared.model.eval()
+    prepared.step(1)
+    assert len(seen) >= 2
+    assert all(seen)
+
+
 def test_a_step_that_runs_out_of_memory_is_taken_with_half_the_budget_and_leaves_no_trace(
     prepared: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
