@@ -69,7 +69,8 @@ def _require_model_loads(model: SpanModel, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForQuestionAnswering
 
     with torch.device("meta"):
-        again = AutoModelForQuestionAnswering.from_config(AutoConfig.from_pretrained(folder), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        again = AutoModelForQuestionAnswering.from_config(config, trust_remote_code=False)
     expected = {name: tuple(tensor.shape) for name, tensor in again.state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):

@@ -86,7 +86,8 @@ class Scene:
             from transformers import AutoModel, BertConfig
 
             torch.manual_seed(5)
-            AutoModel.from_config(BertConfig.from_pretrained(self.small_model())).save_pretrained(folder)
+            config = BertConfig.from_pretrained(self.small_model())
+            AutoModel.from_config(config, trust_remote_code=False).save_pretrained(folder)
             _word_tokenizer().save_pretrained(folder)
         return folder
 
