@@ -350,7 +350,7 @@ def three_loops(
                     first = feature.context_offsets[start - feature.context_start][0]
                     last = feature.context_offsets[end - feature.context_start][1]
                     score = float(np.float32(starts[start]) + np.float32(ends[end]))
-                    entries.append((-score, window, start, end, context[first:last]))
+                    entries.append((-score, window, start, end, context[first:last].strip()))
     entries.sort(key=lambda entry: entry[:4])
     best = [(text, -score) for score, _, _, _, text in entries[:n_best]]
     if version_2 or not best:

@@ -165,7 +165,9 @@ def families(scene: Scene) -> Figures:
     """Every family that runs unpadded, against the same weights in padded batches through transformers' attention."""
     figures: Figures = {}
     wrong: list[str] = []
-    for model_type, precision in itertools.product(model_types_unpadded(), ("no", "bf16")):
+    # X-MOD's adapters of languages write float32 into a tensor of half precision: transformers has it in float32 alone.
+    kinds = [kind for kind in itertools.product(model_types_unpadded(), ("no", "bf16")) if kind != ("xmod", "bf16")]
+    for model_type, precision in kinds:
         try:
             logits, gradients = _unpadded_against_padded(scene, model_type, precision)
         except Exception as error:

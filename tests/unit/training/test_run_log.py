@@ -150,7 +150,7 @@ def test_the_record_holds_what_was_described_and_how_it_ended(
     assert found["parameters"] == {"trainable": 10, "total": 100, "before": 90}
     assert (found["padding"], found["num_steps"], found["weights_of_step"]) == ("sorted", 4, 2)
     assert (found["world_size"], found["strategy"]) == (2, "ddp")
-    assert found["final"] == {"loss": 1.25, **METRICS}
+    assert found["final"] == {"loss": 1.25, **METRICS, "answer_normalization": "squad"}
     assert found["seconds"] == {"train": 1.235}
     assert found["peak_memory_bytes_per_rank"] == [7, 8]
     assert record(log, tmp_path, final=None)["final"] is None
