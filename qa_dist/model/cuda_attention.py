@@ -115,47 +115,21 @@ def flash(
     """`attend` through torch's flash kernel, which takes bfloat16 and float16."""
     # Squeezed, not indexed: the backward pass of an index fills a tensor with zeros and copies.
     query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    if not HAS_DROPOUT:
-        return _flash_without_dropout(query, key, value, cumulative, longest, scale, reach, dropout)
-    output: torch.Tensor = torch.ops.aten._flash_attention_forward.default(
-        query,
-        key,
-        value,
-        cumulative,
-        cumulative,
-        longest,
-        longest,
-        dropout,
-        False,
-        False,
-        scale=scale,
-        window_size_left=reach,
-        window_size_right=reach,
-    )[0]
-    return output.unsqueeze(0)
-
-
-def _flash_without_dropout(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cumulative: torch.Tensor,
-    longest: int,
-    scale: float,
-    reach: int,
-    dropout: float,
-) -> torch.Tensor:
-    """The public function around the kernel, for versions of torch whose operator takes other arguments."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    if dropout:
+    places = (query, key, value, cumulative, cumulative, longest, longest)
+    if HAS_DROPOUT:
+        output: Any = torch.ops.aten._flash_attention_forward.default(
+            *places, dropout, False, False, scale=scale, window_size_left=reach, window_size_right=reach
+        )[0]
+    elif dropout:
         raise UserError(
             f"attention dropout {dropout} was asked for, but torch {torch.__version__} has none for rows without "
             "padding; use a version that qa-dist doctor calls tested, or --padding sorted"
         )
-    output = varlen_attn(
-        query, key, value, cumulative, cumulative, longest, longest, scale=scale, window_size=(reach, reach)
-    )
+    else:
+        # The public function, for versions of torch whose operator takes other arguments.
+        from torch.nn.attention.varlen import varlen_attn
+
+        output = varlen_attn(*places, scale=scale, window_size=(reach, reach))
     assert isinstance(output, torch.Tensor)
     return output.unsqueeze(0)
 
