@@ -338,17 +338,7 @@ _LONG_RUN = (
     "it has imported anything. Where LD_PRELOAD is set already, be it to nothing, it does not, nor where there is a",
     "GPU. `qa-dist doctor` says whether it will, `run.json` which allocator it was.",
     "",
-    "MiB resident after so many steps of `squad_minilm_small` on SQuAD v1.1, one process with two threads on a",
-    "machine of two cores:",
-    "",
-    "| allocator | 5 | 20 | 50 | 100 | seconds per step |",
-    "| --- | ---: | ---: | ---: | ---: | ---: |",
-    "| glibc | 980 | 1,103 | 1,240 | 1,393 | 0.99 |",
-    "| jemalloc | 670 | 661 | 699 | 712 | 1.00 |",
-    "",
-    "The estimate for it is 698 MiB. glibc told to give back what is larger than 1 MiB had 841 after 60 steps, at",
-    "1.26 seconds per step: every large tensor is paged in anew. Two ranks with glibc had 1.5 GB each after 280 steps",
-    "and 2.0 GB after 1,200. 2,000 steps with jemalloc: not yet measured.",
+    "How much the two take over 2,000 steps: not yet measured.",
     "",
 )
 
