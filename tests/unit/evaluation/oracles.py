@@ -1,8 +1,9 @@
-"""Searches that try every span, one at a time, with Python's own sort, and tables of candidates to decode."""
+"""Searches that try every span, one at a time, with Python's own sort, tables of candidates to decode, and a skip."""
 
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from qa_dist.evaluation.candidates import CandidateTable, top_spans
@@ -75,3 +76,9 @@ def small_table(indices, num_candidates=2) -> CandidateTable:
         null_start_logit_N=np.array(indices, f32),
         null_end_logit_N=np.zeros(count, f32),
     )
+
+
+def skip_without_package_of(normalization: str) -> None:
+    """Skip a test of a set of rules whose package is not installed."""
+    if normalization == "cmrc":
+        pytest.importorskip("nltk", reason="nltk is not installed (the extra cmrc)")

@@ -10,6 +10,7 @@ from qa_dist.evaluation import ceiling as module
 from qa_dist.evaluation.ceiling import REASONS, Question, Window, best_scores, reason_of
 from qa_dist.evaluation.normalization import NORMALIZATIONS, SQUAD
 from qa_dist.evaluation.scoring import score_v1, score_v2
+from tests.unit.evaluation.oracles import skip_without_package_of
 
 
 def window(*tokens: tuple[int, int]) -> Window:
@@ -80,8 +81,7 @@ def random_question(draw: random.Random, name: str, *, version_2: bool) -> Quest
 @pytest.mark.parametrize("version_2", [False, True])
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_the_best_of_the_search_is_the_best_of_all_spans(name: str, version_2: bool) -> None:
-    if name == "cmrc":
-        pytest.importorskip("nltk", reason="nltk is not installed (the extra cmrc)")
+    skip_without_package_of(name)
     draw = random.Random(f"{name} {version_2}")
     num_partial = 0
     for _ in range(80):

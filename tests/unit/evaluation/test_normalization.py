@@ -15,8 +15,7 @@ from qa_dist.config.options import AnswerNormalization
 from qa_dist.evaluation import normalization as module
 from qa_dist.evaluation.normalization import NORMALIZATIONS, SQUAD, longest_run, normalization, num_shared, unfit_note
 from qa_dist.evaluation.scoring import score_v1, score_v2
-
-WITHOUT_NLTK = [name for name in NORMALIZATIONS if name != "cmrc"]
+from tests.unit.evaluation.oracles import skip_without_package_of
 
 # The scripts, spelled out: characters one after the other, and every pair of places.
 
@@ -130,8 +129,7 @@ def random_text(draw):
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_scores_are_those_of_the_rules_spelled_out(name):
-    if name == "cmrc":
-        pytest.importorskip("nltk", reason="nltk is not installed (the extra cmrc)")
+    skip_without_package_of(name)
     draw, rules = random.Random(name), NORMALIZATIONS[name]
     num_partial = num_exact = 0
     for _ in range(600):
@@ -150,8 +148,7 @@ def test_scores_are_those_of_the_rules_spelled_out(name):
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_no_unit_reaches_over_a_cut(name):
     """What ceilings rely on: behind and before a place at a cut, texts have their units one after the other."""
-    if name == "cmrc":
-        pytest.importorskip("nltk", reason="nltk is not installed (the extra cmrc)")
+    skip_without_package_of(name)
     draw, rules = random.Random(name), NORMALIZATIONS[name]
     cut = re.compile(f"[{rules.cuts}]")
     num_cuts = 0
@@ -187,8 +184,7 @@ KNOWN = [
 
 @pytest.mark.parametrize(("name", "gold", "prediction", "exact", "f1"), KNOWN)
 def test_known_answers(name, gold, prediction, exact, f1):
-    if name == "cmrc":
-        pytest.importorskip("nltk", reason="nltk is not installed (the extra cmrc)")
+    skip_without_package_of(name)
     found = score_v1({"q": [gold]}, {"q": prediction}, rules=normalization(name))
     assert found == {"exact_match": exact, "f1": pytest.approx(f1, rel=1e-12)}
 
