@@ -52,6 +52,10 @@ class Problem:
     count: int
     first_ids: tuple[str, ...]
 
+    def text(self) -> str:
+        """The finding as a clause."""
+        return f"{self.count:,} where {PROBLEMS[self.kind]} ({listed(self.first_ids, self.count)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -104,10 +108,7 @@ class Report:
         if self.num_without_place:
             parts.append(f"with answers that have no place, scored but without a label: {self.num_without_place:,}")
         if self.problems:
-            kinds = "; ".join(
-                f"{problem.count:,} where {PROBLEMS[problem.kind]} ({listed(problem.first_ids, problem.count)})"
-                for problem in self.problems
-            )
+            kinds = "; ".join(problem.text() for problem in self.problems)
             parts.append(f"invalid: {self.num_invalid:,}: {kinds}")
         return "; ".join([*self.notes, ", ".join(parts)])
 
@@ -126,7 +127,6 @@ class Report:
 class _Draft(NamedTuple):
     """What a record says, as far as it can be read, before its answers are placed."""
 
-    shown: str
     id: str
     question: str
     context: str
@@ -247,11 +247,6 @@ class _Found:
         examples = self.examples
         if examples and all(example.is_unanswerable for example in examples):
             notes = (*notes, "no question has an answer")
-        problems = tuple(
-            Problem(kind, len(where), tuple(where[:_NUM_IDS_SHOWN]))
-            for kind, where in self._ids_by_problem.items()
-            if where
-        )
         return Report(
             num_records=num_records,
             num_invalid=num_records - len(examples),
@@ -259,7 +254,7 @@ class _Found:
             num_unanswerable=sum(example.is_unanswerable for example in examples),
             num_mended=len(self._mended_ids),
             first_mended=tuple(self._mended_ids[:_NUM_IDS_SHOWN]),
-            problems=problems,
+            problems=_counted(self._ids_by_problem),
             num_without_references=sum(not example.has_references for example in examples),
             num_without_place=sum(bool(example.other_texts) and not example.answers for example in examples),
             notes=notes,
@@ -282,14 +277,14 @@ class ReferenceTexts(NamedTuple):
     Attributes:
         texts: the texts of the reference answers by id; None where nothing is known of them.
         has_impossible: whether any record says if its question has an answer.
-        problems: what keeps records from being used, as clauses with the ids or places of the first few.
+        problems: what keeps records from being used.
         repeated: ids that occur more than once.
         notes: what was taken in another way than usual.
     """
 
     texts: dict[str, tuple[str, ...] | None]
     has_impossible: bool
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
     repeated: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -317,12 +312,14 @@ def reference_texts(records: Iterable[Record]) -> ReferenceTexts:
             repeated.append(identity)
         meant = _answers_meant(answers, is_impossible, set())
         texts[identity] = None if meant is None else tuple(answer.text for answer in meant)
-    clauses = tuple(
-        f"{len(where):,} where {PROBLEMS[kind]} ({listed(where[:_NUM_IDS_SHOWN], len(where))})"
-        for kind, where in found.items()
-        if where
+    return ReferenceTexts(texts, has_impossible, _counted(found), tuple(repeated), tuple(notes))
+
+
+def _counted(ids_by_problem: Mapping[str, Sequence[str]]) -> tuple[Problem, ...]:
+    """The kinds of problems that occur, given the ids or places of the records that have each."""
+    return tuple(
+        Problem(kind, len(where), tuple(where[:_NUM_IDS_SHOWN])) for kind, where in ids_by_problem.items() if where
     )
-    return ReferenceTexts(texts, has_impossible, clauses, tuple(repeated), tuple(notes))
 
 
 def _draft(record: Record, allow_unanswerable: bool) -> tuple[_Draft | None, set[str]]:
@@ -357,7 +354,7 @@ def _draft(record: Record, allow_unanswerable: bool) -> tuple[_Draft | None, set
     if not all(_is_unicode(text) for text in (identity, question, context, title, *(a.text for a in answers or ()))):
         problems.add("not_unicode")
         return None, problems
-    return _Draft(printable(identity or record.place), identity, question, context, title, answers), problems
+    return _Draft(identity, question, context, title, answers), problems
 
 
 def _has_no_id(record: Record) -> bool:

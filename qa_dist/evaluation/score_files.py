@@ -55,7 +55,7 @@ def load_references(path: str | Path) -> References:
     reading = file_source(str(path), "validation").records()
     found = reference_texts(reading)
     if found.problems:
-        raise DataError(f"{path}: {'; '.join(found.problems)}; mend them.")
+        raise DataError(f"{path}: {'; '.join(problem.text() for problem in found.problems)}; mend them.")
     if found.repeated:
         raise DataError(
             f"{path} holds {counted(found.repeated, 'id')} more than once; every question needs its own id."
