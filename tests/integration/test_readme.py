@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.forking import run_apart
-from tests.distributed.launching import ROOT, succeed
+from tests.distributed.launching import ROOT, run, succeed
 from tests.tiny import tiny_squad
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -38,6 +38,11 @@ NOT_RUN = {
     "sbatch ": "tests/integration/test_slurm.py runs it, where this can be done",
     "NNODES=2 ": "tests/integration/test_two_hosts.py runs it, where this can be done",
     "python -m qa_dist.bench all ": "tests/integration/test_bench.py measures each section",
+    # The way to a machine without a network.
+    "python -m qa_dist.bench gpu pack ": "it downloads; tests/unit/benchmarking/test_gpu_running.py tests the wheels",
+    "python3 -m tarfile ": "it needs the archive that the command before it makes",
+    "python3 -m pip ": "it needs the wheels in that archive",
+    "PYTHONPATH=$PWD:/tmp/gpu/site ": "it needs what is unpacked there; tests/integration/test_bench_gpu.py runs it",
 }
 """Commands by what they start with, and why they are not run here."""
 
@@ -47,8 +52,14 @@ SHORTENED = {
     "qa-dist doctor --launch": "--seconds 1",
     # Ten minutes and 6 GiB, of which only the command line is looked at.
     "python -m qa_dist.bench memory ": "--help",
+    # Minutes; tests/integration/test_bench_gpu.py runs all of it.
+    "python -m qa_dist.bench gpu --output_dir ": "--rehearse --only machine",
+    "python -m qa_dist.bench gpu --output_dir outputs/gpu --only ": "--rehearse --part a",
 }
-"""What is put behind commands that start so."""
+"""What is put behind commands that start so; of several starts the longest counts."""
+
+REFUSED = {"bash launch/benchmark_gpu.sh ": "there is no CUDA device here"}
+"""Commands, by what they start with, that end here with exit code 2 and this sentence: behind it is the work itself."""
 
 
 class Workplace:
@@ -74,9 +85,8 @@ class Workplace:
     def run(self, command: str) -> str:
         """What a command says on standard error; one that has run before is not run again."""
         if command not in self.said:
-            words = shlex.split(
-                " ".join((command, *(more for start, more in SHORTENED.items() if command.startswith(start))))
-            )
+            start = max(filter(command.startswith, SHORTENED), key=len, default="")
+            words = shlex.split(f"{command} {SHORTENED.get(start, '')}")
             if words[0] == "make":
                 words += [
                     f"VENV={sys.prefix}",
@@ -86,7 +96,13 @@ class Workplace:
                 "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
                 "QA_DIST_STORE": str(self.folder / "store"),
             }
-            if words[:2] == ["python", "-m"] and words[2] in self._started:
+            refusal = next((text for start, text in REFUSED.items() if command.startswith(start)), None)
+            if refusal is not None:
+                done = run(words, timeout=300, cwd=self.folder, **variables, CUDA_VISIBLE_DEVICES="")
+                self.said[command] = done.stderr
+                assert done.returncode == 2, f"{command}\n{done.stderr}"
+                assert refusal in done.stderr, f"{command}\n{done.stderr}"
+            elif words[:2] == ["python", "-m"] and words[2] in self._started:
                 # Starting an interpreter once shows that the program can be started; it costs seconds.
                 code, _, self.said[command] = run_apart(words[2], words[3:], cwd=self.folder, environment=variables)
                 assert code == 0, f"{command}\n{self.said[command]}"
@@ -106,7 +122,7 @@ def test_there_are_commands() -> None:
     assert len(DOCUMENTS["README.md"]) >= 4
     assert "make quickstart" in COMMANDS
     assert len([document for document, found in DOCUMENTS.items() if found]) >= 6
-    for start in (*NOT_RUN, *SHORTENED):
+    for start in (*NOT_RUN, *SHORTENED, *REFUSED):
         assert any(command.startswith(start) for command in COMMANDS), f"no command starts with {start}"
 
 
