@@ -24,29 +24,12 @@ MAX_POSITIONS = 160
 
 def tiny_tokenizer(*, padding_side: str = "right", uncased: bool = True, words: tuple[str, ...] = ()) -> Any:
     """A WordPiece tokenizer as BERT's: whole words above and given, all else by letters of Latin; emoji are unknown."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from qa_dist.benchmarking.synthetic import wordpiece_tokenizer
 
-    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     letters = [chr(code) for code in (*range(33, 127), *range(0xC0, 0x180))]
     pieces = ("the", "stage", "of", "##ing")
-    tokens = [*specials, *WORDS, *pieces, *words, *letters, *(f"##{letter}" for letter in letters)]
-    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=uncased)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        padding_side=padding_side,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    tokens = [*WORDS, *pieces, *words, *letters, *(f"##{letter}" for letter in letters)]
+    return wordpiece_tokenizer(tokens, lowercase=uncased, padding_side=padding_side)
 
 
 def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:

@@ -1,6 +1,11 @@
-"""Features to measure with: the lengths of SQuAD, tokens of no meaning, and no tokenizer needed."""
+"""Features to measure with: the lengths of SQuAD, tokens of no meaning, and no tokenizer needed.
 
+Beside them, a tokenizer of chosen words, for text that is made up.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +53,36 @@ def squad_windows(num_features: int, *, seed: int, max_seq_length: int = 384, do
             break
     return Windows(
         np.array(lengths[:num_features], dtype=np.int32), np.array(question_lengths[:num_features], dtype=np.int32)
+    )
+
+
+def wordpiece_tokenizer(pieces: Iterable[str], *, lowercase: bool = True, **options: Any) -> Any:
+    """A WordPiece tokenizer as BERT's, that knows these words and pieces of words behind the special tokens.
+
+    Args:
+        pieces: In the order of their numbers, from 5 on; what continues a word begins with "##".
+        lowercase: Whether text is brought to lower case, without accents.
+        **options: Of `PreTrainedTokenizerFast`, such as `padding_side`.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]
+    backend = Tokenizer(models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **options,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from qa_dist.benchmarking.measuring import synthetic_features
+from qa_dist.benchmarking.synthetic import wordpiece_tokenizer
 from qa_dist.config.options import ModelConfig, RunConfig, defaults
 from qa_dist.config.parsing import parse
 from qa_dist.data.sample import synthetic_examples
@@ -158,27 +159,9 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor, least: float = 1e-
 @cache
 def _word_tokenizer() -> Any:
     """A WordPiece tokenizer that knows the words of synthetic examples, so that lengths are those of SQuAD."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     texts = [example.context for example in synthetic_examples(100, seed=0)]
     words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *words]
-    backend = Tokenizer(models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    return wordpiece_tokenizer([".", "?", *words])
 
 
 def _small_configuration(model_type: str, vocab_size: int, scene: Scene) -> Any:
