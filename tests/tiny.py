@@ -1,6 +1,7 @@
 """Small things to test with: random two-layer encoders of every family, their tokenizer, and a SQuAD file to match."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,19 @@ def tiny_squad(path: Path, num_examples: int, *, seed: int, unanswerable: bool =
     return path
 
 
+def tiny_training(folder: Path, num_examples: int, *, longest: int = 150) -> list[str]:
+    """Arguments of a training without evaluation on inputs made in `folder`; length and --output_dir are left out."""
+    options = {
+        "model_name_or_path": tiny_model("bert", folder / "bert"),
+        "train_file": tiny_squad(folder / "train.json", num_examples, seed=1, longest=longest),
+        "eval_steps": "no",
+        "store_dir": folder / "store",
+        "max_seq_length": 64,
+        "doc_stride": 16,
+    }
+    return _words(options)
+
+
 def tiny_run(folder: Path) -> list[str]:
     """Arguments of a run of seconds on a tiny model and data that are made in `folder`; --output_dir is left out."""
     options = {
@@ -150,4 +164,8 @@ def tiny_run(folder: Path) -> list[str]:
         "model_dropout": 0,
         "num_train_epochs": 2,
     }
+    return _words(options)
+
+
+def _words(options: Mapping[str, object]) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -12,18 +12,15 @@ from qa_dist.common.hosts import host_name
 from qa_dist.distributed import agreement, rendezvous
 from tests.distributed.forking import call_main, start_ranks, torchrun_store
 from tests.distributed.launching import free_port
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_squad, tiny_training
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("inputs")
-    words = ["--model_name_or_path", str(tiny_model("bert", folder / "bert")), "--disable_tqdm"]
-    words += ["--train_file", str(tiny_squad(folder / "train.json", 12, seed=1, longest=40)), "--eval_steps", "no"]
-    words += ["--store_dir", str(folder / "store"), "--max_seq_length", "64", "--doc_stride", "16"]
-    return [*words, "--max_train_steps", "1"]
+    words = tiny_training(tmp_path_factory.mktemp("inputs"), 12, longest=40)
+    return [*words, "--disable_tqdm", "--max_train_steps", "1"]
 
 
 def train_unlike(change: Callable[[list[str]], None], words: list[str], rank: int) -> int:

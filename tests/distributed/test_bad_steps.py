@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.forking import start_ranks
 from tests.distributed.launching import free_port, lines
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_training
 
 pytestmark = pytest.mark.distributed
 
@@ -115,10 +115,7 @@ def run_all(runs: Sequence[Run], words: list[str], rank: int) -> int:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("inputs")
-    words = ["--model_name_or_path", str(tiny_model("bert", folder / "bert")), "--lora_dropout", "0"]
-    words += ["--train_file", str(tiny_squad(folder / "train.json", 20, seed=1)), "--eval_steps", "no"]
-    words += ["--store_dir", str(folder / "store"), "--max_seq_length", "64", "--doc_stride", "16"]
+    words = [*tiny_training(tmp_path_factory.mktemp("inputs"), 20), "--lora_dropout", "0"]
     words += ["--max_train_steps", str(NUM_STEPS), "--checkpointing_steps", "1", "--resume_from_checkpoint", "auto"]
     return [*words, "--global_batch_size", "12", "--max_tokens_per_device", "1024", "--disable_tqdm"]
 

@@ -11,7 +11,7 @@ import torch
 from tests.distributed import forking
 from tests.distributed.launching import ROOT, run, torchrun
 from tests.refusals import contents
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_training
 from tests.unit.trained import trained_folder
 
 pytestmark = pytest.mark.distributed
@@ -19,10 +19,7 @@ pytestmark = pytest.mark.distributed
 
 def words(folder: Path) -> list[str]:
     """A run of a while, whose inputs are made in `folder`."""
-    words = ["--model_name_or_path", str(tiny_model("bert", folder / "bert"))]
-    words += ["--train_file", str(tiny_squad(folder / "train.json", 40, seed=1)), "--eval_steps", "no"]
-    words += ["--store_dir", str(folder / "store"), "--output_dir", str(folder / "out")]
-    return [*words, "--max_seq_length", "64", "--doc_stride", "16", "--num_train_epochs", "50"]
+    return [*tiny_training(folder, 40), "--output_dir", str(folder / "out"), "--num_train_epochs", "50"]
 
 
 BROKEN = """

@@ -11,7 +11,7 @@ import torch
 
 from tests.distributed.forking import start_ranks
 from tests.distributed.launching import lines
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_training
 
 pytestmark = pytest.mark.distributed
 
@@ -34,10 +34,7 @@ def train_in_small_memory(limit: int, words: list[str], rank: int) -> int:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("inputs")
-    words = ["--model_name_or_path", str(tiny_model("bert", folder / "bert")), "--lora_dropout", "0"]
-    words += ["--train_file", str(tiny_squad(folder / "train.json", 20, seed=1)), "--eval_steps", "no"]
-    words += ["--store_dir", str(folder / "store"), "--max_seq_length", "64", "--doc_stride", "16"]
+    words = [*tiny_training(tmp_path_factory.mktemp("inputs"), 20), "--lora_dropout", "0"]
     return [*words, "--num_train_epochs", "2", "--global_batch_size", "12", "--disable_tqdm"]
 
 

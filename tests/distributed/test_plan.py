@@ -6,16 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.forking import start
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_training
 
 pytestmark = pytest.mark.distributed
 
 
 def test_two_ranks_plan_together_and_one_prints(tmp_path: Path) -> None:
-    words = ["--model_name_or_path", str(tiny_model("bert", tmp_path / "bert")), "--dry_run"]
-    words += ["--train_file", str(tiny_squad(tmp_path / "train.json", 12, seed=1, longest=40)), "--eval_steps", "no"]
-    words += ["--store_dir", str(tmp_path / "store"), "--max_seq_length", "64", "--doc_stride", "16"]
-    words += ["--output_dir", str(tmp_path / "out")]
+    words = [*tiny_training(tmp_path, 12, longest=40), "--dry_run", "--output_dir", str(tmp_path / "out")]
     sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     group = start(words, tmp_path / "log", num_processes=2, environment=sharded)
     assert group.wait() == [0, 0], group.text()
