@@ -126,7 +126,7 @@ class _Counter(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
         if on_device and made and all(tensor.device.type == "cpu" for tensor in made) and "copy" in name:
             self.by_name[f"{name} to the host"] += 1
-            if not kwargs.get("non_blocking", args[2] if name == "aten::copy_" and len(args) > 2 else False):
+            if _is_waited_for(name, args, kwargs):
                 self.sync_names[f"{name} to the host"] += 1
             return output if name == "aten::copy_" else _zeros(made[0])
         if not on_device and not any(tensor.device.type == "cuda" for tensor in made):
@@ -140,7 +140,7 @@ class _Counter(TorchDispatchMode):
         if is_view or name in _NO_KERNEL or name.startswith("prim::"):
             return
         is_upload = "copy" in name and any(tensor.device.type == "cpu" and tensor.ndim for tensor in inputs)
-        if is_upload and not kwargs.get("non_blocking", args[2] if name == "aten::copy_" and len(args) > 2 else False):
+        if is_upload and _is_waited_for(name, args, kwargs):
             self.sync_names[f"{name} from the host"] += 1
         self.by_name[name] += 1 + _MORE_KERNELS.get(name, 0)
         if name in self.dtypes:
@@ -148,6 +148,11 @@ class _Counter(TorchDispatchMode):
         if name not in _NOT_ELEMENTWISE:
             tensors = {id(tensor): tensor for tensor in (*inputs, *made) if tensor.device.type == "cuda"}
             self.elementwise_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _is_waited_for(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the host waits for a copy: `copy_` takes `non_blocking` as its third argument as well."""
+    return not kwargs.get("non_blocking", args[2] if name == "aten::copy_" and len(args) > 2 else False)
 
 
 def _zeros(like: torch.Tensor) -> torch.Tensor:
