@@ -1,6 +1,6 @@
 """The table of what a training step asks of a GPU; tests/support/count_steps.py counts it, on a machine without one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,14 @@ def counts_part(counts: Mapping[str, Any]) -> list[str]:
         "`python -m tests.support.count_steps --output docs/benchmarks/counted.json` counts again; its text says how",
         "an earlier commit is counted. [On a GPU](gpu.md#results) has what a profiler saw.",
         "",
-        *("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)),
+        *markdown_table(heads, rows),
         "",
     ]
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def short_commit(commit: str | None) -> str:

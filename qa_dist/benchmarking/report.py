@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qa_dist.benchmarking.counted import counts_part, read_counts, short_commit
+from qa_dist.benchmarking.counted import counts_part, markdown_table, read_counts, short_commit
 from qa_dist.benchmarking.neighbours import is_disturbed
 from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.common.command import Parser
@@ -188,7 +188,7 @@ def _headline_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         [f"`{key}`", meaning, *(_figure(figures.get(key)) for _, figures in columns)]
         for key, meaning in HEADLINES.items()
     ]
-    return ["## Headline", "", *_table(["figure", "what it is", *(name for name, _ in columns)], rows), ""]
+    return ["## Headline", "", *markdown_table(["figure", "what it is", *(name for name, _ in columns)], rows), ""]
 
 
 def _column_name(report: Mapping[str, Any]) -> str:
@@ -219,7 +219,7 @@ def _trainer_table(section: Section) -> list[str]:
         return f"{medians[result['name']] / medians[TUTORIAL]:.2f}" if TUTORIAL in medians else ""
 
     rows = [[_name(result), *_cells(result, _rate, times, _tokens, _step, _memory)] for result in section["results"]]
-    return _table(["", "features/s", "times tutorial", "real tokens/s", "step, s", "peak memory, GiB"], rows)
+    return markdown_table(["", "features/s", "times tutorial", "real tokens/s", "step, s", "peak memory, GiB"], rows)
 
 
 def _paths_table(section: Section) -> list[str]:
@@ -237,7 +237,7 @@ def _paths_table(section: Section) -> list[str]:
         for result in section["results"]
     ]
     heads = ["", "features/s", "real tokens/s", "peak memory, GiB", "model GFLOP/s", "ceiling, GFLOP/s", "fraction"]
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def _scaling_table(section: Section) -> list[str]:
@@ -246,7 +246,7 @@ def _scaling_table(section: Section) -> list[str]:
         shares = result["phase_shares"]
         in_words = "" if shares is None else ", ".join(f"{name} {value:.1%}" for name, value in shares.items())
         rows.append([_name(result), *_cells(result, _rate, _tokens, _step, _memory), in_words])
-    return _table(
+    return markdown_table(
         ["", "features/s", "real tokens/s", "step, s", "peak memory of a rank, GiB", "time of a step on rank 0"], rows
     )
 
@@ -256,14 +256,14 @@ def _efficiency_table(section: Section) -> list[str]:
     rows = [[str(entry["world_size"]), *(_spread(entry[name], 3) for name in names)] for entry in section["efficiency"]]
     if not rows:
         return ["One world size only: no efficiency."]
-    return _table(["ranks", "weak, over independent processes", "weak, over one process", "strong"], rows)
+    return markdown_table(["ranks", "weak, over independent processes", "weak, over one process", "strong"], rows)
 
 
 def _balance_table(section: Section) -> list[str]:
     rows = [
         [str(entry["world_size"]), f"{entry['dealt']:.4f}", f"{entry['plain']:.3f}"] for entry in section["balance"]
     ]
-    return _table(["ranks", "most tokens of a rank over the mean", "by position, as data loaders divide"], rows)
+    return markdown_table(["ranks", "most tokens of a rank over the mean", "by position, as data loaders divide"], rows)
 
 
 def _evaluation_table(section: Section) -> list[str]:
@@ -276,7 +276,7 @@ def _evaluation_table(section: Section) -> list[str]:
         for result in section["results"]
     ]
     size = f"{section['num_examples']:,} questions in {section['num_features']:,} features; seconds."
-    return [size, "", *_table(["", *phases[:-1], "together"], rows)]
+    return [size, "", *markdown_table(["", *phases[:-1], "together"], rows)]
 
 
 _TEXTS: dict[str, tuple[str, tuple[Callable[[Section], list[str]], ...]]] = {
@@ -362,7 +362,3 @@ def _disturbances(section: Section) -> list[str]:
             most = max(entry["others_cores"] for entry in noted)
             said.append(f"{result['name']}: {len(noted)} of {len(result['repeats'])} repeats, up to {most:.2f} cores")
     return [f"{_MARK} Others used the machine meanwhile. {'; '.join(said)}.", ""] if said else []
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
