@@ -36,6 +36,9 @@ _MEGABYTES = 2**20
 _REHEARSAL_SECONDS = 240
 """Longest that an item may take on a CPU, which others may be using."""
 
+_BEST: dict[str, Any] = {"dynamic_padding": True, "group_by_length": True}
+"""What `Trainer` can do for speed at these lengths."""
+
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Run the items, or gather what they need elsewhere, or write the page."""
@@ -172,11 +175,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         check("CUDA graphs", 5, steps.graphs, 0),
         *_second_measurements(scene),
         check("unit tests", 100, processes.unit_tests, 30),
-        *[
-            Item(f"SQuAD {recipe}, seed {seed}", "b", 150, partial(squad.squad, scene, recipe, seed), 45)
-            for seed in scene.choose((2, 3), ())
-            for recipe in squad.RECIPES
-        ],
+        *(_squad(scene, recipe, seed) for seed in scene.choose((2, 3), ()) for recipe in squad.RECIPES),
     ]
 
 
@@ -186,7 +185,7 @@ def _first_measurements(scene: "Scene") -> list["Item"]:
         _training(scene, "q, v", 32),
         _training(scene, "all-linear", 32),
         _training(scene, "full", 32),
-        _trainer(scene, "best options", "q, v", 32, dynamic_padding=True, group_by_length=True),
+        _trainer(scene, "best options", "q, v", 32, **_BEST),
         _trainer(scene, "tutorial", "q, v", 32, precision="no"),
         _training(scene, "q, v", 128),
         _training(scene, "full", 128),
@@ -198,25 +197,21 @@ def _whole_runs(scene: "Scene") -> list["Item"]:
     from qa_dist.benchmarking.gpu import speed, squad
     from qa_dist.benchmarking.gpu.running import Item
 
-    lora, full = (
-        Item(f"SQuAD {recipe}, seed 1", "b", 150, partial(squad.squad, scene, recipe, 1), scene.choose(45, 0))
-        for recipe in squad.RECIPES
-    )
+    lora, full = (_squad(scene, recipe, 1) for recipe in squad.RECIPES)
     return [lora, Item("epoch", "b", 180, partial(speed.epoch, scene), scene.choose(40, 0)), full]
 
 
 def _second_measurements(scene: "Scene") -> list["Item"]:
     """The other batch sizes, the other rivals."""
-    best: dict[str, Any] = {"dynamic_padding": True, "group_by_length": True}
     items = [
         _training(scene, "all-linear", 128),
         _training(scene, "q, v", 256),
-        _trainer(scene, "best options", "full", 32, **best),
-        _trainer(scene, "best options, 4 workers", "q, v", 32, **best, num_workers=4),
+        _trainer(scene, "best options", "full", 32, **_BEST),
+        _trainer(scene, "best options, 4 workers", "q, v", 32, **_BEST, num_workers=4),
         _training(scene, "full", 256),
         _training(scene, "all-linear", 256),
         _training(scene, "q, v", 32, dropout=False),
-        _trainer(scene, "best options", "q, v", 128, **best),
+        _trainer(scene, "best options", "q, v", 128, **_BEST),
         _trainer(scene, "tutorial in bf16", "q, v", 32),
     ]
     if scene.is_rehearsal:
@@ -239,6 +234,14 @@ def _trainer(scene: "Scene", name: str, tuning: str, batch_size: int, **setup: A
 
     work = partial(speed.hugging_face_trainer, scene, tuning, batch_size, **setup)
     return Item(f"Trainer {name}, {tuning}, batch {batch_size}", "b", 45, work, scene.choose(10, 0))
+
+
+def _squad(scene: "Scene", recipe: str, seed: int) -> "Item":
+    from qa_dist.benchmarking.gpu import squad
+    from qa_dist.benchmarking.gpu.running import Item
+
+    work = partial(squad.squad, scene, recipe, seed)
+    return Item(f"SQuAD {recipe}, seed {seed}", "b", 150, work, scene.choose(45, 0))
 
 
 def _pack(argv: Sequence[str], prog: str) -> int:
