@@ -29,7 +29,8 @@ Headline = float | str
 
 _WORKER = "qa_dist.benchmarking.worker"
 _POLL_SECONDS = 0.2
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+"""The folder that the package is in: of a checkout, or of installed packages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +116,7 @@ def _start(job: Job, directory: Path, *, number: int, together: int) -> tuple["s
         ),
         encoding="utf-8",
     )
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
-    environment["PYTHONPATH"] = os.pathsep.join(
-        part for part in (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if part
-    )
+    environment = environment_for_children()
     if job.threads is not None:
         environment["OMP_NUM_THREADS"] = str(job.threads)
     if job.device is not None:
@@ -137,6 +133,13 @@ def _start(job: Job, directory: Path, *, number: int, together: int) -> tuple["s
             env=environment,
         )
     return process, error_path
+
+
+def environment_for_children() -> dict[str, str]:
+    """This process's variables as the processes that it starts get them: no rank of its launch, this package first."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    paths = os.pathsep.join(part for part in (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if part)
+    return kept | {"PYTHONPATH": paths}
 
 
 def _visible_device(index: int) -> str:

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from qa_dist.benchmarking.gpu.squad import FILES
+from qa_dist.benchmarking.job import PACKAGE_ROOT
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import staged
-
-ROOT = Path(__file__).resolve().parents[3]
 
 READY = ("datasets", "evaluate", "dill", "multiprocess", "hjson", "pydantic", "pydantic_core", "annotated-types")
 """Packages with wheels, at the versions of constraints.txt; torch, transformers, peft and accelerate are there."""
@@ -133,7 +132,7 @@ def _pack_model(target: Path) -> None:
 
 
 def _pinned_versions() -> dict[str, str]:
-    path = ROOT / "constraints.txt"
+    path = PACKAGE_ROOT / "constraints.txt"
     if not path.is_file():
         raise UserError("packing needs a checkout with constraints.txt; call it there")
     pairs = re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -168,7 +167,8 @@ def num_bytes(paths: Iterable[Path]) -> int:
 def checkout_bytes() -> int | None:
     """Bytes of the files that git knows here; None where there is no git."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
+        command = ["git", "-C", str(PACKAGE_ROOT), "ls-files", "-z"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return num_bytes(ROOT / name for name in done.stdout.split("\0") if name)
+    return num_bytes(PACKAGE_ROOT / name for name in done.stdout.split("\0") if name)

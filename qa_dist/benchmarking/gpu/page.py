@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_dist.benchmarking.counted import markdown_table
+from qa_dist.benchmarking.gpu.running import is_number
 from qa_dist.benchmarking.report import NOT_MEASURED, write_page
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
@@ -131,7 +133,7 @@ def _check_table(results: Results) -> list[str]:
     for item, values in results.items():
         if values.get("part") == "a":
             figures = ", ".join(
-                f"{name} {value:.3g}" for name, value in list(values["figures"].items())[:6] if _is_number(value)
+                f"{name} {value:.3g}" for name, value in list(values["figures"].items())[:6] if is_number(value)
             )
             rows.append([item, values["status"], values.get("reason") or figures, f"{values['seconds']:.1f}"])
     return _table(["check", "", "", "s"], rows) if rows else [f"{NOT_MEASURED.capitalize()}."]
@@ -145,12 +147,8 @@ def _figure(results: Results, item: str, name: str) -> Any:
     return results.get(item, {}).get("figures", {}).get(name)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _number(value: Any, unit: float, digits: int | None = None) -> str:
-    if not _is_number(value):
+    if not is_number(value):
         return NOT_MEASURED if value is None else str(value)
     value *= unit
     if digits is not None:
@@ -162,4 +160,4 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     def cell(text: str) -> str:
         return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
-    return ["| " + " | ".join(map(cell, cells)) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+    return markdown_table([cell(head) for head in heads], [list(map(cell, row)) for row in rows])

@@ -9,22 +9,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped
+from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped, require_installed
 from qa_dist.benchmarking.gpu.scene import Scene, alone, furthest
+from qa_dist.benchmarking.job import PACKAGE_ROOT, environment_for_children
 from qa_dist.common.shipped import find_shipped
+from qa_dist.common.signals import EXIT_STOPPED
 from qa_dist.config.options import RunConfig, TrainingConfig, defaults
 
-ROOT = Path(__file__).resolve().parents[3]
 STRATEGIES = ("fsdp2", "zero1", "zero2", "zero3")
-EXIT_STOPPED = 85
-"""What a run ends with that was asked to stop and can go on: `qa_dist.common.signals`."""
-
 _POLL_SECONDS = 0.01
 
 
@@ -32,9 +31,7 @@ class Process:
     """A command in a session of its own; a context manager that leaves nothing of it behind."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
-        kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        kept |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-        kept["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+        quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -42,8 +39,8 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=kept | dict(environment or {}),
-                cwd=ROOT,
+                env=environment_for_children() | quiet | dict(environment or {}),
+                cwd=PACKAGE_ROOT,
                 start_new_session=True,
             )
 
@@ -180,7 +177,7 @@ def strategies(scene: Scene) -> Figures:
     # In float32: in bf16, Adam makes whole steps of what is rounding in small gradients.
     options = {"max_train_steps": 5, "mixed_precision": "no", "max_tokens_per_device": 4 * 384}
     names, missing = list(scene.choose(STRATEGIES, ("fsdp2", "zero2"))), ""
-    if not _is_installed("deepspeed"):
+    if find_spec("deepspeed") is None:
         names, missing = ["fsdp2"], "deepspeed is not installed: ZeRO was not tried"
     figures: Figures = {"missing": missing} if missing else {}
     wrong: list[str] = []
@@ -255,15 +252,13 @@ def two_ranks(scene: Scene) -> Figures:
 
 def unit_tests(scene: Scene) -> Figures:
     """The unit tests of the checkout, as they are, on this machine's device and versions."""
-    folder = ROOT / "tests" / "unit"
+    folder = PACKAGE_ROOT / "tests" / "unit"
     if not folder.is_dir():
         raise Skipped("there are no tests beside the package")
-    for package in ("pytest", "pytest_timeout", "hypothesis"):
-        if not _is_installed(package):
-            raise Skipped(f"{package} is not installed")
+    require_installed("pytest", "pytest_timeout", "hypothesis")
     what = scene.choose(str(folder), str(folder / "features" / "test_batching.py"))
     command = [sys.executable, "-m", "pytest", "-W", "default", "-q", "-p", "no:cacheprovider", what]
-    if _is_installed("xdist") and not scene.is_rehearsal:
+    if find_spec("xdist") is not None and not scene.is_rehearsal:
         command += ["-n", str(max(2, min(12, (os.cpu_count() or 2) - 2))), "--dist", "loadfile"]
     with Process(command, scene.folder / "pytest.log") as process:
         code = process.wait()
@@ -274,9 +269,3 @@ def unit_tests(scene: Scene) -> Figures:
     if code or not counts.get("passed"):
         raise Failed(f"pytest ended with {code}", figures | {"output": text.splitlines()[-25:]})
     return figures
-
-
-def _is_installed(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None

@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from qa_dist.common.secrets import masked
 
@@ -34,6 +36,17 @@ _LEAST_SECONDS = 3.0
 
 class Skipped(Exception):  # noqa: N818 - it is no error
     """Raised by an item that cannot be done here; the message is the reason."""
+
+
+def require_installed(*names: str) -> None:
+    """Make sure of modules that an item needs.
+
+    Raises:
+        Skipped: One is not installed.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise Skipped(f"{name} is not installed")
 
 
 class Failed(AssertionError):  # noqa: N818 - what it says is a result
@@ -209,9 +222,9 @@ def _time_limit(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
 def _give_up(log: Log, outcomes: Sequence[Outcome], item: Item, rest: Sequence[str]) -> None:
     """Write what is known, before the process ends."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    lines = traceback.format_stack(frame) if frame else []
+    lines = "".join(traceback.format_stack(frame) if frame else []).splitlines()[-_TRACEBACK_LINES:]
     reason = "it hangs in a library that cannot be interrupted; the process ended here"
-    hung = Outcome(item.name, item.part, "failed", item.seconds, {}, reason, tuple("".join(lines).splitlines()[-25:]))
+    hung = Outcome(item.name, item.part, "failed", item.seconds, {}, reason, tuple(lines))
     log.write(hung.to_json())
     for name in rest:
         log.write({"item": name, "status": "not reached", "figures": {}, "reason": f"{item.name} hung"})
@@ -252,12 +265,13 @@ def _plain(value: Any) -> Any:
 
 
 def _in_words(outcome: Outcome) -> str:
-    figures = ", ".join(f"{name} {_shown(value)}" for name, value in outcome.figures.items() if _is_number(value))
+    figures = ", ".join(f"{name} {_shown(value)}" for name, value in outcome.figures.items() if is_number(value))
     said = outcome.reason or figures
     return f"{outcome.part} {outcome.item}: {outcome.status} in {outcome.seconds:.1f} s; {_shortened(said, 300)}"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a figure is one that can be shown as such."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -273,6 +287,5 @@ def table(outcomes: Sequence[Outcome]) -> str:
         f"{_shortened(' '.join(outcome.reason.split()), 70)}".rstrip()
         for outcome in outcomes
     ]
-    counts = {status: sum(o.status == status for o in outcomes) for status in ("passed", "failed", "skipped")}
-    counts["not reached"] = sum(outcome.status == "not reached" for outcome in outcomes)
-    return "\n".join([*lines, ", ".join(f"{count} {status}" for status, count in counts.items()), ""])
+    counts = Counter(outcome.status for outcome in outcomes)
+    return "\n".join([*lines, ", ".join(f"{counts[status]} {status}" for status in get_args(Status)), ""])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped
+from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped, require_installed
 from qa_dist.benchmarking.gpu.scene import (
     RanksOnCpu,
     Scene,
@@ -22,7 +22,6 @@ from qa_dist.benchmarking.gpu.scene import (
 from qa_dist.benchmarking.measuring import synchronize
 from qa_dist.config.options import RunConfig, TrainingConfig, defaults
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.machine.requirements import require_package
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.training.trainer import StepResult, Trainer
 
@@ -50,11 +49,19 @@ def _require(figures: Figures, limits: dict[str, float]) -> Figures:
     Raises:
         Failed: One is.
     """
-    wrong = [f"{name} is {figures[name]:.3g}, more than {limit:g}" for name, limit in limits.items()]
-    wrong = [text for text, (name, limit) in zip(wrong, limits.items(), strict=True) if not figures[name] <= limit]
+    wrong = [
+        f"{name} is {figures[name]:.3g}, more than {limit:g}"
+        for name, limit in limits.items()
+        if not figures[name] <= limit
+    ]
     if wrong:
         raise Failed("; ".join(wrong), figures)
     return figures
+
+
+def _loss_error(found: Sequence[StepResult], wanted: Sequence[StepResult]) -> float:
+    """The greatest difference of the losses of steps, relative to those wanted."""
+    return max(abs(ours.loss - theirs.loss) / theirs.loss for ours, theirs in zip(found, wanted, strict=True))
 
 
 def cpu_against_device(scene: Scene) -> Figures:
@@ -68,9 +75,7 @@ def cpu_against_device(scene: Scene) -> Figures:
         for name, changed in (("", config), ("_micro_batches", replaced(config, max_tokens_per_device=2 * longest))):
             found, results = _stepped(scene, changed)
             figures[f"{tuning}{name}_weights"] = furthest(found, wanted)
-            figures[f"{tuning}{name}_loss"] = max(
-                abs(ours.loss - theirs.loss) / theirs.loss for ours, theirs in zip(results, losses, strict=True)
-            )
+            figures[f"{tuning}{name}_loss"] = _loss_error(results, losses)
             limits |= {f"{tuning}{name}_weights": 1e-4, f"{tuning}{name}_loss": 1e-4}
     return _require(figures, limits)
 
@@ -86,9 +91,7 @@ def half_precision(scene: Scene) -> Figures:
     for precision in ("bf16", "fp16"):
         found, results = _stepped(scene, replaced(plain, mixed_precision=precision))
         figures[f"{precision}_weights"] = furthest(found, wanted)
-        figures[f"{precision}_loss"] = max(
-            abs(ours.loss - theirs.loss) / theirs.loss for ours, theirs in zip(results, losses, strict=True)
-        )
+        figures[f"{precision}_loss"] = _loss_error(results, losses)
         figures[f"{precision}_norm"] = max(
             abs(ours.grad_norm - theirs.grad_norm) / theirs.grad_norm
             for ours, theirs in zip(results, losses, strict=True)
@@ -321,7 +324,7 @@ def compiled(scene: Scene) -> Figures:
     figures: Figures = {
         "graphs": counters["stats"]["unique_graphs"],
         "breaks": sum(counters["graph_break"].values()),
-        "loss_error": max(abs(a.loss - b.loss) / b.loss for a, b in zip(results, losses, strict=True)),
+        "loss_error": _loss_error(results, losses),
         "weights_error": furthest(found, wanted),
     }
     if counters["graph_break"]:
@@ -345,7 +348,7 @@ def graphs(scene: Scene) -> Figures:
 
 def quantised(scene: Scene) -> Figures:
     """Bases in 4 and 8 bits: three steps whose losses are near those of the whole weights."""
-    _require_installed("bitsandbytes")
+    require_installed("bitsandbytes")
     precision = "bf16" if scene.is_cuda else "no"
     weights = {"model_config": None, "model_name_or_path": str(scene.small_weights()), "mixed_precision": precision}
     plain = scene.config(**weights, learning_rate=1e-3)
@@ -358,7 +361,7 @@ def quantised(scene: Scene) -> Figures:
             before = trainer.engine.weights()
             results = [trainer.step(step) for step in range(3)]
             after = trainer.engine.weights()
-        figures[f"{kind}_loss_error"] = max(abs(a.loss - b.loss) / b.loss for a, b in zip(results, losses, strict=True))
+        figures[f"{kind}_loss_error"] = _loss_error(results, losses)
         if not all(math.isfinite(result.grad_norm) for result in results):
             raise Failed(f"{kind}: a gradient is not finite", figures)
         if all(torch.equal(after[name], tensor) for name, tensor in before.items()):
@@ -368,21 +371,14 @@ def quantised(scene: Scene) -> Figures:
 
 def small_moments(scene: Scene) -> Figures:
     """AdamW with moments in 8 bits, paged too where there is a GPU, against AdamW's own."""
-    _require_installed("bitsandbytes")
+    require_installed("bitsandbytes")
     plain = scene.config(tuning="full", learning_rate=1e-4, adam_epsilon=1e-6)
     wanted, losses = _stepped(scene, plain)
     figures: Figures = {}
     names = ("adamw_8bit", "paged_adamw_8bit") if scene.is_cuda else ("adamw_8bit",)
     for name in names:
         found, results = _stepped(scene, replaced(plain, optim=name))
-        figures[f"{name}_loss_error"] = max(abs(a.loss - b.loss) / b.loss for a, b in zip(results, losses, strict=True))
+        figures[f"{name}_loss_error"] = _loss_error(results, losses)
         figures[f"{name}_weights"] = furthest(found, wanted)
     limits = {f"{name}_loss_error": 2e-2 for name in names}
     return _require(figures, limits | {f"{name}_weights": 0.2 for name in names})
-
-
-def _require_installed(name: str) -> None:
-    try:
-        require_package(name, "this check")
-    except ValueError as error:
-        raise Skipped(f"{name} is not installed") from error
