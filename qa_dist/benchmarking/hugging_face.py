@@ -21,8 +21,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import load_examples
 from qa_dist.machine.usage import peak_memory_bytes
 from qa_dist.model.adapters import target_modules
-from qa_dist.model.building import model_configuration
-from qa_dist.model.pretrained import load_tokenizer, weights_folder
+from qa_dist.model.pretrained import load_tokenizer, model_configuration, weights_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ Cell = dict[str, Any]
 
 def path_options(settings: Settings) -> dict[str, dict[str, Any]]:
     """Options of every path that the architecture allows."""
-    from qa_dist.model.building import model_configuration
+    from qa_dist.model.pretrained import model_configuration
 
     whole_step = settings.options.global_batch_size * settings.options.max_seq_length
     options: dict[str, dict[str, Any]] = {

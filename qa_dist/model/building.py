@@ -6,7 +6,6 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,21 +16,9 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import add_adapters
 from qa_dist.model.attention import UNPADDED, has_dropout, register
 from qa_dist.model.dropout import use_cheap_dropout
-from qa_dist.model.families import (
-    family_of,
-    longest_full_attention,
-    model_types_unpadded,
-    named_configurations,
-    require_trainable,
-)
+from qa_dist.model.families import family_of, longest_full_attention, model_types_unpadded, require_trainable
 from qa_dist.model.loading import library_errors, without_library_messages
-from qa_dist.model.pretrained import (
-    hub_logs_held_back,
-    loading_error,
-    refuse_adapter,
-    resolve_model_path,
-    weights_folder,
-)
+from qa_dist.model.pretrained import model_configuration, weights_folder
 from qa_dist.model.quantization import (
     follow_autocast,
     quantization_options,
@@ -159,43 +146,6 @@ def _with_adapters(
     for bias in span_model.shift_invariant_biases().values():
         bias.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
     return span_model
-
-
-def model_configuration(config: ModelConfig) -> Any:
-    """The transformers configuration of the model that an option names, before anything is set in it.
-
-    Raises:
-        UserError: There is none under that name.
-    """
-    from transformers import AutoConfig
-
-    name = config.model_config
-    known = named_configurations()
-    if name in known:
-        model_type, changes = known[name]
-        return AutoConfig.for_model(model_type, **changes)
-    if name is not None and not Path(name).expanduser().exists():
-        raise ConfigError(
-            [f"--model_config {name} is neither a folder with a config.json nor one of {', '.join(known)}"]
-        )
-    if name is None:
-        refuse_adapter(resolve_model_path(config.model_name_or_path), config.model_name_or_path)
-    wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
-    try:
-        with hub_logs_held_back():
-            model_config = AutoConfig.from_pretrained(
-                wanted, revision=config.model_revision, cache_dir=config.cache_dir, trust_remote_code=False
-            )
-    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a file
-        raise loading_error("configuration of the model", name or config.model_name_or_path, error) from error
-    if getattr(model_config, "transformers_weights", None) is not None:
-        raise UserError(
-            f"the configuration of {name or config.model_name_or_path} names a file of weights (transformers_weights); "
-            "only model.safetensors is read: rename the file, and take the line out"
-        )
-    # A configuration may name a kernel on the hub, which is code.
-    model_config._attn_implementation = None
-    return model_config
 
 
 def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch.device) -> LoadedBase:

@@ -1,4 +1,4 @@
-"""Where a model, adapter or tokenizer name points to, whether its files are data and nothing else, and the tokenizer.
+"""Where a model, adapter or tokenizer name points to, whether its files are data alone; its configuration or tokenizer.
 
 A name is a local folder, `package:NAME/FOLDER` for a folder shipped inside an installed Python package, or a hub id.
 Models and adapters of strangers are data: code that comes with them is never run, and weights are read from safetensors
@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.common.errors import CheckpointError, ConfigError, UserError
 from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.common.parsers import ParseError, read_json, type_name
 from qa_dist.config.options import ModelConfig
+from qa_dist.model.families import named_configurations
 
 # Files by their names in transformers and peft.
 MODEL_CONFIG = "config.json"
@@ -194,6 +195,43 @@ def _no_safetensors(folder: Path, name: str, wanted: str) -> CheckpointError:
         f"safetensors.torch as s; w = torch.load({str(weights[0])!r}, weights_only=True); "
         f"s.save_file({{k: v.clone() for k, v in w.items()}}, {str(folder / wanted)!r}, {{'format': 'pt'}})\""
     )
+
+
+def model_configuration(config: ModelConfig) -> Any:
+    """The transformers configuration of the model that an option names, before anything is set in it.
+
+    Raises:
+        UserError: There is none under that name.
+    """
+    from transformers import AutoConfig
+
+    name = config.model_config
+    known = named_configurations()
+    if name in known:
+        model_type, changes = known[name]
+        return AutoConfig.for_model(model_type, **changes)
+    if name is not None and not Path(name).expanduser().exists():
+        raise ConfigError(
+            [f"--model_config {name} is neither a folder with a config.json nor one of {', '.join(known)}"]
+        )
+    if name is None:
+        refuse_adapter(resolve_model_path(config.model_name_or_path), config.model_name_or_path)
+    wanted = resolve_model_path(config.model_name_or_path) if name is None else str(Path(name).expanduser())
+    try:
+        with hub_logs_held_back():
+            model_config = AutoConfig.from_pretrained(
+                wanted, revision=config.model_revision, cache_dir=config.cache_dir, trust_remote_code=False
+            )
+    except Exception as error:  # the library raises a dozen unrelated types for what is wrong with a file
+        raise loading_error("configuration of the model", name or config.model_name_or_path, error) from error
+    if getattr(model_config, "transformers_weights", None) is not None:
+        raise UserError(
+            f"the configuration of {name or config.model_name_or_path} names a file of weights (transformers_weights); "
+            "only model.safetensors is read: rename the file, and take the line out"
+        )
+    # A configuration may name a kernel on the hub, which is code.
+    model_config._attn_implementation = None
+    return model_config
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

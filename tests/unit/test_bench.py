@@ -23,8 +23,9 @@ from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.config.parsing import parse
 from qa_dist.evaluation.scoring import score_v1
-from qa_dist.model.building import build_model, model_configuration
+from qa_dist.model.building import build_model
 from qa_dist.model.families import named_configurations
+from qa_dist.model.pretrained import model_configuration
 from qa_dist.model.span_model import span_loss
 from tests.tiny import tiny_model
 

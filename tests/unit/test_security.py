@@ -22,7 +22,8 @@ from qa_dist.common import command
 from qa_dist.common.errors import CheckpointError, UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.distributed.failures import failures_named
-from qa_dist.model.building import build_model, model_configuration
+from qa_dist.model.building import build_model
+from qa_dist.model.pretrained import model_configuration
 from qa_dist.training.checkpoints import (
     BEST,
     REQUIRED,

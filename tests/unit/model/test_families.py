@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.building import build_model, model_configuration
+from qa_dist.model.building import build_model
 from qa_dist.model.families import FAMILIES, Family, family_of, named_configurations
+from qa_dist.model.pretrained import model_configuration
 from qa_dist.model.span_model import SpanModel, transformers_model
 from tests.tiny import MODEL_TYPES, MORE_TYPES, tiny_config, tiny_model
 

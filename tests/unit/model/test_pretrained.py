@@ -11,9 +11,8 @@ import transformers
 
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.building import model_configuration
 from qa_dist.model.loading import library_errors
-from qa_dist.model.pretrained import load_tokenizer, resolve_model_path, weights_folder
+from qa_dist.model.pretrained import load_tokenizer, model_configuration, resolve_model_path, weights_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.data_fixtures import save_tokenizer
 from tests.unit.trained import edit_json
