@@ -202,7 +202,8 @@ def architecture_table() -> str:
             batches = "padded to `--max_seq_length`"
         if family.full_attention:
             batches = "padded, sorted by length; to `--max_seq_length` where that is too long for full attention"
-        rows[name] = f"| `{name}` | yes | {layers} | {batches} |"
+        trained = "yes" if family.half_precision else "with `--mixed_precision no`"
+        rows[name] = f"| `{name}` | {trained} | {layers} | {batches} |"
     for name, why in REFUSED.items():
         rows[name] = f"| `{name}` | no: {why} | | |"
     heading = [

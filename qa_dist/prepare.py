@@ -7,6 +7,7 @@ already is verified and kept. Prints one JSON object: `num_examples`, `num_featu
 data the best scores that any model could reach with these features, --max_answer_length and --answer_normalization.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -14,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qa_dist.common import command
-from qa_dist.config.options import RunConfig
+from qa_dist.common.errors import UserError
+from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.config.parsing import parse
-from qa_dist.model.pretrained import load_tokenizer
+from qa_dist.model.families import require_trainable
+from qa_dist.model.pretrained import load_tokenizer, model_configuration
 
 if TYPE_CHECKING:
     from qa_dist.features.store import FeatureStore
@@ -50,6 +53,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     # In this order: a wrong path is said before a tokenizer is looked for.
     names = available_splits(config.data)
     tokenizer = load_tokenizer(config.model)
+    _refuse_what_is_not_trained(config.model)
     splits: dict[str, dict[str, Any]] = {}
     stores: dict[str, FeatureStore] = {}
     for split in names:
@@ -76,6 +80,20 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     first = next(iter(splits))
     best = {name: value for name, value in splits.get("validation", {}).items() if name == "ceiling"}
     return {"split": first, **splits[first], **best, "splits": splits}
+
+
+def _refuse_what_is_not_trained(model: ModelConfig) -> None:
+    """Refuse to make features for a model that cannot be trained on them, where its configuration is at hand.
+
+    Raises:
+        ConfigError: The message says why.
+    """
+    model_config = None
+    # A tokenizer alone is enough to prepare data.
+    with contextlib.suppress(UserError):
+        model_config = model_configuration(model)
+    if model_config is not None:
+        require_trainable(model_config)
 
 
 def _reachable(config: RunConfig, stores: Mapping[str, "FeatureStore"], tokenizer: Any) -> dict[str, Any]:

@@ -4,8 +4,8 @@ One that is in neither table, because it is newer than this program, is let in: 
 `--lora_target_modules all-linear` or names of layers. What fails then, fails before the first step (`rehearsal`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qa_dist.common.errors import ConfigError
@@ -28,6 +28,8 @@ class Family:
         global_question: Whether the question's tokens attend to, and are seen by, all others (Beltagy et al. 2020).
         full_attention: What to set in the configuration where every feature is as short as `longest_full_attention`
             says, so that attention does not change its kind at the first short batch.
+        half_precision: Whether products can be computed in half precision.
+        problem: What keeps the model with a configuration from training, as a sentence without its end; None: nothing.
         configurations: Sizes that `--model_config` knows by name, each as the fields that differ from the default of
             the architecture's configuration class.
     """
@@ -40,6 +42,8 @@ class Family:
     depends_on_padding: bool = False
     global_question: bool = False
     full_attention: Mapping[str, Any] = field(default_factory=dict)
+    half_precision: bool = True
+    problem: Callable[[Any], str | None] = lambda model_config: None
     configurations: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def first_position(self, model_config: Any) -> int:
@@ -54,6 +58,17 @@ class Family:
 def longest_full_attention(model_config: Any) -> int:
     """Tokens up to which BigBird attends to all of them: `max_tokens_to_attend` in transformers' `BigBirdModel`."""
     return int((5 + 2 * model_config.num_random_blocks) * model_config.block_size)
+
+
+def _lacks_language(model_config: Any) -> str | None:
+    """X-MOD computes the layers of one language for all text, and fails where it is not told which."""
+    languages = tuple(map(str, model_config.languages))
+    if model_config.default_language in languages:
+        return None
+    return (
+        f"its config.json has {model_config.default_language or 'nothing'} as default_language, the language whose "
+        f"layers are used; write that of the data there, one of {', '.join(languages)}"
+    )
 
 
 _BERT_LIKE = Family(projections=("query", "value"), unpadded=True)
@@ -115,7 +130,8 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta-xl": _ROBERTA_LIKE,
     # Its projections are no layers but tensors.
     "xlnet": Family(projections=(), attention_dropout="dropout"),
-    "xmod": _ROBERTA_LIKE,
+    # Its layers of languages write half precision into a tensor of float32.
+    "xmod": replace(_ROBERTA_LIKE, half_precision=False, problem=_lacks_language),
 }
 """What is trained, by `model_type`, as in the model's config.json."""
 
@@ -163,18 +179,28 @@ def family_of(model_config: Any) -> Family:
     return FAMILIES.get(model_config.model_type, UNKNOWN)
 
 
-def require_trainable(model_config: Any) -> None:
-    """Refuse an architecture that has a question-answering head and cannot be trained here.
+def require_trainable(model_config: Any, mixed_precision: str = "no") -> None:
+    """Refuse what cannot be trained here: an architecture, a configuration of one, or one in this precision.
 
     Raises:
         ConfigError: The message says why.
     """
-    reason = REFUSED.get(model_config.model_type)
-    if reason is not None:
+    model_type = model_config.model_type
+    if (reason := REFUSED.get(model_type)) is not None:
         raise ConfigError(
             [
-                f"{model_config.model_type} models are not trained here: {reason}; docs/compatibility.md lists the "
+                f"{model_type} models are not trained here: {reason}; docs/compatibility.md lists the "
                 "architectures that are, such as bert, roberta, deberta-v2, modernbert and xlm-roberta"
+            ]
+        )
+    family = family_of(model_config)
+    if (problem := family.problem(model_config)) is not None:
+        raise ConfigError([f"this {model_type} model cannot be used as it is: {problem}"])
+    if mixed_precision != "no" and not family.half_precision:
+        raise ConfigError(
+            [
+                f"--mixed_precision {mixed_precision} does not work for a model of type {model_type}, which "
+                "transformers computes in float32 alone; use --mixed_precision no"
             ]
         )
 

@@ -10,7 +10,8 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.limits import limit_lines
 from qa_dist.features.building import prepare_store
 from qa_dist.features.store import FeatureStore
-from qa_dist.model.pretrained import load_tokenizer
+from qa_dist.model.families import require_trainable
+from qa_dist.model.pretrained import load_tokenizer, model_configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,11 @@ def load_data(config: RunConfig, ranks: Ranks) -> RunData:
     """The feature stores of both splits: built once on each machine, mapped by all its ranks.
 
     Raises:
-        UserError: The data cannot be used.
+        UserError: The data cannot be used, or not with this model.
     """
     with ranks.local_main_first():
+        # Before features are made for a model that cannot be trained on them.
+        require_trainable(model_configuration(config.model), config.training.mixed_precision)
         tokenizer = load_tokenizer(config.model)
         splits = available_splits(config.data)
         if "train" not in splits:

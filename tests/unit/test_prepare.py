@@ -153,6 +153,20 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(
     assert part in captured.err
 
 
+def test_nothing_is_prepared_for_a_model_that_is_not_trained(
+    capsys: pytest.CaptureFixture[str], tokenizer_folder: str, tmp_path: Path
+) -> None:
+    model, stores = tmp_path / "t5", tmp_path / "stores"
+    shutil.copytree(tokenizer_folder, model)
+    (model / "config.json").write_text('{"model_type": "t5", "num_layers": 2}')
+    argv = ["--train_file", str(TINY_SQUAD), "--model_name_or_path", str(model), "--store_dir", str(stores)]
+    code = main(argv)
+    captured = capsys.readouterr()
+    assert_one_sentence(code, *captured)
+    assert "t5 models are not trained here" in captured.err
+    assert not stores.exists()
+
+
 @pytest.mark.parametrize("name", ["truncated.json.gz", "several.json"])
 def test_malformed_files_from_the_command_line(flags: list[str], name: str) -> None:
     assert_one_sentence(*run_apart("qa_dist.prepare", ["--train_file", str(MALFORMED / name), *flags]))

@@ -16,11 +16,12 @@ from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.documentation import architecture_table
 from qa_dist.model.building import build_model
 from qa_dist.model.families import FAMILIES, REFUSED, Family, require_trainable
+from qa_dist.model.precision import DTYPES
 from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.saved import load_trained, save_trained
 from qa_dist.model.span_model import SpanModel, span_loss
 from qa_dist.model.trainable import GradientCheck
-from tests.tiny import MODEL_TYPES, MORE_TYPES, tiny_model, tiny_tokenizer
+from tests.tiny import MODEL_TYPES, MORE_TYPES, tiny_config, tiny_model, tiny_tokenizer
 
 LENGTH = 64
 LENGTHS = (20, 9, 31)
@@ -57,8 +58,8 @@ def test_every_architecture_is_trained_or_refused() -> None:
 def test_a_new_architecture_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lacks("newbert") == [
         "newbert needs a row in model/families.py: in FAMILIES (projections, attention_dropout, unpadded, "
-        "positions_follow_padding, token_types, depends_on_padding, global_question, full_attention, configurations), "
-        "or in REFUSED with the reason",
+        "positions_follow_padding, token_types, depends_on_padding, global_question, full_attention, half_precision, "
+        "problem, configurations), or in REFUSED with the reason",
         "newbert needs a configuration with two layers in tests/tiny.py, and to be in MORE_TYPES",
     ]
     monkeypatch.setitem(REFUSED, "bert", "twice")
@@ -80,6 +81,27 @@ def test_a_refused_model_is_refused_before_its_weights_are_read(tmp_path: Path) 
         ConfigError, match="gpt2 models are not trained here: each of its tokens sees only those before"
     ):
         build_model(ModelConfig(model_name_or_path=str(tmp_path)), seed=1, max_seq_length=LENGTH)
+
+
+@pytest.mark.parametrize("language", [None, "de_DE"])
+def test_a_model_of_languages_is_told_which_one(tmp_path: Path, language: str | None) -> None:
+    configuration = tiny_config("xmod", 50)
+    configuration.default_language = language
+    configuration.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=rf"xmod.* has {language or 'nothing'} as default_language.* one of en_XX$"):
+        build_model(ModelConfig(model_name_or_path=str(tmp_path)), seed=1, max_seq_length=LENGTH)
+
+
+def test_what_transformers_computes_in_float32_alone_is_refused_in_half_precision(tmp_path: Path) -> None:
+    folder = tiny_model("xmod", tmp_path)
+    model, _ = build_model(ModelConfig(model_name_or_path=str(folder), tuning="full"), seed=1, max_seq_length=LENGTH)
+    for precision, dtype in DTYPES.items():
+        with pytest.raises(RuntimeError, match="dtypes match"), torch.autocast("cpu", dtype):
+            model(*row())
+        with pytest.raises(ConfigError, match=f"--mixed_precision {precision} .* type xmod.* --mixed_precision no"):
+            require_trainable(tiny_config("xmod", 50), precision)
+        require_trainable(tiny_config("bert", 50), precision)
+    require_trainable(tiny_config("xmod", 50))
 
 
 def row() -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:

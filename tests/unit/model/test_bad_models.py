@@ -83,6 +83,31 @@ def test_a_bad_model_is_refused(case: str, copy: Path, trained: Path, finished: 
     assert contents(finished) == before
 
 
+XMOD = {"model_type": "xmod", "languages": ["en_XX", "de_DE"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "said"),
+    [
+        ({"model_type": "t5", "classifier_dropout": 0.0}, "no", "t5 models are not trained here"),
+        (XMOD, "no", "has nothing as default_language"),
+        (
+            {**XMOD, "default_language": "en_XX"},
+            "bf16",
+            "--mixed_precision bf16 does not work for a model of type xmod",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_features_are_made(
+    changes: dict[str, Any], precision: str, said: str, copy: Path, trained: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    edit_json(copy / "model" / "config.json", **changes)
+    folders = {"store_dir": str(tmp_path / "stores"), "output_dir": str(tmp_path / "out")}
+    changed = {"model_name_or_path": str(copy / "model"), "mixed_precision": precision}
+    assert said in refusal(train.main, words({**options_of(trained), **folders, **changed}), capsys)
+    assert not (tmp_path / "stores").exists()
+
+
 @pytest.mark.parametrize("name", ["several.json", "truncated.json.gz", "none.json"])
 def test_bad_data_costs_no_results(name: str, trained: Path, finished: Path, capsys: Capture) -> None:
     before = contents(finished)
