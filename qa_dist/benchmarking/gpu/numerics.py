@@ -17,7 +17,7 @@ from qa_dist.evaluation.candidates import pad_rows, top_spans
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.rows import Row
 from qa_dist.model.attention import unpadded_attention
-from qa_dist.model.families import model_types_unpadded
+from qa_dist.model.families import FAMILIES, model_types_unpadded
 from qa_dist.model.precision import autocast
 from qa_dist.model.span_model import SpanModel, span_loss, transformers_model
 
@@ -166,9 +166,9 @@ def families(scene: Scene) -> Figures:
     """Every family that runs unpadded, against the same weights in padded batches through transformers' attention."""
     figures: Figures = {}
     wrong: list[str] = []
-    # X-MOD's adapters of languages write float32 into a tensor of half precision: transformers has it in float32 alone.
-    kinds = [kind for kind in itertools.product(model_types_unpadded(), ("no", "bf16")) if kind != ("xmod", "bf16")]
-    for model_type, precision in kinds:
+    for model_type, precision in itertools.product(model_types_unpadded(), ("no", "bf16")):
+        if precision != "no" and not FAMILIES[model_type].half_precision:
+            continue
         try:
             logits, gradients = _unpadded_against_padded(scene, model_type, precision)
         except Exception as error:
