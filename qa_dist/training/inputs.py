@@ -54,9 +54,9 @@ def load_data(config: RunConfig, ranks: Ranks) -> RunData:
         UserError: The data cannot be used, or not with this model.
     """
     with ranks.local_main_first():
+        tokenizer = load_tokenizer(config.model)
         # Before features are made for a model that cannot be trained on them.
         require_trainable(model_configuration(config.model), config.training.mixed_precision)
-        tokenizer = load_tokenizer(config.model)
         splits = available_splits(config.data)
         if "train" not in splits:
             raise DataError(
