@@ -149,14 +149,18 @@ def run_items(
     for number, item in enumerate(items):
         left = end - time.monotonic()
         if left < item.least:
-            outcome = Outcome(item.name, item.part, "not reached", 0.0, {}, f"{max(0.0, left):.0f} s were left")
+            outcome = _not_reached(item, f"{max(0.0, left):.0f} s were left")
         else:
-            rest = [later.name for later in items[number + 1 :]]
+            rest = items[number + 1 :]
             outcome = _run_item(item, min(item.seconds, left), lambda: _give_up(log, outcomes, item, rest))  # noqa: B023
         log.write(outcome.to_json())
         outcomes.append(outcome)
         notice(_in_words(outcome))
     return outcomes
+
+
+def _not_reached(item: Item, reason: str) -> Outcome:
+    return Outcome(item.name, item.part, "not reached", 0.0, {}, reason)
 
 
 def _run_item(item: Item, limit: float, give_up: Callable[[], None]) -> Outcome:
@@ -219,16 +223,16 @@ def _time_limit(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, others - (time.monotonic() - begin)))
 
 
-def _give_up(log: Log, outcomes: Sequence[Outcome], item: Item, rest: Sequence[str]) -> None:
+def _give_up(log: Log, outcomes: Sequence[Outcome], item: Item, rest: Sequence[Item]) -> None:
     """Write what is known, before the process ends."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     lines = "".join(traceback.format_stack(frame) if frame else []).splitlines()[-_TRACEBACK_LINES:]
     reason = "it hangs in a library that cannot be interrupted; the process ended here"
     hung = Outcome(item.name, item.part, "failed", item.seconds, {}, reason, tuple(lines))
-    log.write(hung.to_json())
-    for name in rest:
-        log.write({"item": name, "status": "not reached", "figures": {}, "reason": f"{item.name} hung"})
-    sys.stderr.write(f"{_in_words(hung)}\n{table([*outcomes, hung])}")
+    last = [hung, *(_not_reached(later, f"{item.name} hung") for later in rest)]
+    for outcome in last:
+        log.write(outcome.to_json())
+    sys.stderr.write(f"{_in_words(hung)}\n{table([*outcomes, *last])}")
 
 
 def _free_memory() -> None:

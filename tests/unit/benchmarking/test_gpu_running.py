@@ -133,6 +133,9 @@ running.run_items(items, log, seconds=None, started=time.monotonic(), notice=pri
         ("later", "not reached"),
     ]
     assert any("deaf" in text for text in lines(tmp_path / "log")[1]["traceback"])
+    # As every other line, or the page could not be made of it.
+    later = {"part": "a", "seconds": 0, "figures": {}, "reason": "deaf hung"}
+    assert lines(tmp_path / "log")[2] == {"item": "later", "status": "not reached", **later}
     assert b"1 passed, 1 failed" in done.stderr
 
 
