@@ -238,14 +238,12 @@ def heap(library: Path | None, preloaded: str | None, *, has_gpu: bool) -> list[
         return []
     if preloaded:
         return [Check("memory allocator", "ok", f"LD_PRELOAD={preloaded}")]
-    if library is None or preloaded is not None:
-        found = "jemalloc is not installed" if library is None else "LD_PRELOAD is set to nothing"
-        mend = (
-            "glibc's heap grows for as long as a run on CPUs lasts; apt install libjemalloc2, or dnf install jemalloc"
-            if library is None
-            else "unset LD_PRELOAD, or glibc's heap grows for as long as a run on CPUs lasts"
-        )
-        return [Check("memory allocator", "warning", found, mend)]
+    grows = "glibc's heap grows for as long as a run on CPUs lasts"
+    if library is None:
+        mend = f"{grows}; apt install libjemalloc2, or dnf install jemalloc"
+        return [Check("memory allocator", "warning", "jemalloc is not installed", mend)]
+    if preloaded is not None:
+        return [Check("memory allocator", "warning", "LD_PRELOAD is set to nothing", f"unset LD_PRELOAD, or {grows}")]
     return [Check("memory allocator", "ok", f"training starts with {library}")]
 
 
