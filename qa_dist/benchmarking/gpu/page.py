@@ -110,7 +110,7 @@ def _speed_table(results: Results) -> list[str]:
         figures = values["figures"]
         cells = [_number(figures.get(name), 1) for name in names]
         cells.append(_number(figures.get("peak_memory_bytes"), 2**-30))
-        rows.append([item, *(cells if values["status"] == "passed" else [_status(values)] + [""] * (len(heads) - 2))])
+        rows.append(_row(item, values, cells))
     return _table(heads, rows)
 
 
@@ -123,7 +123,7 @@ def _squad_table(results: Results) -> list[str]:
         cells = [_number(figures.get("exact_match"), 1, 2), _number(figures.get("f1"), 1, 2)]
         cells += [_number(phases.get(phase), 1) for phase in ("prepare", "train", "evaluate")]
         cells.append(_number(values["seconds"], 1))
-        rows.append([item, *(cells if values["status"] == "passed" else [_status(values), *[""] * 5])])
+        rows.append(_row(item, values, cells))
     heads = ["", "EM", "F1", "s for features", "s training", "s evaluation", "s in all"]
     return _table(heads, rows) if rows else [f"{NOT_MEASURED.capitalize()}."]
 
@@ -139,8 +139,11 @@ def _check_table(results: Results) -> list[str]:
     return _table(["check", "", "", "s"], rows) if rows else [f"{NOT_MEASURED.capitalize()}."]
 
 
-def _status(values: Figures) -> str:
-    return f"{values['status']}: {values.get('reason', '')!s:.80}"
+def _row(item: str, values: Figures, cells: Sequence[str]) -> list[str]:
+    """The cells of an item that passed, or what became of it in the place of all of them."""
+    if values["status"] != "passed":
+        cells = [f"{values['status']}: {values.get('reason', '')!s:.80}", *[""] * (len(cells) - 1)]
+    return [item, *cells]
 
 
 def _figure(results: Results, item: str, name: str) -> Any:
