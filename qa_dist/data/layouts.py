@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import type_name
-from qa_dist.data.rows import CONTEXTS, IDS, Columns, Reading, Record, Row, listed, read_as, read_rows
+from qa_dist.data.rows import CONTEXTS, IDS, Columns, Reading, Record, Row, listed, read_rows
 
 ALLOWED = (
     'allowed are SQuAD ({"data": [articles]}), lists of {context, qas}, rows with id, context, question and answers '
@@ -39,11 +39,10 @@ def _read_articles(articles: Sequence[Any], word: str) -> Reading:
 def _read_paragraphs(paragraphs: Sequence[Any], word: str) -> Reading:
     """Questions under their contexts, without articles around them."""
     records: list[Record] = []
-    renamed: dict[str, str] = {}
     for number, paragraph in enumerate(paragraphs, 1):
         title = paragraph.get("title") if isinstance(paragraph, dict) else None
-        records += _questions(paragraph, f"paragraph {number}", title, renamed)
-    return Reading(records, read_as(_kind_of_paragraphs(paragraphs), {}))
+        records += _questions(paragraph, f"paragraph {number}", title, {})
+    return Reading(records, (f"read as {_kind_of_paragraphs(paragraphs)}",))
 
 
 def _kind_of_paragraphs(paragraphs: Sequence[Any]) -> str:
@@ -87,15 +86,17 @@ def _read_mrqa(items: Sequence[Any], word: str) -> Reading:
         place = f"context {number}"
         # The hub's copy has a row for each question.
         nested = {**item, "qas": [item]} if isinstance(item, dict) and "qas" not in item else item
-        for record in _questions(nested, place, None, {}):
+        if problem := _list_problem(nested, "qas"):
+            records.append(Record(place, {}, problem))
+            continue
+        for qa, record in zip(nested["qas"], _questions(nested, place, None, {}), strict=True):
             if record.problem:
                 records.append(record)
                 continue
-            qa = nested["qas"][int(record.place.rpartition(" ")[2]) - 1]
             identity = qa.get("qid", qa.get("id"))
             answers = _mrqa_answers(qa, record.row.get("context"))
             records.append(Record(record.place, {**record.row, "id": identity, "answers": answers}))
-    return Reading(records, read_as("MRQA", {}))
+    return Reading(records, ("read as MRQA",))
 
 
 def _mrqa_answers(qa: Row, context: Any) -> Any:
@@ -152,7 +153,7 @@ def _read_label_studio(tasks: Sequence[Any], word: str) -> Reading:
         answers = _annotated(task) if is_nested else next((value for value in data.values() if _is_marks(value)), None)
         row = {**columns.row(data), "answers": answers}
         records.append(Record(place, {**row, "id": task.get("id", row.get("id"))}))
-    return Reading(records, read_as("Label Studio", {}))
+    return Reading(records, ("read as Label Studio",))
 
 
 def _annotated(task: Row) -> list[Any] | None:
@@ -183,10 +184,6 @@ def _is_marks(value: Any) -> bool:
     return isinstance(value, list) and any(
         isinstance(item, dict) and {"start", "end", "text"} <= set(item) for item in value
     )
-
-
-def _read_plain_rows(rows: Sequence[Any], word: str) -> Reading:
-    return read_rows(rows, word)
 
 
 def _some(items: Sequence[Any], test: Callable[[dict[str, Any]], bool]) -> bool:
@@ -236,7 +233,7 @@ LAYOUTS = {
     "Label Studio": Layout(_is_label_studio, _read_label_studio),
     # KorQuAD 2 and CMRC 2018 among them.
     "paragraphs": Layout(lambda items: _some(items, lambda item: "qas" in item), _read_paragraphs),
-    "rows": Layout(lambda items: _some(items, _is_row), _read_plain_rows),
+    "rows": Layout(lambda items: _some(items, _is_row), read_rows),
 }
 """Every layout by name; the first that recognises a list reads it."""
 

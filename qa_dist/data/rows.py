@@ -66,7 +66,8 @@ def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
         else Record(f"{word} {number}", {}, "not_object")
         for number, row in enumerate(rows, 1)
     ]
-    return Reading(records, read_as("", columns.renamed))
+    taken = ", ".join(f"{actual} for {usual}" for actual, usual in columns.renamed.items())
+    return Reading(records, (f"read as rows, taking {taken}",) if taken else ())
 
 
 class Columns(NamedTuple):
@@ -132,14 +133,6 @@ def _flat(text: str | int | float, start: Any) -> Any:
     if isinstance(text, float) and text.is_integer():
         text = int(text)
     return {"text": str(text), "answer_start": start}
-
-
-def read_as(layout: str, renamed: Mapping[str, str]) -> tuple[str, ...]:
-    """A line on how a source was read, if that is worth one."""
-    taken = ", ".join(f"{actual} for {usual}" for actual, usual in renamed.items())
-    if layout:
-        return (f"read as {layout}",)
-    return (f"read as rows, taking {taken}",) if taken else ()
 
 
 def printable(text: str) -> str:
