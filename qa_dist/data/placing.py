@@ -10,7 +10,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 _GAP = r"[\s\u200b\u2060\ufeff]"
@@ -139,14 +139,16 @@ def _joins(context: str, border: int, *, at_end: bool) -> bool:
     if unicodedata.category(after).startswith("M"):
         # An accent or a vowel sign belongs to the letter before it, in every script.
         return True
-    if not (_is_of_word(before) and _is_of_word(after)):
+    if not (is_of_word(before) and is_of_word(after)):
         return False
     if _is_together(before) or _is_together(after):
         return False
     return not (at_end and _is_hangul(after))
 
 
-def _is_of_word(character: str) -> bool:
+@cache
+def is_of_word(character: str) -> bool:
+    """Whether it is a letter, a digit or an accent."""
     return character.isalnum() or unicodedata.category(character).startswith("M")
 
 

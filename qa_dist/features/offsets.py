@@ -8,7 +8,6 @@ each, whose width its post-processor then takes off the word's first letter.
 Legend: C context tokens.
 """
 
-import functools
 import itertools
 import unicodedata
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+
+from qa_dist.data.placing import is_of_word
 
 Int32 = npt.NDArray[np.int32]
 
@@ -39,7 +40,7 @@ def ordered(offsets: Sequence[tuple[int, int]] | Int32) -> Int32:
 def cover_words(backend: tokenizers.Tokenizer) -> bool:
     """Whether tokens cover all letters and digits of words."""
     return all(
-        {place for place, character in enumerate(text) if _is_of_a_word(character)} <= _covered(backend, text)
+        {place for place, character in enumerate(text) if is_of_word(character)} <= _covered(backend, text)
         for text in _PROBES
     )
 
@@ -87,7 +88,7 @@ def mended(context: str, offsets: Int32) -> Int32:
     np.add.at(changes, starts, 1)
     np.add.at(changes, ends, -1)
     uncovered = np.flatnonzero((np.cumsum(changes[:-1]) == 0) & ~blank).tolist()
-    lost = [place for place in uncovered if _is_of_a_word(context[place])]
+    lost = [place for place in uncovered if is_of_word(context[place])]
     if lost:
         _give(lost, context, starts, ends)
     return ordered(np.stack((starts, ends), 1))
@@ -104,17 +105,11 @@ def _give(lost: list[int], context: str, starts: Int32, ends: Int32) -> None:
         first, end = run[0], run[-1] + 1
         is_accent = unicodedata.category(context[first]).startswith("M")
         here = next((empty_at[place] for place in range(first, end + 1) if place in empty_at), None)
-        behind = token_at.get(end) if end < len(context) and _is_of_a_word(context[end]) else None
-        before = token_until.get(first) if first and _is_of_a_word(context[first - 1]) else None
+        behind = token_at.get(end) if end < len(context) and is_of_word(context[end]) else None
+        before = token_until.get(first) if first and is_of_word(context[first - 1]) else None
         if before is not None and (is_accent or behind is None):
             ends[before] = end
         elif behind is not None:
             starts[behind] = first
         elif here is not None:
             starts[here], ends[here] = first, end
-
-
-@functools.cache
-def _is_of_a_word(character: str) -> bool:
-    """Whether it is a letter, a digit or an accent."""
-    return character.isalnum() or unicodedata.category(character).startswith("M")
