@@ -259,8 +259,8 @@ class FeatureStore:
 
         It is not where nothing is known of the example's answers, or where none of them has a place.
         """
-        starts = self._examples.column("answer_starts").to_pylist()
-        has_label = np.array([not found or max(found) >= 0 for found in starts], np.bool_) & self.has_references
+        has_place = np.array([not starts or max(starts) >= 0 for starts in self._answer_starts], np.bool_)
+        has_label = has_place & self.has_references
         return has_label[self.example_index]
 
 
