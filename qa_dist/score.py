@@ -83,11 +83,11 @@ def _print_scores(argv: Sequence[str] | None) -> int:
 
 def _scores(options: argparse.Namespace) -> dict[str, Any]:
     # Only now: --help and mistakes in the flags should not wait for it.
-    from qa_dist.evaluation.score_files import load_references, read_predictions
+    from qa_dist.evaluation.score_files import load_predictions, load_references
 
     rules = normalization(options.answer_normalization)
     references = load_references(options.references)
-    predictions, notes = read_predictions(options.predictions)
+    predictions, notes = load_predictions(options.predictions)
     for note in (*references.notes, *notes):
         _notice(note)
     _notice(unknown_predictions(references.answers, predictions))

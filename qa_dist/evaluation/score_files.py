@@ -83,12 +83,7 @@ class Predictions(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def load_predictions(path: str | Path) -> dict[str, str]:
-    """The predicted text of each question; see `read_predictions`."""
-    return read_predictions(path).texts
-
-
-def read_predictions(path: str | Path) -> Predictions:
+def load_predictions(path: str | Path) -> Predictions:
     """The predicted text of each question in a file, also gzipped.
 
     It is an object from ids to texts, or to lists of candidates of which the first is taken (`nbest.json`), or rows of

@@ -22,11 +22,6 @@ from qa_dist.evaluation.normalization import SQUAD, Normalization
 Scores = dict[str, float | int]
 
 
-def normalize_answer(text: str) -> str:
-    """The text in lower case, without ASCII punctuation, English articles and superfluous whitespace."""
-    return SQUAD.text(text)
-
-
 def score_v1(
     references: Mapping[str, Sequence[str]],
     predictions: Mapping[str, str],

@@ -26,8 +26,9 @@ from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.rows import read_rows
 from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import CandidateTable, top_spans
+from qa_dist.evaluation.normalization import SQUAD
 from qa_dist.evaluation.score_files import load_predictions
-from qa_dist.evaluation.scoring import normalize_answer, score_v1, score_v2
+from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.features.building import prepare_store
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer
@@ -457,7 +458,7 @@ def test_scores_are_the_official_formula_on_any_text(found: dict[str, Any], limi
         f1 = [max(plain_f1(gold, texts[key], version_2=False) for gold in golds) for key, golds in answerable.items()]
         assert plain == {"exact_match": plain_percent(exact), "f1": plain_percent(f1)}
         assert all(0 <= value <= 100 for value in plain.values())
-        if all(normalize_answer(gold) for golds in answerable.values() for gold in golds):
+        if all(SQUAD.text(gold) for golds in answerable.values() for gold in golds):
             assert plain["exact_match"] <= plain["f1"] + 1e-9
 
 
@@ -482,15 +483,15 @@ def test_one_more_reference_never_costs_anything(golds: list[str], text: str, mo
     assert all(many[key] >= few[key] for key in few)
     same = score_v1({"q": [*golds, text]}, {"q": text})
     assert same["exact_match"] == 100.0
-    assert same["f1"] == (100.0 if normalize_answer(text) else 0.0)
+    assert same["f1"] == (100.0 if SQUAD.text(text) else 0.0)
 
 
 @given(text=any_texts)
 def test_the_normal_form_is_its_own_normal_form(text: str) -> None:
-    once = normalize_answer(text)
-    assert normalize_answer(once) == once
+    once = SQUAD.text(text)
+    assert SQUAD.text(once) == once
     assert once == " ".join(once.split())
-    assert normalize_answer(f"The {text}!") == normalize_answer(f"the {text}")
+    assert SQUAD.text(f"The {text}!") == SQUAD.text(f"the {text}")
 
 
 def joined(text: str) -> str:
@@ -503,4 +504,4 @@ def joined(text: str) -> str:
 def test_prediction_files_of_any_text_read_back_the_same(predictions: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "predictions.json"
     path.write_text(json.dumps(predictions), encoding="utf-8")
-    assert load_predictions(path) == predictions
+    assert load_predictions(path).texts == predictions

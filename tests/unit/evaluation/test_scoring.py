@@ -16,11 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qa_dist.common.errors import DataError, ScoringError
-from qa_dist.evaluation.normalization import normalization
+from qa_dist.evaluation.normalization import SQUAD, normalization
 from qa_dist.evaluation.score_files import load_null_odds, load_predictions, load_references
 from qa_dist.evaluation.scoring import (
     metric_path,
-    normalize_answer,
     score_v1,
     score_v2,
     unknown_predictions,
@@ -43,7 +42,7 @@ NLNET = {
 @pytest.mark.squad
 def test_published_v1_scores_to_the_last_digit(squad_dir):
     references = load_references(squad_dir / "dev-v1.1.json.gz")
-    predictions = load_predictions(squad_dir / "predictions-v1.1-logreg.json.gz")
+    predictions = load_predictions(squad_dir / "predictions-v1.1-logreg.json.gz").texts
     assert not references.version_2
     scores = score_v1(references.answers, predictions, allow_missing=True)
     assert list(scores.items()) == list(LOGREG.items())
@@ -55,7 +54,7 @@ def test_published_v1_scores_to_the_last_digit(squad_dir):
 @pytest.mark.squad
 def test_published_v2_scores_to_the_last_digit(squad_dir):
     references = load_references(squad_dir / "dev-v2.0.json.gz")
-    predictions = load_predictions(squad_dir / "predictions-v2.0-nlnet.json.gz")
+    predictions = load_predictions(squad_dir / "predictions-v2.0-nlnet.json.gz").texts
     assert references.version_2
     assert list(score_v2(references.answers, predictions).items()) == list(NLNET.items())
 
@@ -83,7 +82,7 @@ def test_reference_answers_score_full_marks(squad_dir):
     ],
 )
 def test_normal_form(text, normal):
-    assert normalize_answer(text) == normal
+    assert SQUAD.text(text) == normal
 
 
 # The definitions of the scripts, one step at a time.
