@@ -68,7 +68,7 @@ def _evaluate_on_ranks(config: RunConfig, options: EvaluateConfig) -> int:
         from qa_dist.evaluation.limits import limit_lines
         from qa_dist.evaluation.loop import evaluate, evaluation_bar
         from qa_dist.evaluation.normalization import normalization
-        from qa_dist.features.building import prepare_store
+        from qa_dist.features.building import may_lack_answers, prepare_store
         from qa_dist.model.saved import load_trained
         from qa_dist.model.trainable import check_vocabulary
 
@@ -89,8 +89,7 @@ def _evaluate_on_ranks(config: RunConfig, options: EvaluateConfig) -> int:
             device=ranks.device,
         ).to(ranks.device)
         check_vocabulary(model, store.largest_token_id)
-        wanted = config.data.version_2_with_negative
-        version_2 = bool(store.num_unanswerable) if wanted is None else wanted
+        version_2 = may_lack_answers(config.data, [store])
         if ranks.is_main:
             lines = limit_lines(store, tokenizer, config.evaluation, version_2=version_2)
             sys.stderr.writelines(f"{PROG}: {line}\n" for line in (*notes, *lines))

@@ -99,10 +99,9 @@ def _refuse_what_is_not_trained(model: ModelConfig) -> None:
 def _reachable(config: RunConfig, stores: Mapping[str, "FeatureStore"], tokenizer: Any) -> dict[str, Any]:
     """`ceiling` of the validation data, and how many questions no model can answer exactly, by reason."""
     from qa_dist.evaluation.limits import limits
+    from qa_dist.features.building import may_lack_answers
 
-    wanted = config.data.version_2_with_negative
-    has_unanswerable = any(store.num_unanswerable for store in stores.values())
-    version_2 = has_unanswerable if wanted is None else wanted
+    version_2 = may_lack_answers(config.data, stores.values())
     best = limits(stores["validation"], tokenizer, config.evaluation, version_2=version_2).ceiling
     if best is None:
         return {}

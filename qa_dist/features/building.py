@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,13 @@ def store_root(data: DataConfig) -> Path:
     if named := os.environ.get("QA_DIST_STORE"):
         return Path(os.path.expanduser(named))
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "qa_dist"
+
+
+def may_lack_answers(data: DataConfig, stores: Iterable[FeatureStore]) -> bool:
+    """Whether questions may have no answer: as `--version_2_with_negative` says, else whether some have none."""
+    if data.version_2_with_negative is not None:
+        return data.version_2_with_negative
+    return any(store.num_unanswerable for store in stores)
 
 
 def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: bool = False) -> FeatureStore:

@@ -8,7 +8,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import available_splits
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.limits import limit_lines
-from qa_dist.features.building import prepare_store
+from qa_dist.features.building import may_lack_answers, prepare_store
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.families import require_trainable
 from qa_dist.model.pretrained import load_tokenizer, model_configuration
@@ -70,9 +70,7 @@ def load_data(config: RunConfig, ranks: Ranks) -> RunData:
         )
     if validation is not None:
         _require_scorable(config, validation)
-    unanswerable = train.num_unanswerable + (validation.num_unanswerable if validation else 0)
-    wanted = config.data.version_2_with_negative
-    return RunData(train, validation, tokenizer, bool(unanswerable) if wanted is None else wanted)
+    return RunData(train, validation, tokenizer, may_lack_answers(config.data, stores.values()))
 
 
 def _require_scorable(config: RunConfig, validation: FeatureStore) -> None:
