@@ -156,7 +156,7 @@ def open_source(data: DataConfig, split: Split) -> Source:
     splits = _load_hub(data)
     if split not in splits:
         raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --{split}_file")
-    return _rows_source(f"{data.source} ({split})", splits[split].with_format("arrow")[:].to_pylist())
+    return _data_set_source(f"{data.source} ({split})", splits[split])
 
 
 def _file_of(data: DataConfig, split: Split) -> str | None:
@@ -180,8 +180,8 @@ def file_source(name: str, split: Split) -> Source:
             raise DataError(
                 f"{path} has the splits {', '.join(splits)} but no {split}; name a file or folder that has it"
             )
-        rows = splits[split] if split in splits else next(iter(splits.values()))
-        return _rows_source(str(path), rows.with_format("arrow")[:].to_pylist())
+        data_set = splits[split] if split in splits else next(iter(splits.values()))
+        return _data_set_source(str(path), data_set)
     return _files_source(str(path), _files_at(path, split))
 
 
@@ -226,6 +226,11 @@ def _expanded(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def _data_set_source(name: str, data_set: Any) -> Source:
+    """A data set of the `datasets` library, with its values as Arrow has them, undecoded."""
+    return _rows_source(name, data_set.with_format("arrow")[:].to_pylist())
+
+
 def _rows_source(name: str, rows: Sequence[Row]) -> Source:
     digest = hashlib.sha256()
     usual = (*COLUMNS, "title", "is_impossible")
@@ -267,11 +272,12 @@ def _load_hub(data: DataConfig) -> Any:
     import datasets.packaged_modules
 
     source = data.source
-    if os.path.isdir(_expanded(source)) and is_saved(_expanded(source)):
-        return saved_splits(_expanded(source))
-    if os.path.isdir(os.path.expanduser(source)):
+    folder = _expanded(source)
+    if os.path.isdir(folder):
+        if is_saved(folder):
+            return saved_splits(folder)
         # The library takes some words for formats even where there is a folder of that name.
-        source = os.path.abspath(os.path.expanduser(source))
+        source = os.path.abspath(folder)
     elif source in {module.name for module in pkgutil.iter_modules(datasets.packaged_modules.__path__)}:
         raise DataError(
             f"--dataset_name {source} is the name of a file format, and whatever lies in the current folder would be "
