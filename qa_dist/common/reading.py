@@ -30,39 +30,35 @@ def read_json_file(path: str | Path) -> Any:
         raise DataError(f"{path} is not JSON that can be used: {error}; mend the file") from error
 
 
-def read_bytes(path: Path, *, folder_advice: str = "name one file") -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Content of a file, as it is.
-
-    Args:
-        path: The file.
-        folder_advice: What to do if it is a folder.
 
     Raises:
         DataError: It cannot be read.
     """
-    with _named(path, folder_advice):
+    with _named(path):
         return path.read_bytes()
 
 
-def require_readable(path: Path, *, folder_advice: str = "name one file") -> None:
+def require_readable(path: Path) -> None:
     """Open a file and look at its first byte, so that a wrong path is said before anything expensive starts.
 
     Raises:
         DataError: As for `read_bytes`.
     """
-    with _named(path, folder_advice), path.open("rb") as file:
+    with _named(path), path.open("rb") as file:
         file.read(1)
 
 
 @contextmanager
-def _named(path: Path, folder_advice: str) -> Iterator[None]:
+def _named(path: Path) -> Iterator[None]:
     """Turn what the file system refuses inside the block into one sentence."""
     try:
         yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; check the path") from None
     except IsADirectoryError:
-        raise DataError(f"{path} is a folder; {folder_advice}") from None
+        raise DataError(f"{path} is a folder; name one file") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
 
