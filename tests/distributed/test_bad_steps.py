@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.forking import start_ranks
+from tests.distributed.forking import in_a_fork, start_ranks
 from tests.distributed.launching import free_port, lines
 from tests.tiny import tiny_training
 
@@ -93,20 +92,18 @@ class Run:
         return [line["loss"] for line in lines(path)] if path.exists() else []
 
 
+def do(run: Run, words: list[str], rank: int) -> int:
+    """Do one run on this rank, which writes to the run's own log from here on."""
+    stream = os.open(run.left("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    return train_with_faults(run.fault, run.at_steps, [*words, "--output_dir", str(run.output)], rank)
+
+
 def run_all(runs: Sequence[Run], words: list[str], rank: int) -> int:
     """Do one run after the other, each in a fork, and keep what it left."""
     for run in runs:
-        child = os.fork()
-        if not child:
-            stream = os.open(run.left("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(stream, 1)
-            os.dup2(stream, 2)
-            os.environ["MASTER_PORT"] = str(run.port)
-            code = train_with_faults(run.fault, run.at_steps, [*words, "--output_dir", str(run.output)], rank)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = in_a_fork(partial(do, run, words, rank), run.port)
         run.left(f"code{rank}").write_text(str(code), encoding="utf-8")
         if rank == 0 and (run.output / "metrics.jsonl").exists():
             shutil.copy(run.output / "metrics.jsonl", run.left("metrics"))

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from qa_dist.documentation import Combination, combinations
-from tests.distributed.forking import Group, start, start_ranks
+from tests.distributed.forking import Group, in_a_fork, start, start_ranks
 from tests.distributed.launching import free_port, lines
 from tests.distributed.test_strategies import launched
 from tests.tiny import tiny_run
@@ -68,12 +68,7 @@ def run_all(runs: Sequence[tuple[list[str], int]], rank: int) -> int:
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         importlib.import_module("deepspeed")
     for words, port in runs:
-        # In a fork: what is imported is shared, and what libraries keep of a process group ends with it.
-        child = os.fork()
-        if not child:
-            os.environ["MASTER_PORT"] = str(port)
-            os._exit(main(words))
-        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        if code := in_a_fork(partial(main, words), port):
             return code
     return 0
 
