@@ -64,7 +64,7 @@ def _parser(prog: str) -> Parser:
     parser.add_argument("--squad", type=Path, metavar="DIR", help="folder of train-v1.1.json.gz and dev-v1.1.json.gz")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the encoder to train on SQuAD")
     parser.add_argument("--seconds", type=float, metavar="N", help="time for everything; default: no limit")
-    parser.add_argument("--only", metavar="TEXT", help="only items whose names begin so; several: with commas")
+    parser.add_argument("--only", metavar="TEXT", help="only items whose names begin so; several with commas")
     parser.add_argument("--note", default="", metavar="TEXT", help="kept beside the results, such as a commit")
     return parser
 
@@ -106,10 +106,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _chosen(items: Sequence["Item"], part: str | None, only: str | None) -> list["Item"]:
     beginnings = tuple(only.split(",")) if only else ("",)
-    chosen = [item for item in items if part in (None, item.part) and item.name.startswith(beginnings)]
-    if not chosen:
-        names = ", ".join(item.name for item in items if part in (None, item.part))
-        raise UserError(f"--only {only} is the beginning of no item; there are: {names}")
+    of_part = [item for item in items if part in (None, item.part)]
+    chosen = [item for item in of_part if item.name.startswith(beginnings)]
+    # One of the other part is right, and leaves this one without items.
+    wrong = [each for each in beginnings if not any(item.name.startswith(each) for item in items)]
+    if wrong or not chosen:
+        names = ", ".join(item.name for item in of_part)
+        raise UserError(f"--only {wrong[0] if wrong else only} is the beginning of no item; there are: {names}")
     return chosen
 
 
