@@ -22,9 +22,10 @@ from qa_dist.benchmarking.nested_loops import nested_loop_answers, nested_loop_s
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse
 from qa_dist.evaluation.answers import Answers, decode
-from qa_dist.evaluation.candidates import CandidateTable, pad_rows, top_spans
+from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.scoring import score_v1
 from qa_dist.evaluation.searches import SEARCHES
+from qa_dist.evaluation.top_spans import pad_rows, top_spans
 from qa_dist.features.store import FeatureMap
 
 T = TypeVar("T")

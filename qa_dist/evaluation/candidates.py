@@ -1,24 +1,19 @@
-"""From logits to candidates: the best spans of every feature, in a table.
+"""The best spans of every feature, in a table: what a search finds, ranks send each other, and answers are made of.
 
-`top_spans` runs where the logits are, on every rank, and keeps K candidates per feature. `CandidateTable` carries them
-between ranks.
+torch is not imported, so that answers can be made where it is not installed.
 
-Shapes: B features of a batch, N features of a data set, L tokens of a feature (padded), T tokens of all features,
-K candidates of a feature.
+Shapes: N features of a data set, K candidates of a feature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Candidate
-from qa_dist.evaluation.searches import SEARCHES, SearchBatch
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -26,133 +21,31 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
-def pad_rows(values_T: Tensor, lengths_B: Tensor, fill: float = float("-inf"), num_tokens: int | None = None) -> Tensor:
-    """Rows cut from a flat tensor and padded on the right: [B, L].
-
-    Args:
-        values_T: the rows one after the other, without padding.
-        lengths_B: number of values of each row; they sum to T.
-        fill: value of the padding.
-        num_tokens: L; by default the longest row, which costs a transfer from the device.
-    """
-    lengths_B = lengths_B.to(device=values_T.device, dtype=torch.int64)
-    if num_tokens is None:
-        num_tokens = int(lengths_B.max()) if lengths_B.numel() else 0
-    if not values_T.numel():
-        return values_T.new_full((lengths_B.numel(), num_tokens), fill)
-    position_L = torch.arange(num_tokens, device=values_T.device)
-    first_B = lengths_B.cumsum(0) - lengths_B
-    flat_BL = (first_B[:, None] + position_L).clamp_(max=values_T.numel() - 1)
-    return values_T[flat_BL].masked_fill_(position_L >= lengths_B[:, None], fill)
-
-
-def top_spans(
-    feature_index_B: Int64 | Sequence[int],
-    start_logits_BL: Tensor,
-    end_logits_BL: Tensor,
-    context_start_B: Tensor,
-    context_end_B: Tensor,
-    cls_token_B: Tensor,
-    lengths_B: Tensor,
-    *,
-    num_candidates: int,
-    max_answer_length: int,
-    search: str = "span",
-) -> "CandidateTable":
-    """The best `num_candidates` spans of each feature, by start logit + end logit (float32 addition).
-
-    A span lies in the context and has at most `max_answer_length` tokens. Which spans are considered, and which of
-    equal ones come first, is up to the search.
-
-    Args:
-        feature_index_B: the position of each feature in the data set.
-        start_logits_BL: logits of any floating type; values at or beyond `lengths_B` are never read.
-        end_logits_BL: likewise.
-        context_start_B: first token of the context.
-        context_end_B: one past the last token of the context.
-        cls_token_B: the token that stands for "no answer".
-        lengths_B: tokens of each feature, without padding.
-        num_candidates: K.
-        max_answer_length: M, in tokens.
-        search: a name of `SEARCHES`.
+def check_settings(search: str, known: Collection[str], num_candidates: int, max_answer_length: int) -> None:
+    """Check what spans are searched for with.
 
     Raises:
-        ScoringError: a logit is NaN or +inf.
+        ValueError: The search is none of the known ones, or a number is below 1.
     """
-    _check_settings(search, num_candidates, max_answer_length)
-    num_features, num_tokens = start_logits_BL.shape
-    if not num_features:
-        return CandidateTable.empty(num_candidates)
-    start_logits_BL, end_logits_BL = start_logits_BL.float(), end_logits_BL.float()
-    context_start_B, context_end_B, null_B, lengths_B = (
-        tensor.to(device=start_logits_BL.device, dtype=torch.int64)
-        for tensor in (context_start_B, context_end_B, cls_token_B, lengths_B)
-    )
-    is_token_BL = torch.arange(num_tokens, device=lengths_B.device) < lengths_B[:, None]
-    batch = SearchBatch(
-        start_logits_BL, end_logits_BL, context_start_B, torch.minimum(context_end_B, lengths_B), is_token_BL
-    )
-    # No span is longer than the feature.
-    start_BK, end_BK = SEARCHES[search](batch, num_candidates, min(max_answer_length, num_tokens))
-    start_NK, end_NK, start_logit_NK, end_logit_NK, null_start, null_end, is_bad = _on_host(
-        _filled_up(start_BK, num_candidates, -1),
-        _filled_up(end_BK, num_candidates, -1),
-        _filled_up(_logits_at(start_logits_BL, start_BK), num_candidates, float("-inf")),
-        _filled_up(_logits_at(end_logits_BL, end_BK), num_candidates, float("-inf")),
-        start_logits_BL.gather(1, null_B[:, None]),
-        end_logits_BL.gather(1, null_B[:, None]),
-        _are_bad(start_logits_BL, end_logits_BL, is_token_BL)[:, None],
-    )
-    if num_bad := int(is_bad.sum()):
-        raise ScoringError(
-            f"{num_bad} of {num_features} features have logits that are NaN or +inf; the model diverged or its "
-            "number format overflowed: check the adapter, or run in float32 or bfloat16."
-        )
-    return CandidateTable(
-        feature_index_N=np.asarray(feature_index_B, dtype=np.int64),
-        start_token_NK=start_NK,
-        end_token_NK=end_NK,
-        start_logit_NK=start_logit_NK,
-        end_logit_NK=end_logit_NK,
-        null_start_logit_N=null_start[:, 0],
-        null_end_logit_N=null_end[:, 0],
-    )
-
-
-def _check_settings(search: str, num_candidates: int, max_answer_length: int) -> None:
-    if search not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(SEARCHES)}, not {search!r}.")
+    if search not in known:
+        raise ValueError(f"search must be one of {', '.join(known)}, not {search!r}.")
     if num_candidates < 1 or max_answer_length < 1:
         raise ValueError(
             f"num_candidates and max_answer_length must be at least 1, not {num_candidates} and {max_answer_length}."
         )
 
 
-def _are_bad(start_logits_BL: Tensor, end_logits_BL: Tensor, is_token_BL: Tensor) -> Tensor:
-    """Whether features have logits whose sums have no order, bool [B]; of values below +inf no sum is NaN."""
-    inf = float("inf")
-    return ~(((start_logits_BL < inf) & (end_logits_BL < inf)) | ~is_token_BL).all(dim=1)
+def require_order(num_bad: int, num_features: int) -> None:
+    """Refuse logits whose sums have no order, given how many of the features have any.
 
-
-def _logits_at(logits_BL: Tensor, token_BX: Tensor) -> Tensor:
-    """The logits of tokens; -inf where there is none."""
-    return logits_BL.gather(1, token_BX.clamp(min=0)).masked_fill_(token_BX < 0, float("-inf"))
-
-
-def _filled_up(values_BX: Tensor, num_candidates: int, fill: float) -> Tensor:
-    """The same with K columns: a search of short features finds fewer."""
-    return torch.nn.functional.pad(values_BX, (0, num_candidates - values_BX.shape[1]), value=fill)
-
-
-def _on_host(*tables: Tensor) -> list[npt.NDArray[Any]]:
-    """Tables of float32, or of integers as int32, with a row for each feature: through one copy from the device."""
-    bits = [table.view(torch.int32) if table.is_floating_point() else table.int() for table in tables]
-    packed = torch.cat(bits, dim=1).cpu().numpy()
-    columns = np.split(packed, np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
-    return [
-        np.ascontiguousarray(column).view(np.float32 if table.is_floating_point() else np.int32)
-        for column, table in zip(columns, tables, strict=True)
-    ]
+    Raises:
+        ScoringError: There are some.
+    """
+    if num_bad:
+        raise ScoringError(
+            f"{num_bad} of {num_features} features have logits that are NaN or +inf; the model diverged or its "
+            "number format overflowed: check the adapter, or run in float32 or bfloat16."
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

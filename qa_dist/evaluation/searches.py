@@ -155,5 +155,6 @@ SEARCHES: Mapping[str, Search] = {
     # Reads those of the question and the special tokens too.
     "n_best": paired_shortlists,
 }
-"""How candidates are found, by the name that `--decoding` has for it. A search needs a row here, its name among the
-values of `EvaluationConfig.decoding` with a clause in the help, and an oracle in its test."""
+"""How candidates are found, by the name that `--decoding` has for it. A search needs a row here, the same in numpy
+(`numpy_searches`), its name among the values of `EvaluationConfig.decoding` with a clause in the help, and an oracle in
+its test."""

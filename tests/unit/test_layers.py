@@ -41,8 +41,8 @@ MAY_IMPORT = {
 """Who may import what only few should know."""
 
 PURE = ("common", "config", "data", "features/windows", "features/batching", "evaluation/candidates")
-PURE = (*PURE, "evaluation/searches", "evaluation/answers", "evaluation/scoring", "distributed/launch_config")
-PURE = (*PURE, "evaluation/normalization", "evaluation/ceiling")
+PURE = (*PURE, "evaluation/searches", "evaluation/top_spans", "evaluation/answers", "evaluation/scoring")
+PURE = (*PURE, "evaluation/normalization", "evaluation/ceiling", "distributed/launch_config")
 """Places whose code returns what it has to say."""
 
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))

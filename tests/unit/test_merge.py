@@ -13,6 +13,7 @@ from transformers import AutoModelForQuestionAnswering
 from qa_dist import merge
 from qa_dist.config.options import ModelConfig
 from qa_dist.features.windows import TokenizerSpec
+from qa_dist.model import merging
 from qa_dist.model.building import build_model
 from qa_dist.model.folder import base_options, load_tokenizer_of
 from qa_dist.model.saved import load_trained, save_trained
@@ -52,7 +53,7 @@ def test_a_plain_model_gives_the_adapters_logits(
     words = ["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(tmp_path / "merged")]
     assert merge.main([*words, "--max_seq_length", str(LENGTH), "--doc_stride", "16"]) == 0
     printed = capsys.readouterr().out
-    assert json.loads(printed[printed.index("{") :])["largest_difference"] <= merge.TOLERANCE
+    assert json.loads(printed[printed.index("{") :])["largest_difference"] <= merging.TOLERANCE
     plain = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "merged").eval()
     assert not any("lora" in name for name in plain.state_dict())
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
@@ -86,7 +87,7 @@ def test_a_run_over_a_quantised_base_is_merged_into_the_base_as_it_was_published
     capsys.readouterr()
     # Everything but the folders is in the run's config.yaml.
     assert merge.main(["--adapter", str(adapter), "--merged_dir", str(merged)]) == 0
-    assert json.loads(capsys.readouterr().out)["largest_difference"] <= merge.TOLERANCE
+    assert json.loads(capsys.readouterr().out)["largest_difference"] <= merging.TOLERANCE
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
     assert {tensor.dtype for tensor in load_file(merged / "model.safetensors").values()} == {torch.float32}
     config = ModelConfig(model_name_or_path=str(folder / "model"), lora_target_modules=("all-linear",))

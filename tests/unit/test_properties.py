@@ -25,10 +25,11 @@ from qa_dist.data.formats import parse
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.rows import read_rows
 from qa_dist.evaluation.answers import decode
-from qa_dist.evaluation.candidates import CandidateTable, top_spans
+from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.normalization import SQUAD
 from qa_dist.evaluation.score_files import load_predictions
 from qa_dist.evaluation.scoring import score_v1, score_v2
+from qa_dist.evaluation.top_spans import top_spans
 from qa_dist.features.building import prepare_store
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer

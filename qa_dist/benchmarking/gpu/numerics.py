@@ -13,7 +13,7 @@ import torch
 from qa_dist.benchmarking.gpu.running import Failed, Figures
 from qa_dist.benchmarking.gpu.scene import Scene, alone, new_model, relative_error
 from qa_dist.benchmarking.measuring import synchronize, synthetic_features
-from qa_dist.evaluation.candidates import pad_rows, top_spans
+from qa_dist.evaluation.top_spans import pad_rows, top_spans
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.rows import Row
 from qa_dist.model.attention import unpadded_attention

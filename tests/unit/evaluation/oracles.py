@@ -1,12 +1,16 @@
 """Searches that try every span, one at a time, with Python's own sort, tables of candidates to decode, and a skip."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from qa_dist.evaluation.candidates import CandidateTable, top_spans
+from qa_dist.common.errors import ScoringError
+from qa_dist.evaluation import numpy_searches
+from qa_dist.evaluation.candidates import CandidateTable
+from qa_dist.evaluation.top_spans import top_spans
 
 f32 = np.float32
 LARGEST = float(np.finfo(f32).max)
@@ -43,25 +47,32 @@ ORACLES = {"span": every_span, "n_best": shortlisted_spans}
 def run_top_spans(
     rows, *, num_candidates, max_answer_length, search, padding=0, fill=math.nan, indices=None
 ) -> CandidateTable:
-    """`top_spans` of rows (start logits, end logits, context start, context end), padded with what must not be read."""
+    """Candidates of rows (start logits, end logits, context start, context end), padded with what must not be read.
+
+    torch and numpy search for them, and must find the same, or refuse with the same words.
+    """
     length = max(len(row[0]) for row in rows) + padding
-    start_BL = torch.full((len(rows), length), fill)
-    end_BL = torch.full((len(rows), length), fill)
+    logits = np.full((2, len(rows), length), fill, f32)
     for i, (start_logits, end_logits, _, _) in enumerate(rows):
-        start_BL[i, : len(start_logits)] = torch.from_numpy(np.asarray(start_logits, f32))
-        end_BL[i, : len(end_logits)] = torch.from_numpy(np.asarray(end_logits, f32))
-    return top_spans(
-        range(len(rows)) if indices is None else indices,
-        start_BL,
-        end_BL,
-        torch.tensor([row[2] for row in rows]),
-        torch.tensor([row[3] for row in rows]),
-        torch.zeros(len(rows), dtype=torch.int64),
-        torch.tensor([len(row[0]) for row in rows]),
-        num_candidates=num_candidates,
-        max_answer_length=max_answer_length,
-        search=search,
-    )
+        logits[0, i, : len(start_logits)] = start_logits
+        logits[1, i, : len(end_logits)] = end_logits
+    lengths, starts, ends = np.array([(len(row[0]), row[2], row[3]) for row in rows]).T
+    arrays = (*logits, starts.copy(), ends.copy(), np.zeros(len(rows), np.int64), lengths.copy())
+    feature_index = range(len(rows)) if indices is None else indices
+    settings = {"num_candidates": num_candidates, "max_answer_length": max_answer_length, "search": search}
+    try:
+        found = top_spans(feature_index, *map(torch.from_numpy, arrays), **settings)
+    except (ScoringError, ValueError) as error:
+        with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+            numpy_searches.top_spans(feature_index, *arrays, **settings)
+        raise
+    again = numpy_searches.top_spans(feature_index, *arrays, **settings)
+    for name in CandidateTable.__slots__:
+        mine, other = getattr(found, name), getattr(again, name)
+        assert mine.dtype == other.dtype, name
+        # Of tokens that a feature has, the logits too are the same bits: -0.0 is not 0.0.
+        assert mine.tobytes() == np.ascontiguousarray(other).tobytes(), name
+    return found
 
 
 def small_table(indices, num_candidates=2) -> CandidateTable:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from qa_dist.common.errors import ScoringError
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.data.records import Candidate
-from qa_dist.evaluation.candidates import CandidateTable, pad_rows, top_spans
+from qa_dist.evaluation import numpy_searches
+from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.searches import SEARCHES
+from qa_dist.evaluation.top_spans import pad_rows, top_spans
 from tests.unit.evaluation.oracles import LARGEST, ORACLES, f32, run_top_spans, small_table
 
 COLUMNS = [name for name in CandidateTable.__slots__ if name != "feature_index_N"]
@@ -166,6 +168,10 @@ def test_a_batch_without_features_has_no_candidates(search):
         [], torch.zeros(0, 7), torch.zeros(0, 7), *[none] * 4, num_candidates=3, max_answer_length=2, search=search
     )
     assert top.start_token_NK.shape == (0, 3)
+    table = numpy_searches.top_spans(
+        [], np.zeros((0, 7), f32), np.zeros((0, 7), f32), *[none.numpy()] * 4, num_candidates=3, max_answer_length=2
+    )
+    assert table.start_token_NK.shape == (0, 3)
     assert top.null_start_logit_N.shape == (0,)
 
 
@@ -211,6 +217,7 @@ def test_a_search_is_an_option_and_the_other_way_round():
             clause.split()[0] for clause in option.metadata["help"].split("; ")
         },
         "a row of searches.SEARCHES": set(SEARCHES),
+        "a row of numpy_searches.SEARCHES": set(numpy_searches.SEARCHES),
         "an oracle in tests/unit/evaluation/oracles.py": set(ORACLES),
     }
     everywhere = set().union(*needs.values())

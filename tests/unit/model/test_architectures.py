@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from qa_dist import merge
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.documentation import architecture_table
 from qa_dist.model.building import build_model
 from qa_dist.model.families import FAMILIES, REFUSED, Family, require_trainable
+from qa_dist.model.merging import TOLERANCE, merge
 from qa_dist.model.precision import DTYPES
 from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.saved import load_trained, save_trained
@@ -169,7 +169,7 @@ def test_an_architecture_trains_comes_back_and_is_merged(base: tuple[str, Path],
     torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-6 * scale)
     (tmp_path / "merged").mkdir()
     whole = RunConfig(model=config, data=DataConfig(max_seq_length=LENGTH, doc_stride=16))
-    assert merge.merge(whole, str(out), tmp_path / "merged") <= merge.TOLERANCE
+    assert merge(whole, str(out), tokenizer, tmp_path / "merged") <= TOLERANCE
     config = ModelConfig(model_name_or_path=str(tmp_path / "merged"), tuning="full")
     plain = load_trained(config, str(tmp_path / "merged"), max_seq_length=LENGTH, tokenizer_pads_left=False)
     torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-4 * scale)

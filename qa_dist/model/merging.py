@@ -1,0 +1,75 @@
+"""A trained model as a plain transformers model: its adapter folded into the weights of its base model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qa_dist.common.errors import CheckpointError
+from qa_dist.config.options import ModelConfig, RunConfig
+from qa_dist.model.saved import load_trained
+from qa_dist.model.span_model import Padding, SpanModel
+
+TOLERANCE = 1e-4
+"""Largest difference between the logits of adapter and merged model, as a share of the largest logit.
+
+Adding B A to a weight rounds once in float32, at 6e-8 of the weight; twenty-four layers do not come near this.
+"""
+
+
+def load_plain(
+    config: RunConfig, directory: str, *, tokenizer_pads_left: bool, padding: Padding = "max_length"
+) -> SpanModel:
+    """The trained model with transformers' own attention, its own dropout and its base's weights as published.
+
+    Raises:
+        UserError: The model or its base cannot be loaded.
+    """
+    model_config = dataclasses.replace(config.model, padding=padding, model_dropout=None, quantization="no")
+    return load_trained(
+        model_config,
+        directory,
+        max_seq_length=config.data.max_seq_length,
+        tokenizer_pads_left=tokenizer_pads_left,
+    )
+
+
+def fold(model: SpanModel) -> Any:
+    """The transformers model inside, with adapters, if it has any, added to its weights; `model` is spent."""
+    inner: Any = model.model
+    return inner.merge_and_unload(safe_merge=True) if hasattr(inner, "peft_config") else inner
+
+
+def merge(config: RunConfig, adapter: str, tokenizer: Any, directory: Path) -> float:
+    """Write the merged model and its tokenizer; returns the largest difference of a logit, as a share of the largest.
+
+    Raises:
+        UserError: The adapter or its base model cannot be loaded.
+        CheckpointError: The merged model, read back, gives other logits than the adapter.
+    """
+    pads_left = tokenizer.padding_side == "left"
+    with_adapter = load_plain(config, adapter, tokenizer_pads_left=pads_left)
+    expected = _logits(with_adapter, len(tokenizer))
+    fold(with_adapter).save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))
+    whole = dataclasses.replace(
+        config, model=dataclasses.replace(ModelConfig(), tuning="full", model_name_or_path=str(directory))
+    )
+    read_back = _logits(load_plain(whole, str(directory), tokenizer_pads_left=pads_left), len(tokenizer))
+    difference = float((read_back - expected).abs().max() / expected.abs().max())
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"the merged model's logits differ from the adapter's by {difference:.1e} of the largest, more than "
+            f"{TOLERANCE:.0e}; nothing was written - use the adapter as it is, with qa_dist.evaluate --adapter"
+        )
+    return difference
+
+
+def _logits(model: SpanModel, vocabulary: int) -> torch.Tensor:
+    """Start and end logits of a few features of random tokens, float32 [2, T]; the same tokens at every call."""
+    lengths = (7, 16, 12, 16)
+    generator = torch.Generator().manual_seed(0)
+    input_ids_T = torch.randint(vocabulary, (sum(lengths),), generator=generator)
+    with torch.inference_mode():
+        return torch.stack(model(input_ids_T, torch.zeros_like(input_ids_T), lengths))
