@@ -26,7 +26,7 @@ from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.scoring import score_v1
 from qa_dist.evaluation.searches import SEARCHES
 from qa_dist.evaluation.top_spans import pad_rows, top_spans
-from qa_dist.features.store import FeatureMap
+from qa_dist.features.table import FeatureMap
 
 T = TypeVar("T")
 

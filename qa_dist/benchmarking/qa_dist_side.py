@@ -31,6 +31,7 @@ from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation import loop as evaluating
 from qa_dist.evaluation.loop import evaluate_loss, score
+from qa_dist.evaluation.passes import candidates
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.building import prepare_store
 from qa_dist.features.token_budget import EVALUATION_TOKENS
@@ -170,7 +171,7 @@ def evaluate(config: RunConfig) -> Result:
         computed = list(evaluating.forward(remembering, store, ranks, batches))
         synchronize(ranks.device)
         begin = time.perf_counter()
-        tables = list(evaluating.candidates(computed, config.evaluation))
+        tables = list(candidates(computed, config.evaluation))
         answers = evaluating.answer(tables, store, config.evaluation, version_2=False)
         seconds["decode"] = time.perf_counter() - begin
         begin = time.perf_counter()

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Prediction
 from qa_dist.evaluation.candidates import CandidateTable, Float32, Float64, Int32, Int64
-from qa_dist.features.store import FeatureMap
+from qa_dist.features.table import FeatureMap
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -174,7 +174,7 @@ def decode(
         start_char_EW=start_char_EW,
         end_char_EW=end_char_EW,
         score_EW=score_EW,
-        probability_EW=_softmax(score_EW, num_entries_E),
+        probability_EW=softmax(score_EW, num_entries_E),
         null_odds_E=null_odds_E,
     )
 
@@ -359,7 +359,7 @@ def _ordered_bits(score: Float32) -> Int64:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
 
 
-def _softmax(score_EW: Float32, num_entries_E: Int64) -> Float64:
+def softmax(score_EW: Float32, num_entries_E: Int64) -> Float64:
     """Softmax over the entries of each row, in float64; 0 beyond them."""
     is_entry_EW = np.arange(score_EW.shape[1]) < num_entries_E[:, None]
     finite_EW = np.clip(score_EW.astype(np.float64), -_LARGEST, _LARGEST)

@@ -4,15 +4,12 @@ Evaluation batches are fixed by the data and the token budget, and ranks take wh
 the same neighbours at every world size, so the results are the same, byte for byte.
 """
 
-import collections
 import math
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +21,7 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.answers import Answers, decode
 from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.normalization import SQUAD, Normalization, normalization
+from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.evaluation.results import Evaluation, Metrics
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.evaluation.top_spans import pad_rows, top_spans
@@ -31,23 +29,7 @@ from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.model.span_model import SpanModel, span_loss
-
-
-class BatchLogits(NamedTuple):
-    """What the model says of a batch of B features with T tokens together; B may be 0.
-
-    Attributes:
-        batch: the features.
-        start_T: float32, start logits.
-        end_T: float32, end logits.
-        losses_B: float64, the loss of each feature, on the device; empty where it is not asked for.
-    """
-
-    batch: FeatureBatch
-    start_T: torch.Tensor
-    end_T: torch.Tensor
-    losses_B: torch.Tensor = torch.zeros(0, dtype=torch.float64)
+from qa_dist.model.span_model import SpanModel
 
 
 class _Losses:
@@ -71,10 +53,6 @@ class _Losses:
         # Every rank adds to its own entries of a vector of zeros, so the sum has no rounding and no order.
         summed: npt.NDArray[np.float64] = ranks.sum(losses).cpu().numpy()
         return summed
-
-
-_DECODED_TOGETHER = 256
-"""Features whose candidates are searched for in one go."""
 
 
 def evaluate(
@@ -158,22 +136,6 @@ def _mean(losses: npt.NDArray[np.float64], is_labelled: npt.NDArray[np.bool_]) -
     return float(losses[is_labelled].mean()) if is_labelled.any() else None
 
 
-def candidates(batches: Iterable[BatchLogits], config: EvaluationConfig) -> Iterator[CandidateTable]:
-    """Candidates of all features, searched for many at a time: tensors of a few cost more in calls than in work.
-
-    The candidates of a feature do not depend on the others.
-    """
-    waiting: list[BatchLogits] = []
-    for logits in batches:
-        if len(logits.batch.indices):
-            waiting.append(logits)
-        if sum(len(each.batch.indices) for each in waiting) >= _DECODED_TOGETHER:
-            yield _best_spans(waiting, config)
-            waiting = []
-    if waiting:
-        yield _best_spans(waiting, config)
-
-
 def answer(
     tables: Sequence[CandidateTable], store: FeatureStore, config: EvaluationConfig, *, version_2: bool
 ) -> Answers:
@@ -235,25 +197,6 @@ def forward(
 
     It ends early when this rank is asked to stop or, where a pass needs all ranks, when any of them is.
     """
-    model.eval()
-    shortest = store.lengths.argmin(0, keepdims=True)
-
-    def compute(indices: Indices) -> BatchLogits:
-        batch = FeatureBatch.of(store, indices, ranks.device)
-        if len(indices):
-            return compute_batch(batch)
-        if needs_all_ranks:
-            # A rank with nothing left computes one feature for nothing, so that the others get its shard of the model.
-            compute_batch(FeatureBatch.of(store, shortest, ranks.device))
-        no_logits = torch.empty(0, device=ranks.device)
-        return BatchLogits(batch, no_logits, no_logits)
-
-    def compute_batch(batch: FeatureBatch) -> BatchLogits:
-        # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
-        with torch.no_grad(), ranks.autocast():
-            start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
-            losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).double()
-        return BatchLogits(batch, start_T, end_T, losses_B)
 
     def wanted() -> Iterator[Indices]:
         for indices in batches:
@@ -262,58 +205,23 @@ def forward(
             ranks.watchdog.beat("evaluation")
             yield indices
 
-    alone = ranks.device.type != "cpu" or needs_all_ranks or not model.is_thread_safe
-    yield from map(compute, wanted()) if alone else _side_by_side(compute, wanted())
-
-
-def _side_by_side(compute: Callable[[Indices], BatchLogits], batches: Iterator[Indices]) -> Iterator[BatchLogits]:
-    """`map` with as many batches at once as torch has CPU threads, each on one of them.
-
-    Threads that share a batch wait for each other in every operation, and much of an encoder's work is too small to
-    share. It also makes a batch's rounding the same with any number of threads.
-    """
-    num_threads = torch.get_num_threads()
-    if num_threads == 1:
-        yield from map(compute, batches)
-        return
-    pending: collections.deque[Future[BatchLogits]] = collections.deque()
-    # What is done with the results goes on beside the batches that follow.
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(num_threads, "evaluation", torch.set_num_threads, (1,)) as threads:
-            for indices in batches:
-                pending.append(threads.submit(compute, indices))
-                if len(pending) > num_threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-    finally:
-        torch.set_num_threads(num_threads)
+    return logits_of(
+        model,
+        store,
+        wanted(),
+        ranks.device,
+        autocast=ranks.autocast,
+        with_losses=True,
+        one_by_one=needs_all_ranks,
+        # A rank with nothing left computes one feature for nothing, so that the others get its shard of the model.
+        compute_empty=needs_all_ranks,
+    )
 
 
 def _is_to_stop(ranks: Ranks, *, together: bool) -> bool:
     if not together:
         return ranks.is_asked_to_stop
     return bool(ranks.sum(torch.tensor(float(ranks.is_asked_to_stop), device=ranks.device)))
-
-
-def _best_spans(logits: Sequence[BatchLogits], config: EvaluationConfig) -> CandidateTable:
-    batches = [each.batch for each in logits]
-    start_T, end_T = torch.cat([each.start_T for each in logits]), torch.cat([each.end_T for each in logits])
-    lengths_B = torch.cat([batch.lengths_B for batch in batches])
-    longest = max(max(batch.lengths) for batch in batches)
-    return top_spans(
-        np.concatenate([batch.indices for batch in batches]),
-        pad_rows(start_T, lengths_B, num_tokens=longest),
-        pad_rows(end_T, lengths_B, num_tokens=longest),
-        torch.cat([batch.context_start_B for batch in batches]),
-        torch.cat([batch.context_end_B for batch in batches]),
-        torch.cat([batch.cls_token_B for batch in batches]),
-        lengths_B,
-        num_candidates=config.n_best_size,
-        max_answer_length=config.max_answer_length,
-        search=config.decoding,
-    )
 
 
 def _noted(

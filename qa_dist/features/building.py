@@ -31,10 +31,10 @@ from qa_dist.features.store import (
     MANIFEST,
     STAGING_SUFFIX,
     FeatureStore,
-    Int32,
     damaged,
     digest,
 )
+from qa_dist.features.table import Int32
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
 from qa_dist.features.workers import build_columns
 

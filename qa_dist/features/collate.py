@@ -1,4 +1,4 @@
-"""Features of a store as tensors of a device: one row without padding."""
+"""Features of a table, such as a store, as tensors of a device: one row without padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 
 from qa_dist.features.batching import Indices
 from qa_dist.features.rows import Row, row_numbers
-from qa_dist.features.store import FeatureStore
+from qa_dist.features.table import FeatureTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class FeatureBatch:
     """Features one behind the other, as tensors on one device.
 
     Attributes:
-        indices: int64 [B] on the CPU, the features' places in their store.
+        indices: int64 [B] on the CPU, the features' places in their table.
         input_ids_T: int64 [T].
         token_type_ids_T: int64 [T].
         lengths: tokens of each feature.
@@ -45,13 +45,13 @@ class FeatureBatch:
     row: Row
 
     @classmethod
-    def of(cls, store: FeatureStore, indices: Indices, device: torch.device) -> "FeatureBatch":
-        """The features of a store at these places."""
+    def of(cls, store: FeatureTable, indices: Indices, device: torch.device) -> "FeatureBatch":
+        """The features of a table at these places."""
         return cls.several(store, [(indices, np.arange(len(indices)))], device)[0]
 
     @classmethod
     def several(
-        cls, store: FeatureStore, groups: Sequence[tuple[Indices, Indices]], device: torch.device
+        cls, store: FeatureTable, groups: Sequence[tuple[Indices, Indices]], device: torch.device
     ) -> list["FeatureBatch"]:
         """A batch of each group of features; all of them go to the device together.
 

@@ -16,8 +16,7 @@ views of the mapped pages.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qa_dist.common.errors import ScoringError, StoreError
+from qa_dist.common.errors import StoreError
 from qa_dist.data.checking import Report
+from qa_dist.features.table import FeatureTable, Int8, Int32, Int64
 from qa_dist.features.windows import FeatureStats
-
-Int8 = npt.NDArray[np.int8]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 FORMAT_VERSION = 2
 """Changes with the layout of the files and with whatever in this program decides what a feature is."""
@@ -43,52 +39,12 @@ FEATURES = "features.arrow"
 STAGING_SUFFIX = ".building"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureMap:
-    """Where the N features of a data set come from: what turns tokens back into characters.
-
-    Attributes:
-        example_index_N: int32: the example of each feature.
-        window_N: int32: the position of each feature among the features of its example.
-        context_start_N: int32: the first context token of each feature.
-        context_offsets_T2: int32: start and end character of the context tokens of all features, one after the other.
-        first_offset_N1: int64 [N + 1]: feature i owns rows first_offset[i] .. first_offset[i + 1] - 1 of those.
-    """
-
-    example_index_N: Int32
-    window_N: Int32
-    context_start_N: Int32
-    context_offsets_T2: Int32
-    first_offset_N1: Int64
-
-    def __len__(self) -> int:
-        return len(self.example_index_N)
-
-    def start_chars(self, feature: Int64, token: Int32) -> Int32:
-        """The first character of the given tokens of the given features."""
-        starts_T: Int32 = self.context_offsets_T2[:, 0]
-        return starts_T[self._rows(feature, token)]
-
-    def end_chars(self, feature: Int64, token: Int32) -> Int32:
-        """One past the last character of the given tokens of the given features."""
-        ends_T: Int32 = self.context_offsets_T2[:, 1]
-        return ends_T[self._rows(feature, token)]
-
-    def _rows(self, feature: Int64, token: Int32) -> Int64:
-        row = self.first_offset_N1[feature] + token - self.context_start_N[feature]
-        if np.any((row < self.first_offset_N1[feature]) | (row >= self.first_offset_N1[feature + 1])):
-            raise ScoringError(
-                "candidates lie outside their contexts; they were computed from other features than these."
-            )
-        return row
-
-
-class FeatureStore:
+class FeatureStore(FeatureTable):
     """A prepared store, mapped. Opening reads a few columns; the rest stays on disk until it is looked at.
 
     Arrays are read-only. A store pickles as its path, and forked processes share its pages.
 
-    Shapes: N features, E examples, L tokens of a feature, C context tokens of a feature.
+    Shapes: N features, E examples.
 
     Attributes:
         path: its folder.
@@ -96,17 +52,8 @@ class FeatureStore:
         ingredients: what the fingerprint covers, by name.
         report: what validation found in the whole source.
         stats: counts over the features.
-        num_features: N.
         num_examples: E.
         num_unanswerable: examples that are known to have no answer.
-        lengths: int32 [N], tokens of each feature.
-        context_length: int32 [N], context tokens of each feature.
-        example_index: int32 [N]; this and the following are as in `Feature`.
-        window: int32 [N].
-        context_start: int32 [N].
-        cls_token: int32 [N].
-        start_token: int32 [N].
-        end_token: int32 [N].
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
@@ -163,38 +110,6 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}, {self.num_examples} examples, {self.num_features} features)"
-
-    def input_ids(self, feature_index: int) -> Int32:
-        """Token ids int32 [L] of a feature, a view."""
-        return self._input_ids[self._first_token[feature_index] : self._first_token[feature_index + 1]]
-
-    def token_type_ids(self, feature_index: int) -> Int8:
-        """Token types int8 [L] of a feature, a view."""
-        return self._token_type_ids[self._first_token[feature_index] : self._first_token[feature_index + 1]]
-
-    def flat(self, feature_indices: npt.NDArray[np.integer[Any]] | Sequence[int]) -> tuple[Int32, Int8]:
-        """Token ids int32 [T] and token types int8 [T] of the given features, one behind the other, as copies."""
-        chosen = np.asarray(feature_indices, np.int64)
-        lengths = self.lengths[chosen].astype(np.int64)
-        # Token j of the result is token j - (tokens of the features before it) of its feature.
-        shift = self._first_token[chosen] - (np.cumsum(lengths) - lengths)
-        positions = np.repeat(shift, lengths) + np.arange(lengths.sum())
-        return self._input_ids[positions], self._token_type_ids[positions]
-
-    @cached_property
-    def largest_token_id(self) -> int:
-        """The largest token id of all features; reads the whole column."""
-        return int(self._input_ids.max(initial=0))
-
-    def feature_map(self) -> FeatureMap:
-        """Where all features come from, for decoding; its arrays are views."""
-        return FeatureMap(
-            example_index_N=self.example_index,
-            window_N=self.window,
-            context_start_N=self.context_start,
-            context_offsets_T2=self._context_offsets,
-            first_offset_N1=self._first_offset,
-        )
 
     @cached_property
     def example_ids(self) -> list[str]:

@@ -112,16 +112,16 @@ def test_a_mistake_of_the_user_is_said_once_and_ends_with_code_2(tmp_path: Path)
 def evaluate_with_a_broken_rank(words: list[str], rank: int) -> int:
     """Rank 1 fails in its second batch, when rank 0 has received the first."""
     from qa_dist import evaluate
-    from qa_dist.evaluation import loop as evaluation
+    from qa_dist.evaluation import passes
 
-    real, calls = evaluation.span_loss, iter(range(1, 1000))
+    real, calls = passes.span_loss, iter(range(1, 1000))
 
     def failing(*arguments: Any) -> Any:
         if rank == 1 and next(calls) == 2:
             raise RuntimeError("the memory of this node has gone")
         return real(*arguments)
 
-    evaluation.span_loss = failing
+    passes.span_loss = failing
     return evaluate.main(words)
 
 

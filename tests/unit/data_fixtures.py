@@ -17,7 +17,8 @@ from qa_dist.data.formats import parse
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.rows import Record
 from qa_dist.features.building import prepare_store
-from qa_dist.features.store import FeatureMap, FeatureStore
+from qa_dist.features.store import FeatureStore
+from qa_dist.features.table import FeatureMap
 from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer
 

@@ -12,7 +12,7 @@ from qa_dist.data.records import Feature, Prediction
 from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.searches import SEARCHES
-from qa_dist.features.store import FeatureMap
+from qa_dist.features.table import FeatureMap
 from tests.unit.data_fixtures import map_of
 from tests.unit.evaluation.oracles import LARGEST, ORACLES, f32, run_top_spans, small_table
 

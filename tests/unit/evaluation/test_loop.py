@@ -14,7 +14,7 @@ import torch
 
 from qa_dist import evaluate, merge
 from qa_dist.common import files
-from qa_dist.evaluation import loop as evaluation
+from qa_dist.evaluation import loop, passes
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.evaluation.score_files import load_references
 from qa_dist.evaluation.scoring import score_v1
@@ -44,14 +44,15 @@ def results(tmp_path: Path) -> Path:
 
 def strike(monkeypatch: pytest.MonkeyPatch, name: str, count: int, fault: Any) -> None:
     """Let the call number `count` of a function of the evaluation do `fault` first."""
-    real, calls = getattr(evaluation, name), iter(range(1, 1000))
+    module = passes if hasattr(passes, name) else loop
+    real, calls = getattr(module, name), iter(range(1, 1000))
 
     def struck(*words: Any, **options: Any) -> Any:
         if next(calls) == count:
             fault()
         return real(*words, **options)
 
-    monkeypatch.setattr(evaluation, name, struck)
+    monkeypatch.setattr(module, name, struck)
 
 
 def fail() -> None:
@@ -89,13 +90,13 @@ def test_any_number_of_threads_gives_the_same_bytes(
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU, where one thread evaluates")
-    real, used = evaluation.span_loss, set()
+    real, used = passes.span_loss, set()
 
     def noting(*words: Any) -> torch.Tensor:
         used.add(threading.current_thread().name.partition("_")[0])
         return real(*words)
 
-    monkeypatch.setattr(evaluation, "span_loss", noting)
+    monkeypatch.setattr(passes, "span_loss", noting)
     found = {}
     for number, expected in ((1, "MainThread"), (3, "evaluation")):
         used.clear()
@@ -196,7 +197,7 @@ def test_features_that_are_decoded_together_are_read_once(
     """Beside that a whole evaluation reads its losses, and whether it is to stop."""
     waits: list[list[str]] = []
     copies: list[int] = []
-    best, cpu = evaluation._best_spans, torch.Tensor.cpu
+    best, cpu = passes._best_spans, torch.Tensor.cpu
 
     def watched(*words: Any) -> Any:
         before = len(copies)
@@ -205,7 +206,7 @@ def test_features_that_are_decoded_together_are_read_once(
         waits.append([*found, *["cpu"] * (len(copies) - before)])
         return table
 
-    monkeypatch.setattr(evaluation, "_best_spans", watched)
+    monkeypatch.setattr(passes, "_best_spans", watched)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(1) or cpu(tensor))
     words = ["--adapter", str(trained / "adapter"), "--results_dir", str(results), "--eval_tokens_per_device", "64"]
     assert evaluate.main(words) == 0
