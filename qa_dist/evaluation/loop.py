@@ -24,7 +24,6 @@ from qa_dist.evaluation.normalization import SQUAD, Normalization, normalization
 from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.evaluation.results import Evaluation, Metrics
 from qa_dist.evaluation.scoring import score_v1, score_v2
-from qa_dist.evaluation.top_spans import pad_rows, top_spans
 from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore

@@ -317,6 +317,10 @@ class FeatureBuilder:
         )
         return features, stats
 
+    def question_length(self, question: str) -> int:
+        """Tokens of a question before it is cut."""
+        return len(self._backend.encode(question.lstrip(), add_special_tokens=False).ids)
+
     def _tokens_of(self, context: str) -> tuple[Int32, Int32]:
         """Token ids int32 [C] of a whole context, and their offsets int32 [C, 2]."""
         encoding = self._backend.encode(context, add_special_tokens=False)

@@ -260,13 +260,18 @@ def _choose_padding(config: ModelConfig, model_config: Any) -> tuple[Padding, li
     return config.padding, []
 
 
-def _check_length(model_config: Any, max_seq_length: int) -> None:
-    longest = getattr(model_config, "max_position_embeddings", None)
+def longest_feature(model_config: Any) -> int | None:
+    """Most tokens that a feature of the model with this configuration can have; None if any number."""
+    positions: int | None = getattr(model_config, "max_position_embeddings", None)
     # XLNet's -1 stands for any number.
-    if longest is None or longest < 0:
-        return
-    longest -= family_of(model_config).first_position(model_config)
-    if max_seq_length > longest:
+    if positions is None or positions < 0:
+        return None
+    return positions - family_of(model_config).first_position(model_config)
+
+
+def _check_length(model_config: Any, max_seq_length: int) -> None:
+    longest = longest_feature(model_config)
+    if longest is not None and max_seq_length > longest:
         raise ConfigError(
             [f"--max_seq_length {max_seq_length} is more than the {longest} positions of this model; lower it"]
         )

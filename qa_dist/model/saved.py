@@ -118,14 +118,22 @@ def load_trained(
     max_seq_length: int,
     tokenizer_pads_left: bool,
     device: torch.device = CPU,
+    fold: bool = False,
 ) -> SpanModel:
     """The model that a run saved into `directory`: its adapter on the base model, or the whole model.
+
+    Args:
+        config: How it was trained.
+        directory: The folder; of a whole model also any other name that one has.
+        max_seq_length: Tokens of its longest feature.
+        tokenizer_pads_left: On which side its tokenizer pads.
+        device: Where it will compute.
+        fold: Whether an adapter becomes part of the base model's weights, which saves its products in every pass.
+            Over quantised weights, which would be rounded anew, it stays beside them all the same.
 
     Raises:
         UserError: The directory holds no such model, or the base model cannot be loaded.
     """
-    from peft import PeftModel
-
     if config.model_config is not None:
         if config.tuning == "lora":
             raise CheckpointError(
@@ -138,12 +146,16 @@ def load_trained(
             base = load_base(config, directory, max_seq_length, device)
             model, random = base.model, base.newly_initialized
         else:
+            from peft import PeftModel
+
             check_adapter(directory)
             base = load_base(config, config.model_name_or_path, max_seq_length, device)
             with without_library_messages():
                 _fit_embedding(base.model, Path(directory) / ADAPTER_WEIGHTS)
                 model = PeftModel.from_pretrained(base.model, directory)
             random = unfilled(model, base.newly_initialized, Path(directory) / ADAPTER_WEIGHTS)
+            if fold and config.quantization == "no":
+                model = model.merge_and_unload(safe_merge=True)
     if random:
         named = f"{', '.join(random[:3])}{' and others' if len(random) > 3 else ''}"
         raise CheckpointError(f"{directory} lacks {named}, which would be random; give a folder that training wrote")

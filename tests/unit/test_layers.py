@@ -26,6 +26,7 @@ ROOMS = (
     "model",
     "distributed",
     "evaluation",
+    "answering",
     "training",
     "memory",
     "benchmarking",

@@ -1,0 +1,6 @@
+"""Answers from a trained model: from one question to files of any size.
+
+`reader` is what everybody calls: text in, answers out. `opening` finds out what a model's folder holds and makes the
+`backend` that computes it, `torch_backend` with torch. `records` has what goes in and comes out, `ranking` puts the
+candidates of several passages into one order.
+"""

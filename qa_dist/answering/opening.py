@@ -1,0 +1,158 @@
+"""From the name of a model to what computes it, and to the settings that it was trained and evaluated with."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qa_dist.answering.backend import Backend
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.config.options import RunConfig, defaults
+from qa_dist.config.parsing import parse
+from qa_dist.model.folder import base_options, load_tokenizer_of
+from qa_dist.model.pretrained import resolve_model_path
+
+if TYPE_CHECKING:
+    from qa_dist.model.precision import Precision
+
+_PYTHON_NAMES = {"eval_tokens_per_device": "tokens_per_batch"}
+"""What a reader calls an option, where that is not the option's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model that is ready to answer.
+
+    Attributes:
+        backend: what computes it.
+        config: the configuration of the run that trained it, with what the caller wants otherwise; the defaults where
+            it was trained elsewhere.
+        allows_no_answer: whether "no answer" was a choice in the run's evaluation.
+    """
+
+    backend: Backend
+    config: RunConfig
+    allows_no_answer: bool
+
+
+def open_model(name: str, *, device: str | None, mixed_precision: str | None, options: Mapping[str, Any]) -> OpenModel:
+    """The model in a folder, of a package or on the hub, loaded.
+
+    Args:
+        name: Folder of an adapter or a whole model, package:NAME/FOLDER, or hub id.
+        device: Where it computes; None: on the first GPU where there is one, else on the CPU.
+        mixed_precision: Of matrix products; None: on a GPU that of the run, on a CPU float32.
+        options: Options of the run that are to have other values, by their flag names; None stands for no change.
+
+    Raises:
+        UserError: There is no such model, or an option does not fit it.
+    """
+    name = os.path.expanduser(name)
+    given = {option: value for option, value in options.items() if value is not None}
+    config = _configuration(_base_options(name), given)
+    return _opened_in_torch(name, config, given, device, mixed_precision)
+
+
+def _base_options(name: str) -> dict[str, Any]:
+    """Options of the run that made a model.
+
+    Raises:
+        UserError: There is nothing under that name, or it is no model.
+    """
+    if not os.path.isdir(name):
+        resolve_model_path(name)
+        return {"model_name_or_path": name, "tuning": "full"}
+    found = base_options(name)
+    if not found:
+        raise UserError(f"{name} holds no adapter and no model; name the --output_dir of a training run, or a model")
+    return found
+
+
+def _configuration(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
+    """The run's configuration with what the caller gives."""
+    words = [f"--{name}={value}" for name, value in given.items()]
+    groups = ("data", "model", "evaluation")
+    return parse(words, prog="Reader", description="", groups=groups, entry=None, base=base)[0]
+
+
+@contextmanager
+def named_as_in_python() -> Iterator[None]:
+    """Context in which mistakes in options name them as the arguments of a reader, and not as flags."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([_in_python(problem) for problem in error.problems]) from error
+
+
+def _in_python(problem: str) -> str:
+    for option, name in _PYTHON_NAMES.items():
+        problem = problem.replace(f"--{option}", name)
+    return problem.replace("--", "")
+
+
+def _opened_in_torch(
+    name: str, config: RunConfig, given: Mapping[str, Any], device_name: str | None, mixed_precision: str | None
+) -> OpenModel:
+    from qa_dist.answering.torch_backend import TorchBackend, chosen_device
+    from qa_dist.features.windows import TokenizerSpec
+    from qa_dist.model.saved import load_trained
+
+    device = chosen_device(device_name)
+    is_run = os.path.isfile(os.path.join(name, "config.yaml"))
+    model = config.model
+    if model.tuning == "full" and model.tokenizer_name is None and os.path.isdir(name):
+        # A whole model needs no other folder.
+        model = dataclasses.replace(model, model_name_or_path=name)
+    tokenizer, notes = load_tokenizer_of(name, model)
+    if not is_run:
+        config = dataclasses.replace(config, data=_lengths_that_fit(config, given))
+    span_model = load_trained(
+        model,
+        name,
+        max_seq_length=config.data.max_seq_length,
+        tokenizer_pads_left=tokenizer.padding_side == "left",
+        device=device,
+        fold=True,
+    )
+    backend = TorchBackend(
+        span_model,
+        TokenizerSpec.of(tokenizer),
+        device,
+        mixed_precision=_precision(config, device.type, mixed_precision),
+        notes=(*notes, *span_model.notes),
+    )
+    allows = config.data.version_2_with_negative
+    if allows is None:
+        # An evaluation writes this file where some questions have no answer.
+        allows = is_run and os.path.isfile(os.path.join(name, "null_odds.json"))
+    return OpenModel(backend, config, allows)
+
+
+def _lengths_that_fit(config: RunConfig, given: Mapping[str, Any]) -> Any:
+    """The lengths for a model that comes without any: the usual ones, or less where it has fewer positions."""
+    from qa_dist.model.building import longest_feature
+    from qa_dist.model.pretrained import model_configuration
+
+    data = config.data
+    longest = longest_feature(model_configuration(config.model))
+    if "max_seq_length" not in given and longest is not None:
+        data = dataclasses.replace(data, max_seq_length=min(data.max_seq_length, longest))
+    if "doc_stride" not in given:
+        data = dataclasses.replace(data, doc_stride=min(defaults(type(data))["doc_stride"], data.max_seq_length // 2))
+    return data
+
+
+def _precision(config: RunConfig, device_type: str, wanted: str | None) -> "Precision":
+    """The precision of matrix products: as wanted, else as in training where the device is made for it.
+
+    Raises:
+        ConfigError: There is no such precision.
+    """
+    if wanted is None:
+        return "no" if device_type == "cpu" else config.training.mixed_precision
+    for known in ("no", "bf16", "fp16"):
+        if wanted == known:
+            return known
+    raise ConfigError([f"mixed_precision {wanted!r} is none of no, bf16, fp16"])
