@@ -37,6 +37,8 @@ NOT_RUN = {
     "make check": ".ci/run runs it",
     "sbatch ": "tests/integration/test_slurm.py runs it, where this can be done",
     "NNODES=2 ": "tests/integration/test_two_hosts.py runs it, where this can be done",
+    "bash launch/torchrun.sh ": "tests/integration/test_launch.py and test_elastic.py run it",
+    "qa-dist doctor --launch ": "tests/integration/test_doctor.py runs it",
     "python -m qa_dist.bench all ": "tests/integration/test_bench.py measures each section",
     # The way to a machine without a network.
     "python -m qa_dist.bench gpu pack ": "it downloads; tests/unit/benchmarking/test_gpu_running.py tests the wheels",
@@ -49,12 +51,11 @@ NOT_RUN = {
 SHORTENED = {
     # The environment that runs the tests stands for the one that make would set up.
     "make quickstart": 'ARGS="--max_train_steps 2 --max_train_samples 40 --max_eval_samples 20"',
-    "qa-dist doctor --launch": "--seconds 1",
     # Ten minutes and 6 GiB, of which only the command line is looked at.
     "python -m qa_dist.bench memory ": "--help",
     # Minutes; tests/integration/test_bench_gpu.py runs all of it.
     "python -m qa_dist.bench gpu --output_dir ": "--rehearse --only machine",
-    "python -m qa_dist.bench gpu --output_dir outputs/gpu --only ": "--rehearse --part a",
+    "python -m qa_dist.bench gpu --output_dir outputs/gpu --only ": "--rehearse --only machine,grid",
 }
 """What is put behind commands that start so; of several starts the longest counts."""
 
