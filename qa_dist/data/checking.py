@@ -124,7 +124,7 @@ class Report:
         return cls(**{**value, **lists, "problems": problems})
 
 
-class _Draft(NamedTuple):
+class Draft(NamedTuple):
     """What a record says, as far as it can be read, before its answers are placed."""
 
     id: str
@@ -155,7 +155,7 @@ def validate(
         keep_scored: Keep invalid records that can be scored all the same: those with an id, texts and references.
     """
     rows, notes = _numbered(records)
-    checked = [_draft(record, allow_unanswerable) for record in rows]
+    checked = [draft_of(record, allow_unanswerable) for record in rows]
     drafts = [draft for draft, _ in checked if draft is not None]
     unit = find_unit(
         (answer.text, answer.start, draft.context)
@@ -184,7 +184,7 @@ class _Found:
         self._ids_by_problem: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
         self._mended_ids: list[str] = []
 
-    def add(self, record: Record, draft: _Draft | None, problems: set[str]) -> None:
+    def add(self, record: Record, draft: Draft | None, problems: set[str]) -> None:
         """Take a record that was read as this draft with these problems."""
         label = _label(record)
         if label is not None:
@@ -223,7 +223,7 @@ class _Found:
     def _is_scored(self, problems: set[str], placed: Sequence[Answer], others: Sequence[str]) -> bool:
         return self._keep_scored and problems <= _SCORED_ALL_THE_SAME and bool(placed or others)
 
-    def _place(self, draft: _Draft) -> tuple[list[Answer], list[str], bool]:
+    def _place(self, draft: Draft) -> tuple[list[Answer], list[str], bool]:
         """The answers that have a place, the texts of the others, and whether an offset was wrong."""
         placed: list[Answer] = []
         others: list[str] = []
@@ -265,7 +265,7 @@ def _numbered(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     """The records, numbered if none has an id, and what was noted so far."""
     rows = [*records]
     notes = list(records.notes) if isinstance(records, Reading) else []
-    if rows and all(record.problem is None and _has_no_id(record) for record in rows):
+    if rows and all(record.problem is None and has_no_id(record) for record in rows):
         notes.append("no question has an id: they are numbered from 1")
         rows = [Record(row.place, {**row.row, "id": str(number)}) for number, row in enumerate(rows, 1)]
     return rows, notes
@@ -322,7 +322,7 @@ def _counted(ids_by_problem: Mapping[str, Sequence[str]]) -> tuple[Problem, ...]
     )
 
 
-def _draft(record: Record, allow_unanswerable: bool) -> tuple[_Draft | None, set[str]]:
+def draft_of(record: Record, allow_unanswerable: bool) -> tuple[Draft | None, set[str]]:
     """What a record says (None if there is no way to make an example of it), and its problems."""
     if record.problem:
         return None, {record.problem}
@@ -354,10 +354,10 @@ def _draft(record: Record, allow_unanswerable: bool) -> tuple[_Draft | None, set
     if not all(_is_unicode(text) for text in (identity, question, context, title, *(a.text for a in answers or ()))):
         problems.add("not_unicode")
         return None, problems
-    return _Draft(identity, question, context, title, answers), problems
+    return Draft(identity, question, context, title, answers), problems
 
 
-def _has_no_id(record: Record) -> bool:
+def has_no_id(record: Record) -> bool:
     """Whether there is none at all; an empty one is a mistake."""
     value = record.row.get("id")
     return is_nothing(value) and value != ""

@@ -48,7 +48,7 @@ def files_of_split(folder: Path, split: Split) -> list[Path]:
 
     Only the folder itself is looked at, not those in it.
     """
-    return [path for path in _files(folder) if _NAMES[split] & _words(path)]
+    return [path for path in files_in(folder) if _NAMES[split] & _words(path)]
 
 
 def files_for(folder: Path, split: Split) -> list[Path]:
@@ -57,7 +57,7 @@ def files_for(folder: Path, split: Split) -> list[Path]:
     Raises:
         DataError: There are none.
     """
-    files = _files(folder)
+    files = files_in(folder)
     of_splits = [path for path in files if _words(path) & (_NAMES["train"] | _NAMES["validation"] | _OTHER_NAMES)]
     chosen = files_of_split(folder, split) if of_splits else files
     if chosen:
@@ -66,12 +66,17 @@ def files_for(folder: Path, split: Split) -> list[Path]:
         names = ", ".join(path.name for path in of_splits[:3])
         raise DataError(f"{folder} is a folder with files of other splits ({names}); name one file for {split}")
     raise DataError(
-        f"{folder} is a folder; name one file, or a folder that holds files of questions ({', '.join(_suffixes())}) or "
+        f"{folder} is a folder; name one file, or a folder that holds files of questions ({', '.join(suffixes())}) or "
         "a data set saved with save_to_disk"
     )
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder whose names end as files of questions do, in order; only the folder itself is looked at.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
@@ -81,11 +86,11 @@ def _files(folder: Path) -> list[Path]:
 
 def _is_data(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz")
-    is_named = name.endswith(tuple(_suffixes())) and not name.startswith(".") and name not in _NOT_DATA
+    is_named = name.endswith(tuple(suffixes())) and not name.startswith(".") and name not in _NOT_DATA
     return is_named and os.path.isfile(path)
 
 
-def _suffixes() -> Sequence[str]:
+def suffixes() -> Sequence[str]:
     return [suffix for kind in FORMATS.values() for suffix in kind.suffixes]
 
 

@@ -81,7 +81,7 @@ def _load_csv(content: bytes, path: Path) -> Content:
     # The module's limit of 128 KiB per field is global, and shorter than some contexts.
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator_of(text), strict=True)
         columns = reader.fieldnames or []
         rows: list[dict[Any, Any]] = list(reader)
     except csv.Error as error:
@@ -94,7 +94,7 @@ def _load_csv(content: bytes, path: Path) -> Content:
     return Content(named, columns=tuple(columns), shifted=shifted)
 
 
-def _separator(text: str) -> str:
+def separator_of(text: str) -> str:
     """What stands between the columns of a table: that of `_SEPARATORS` which gives its header the most of them."""
     widths = {mark: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), ())) for mark in _SEPARATORS}
     return max(widths, key=widths.__getitem__)

@@ -40,16 +40,30 @@ def require_agreement(
     if ranks.world_size == 1:
         return []
     held = {"launcher strategy": ranks.launch_config.strategy, "launcher settings": ranks.launch_config.settings}
-    own = Member(ranks.rank, host_name(), {**facts(config, stores), **held})
-    if problems := ranks.broadcast(sentences(ranks.gather(own))):
-        raise ConfigError(problems, on_all_ranks=True)
+    require_same({**facts(config, stores), **held}, ranks)
     return [] if output_dir is None else without_folder(_sight(ranks, output_dir), output_dir)
 
 
+def require_same(facts: Mapping[str, Any], ranks: Ranks) -> None:
+    """Compare facts of all ranks, by name; the name's first word is a kind that `sentence` knows.
+
+    Raises:
+        ConfigError: On every rank alike: they differ.
+    """
+    own = Member(ranks.rank, host_name(), dict(facts))
+    if problems := ranks.broadcast(sentences(ranks.gather(own))):
+        raise ConfigError(problems, on_all_ranks=True)
+
+
+def common_facts() -> dict[str, Any]:
+    """What must be the same on all ranks, whatever they do: packages and program."""
+    found = {f"package {name}": version for name, version in versions().items() if name != "qa-dist"}
+    return {**found, "program": program()}
+
+
 def facts(config: RunConfig, stores: Mapping[str, FeatureStore | None]) -> dict[str, Any]:
-    """What must be the same on all ranks, by name; the name's first word is its kind."""
-    found: dict[str, Any] = {f"package {name}": version for name, version in versions().items() if name != "qa-dist"}
-    found["program"] = program()
+    """What must be the same on all ranks that train, by name."""
+    found = common_facts()
     for name, value in config.flat().items():
         if name not in _OWN_PLACES:
             found[f"option --{name}"] = value

@@ -164,6 +164,17 @@ class Ranks:
             dist.gather_object(value, gathered, dst=0)
         return gathered or []
 
+    def scatter(self, values: Sequence[T] | None) -> T:
+        """The value for this rank of those that rank 0 has, one for each rank; None elsewhere."""
+        if self.world_size == 1:
+            assert values is not None
+            return values[0]
+        box: list[Any] = [None]
+        with self.watchdog.waiting():
+            dist.scatter_object_list(box, None if values is None else list(values), src=0)
+        own: T = box[0]
+        return own
+
     def broadcast(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""
         if self.world_size == 1:

@@ -1,12 +1,14 @@
 """What the folder of a trained model says of itself, without loading it."""
 
+import glob
+import hashlib
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from qa_dist.config.options import ModelConfig
 from qa_dist.config.parsing import read_recipe
-from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG, check_adapter, load_tokenizer
+from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG, check_adapter, load_tokenizer, resolve_model_path
 
 
 def adapter_problems(adapter: str | None) -> Iterable[str]:
@@ -33,6 +35,32 @@ def base_options(adapter: str | None) -> dict[str, Any]:
     if _has_tokenizer(adapter):
         options["tokenizer_name"] = adapter
     return options
+
+
+def model_sha256(name: str) -> str:
+    """Hex digest of what a model consists of: of the files in its folder, and of those of an adapter's base model.
+
+    Of a model that is on the hub it is that of the name.
+    """
+    folder = resolve_model_path(name)
+    base = base_options(folder).get("model_name_or_path") if os.path.isdir(folder) else None
+    digest = hashlib.sha256()
+    for part in dict.fromkeys([folder, *([resolve_model_path(base)] if base else [])]):
+        files = _model_files(part) if os.path.isdir(part) else []
+        digest.update(b"" if files else part.encode())
+        for path in files:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{os.path.relpath(path, part)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _model_files(folder: str) -> list[str]:
+    """Weights, configurations and tokenizer: not the results of the run that lie beside them."""
+    names = (ADAPTER_CONFIG, MODEL_CONFIG, "config.yaml", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "*.bin")
+    patterns = (*names, "*.safetensors", os.path.join("onnx", "*"))
+    found = {path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern))}
+    return sorted(path for path in found if os.path.isfile(path))
 
 
 def load_tokenizer_of(adapter: str, model: ModelConfig) -> tuple[Any, list[str]]:
