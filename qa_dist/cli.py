@@ -31,6 +31,7 @@ COMMANDS = {
         ("training.md#prepared-features",),
     ),
     "evaluate": Command("qa_dist.evaluate", "scores a trained model on a data set", ("results.md#evaluate-again",)),
+    "predict": Command("qa_dist.predict", "answers files of questions of any size", ("answering.md#files",)),
     "score": Command(
         "qa_dist.score",
         "scores a predictions file as the official SQuAD scripts do",

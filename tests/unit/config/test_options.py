@@ -176,7 +176,7 @@ def test_the_table_shows_every_option() -> None:
         "qa_dist",
         *(
             f"qa_dist.{command}"
-            for command in ("cli", "train", "evaluate", "prepare", "score", "convert", "merge", "estimate")
+            for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "convert", "merge", "estimate")
         ),
         # `prepare` loads a tokenizer by it.
         "qa_dist.model.pretrained",

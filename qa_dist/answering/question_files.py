@@ -1,0 +1,367 @@
+"""Files of questions of any size, read as a stream: JSONL, CSV and Parquet row by row, JSON documents file by file.
+
+`find_files` says which files a name means, `QuestionFiles` gives their `Unit`s in order: lines, rows or records that
+are not parsed yet, so that a run that goes on can pass over what it has answered. What was read is digested on the way:
+two inputs with one digest are the same up to there.
+
+The layouts are those of `qa_dist.data`, recognised line by line: a line of JSONL may also be a context with its
+questions (MRQA), and a row may have a list of passages as its context, or as `contexts`.
+"""
+
+import csv
+import glob
+import gzip
+import hashlib
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from qa_dist.common.errors import DataError
+from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.common.reading import is_compressed, require_readable
+from qa_dist.data.folders import files_in, is_saved, suffixes
+from qa_dist.data.formats import FORMATS, parse, separator_of
+from qa_dist.data.layouts import lay_out, require_columns
+from qa_dist.data.rows import CONTEXTS, Columns, Record, Row, listed
+
+STREAM = "-"
+"""The name that stands for standard input and standard output."""
+
+LONGEST_UNIT = 1 << 28
+"""Bytes of a line or row at most: what has no line ends is no file of questions, and would not fit into memory."""
+
+_BLOCK = 1 << 20
+_ROWS = 256
+"""Rows of Parquet that are decoded together."""
+_BOM = b"\xef\xbb\xbf"
+_PARQUET_MAGIC = b"PAR1"
+_MARKS = "*?["
+_PASSAGES = "contexts"
+
+
+class Flaw(NamedTuple):
+    """What is no question that can be answered: where it stands, and what is wrong."""
+
+    place: str
+    problem: str
+
+
+class Unit(NamedTuple):
+    """A line, row or record of a file, not yet parsed.
+
+    Attributes:
+        place: Where it stands, for messages.
+        parse: The records in it, or what is wrong with it; the same ones every time.
+    """
+
+    place: str
+    parse: Callable[[], Sequence[Record | Flaw]]
+
+
+def find_files(name: str) -> list[Path]:
+    """The files that a name means, in order: a file, those in a folder, or those that a pattern matches.
+
+    Raises:
+        DataError: There are none, or one cannot be read.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        if is_saved(path):
+            raise DataError(
+                f"{path} is a data set saved with save_to_disk; write it with to_parquet and name that file"
+            )
+        found = files_in(path)
+        if not found:
+            raise DataError(f"{path} is a folder without files of questions ({', '.join(suffixes())}, also .gz)")
+    elif not os.path.lexists(path) and any(mark in name for mark in _MARKS):
+        found = [Path(match) for match in sorted(glob.glob(str(path))) if os.path.isfile(match)]
+        if not found:
+            raise DataError(f"no file matches {path}; check the pattern, and put it in quotes if the shell expands it")
+    else:
+        found = [path]
+    for file in found:
+        require_readable(file)
+    return found
+
+
+class QuestionFiles:
+    """The units of some files, one after the other; can be gone through once.
+
+    Attributes:
+        names: Of the files, without their folders.
+        num_bytes: Of all files together, as they are on the disk; None for a stream.
+    """
+
+    def __init__(self, paths: Sequence[Path], stream: BinaryIO | None = None) -> None:
+        """Open nothing yet.
+
+        Args:
+            paths: The files.
+            stream: What is read instead of files: JSONL, CSV or JSON, also gzip-compressed.
+        """
+        self.names = [path.name for path in paths] if stream is None else [STREAM]
+        self.num_bytes = None if stream is not None else sum(path.stat().st_size for path in paths)
+        self._paths = paths
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self._bytes_before = 0
+        self._place: Callable[[], int] = lambda: 0
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of everything up to the last unit that was given; of Parquet and JSON, of whole files."""
+        return self._digest.hexdigest()
+
+    @property
+    def num_bytes_read(self) -> int:
+        """How many of the bytes on the disk have been read; for a bar."""
+        return self._bytes_before + self._place()
+
+    def units(self) -> Iterator[Unit]:
+        """The units in order.
+
+        Raises:
+            DataError: A file cannot be read, is damaged, or is no file of questions. All units before are given.
+        """
+        if self._stream is not None:
+            yield from self._units_of(Path("standard input"), self._stream)
+            return
+        for path in self._paths:
+            with _named(path), path.open("rb", buffering=_BLOCK) as file:
+                # Not tell, which moves the place of what reads ahead.
+                self._place = file.tell
+                yield from self._units_of(path, file)
+                self._place = lambda: 0
+            self._bytes_before += path.stat().st_size
+
+    def _units_of(self, path: Path, file: Any) -> Iterator[Unit]:
+        """The units of one opened file, whatever its format."""
+        self._digest.update(b"\0file\0")
+        start = file.peek(2)[:2]
+        if is_compressed(start):
+            file = gzip.GzipFile(fileobj=file)
+        elif path.suffix.lower() == ".gz":
+            raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
+        with _named(path):
+            head = _head(file, path)
+            kind = _kind(head, path)
+            if kind == "Parquet":
+                yield from self._parquet_rows(path, head, file)
+            elif kind == "JSON":
+                yield from self._document(path, head, file)
+            elif kind == "CSV":
+                yield from self._csv_rows(path, self._lines(path, head, file))
+            elif kind == "JSONL":
+                yield from self._jsonl_lines(path, self._lines(path, head, file))
+
+    def _lines(self, path: Path, head: Sequence[bytes], file: BinaryIO) -> Iterator[bytes]:
+        """The lines of a file whose first ones were read already, digested as they are given."""
+        number = 0
+        for lines in (head, iter(lambda: file.readline(LONGEST_UNIT), b"")):
+            for line in lines:
+                number += 1
+                if len(line) >= LONGEST_UNIT:
+                    raise _too_long(path, number)
+                self._digest.update(line)
+                yield line.removeprefix(_BOM) if number == 1 else line
+
+    def _jsonl_lines(self, path: Path, lines: Iterator[bytes]) -> Iterator[Unit]:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                place = f"{path.name}, line {number}"
+                yield Unit(place, partial(_parse_line, line, place))
+
+    def _csv_rows(self, path: Path, lines: Iterator[bytes]) -> Iterator[Unit]:
+        header = next(lines, b"")
+        # What is not UTF-8 becomes half a surrogate pair, and a mistake of its row alone.
+        num_bytes = 0
+
+        def texts() -> Iterator[str]:
+            nonlocal num_bytes
+            yield header.decode("utf-8", "surrogateescape")
+            for line in lines:
+                num_bytes += len(line)
+                if num_bytes >= LONGEST_UNIT:
+                    raise _too_long(path, reader.line_num)
+                yield line.decode("utf-8", "surrogateescape")
+
+        mark = separator_of(header.decode("utf-8", "surrogateescape"))
+        reader = csv.reader(texts(), delimiter=mark, strict=True)
+        # The module's limit of 128 KiB per field is global, and shorter than some contexts.
+        limit = csv.field_size_limit(sys.maxsize)
+        try:
+            names = next(reader, [])
+            _require_columns(names, path)
+            columns = Columns.of(names)
+            first_line = reader.line_num + 1
+            for values in reader:
+                place, first_line, num_bytes = f"{path.name}, line {first_line}", reader.line_num + 1, 0
+                if values:
+                    yield Unit(place, partial(_parse_cells, columns, names, values, place))
+        except csv.Error as error:
+            raise DataError(f"{path} is not CSV: {error} at line {reader.line_num}; mend the file") from error
+        finally:
+            csv.field_size_limit(limit)
+
+    def _parquet_rows(self, path: Path, head: Sequence[bytes], file: Any) -> Iterator[Unit]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        if isinstance(file, gzip.GzipFile) or self._stream is not None:
+            content = b"".join(head) + file.read()
+            self._digest.update(content)
+            source: Any = pa.BufferReader(content)
+        else:
+            file.seek(0)
+            while block := file.read(_BLOCK):
+                self._digest.update(block)
+            source = str(path)
+        try:
+            with parquet.ParquetFile(source) as table:
+                names = table.schema_arrow.names
+                _require_columns(names, path)
+                columns, number, total = Columns.of(names), 0, max(1, table.metadata.num_rows)
+                num_bytes = path.stat().st_size if self.num_bytes else 0
+                self._place = lambda: num_bytes * number // total
+                for batch in table.iter_batches(batch_size=_ROWS):
+                    for row in batch.to_pylist():
+                        number += 1
+                        place = f"{path.name}, row {number}"
+                        yield Unit(place, partial(_parse_row, columns, row, place))
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path} is not Parquet ({reason}); write it again") from error
+
+    def _document(self, path: Path, head: Sequence[bytes], file: Any) -> Iterator[Unit]:
+        content = b"".join(head) + file.read()
+        self._digest.update(content)
+        for record in parse(content, path):
+            placed = Record(f"{path.name}, {record.place}", record.row, record.problem)
+            yield Unit(placed.place, partial(list, (placed,)))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what the file system and gzip say inside the block into one sentence."""
+    try:
+        yield
+    except EOFError:
+        raise DataError(f"{path} ends in the middle of its gzip stream; copy or download it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged gzip ({error}); copy or download it again") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); check the path and the disk") from error
+
+
+def _too_long(path: Path, number: int) -> DataError:
+    return DataError(
+        f"{path} has {LONGEST_UNIT >> 20} MiB or more in the row at line {number}, where a question and its context "
+        "belong; check that it is a text file and that its quotes are closed"
+    )
+
+
+def _head(file: Any, path: Path) -> list[bytes]:
+    """The first lines of a file, up to the second one that is not blank; fewer if there are no more."""
+    head: list[bytes] = []
+    while sum(bool(line.strip()) for line in head) < 2:
+        line = file.readline(LONGEST_UNIT)
+        if not line:
+            break
+        if len(line) >= LONGEST_UNIT:
+            raise _too_long(path, len(head) + 1)
+        head.append(line)
+        if line.startswith(_PARQUET_MAGIC):
+            break
+    return head
+
+
+def _kind(head: Sequence[bytes], path: Path) -> str | None:
+    """Which of FORMATS a file is, by its name and its first lines; None for one that is empty."""
+    lines = [text for line in head if (text := line.removeprefix(_BOM).strip())]
+    if not lines:
+        return None
+    ending = next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
+    named = next((name for name, kind in FORMATS.items() if ending in kind.suffixes), None)
+    is_json, is_parquet = lines[0][:1] in (b"{", b"["), lines[0].startswith(_PARQUET_MAGIC)
+    if named is not None and ((is_parquet and named != "Parquet") or (is_json and named == "CSV")):
+        actual = "Parquet" if is_parquet else "JSON"
+        raise DataError(f"{path} is {actual} although its name ends in {ending}; rename it")
+    if is_parquet:
+        return "Parquet"
+    if named == "JSONL" or (is_json and named in ("JSON", None)):
+        # Many tools write one object per line into a file called .json.
+        return "JSONL" if named == "JSONL" or (len(lines) > 1 and _is_object(lines[0])) else "JSON"
+    if named is None and not any(mark in lines[0] for mark in (b",", b";", b"\t", b"|")):
+        raise DataError(f"{path} is neither JSON, JSONL, CSV or TSV with a header, nor Parquet; convert it to one")
+    return named or "CSV"
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(read_json(line.decode()), dict)
+    except (ParseError, UnicodeDecodeError):
+        return False
+
+
+def _require_columns(names: Sequence[str], path: Path) -> None:
+    """Make sure that rows with these columns are questions; a list of passages is a context too."""
+    has_context = any(name in names for name in CONTEXTS)
+    require_columns([*names, *(["context"] if _PASSAGES in names and not has_context else [])], path)
+
+
+def _record(columns: Columns, values: Row, place: str) -> Record:
+    row = columns.row(values)
+    passages = values.get(_PASSAGES)
+    return Record(place, row if passages is None else {**row, "context": passages})
+
+
+def _parse_row(columns: Columns, values: Row, place: str) -> list[Record | Flaw]:
+    return [_record(columns, values, place)]
+
+
+def _parse_cells(columns: Columns, names: Sequence[str], values: Sequence[str], place: str) -> list[Record | Flaw]:
+    if len(values) > len(names):
+        # A separator without quotes has shifted the columns.
+        return [Record(place, {}, "surplus_values")]
+    if any("\udc80" <= character <= "\udcff" for value in values for character in value if character >= "\ud800"):
+        return [Flaw(place, "it is not UTF-8")]
+    return [_record(columns, dict(zip(names, values, strict=False)), place)]
+
+
+def _parse_line(line: bytes, place: str) -> list[Record | Flaw]:
+    """The records of a line of JSONL."""
+    try:
+        value = read_json(line.decode())
+    except UnicodeDecodeError as error:
+        return [Flaw(place, f"it is not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})")]
+    except ParseError as error:
+        at = f" at column {error.column}" if error.column else ""
+        return [Flaw(place, f"it is not JSON ({error.reason}{at})")]
+    if not isinstance(value, dict):
+        return [Record(place, {}, "not_object")]
+    columns = Columns.of(list(value))
+    if columns.question is not None and (columns.context is not None or _PASSAGES in value) and not _is_nested(value):
+        return [_record(columns, value, place)]
+    if "header" in value and columns.question is None:
+        # The first line of MRQA's files.
+        return []
+    return _lay_out_line(value, place)
+
+
+def _is_nested(value: Row) -> bool:
+    return any(isinstance(value.get(name), list) for name in ("qas", "detected_answers", "annotations"))
+
+
+def _lay_out_line(value: Row, place: str) -> list[Record | Flaw]:
+    try:
+        records = lay_out(value if "data" in value else [value], Path(place)).records
+    except DataError:
+        return [Flaw(place, f"it has no question or no context, but {listed(list(value), len(value)) or 'nothing'}")]
+    if len(records) == 1:
+        return [Record(place, records[0].row, records[0].problem)]
+    return [Record(f"{place}, {record.place}", record.row, record.problem) for record in records]

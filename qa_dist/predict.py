@@ -1,0 +1,302 @@
+"""Answer files of questions: `qa-dist predict`, or `accelerate launch -m qa_dist.predict ...` on several ranks.
+
+qa-dist predict --model outputs/mine --input_file questions.jsonl.gz --output_file answers.jsonl
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from qa_dist.common.command import note_exit, run_command
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.signals import Stopped, StopSignals
+from qa_dist.config.options import AnswerNormalization, option, shown
+from qa_dist.config.parsing import parse, peek
+from qa_dist.machine.cuda_environment import prepare_cuda
+
+if TYPE_CHECKING:
+    from qa_dist.answering.journal import Sink
+    from qa_dist.answering.prediction import Manner, Rounds
+    from qa_dist.answering.question_files import QuestionFiles
+    from qa_dist.answering.reader import Reader
+    from qa_dist.distributed.ranks import Ranks
+
+PROG = "qa_dist.predict"
+
+STREAM = "-"
+_READER = (
+    *("max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size", "allow_no_answer"),
+    *("null_score_diff_threshold", "tokens_per_batch", "mixed_precision"),
+)
+"""Options that a reader takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictConfig:
+    """What is answered, with which model, and where the answers go."""
+
+    model: str | None = option(
+        None, "folder of an adapter or a whole model, package:NAME/FOLDER, or hub id", required=True
+    )
+    input_file: str | None = option(
+        None,
+        "questions with contexts: JSONL, CSV, TSV, Parquet or SQuAD JSON, .gz allowed; a folder or a pattern in quotes "
+        "for many files; - for standard input",
+        required=True,
+    )
+    output_file: str | None = option(
+        None,
+        "file of the answers, a line of JSON for each question, compressed if it ends in .gz; - for standard output, "
+        "which cannot be gone on with",
+        required=True,
+    )
+    overwrite_output_file: bool = option(
+        False, "replace an --output_file that holds other answers or anything else; its own answers are gone on with"
+    )
+    top_k: int = option(1, "answers to each question; above 1 they are in `nbest`", minimum=1)
+    overlap_threshold: float = option(
+        0.01,
+        "of two answers that share more than this share of the shorter one's characters, keep the better one; 1: both",
+        minimum=0,
+        maximum=1,
+    )
+    on_invalid: Literal["error", "skip"] = option(
+        "error",
+        "stop at what cannot be answered, with all before it written, or say so, count it and go on with the others",
+    )
+    max_seq_length: int | None = option(None, "tokens of a window; auto: as the model was trained", minimum=16)
+    doc_stride: int | None = option(None, "tokens that windows share; auto: as the model was trained", minimum=0)
+    max_question_length: int | None = option(
+        None, "longer questions are cut to so many tokens; auto: those that do not fit are refused", minimum=1
+    )
+    max_answer_length: int | None = option(
+        None, "longest answer, in tokens; auto: as in the run that trained the model", minimum=1
+    )
+    n_best_size: int | None = option(
+        None, "candidates kept of each window and context; auto: as in that run", minimum=1, maximum=1000
+    )
+    allow_no_answer: bool | None = option(
+        None, "whether a question may have no answer; auto: as in the evaluation of that run"
+    )
+    null_score_diff_threshold: float | None = option(
+        None, "answer nothing when that scores this much more than the best answer; auto: as in that run"
+    )
+    tokens_per_batch: int | None = option(
+        None, "tokens of one forward pass; auto: 2048 on CPU, 16384 on CUDA", minimum=16
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
+        None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"
+    )
+    answer_normalization: AnswerNormalization = option(  # noqa: RUF009 - a field, as in the options of evaluation
+        "squad", "whose rules say which answers are the same, where reference answers are given"
+    )
+    questions_per_chunk: int = option(
+        128,
+        "questions that a rank answers at a time: more of them fill batches better, fewer are lost when a run is "
+        "killed; a chunk also ends after 262,144 characters",
+        minimum=1,
+        maximum=100_000,
+    )
+    ddp_timeout: int = option(
+        1800, "seconds that a rank waits for the others, and they for the input, before the run fails", minimum=1
+    )
+    disable_tqdm: bool = option(False, "no progress bar")
+
+    def problems(self) -> Iterable[str]:
+        if self.output_file == STREAM and self.overwrite_output_file:
+            yield "--overwrite_output_file is about a file and --output_file is standard output; drop one"
+        if self.n_best_size is not None and self.top_k > self.n_best_size:
+            yield f"--top_k {self.top_k} is more than --n_best_size {self.n_best_size}; raise the latter"
+        if self.output_file is not None and os.path.isdir(self.output_file):
+            yield f"--output_file {shown(self.output_file)} is a folder; name a file in it"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return note_exit(run_command(PROG, lambda: _predict(sys.argv[1:] if argv is None else argv)))
+
+
+def _predict(argv: Sequence[str]) -> int:
+    _, options = parse(
+        argv, prog=PROG, description=__doc__ or "", groups=(), entry=PredictConfig, base=_lengths(peek(argv, "model"))
+    )
+    # Before torch is imported.
+    prepare_cuda(os.environ, deterministic=False)
+    with StopSignals() as stop, _output_of_answers() as stdout:
+        # Only now: these imports take seconds, and mistakes in the options should not.
+        from qa_dist.distributed.failures import failures_named, launched_rank
+        from qa_dist.distributed.ranks import Ranks
+
+        with failures_named():
+            files = _files(options) if launched_rank() == 0 else None
+            ranks = Ranks(timeout_seconds=options.ddp_timeout, asked_to_stop=lambda: stop.received)
+            metrics = _predict_on_ranks(options, ranks, files, stdout.buffer)
+            ranks.close()
+    if metrics is not None:
+        where = sys.stderr if options.output_file == STREAM else sys.stdout
+        where.write(json.dumps(metrics, indent=2) + "\n")
+    return 0
+
+
+@contextlib.contextmanager
+def _output_of_answers() -> Any:
+    """Standard output, which belongs to the answers: what libraries greet with goes to standard error meanwhile."""
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield stdout
+
+
+def _lengths(model: str | None) -> dict[str, Any]:
+    """The lengths of the run that trained the model, with which those that are given are looked at."""
+    from qa_dist.model.folder import base_options
+
+    if model is None or not os.path.isdir(model):
+        return {}
+    names = ("max_seq_length", "doc_stride", "max_question_length")
+    return {name: value for name, value in base_options(model).items() if name in names and value is not None}
+
+
+def _files(options: PredictConfig) -> "QuestionFiles":
+    """The input, and a look at where the output goes, before anything expensive."""
+    from qa_dist.answering.question_files import QuestionFiles, find_files
+    from qa_dist.common.files import require_writable
+
+    if options.output_file != STREAM and not os.path.lexists(str(options.output_file)):
+        require_writable(Path(str(options.output_file)).absolute().parent, "the folder of --output_file")
+    if options.input_file == STREAM:
+        return QuestionFiles([], sys.stdin.buffer)
+    found = find_files(str(options.input_file))
+    for path in found:
+        if os.path.lexists(str(options.output_file)) and os.path.samefile(path, str(options.output_file)):
+            raise ConfigError([f"--output_file {options.output_file} is an input too; name another file"])
+    return QuestionFiles(found)
+
+
+def _predict_on_ranks(
+    options: PredictConfig, ranks: "Ranks", files: "QuestionFiles | None", stdout: BinaryIO
+) -> dict[str, float | int] | None:
+    """Answer with whatever ranks a launcher started; returns the metrics on rank 0."""
+    from qa_dist.answering.prediction import Manner, Rounds, predict, prediction_bar
+    from qa_dist.answering.reader import Reader
+    from qa_dist.evaluation.normalization import normalization
+
+    manner = Manner(
+        top_k=options.top_k,
+        overlap_threshold=options.overlap_threshold,
+        rules=normalization(options.answer_normalization),
+        questions_per_chunk=options.questions_per_chunk,
+        skips_flaws=options.on_invalid == "skip",
+        compresses=str(options.output_file).endswith(".gz"),
+    )
+    with ranks.local_main_first():
+        reader = Reader(str(options.model), device=ranks.device, **{name: getattr(options, name) for name in _READER})
+    digest = _require_same(options, reader, ranks)
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(_opened(options, manner, reader, digest, ranks, files, stdout))
+        rounds = None
+        if files is not None and sink is not None:
+            _tell(reader.notes, sink)
+            num_before = sink.state["num_answered"] if sink.state else 0
+            advance, notice = stack.enter_context(prediction_bar(num_before, shown=not options.disable_tqdm))
+            rounds = Rounds(files, sink, manner, notice=lambda text: notice(f"{PROG}: {text}"), advance=advance)
+        try:
+            predict(reader, ranks, rounds, manner)
+        except Stopped as stop:
+            _tell_of_stop(stop, rounds, options)
+            raise
+        return None if rounds is None else rounds.progress.metrics()
+
+
+def _require_same(options: PredictConfig, reader: "Reader", ranks: "Ranks") -> str:
+    """Digest of the model, once all ranks are found to have the same one and the same program.
+
+    Raises:
+        ConfigError: On every rank alike: they differ.
+    """
+    from qa_dist.distributed.agreement import common_facts, require_same
+    from qa_dist.model.folder import model_sha256
+
+    digest = model_sha256(str(options.model))
+    settings = {f"option --{name}": value for name, value in reader.settings.items()}
+    require_same({**common_facts(), **settings, "bytes model": digest}, ranks)
+    return digest
+
+
+@contextlib.contextmanager
+def _opened(
+    options: PredictConfig,
+    manner: "Manner",
+    reader: "Reader",
+    digest: str,
+    ranks: "Ranks",
+    files: "QuestionFiles | None",
+    stdout: BinaryIO,
+) -> Any:
+    """Where the answers go, on rank 0; None elsewhere.
+
+    Raises:
+        UserError: On every rank alike: it cannot be used.
+    """
+    from qa_dist import __version__
+    from qa_dist.answering.journal import Stream, open_sink
+
+    sink: Sink | None = None
+    problem = None
+    if files is not None:
+        identity = {
+            "the version of qa_dist": __version__,
+            "the content of --model": digest,
+            **{f"--{name}": value for name, value in reader.settings.items()},
+            "--top_k": manner.top_k,
+            "--overlap_threshold": manner.overlap_threshold,
+            "--answer_normalization": manner.rules.name,
+            "--questions_per_chunk": manner.questions_per_chunk,
+            "the device": ranks.device.type,
+            "--input_file": files.names,
+        }
+        try:
+            if options.output_file == STREAM:
+                sink = Stream(stdout, "standard output")
+            else:
+                output = Path(str(options.output_file))
+                sink = open_sink(output, identity, overwrite=options.overwrite_output_file)
+        except UserError as error:
+            problem = str(error)
+    if problem := ranks.broadcast(problem):
+        refused = UserError(problem)
+        refused.on_all_ranks = True
+        raise refused
+    try:
+        yield sink
+    finally:
+        if sink is not None:
+            sink.close()
+
+
+def _tell(notes: Sequence[str], sink: "Sink") -> None:
+    """What the user should know before the first answer."""
+    sys.stderr.writelines(f"{PROG}: {note}\n" for note in notes)
+    if sink.is_finished:
+        sys.stderr.write(f"{PROG}: every question is answered already; the input is compared with what was answered\n")
+    elif sink.state is not None:
+        sys.stderr.write(f"{PROG}: going on behind {sink.state['num_answered']:,} answers that are there already\n")
+
+
+def _tell_of_stop(stop: Stopped, rounds: "Rounds | None", options: PredictConfig) -> None:
+    if rounds is None:
+        return
+    count = f"{rounds.progress.num_answered:,} answers"
+    how = (
+        "nothing of it can be gone on with, as --output_file is standard output"
+        if options.output_file == STREAM
+        else "run the same command to go on behind them"
+    )
+    sys.stderr.write(f"{PROG}: stopped by {stop.by.name} after {count}; {how}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""Files of questions become files of answers, whatever interrupts that: in this process, without a model."""
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.answering import journal
+from qa_dist.answering.journal import Journal, open_sink
+from qa_dist.common.errors import DataError
+from qa_dist.evaluation.scoring import score_v1, score_v2
+from tests.unit.answering.predicting import IDENTITY, FirstWord, lines, rows, run, write_all_formats, write_jsonl
+from tests.unit.data_fixtures import MALFORMED
+
+
+def test_a_line_for_each_question_in_the_order_of_the_input(tmp_path: Path) -> None:
+    paths = write_all_formats(tmp_path / "all", rows(4))
+    reader = FirstWord()
+    rounds, _ = run(paths, tmp_path / "answers.jsonl", reader, top_k=2)
+    found = lines(tmp_path / "answers.jsonl")
+    assert [(line["id"], line["text"]) for line in found] == [(f"q{n}", f"w{n}") for n in range(4)] * len(paths)
+    assert list(found[0]) == [
+        *("id", "text", "start_char", "end_char", "score", "probability"),
+        *("is_no_answer", "no_answer_odds", "context_index", "nbest"),
+    ]
+    assert found[0]["nbest"] == [
+        {name: value for name, value in found[0].items() if name not in ("id", "nbest")},
+        {**dict.fromkeys(("start_char", "end_char", "context_index"), -1), **NO_ANSWER},
+    ]
+    assert max(map(len, reader.chunks)) == 3
+    assert rounds.progress.metrics() == {"num_answered": 4 * len(paths)}
+
+
+NO_ANSWER = {"text": "", "score": 0.0, "probability": 0.25, "is_no_answer": True, "no_answer_odds": None}
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.jsonl.gz"])
+def test_killed_at_any_byte_it_ends_with_the_same_bytes(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill can leave: answers up to a byte of a chunk, or all of it and a journal up to a byte of its line."""
+    # The disk is not what fails here, and waiting for it hundreds of times takes minutes.
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    path = write_jsonl(tmp_path / "q.jsonl", rows(7))
+    whole = tmp_path / "whole" / name
+    run([path], whole)
+    answers, noted = whole.read_bytes(), whole.with_name(name + journal.SUFFIX).read_bytes()
+    ends = [len(line) for line in noted.splitlines(keepends=True)]
+    header, *steps = itertools.accumulate(ends)
+    sizes = [json.loads(line)["num_bytes"] for line in noted.splitlines()[1:]]
+    states: list[tuple[int, int]] = []
+    for number, (noted_before, noted_after) in enumerate(itertools.pairwise([header, *steps])):
+        start, end = ([0, *sizes][number], sizes[number])
+        states += [(size, noted_before) for size in _cuts(start, end)]
+        states += [(end, size) for size in _cuts(noted_before, noted_after)]
+    killed = tmp_path / "killed" / name
+    killed.parent.mkdir()
+    for num_answered, num_noted in dict.fromkeys(states):
+        killed.write_bytes(answers[:num_answered])
+        killed.with_name(name + journal.SUFFIX).write_bytes(noted[:num_noted])
+        reader = FirstWord()
+        run([path], killed, reader)
+        assert killed.read_bytes() == answers
+        assert killed.with_name(name + journal.SUFFIX).read_bytes() == noted
+        # What is noted is not answered again.
+        num_done = sum(step <= num_noted for step in steps)
+        assert len(reader.chunks) == max(0, 3 - num_done)
+    assert len(states) > 100
+
+
+def _cuts(start: int, end: int) -> list[int]:
+    """Places between two, those beside the ends among them."""
+    return sorted({*range(start, min(start + 3, end)), *range(start, end, 29), *range(max(start, end - 2), end + 1)})
+
+
+def test_killed_before_there_is_a_journal(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "q.jsonl", rows(4))
+    (tmp_path / "answers.jsonl").touch()
+    (tmp_path / f".answers.jsonl{journal.SUFFIX}").write_text("half a hea", encoding="utf-8")
+    run([path], tmp_path / "answers.jsonl")
+    assert len(lines(tmp_path / "answers.jsonl")) == 4
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["answers.jsonl", "answers.jsonl.journal", "q.jsonl"]
+
+
+def interrupted(folder: Path, count: int = 10) -> tuple[Path, Path]:
+    """An input, and answers of its first two chunks."""
+    path, output = write_jsonl(folder / "q.jsonl", rows(count)), folder / "answers.jsonl"
+
+    class Killed(FirstWord):
+        def answer_chunk(self, *arguments: Any, **options: Any) -> Any:
+            if len(self.chunks) == 2:
+                raise KeyboardInterrupt
+            return super().answer_chunk(*arguments, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run([path], output, Killed())
+    return path, output
+
+
+def test_what_does_not_belong_to_the_answers_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    path, output = interrupted(tmp_path)
+    kept, content = output.read_bytes(), path.read_bytes()
+    with pytest.raises(DataError, match=r"answers of another run \(--top_k was 1 and is 2\)"):
+        run([path], output, identity={**IDENTITY, "--top_k": 2})
+    path.write_bytes(content.replace(b"w1 ", b"w9 "))
+    with pytest.raises(DataError, match="not the one whose first 6 questions are answered"):
+        run([path], output)
+    path.write_bytes(content[:300])
+    with pytest.raises(DataError, match="not the one whose first 6 questions"):
+        run([path], output)
+    path.write_bytes(content)
+    with (
+        contextlib.closing(Journal(output, IDENTITY, overwrite=False)),
+        pytest.raises(DataError, match="being written by another process"),
+    ):
+        run([path], output)
+    assert output.read_bytes() == kept
+    output.write_bytes(kept[:-1])
+    with pytest.raises(DataError, match="was changed since"):
+        run([path], output)
+    output.write_bytes(kept[:-3] + b"xx\n")
+    with pytest.raises(DataError, match="was changed since"):
+        run([path], output)
+    output.write_bytes(kept)
+    # Behind what is answered, the input may change: that is how a bad line is mended.
+    path.write_bytes(content.replace(b"w8 ", b"changed "))
+    rounds, _ = run([path], output)
+    assert output.read_bytes().startswith(kept)
+    assert lines(output)[8]["text"] == "changed"
+    assert rounds.progress.num_answered == 10
+
+
+def test_a_finished_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(4, with_answers=True)), tmp_path / "answers.jsonl"
+    first, _ = run([path], output)
+    before = output.read_bytes()
+    reader = FirstWord()
+    again, _ = run([path], output, reader)
+    assert again.progress.metrics() == first.progress.metrics()
+    assert (reader.chunks, output.read_bytes()) == ([], before)
+    write_jsonl(path, rows(5, with_answers=True))
+    with pytest.raises(DataError, match="has grown since all of its 4 questions were answered"):
+        run([path], output)
+    output.write_bytes(before + b"\n")
+    with pytest.raises(DataError, match="was changed since"):
+        run([path], output)
+
+
+def test_another_file_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(4)), tmp_path / "answers.jsonl"
+    output.write_text("precious", encoding="utf-8")
+    with pytest.raises(DataError, match="exists and is no file of this command; name another file, or pass"):
+        run([path], output)
+    assert output.read_text(encoding="utf-8") == "precious"
+    run([path], output, overwrite=True)
+    reader = FirstWord()
+    run([path], output, reader, overwrite=True)
+    assert reader.chunks == [], "its own answers are gone on with"
+    run([path], output, reader, identity={"--model": "two"}, overwrite=True)
+    assert len(reader.chunks) == 2
+    assert len(lines(output)) == 4
+
+
+def with_bad_lines(folder: Path) -> Path:
+    values: list[Any] = rows(9)
+    values[4] = "no object"
+    values[5]["context"] = ""
+    values[7]["question"] = "unanswerable"
+    return write_jsonl(folder / "q.jsonl", values)
+
+
+def test_what_cannot_be_answered_is_left_out_named_and_counted(tmp_path: Path) -> None:
+    path, output = with_bad_lines(tmp_path), tmp_path / "answers.jsonl"
+    rounds, notices = run([path], output, skips_flaws=True)
+    assert [line["id"] for line in lines(output)] == ["q0", "q1", "q2", "q3", "q6", "q8"]
+    assert notices == [
+        "q.jsonl, line 5: an entry is not an object; left out",
+        "q.jsonl, line 6: context is empty; left out",
+        "q.jsonl, line 8: the question is too long; left out",
+    ]
+    assert rounds.progress.metrics() == {"num_answered": 6, "num_skipped": 3}
+
+
+def test_what_cannot_be_answered_ends_the_run_and_is_mended(tmp_path: Path) -> None:
+    """What stands before it is written in whole chunks, and each mended line lets the run go on."""
+    path, output, whole = with_bad_lines(tmp_path), tmp_path / "answers.jsonl", tmp_path / "whole.jsonl"
+    values = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, told in ((4, "line 5: an entry"), (5, "line 6: context is empty"), (7, "line 8: the question is too")):
+        with pytest.raises(DataError, match=f"{told}.*3 answers are written|{told}.*6 answers are written"):
+            run([path], output)
+        values[number] = rows(9)[number]
+        write_jsonl(path, values)
+    run([path], output)
+    run([path], whole)
+    assert output.read_bytes() == whole.read_bytes()
+    assert len(lines(whole)) == 9
+
+
+def test_a_full_disk_loses_nothing_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every write: of answers or of the journal, half of which the disk may have taken."""
+    path = write_jsonl(tmp_path / "q.jsonl", rows(7))
+    run([path], tmp_path / "whole.jsonl")
+    real = os.pwrite
+    for fatal in range(1, 8):
+        calls = itertools.count(1)
+
+        def write(descriptor: int, content: bytes, place: int, fatal: int = fatal, calls: Any = calls) -> int:
+            call = next(calls)
+            if call > fatal:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(descriptor, content[: len(content) // 2] if call == fatal else content, place)
+
+        output = tmp_path / f"full-{fatal}.jsonl"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", write)
+            with pytest.raises(DataError, match=r"takes no more answers.*No space left.*run the same command to go on"):
+                run([path], output)
+        assert len(lines(output)) == min(7, 3 * ((fatal - 1) // 2))
+        run([path], output)
+        assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_scores_are_those_of_the_official_scripts(tmp_path: Path) -> None:
+    values = rows(11, with_answers=True)
+    del values[9]["answers"]
+    rounds, _ = run([write_jsonl(tmp_path / "q.jsonl", values)], tmp_path / "v1.jsonl")
+    predictions = {line["id"]: line["text"] for line in lines(tmp_path / "v1.jsonl")}
+    references = {value["id"]: value["answers"]["text"] for value in values if "answers" in value}
+    known = {key: predictions[key] for key in references}
+    counts = {"num_answered": 11, "num_unlabelled": 1}
+    assert rounds.progress.metrics() == {**score_v1(references, known), **counts}
+    values[3]["answers"] = {"text": [], "answer_start": []}
+    rounds, _ = run([write_jsonl(tmp_path / "q.jsonl", values)], tmp_path / "v2.jsonl")
+    official = score_v2({**references, "q3": []}, known)
+    assert rounds.progress.metrics() == {"exact_match": official["exact"], **official, **counts}
+
+
+def test_an_input_without_questions_is_refused(tmp_path: Path) -> None:
+    for name in ("q.jsonl", "q.csv"):
+        (tmp_path / name).write_text("question,context\n" if name == "q.csv" else "\n\n", encoding="utf-8")
+        with pytest.raises(DataError, match="holds no questions"):
+            run([tmp_path / name], tmp_path / f"{name}.answers")
+
+
+def test_names_of_other_things_than_files_are_streams(tmp_path: Path) -> None:
+    with contextlib.closing(open_sink(Path(os.devnull), IDENTITY, overwrite=False)) as sink:
+        sink.add(b"answers", {})
+        sink.finish({})
+    assert not Path(os.devnull + journal.SUFFIX).exists()
+    full = Path("/dev/full")
+    if full.exists():
+        with (
+            contextlib.closing(open_sink(full, IDENTITY, overwrite=False)) as sink,
+            pytest.raises(DataError, match="takes no more answers"),
+        ):
+            sink.add(b"answers", {})
+    with pytest.raises(DataError, match="is a folder"):
+        open_sink(tmp_path, IDENTITY, overwrite=False)
+
+
+def test_files_that_training_refuses_end_with_a_sentence_or_leave_out_what_is_bad(tmp_path: Path) -> None:
+    outcomes = Counter[str]()
+    for path in sorted(MALFORMED.iterdir()):
+        output = tmp_path / path.name
+        told = None
+        try:
+            rounds, notices = run([path], output, skips_flaws=True)
+        except DataError as error:
+            told = str(error)
+        if told is not None:
+            assert path.name in told
+            assert "\n" not in told
+            outcomes["refused"] += 1
+            continue
+        progress = rounds.progress
+        assert len(notices) == progress.num_skipped
+        assert progress.num_answered + progress.num_skipped == progress.num_records
+        assert len(lines(output)) == progress.num_answered
+        outcomes["left out" if notices else "answered"] += 1
+    # Files whose answers or ids alone are wrong can be answered.
+    assert all(outcomes[what] > 10 for what in ("refused", "left out", "answered")), outcomes

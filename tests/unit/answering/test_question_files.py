@@ -1,0 +1,220 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.answering import question_files
+from qa_dist.answering.chunks import Asked, chunks, read_question
+from qa_dist.answering.question_files import Flaw, QuestionFiles, Unit, find_files
+from qa_dist.common.errors import DataError
+from tests.unit.answering.predicting import rows, write_all_formats, write_jsonl
+
+
+def asked(path: Path) -> list[Asked | Flaw]:
+    """Everything in a file, numbered from 1."""
+    records = [record for unit in QuestionFiles([path]).units() for record in unit.parse()]
+    return [read_question(record, number) for number, record in enumerate(records, 1)]
+
+
+def questions(path: Path) -> list[Asked]:
+    found = asked(path)
+    assert all(isinstance(each, Asked) for each in found), found
+    return [each for each in found if isinstance(each, Asked)]
+
+
+def flaws(path: Path) -> list[tuple[str, str]]:
+    return [(each.place, each.problem) for each in asked(path) if isinstance(each, Flaw)]
+
+
+def test_every_format_holds_the_same_questions(tmp_path: Path) -> None:
+    values = rows(5)
+    values[3]["context"] = 'two lines,\nand "quotes"; a tab\t and é \u2028 too'
+    for path in write_all_formats(tmp_path / "all", values):
+        found = questions(path)
+        assert [(each.id, each.question.question, *each.question.contexts) for each in found] == [
+            (value["id"], value["question"], value["context"]) for value in values
+        ], path
+
+
+def test_the_whole_of_a_file_is_never_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of JSONL, CSV and Parquet a chunk takes what it needs: the digest says what was read."""
+    monkeypatch.setattr(question_files, "_ROWS", 2)
+    paths = write_all_formats(tmp_path / "all", rows(40))
+    for path in paths:
+        if path.suffix == ".json" and path.name != "c.json":
+            continue
+        files = QuestionFiles([path])
+        first = next(chunks(files.units(), most_questions=3))
+        assert [each.id for each in first.questions] == ["q0", "q1", "q2"]
+        if path.suffix in (".jsonl", ".csv"):
+            short = path.with_name(f"short-{path.name}")
+            length = 3 + (path.suffix == ".csv")
+            short.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:length]))
+            whole = QuestionFiles([short])
+            assert len(list(whole.units())) == 3
+            assert files.sha256 == whole.sha256
+
+
+def test_chunks_depend_on_numbers_and_characters_alone(tmp_path: Path) -> None:
+    values = rows(10)
+    values[4]["context"] = "w" * 500
+    path = write_jsonl(tmp_path / "q.jsonl", values)
+    cut = list(chunks(QuestionFiles([path]).units(), most_questions=4, most_characters=300))
+    assert [[each.id for each in chunk.questions] for chunk in cut] == [
+        ["q0", "q1", "q2", "q3"],
+        ["q4"],
+        ["q5", "q6", "q7", "q8"],
+        ["q9"],
+    ]
+    assert [chunk.num_units for chunk in cut] == [4, 5, 9, 10]
+    assert [chunk.is_short for chunk in cut] == [False, False, False, True]
+
+
+def test_a_context_with_its_questions_in_a_line_and_several_passages(tmp_path: Path) -> None:
+    """MRQA's files, and rows of passages under either name."""
+    path = write_jsonl(
+        tmp_path / "q.jsonl",
+        [
+            {"header": {"dataset": "X"}},
+            {
+                "context": "Mora lies on a lake.",
+                "qas": [
+                    {"qid": "m1", "question": "where?", "answers": ["on a lake"], "detected_answers": []},
+                    {"qid": "m2", "question": "what?", "answers": ["Mora"], "detected_answers": []},
+                ],
+            },
+            {"question": "which?", "contexts": ["one text", "another text"]},
+            {"id": 7, "query": "which?", "context": ["one text", "another text"], "answer": "one"},
+        ],
+    )
+    found = questions(path)
+    assert [(each.id, each.question.contexts, each.references) for each in found] == [
+        ("m1", ("Mora lies on a lake.",), ("on a lake",)),
+        ("m2", ("Mora lies on a lake.",), ("Mora",)),
+        ("3", ("one text", "another text"), None),
+        ("7", ("one text", "another text"), ("one",)),
+    ]
+    assert found[1].place == "q.jsonl, line 2, context 1, question 2"
+
+
+def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    good = json.dumps(rows(1)[0]).encode()
+    bad: list[tuple[bytes, str]] = [
+        (b'{"id": "x", "question": ', "it is not JSON"),
+        (b'{"question": "a", "question": "b", "context": "c"}', "more than once"),
+        (b'{"question": "caf\xe9", "context": "c"}', "it is not UTF-8"),
+        (b'["a list"]', "an entry is not an object"),
+        (b'{"question": 3, "context": "c"}', "question is not a string"),
+        (b'{"question": "a", "context": " \\t"}', "context is empty"),
+        (b'{"question": "", "context": "c"}', "question is empty"),
+        (b'{"question": "a", "contexts": []}', "context is not a string"),
+        (b'{"question": "a", "contexts": ["b", 3]}', "context is not a string"),
+        (b'{"question": "a", "context": "\\ud800"}', "half a surrogate pair"),
+        (b'{"question": "a"}', "no question or no context"),
+        (b'{"id": {}, "question": "a", "context": "c"}', "id is not a string"),
+        (b'{"question": "a", "context": "c", "answers": 3}', "answers is neither"),
+        (b"{}", "no question or no context"),
+    ]
+    path.write_bytes(b"\n".join([good, *(line for line, _ in bad), b"", good]))
+    found = asked(path)
+    assert isinstance(found[0], Asked)
+    assert isinstance(found[-1], Asked)
+    assert found[-1].place == f"q.jsonl, line {len(bad) + 3}"
+    assert len(found) == len(bad) + 2
+    for number, ((_, problem), (place, told)) in enumerate(zip(bad, flaws(path), strict=True), 2):
+        assert place == f"q.jsonl, line {number}"
+        assert problem in told
+
+
+def test_bad_rows_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_bytes(b'id,question,context\n1,"two\nlines",text\n2,a,text,more\n3,caf\xe9,text\n4,,text\n5,a,text\n')
+    assert flaws(path) == [
+        ("q.csv, line 4", "a row has more values than the header has columns"),
+        ("q.csv, line 5", "it is not UTF-8"),
+        ("q.csv, line 6", "question is empty"),
+    ]
+    assert [each.id for each in asked(path) if isinstance(each, Asked)] == ["1", "5"]
+
+
+def damaged(folder: Path, what: str) -> tuple[Path, int]:
+    """A file that cannot be read to its end, and how many questions stand before the damage."""
+    path = write_jsonl(folder / "q.jsonl.gz", rows(2000))
+    content = path.read_bytes()
+    if what == "cut gzip":
+        path.write_bytes(content[: len(content) // 2])
+        return path, 500
+    if what == "no gzip":
+        path.write_bytes(gzip.decompress(content))
+        return path, 0
+    other = (
+        folder / {"open quote": "q.csv", "no columns": "n.csv", "html": "page.html", "no Parquet": "q.parquet"}[what]
+    )
+    header = "question,context\n" if what == "open quote" else "name,place\n"
+    texts = {
+        "open quote": f'{header}a,b\n"c"d,e\n',
+        "no columns": f"{header}a,b\n",
+        "html": "<html>\n<body>\n",
+        "no Parquet": "PAR1 and nothing more",
+    }
+    other.write_text(texts[what], encoding="utf-8")
+    return other, 1 if what == "open quote" else 0
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("cut gzip", "ends in the middle of its gzip stream"),
+        ("no gzip", "is not gzip-compressed although"),
+        ("open quote", "is not CSV"),
+        ("no columns", "lacks context, question"),
+        ("html", "is neither JSON, JSONL, CSV"),
+        ("no Parquet", "is not Parquet"),
+    ],
+)
+def test_damage_is_one_sentence_and_what_stands_before_it_is_given(tmp_path: Path, what: str, told: str) -> None:
+    path, least = damaged(tmp_path, what)
+    given: list[Unit] = []
+    with pytest.raises(DataError, match=told) as caught:
+        given.extend(QuestionFiles([path]).units())
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(given) >= least
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(question_files, "LONGEST_UNIT", 1 << 20)
+    for name, content in (("q.jsonl", b"x" * (1 << 21)), ("q.csv", b'question,context\na,"' + b"x\n" * (1 << 20))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="has 1 MiB or more in the row at line"):
+            list(QuestionFiles([tmp_path / name]).units())
+
+
+def test_folders_patterns_and_what_is_not_there(tmp_path: Path) -> None:
+    paths = write_all_formats(tmp_path / "all", rows(2))
+    (tmp_path / "all" / "notes.txt").write_text("no questions", encoding="utf-8")
+    assert find_files(str(tmp_path / "all")) == sorted(paths)
+    assert [path.name for path in find_files(str(tmp_path / "all" / "*.json"))] == ["c.json", "g.json", "h.json"]
+    (tmp_path / "q[1].jsonl").write_text("{}", encoding="utf-8")
+    assert find_files(str(tmp_path / "q[1].jsonl")) == [tmp_path / "q[1].jsonl"]
+    (tmp_path / "empty").mkdir()
+    wrong: dict[str, str] = {"none.jsonl": "does not exist", "n*.jsonl": "no file matches", "empty": "without files"}
+    for name, told in wrong.items():
+        with pytest.raises(DataError, match=told):
+            find_files(str(tmp_path / name))
+
+
+def test_standard_input_is_read_as_it_comes(tmp_path: Path) -> None:
+    values: list[Any] = rows(3)
+    for path in write_all_formats(tmp_path / "all", values):
+        with path.open("rb") as stream:
+            found = [record for unit in QuestionFiles([], stream).units() for record in unit.parse()]
+        ids = [
+            each.id
+            for number, record in enumerate(found, 1)
+            if isinstance(each := read_question(record, number), Asked)
+        ]
+        assert ids == ["q0", "q1", "q2"], path

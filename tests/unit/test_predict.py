@@ -1,0 +1,128 @@
+"""`qa-dist predict` from its command line, on a tiny model with random weights."""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qa_dist import evaluate, predict
+from tests.refusals import refusal
+from tests.tiny import tiny_config, tiny_squad, tiny_tokenizer
+from tests.unit.answering.predicting import lines, rows, write_jsonl
+from tests.unit.trained import reset_accelerate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, a whole model of transformers, and dev.json."""
+    from transformers import AutoModelForQuestionAnswering
+
+    made = tmp_path_factory.mktemp("predict")
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    AutoModelForQuestionAnswering.from_config(tiny_config("bert", len(tokenizer), 1)).save_pretrained(made / "model")
+    tokenizer.save_pretrained(made / "model")
+    tiny_squad(made / "dev.json", 20, seed=1, longest=120)
+    return made
+
+
+LENGTHS = ("--max_seq_length", "64", "--doc_stride", "16")
+
+
+def words(folder: Path, questions: Path | str, output: Path | str, *more: str) -> list[str]:
+    reset_accelerate()
+    usual = ["--model", str(folder / "model"), "--input_file", str(questions), "--output_file", str(output), *LENGTHS]
+    return [*usual, "--disable_tqdm", *more]
+
+
+def test_answers_and_scores_are_those_of_evaluate(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict.main(words(folder, folder / "dev.json", tmp_path / "answers.jsonl")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    reset_accelerate()
+    scored = ["--adapter", str(folder / "model"), "--validation_file", str(folder / "dev.json"), *LENGTHS]
+    assert evaluate.main([*scored, "--results_dir", str(tmp_path), "--store_dir", str(tmp_path / "store")]) == 0
+    expected = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
+    assert {line["id"]: line["text"] for line in lines(tmp_path / "answers.jsonl")} == expected
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert printed == {name: metrics[name] for name in ("exact_match", "f1")} | {"num_answered": 20}
+
+
+def test_from_standard_input_to_standard_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    content = "".join(f"{json.dumps(row)}\n" for row in rows(3)).encode()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))  # type: ignore[type-var]
+    assert predict.main(words(folder, "-", "-")) == 0
+    captured = capfdbinary.readouterr()
+    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == ["q0", "q1", "q2"]
+    assert b'"num_answered": 3' in captured.err
+
+
+def test_the_same_command_goes_on_and_another_one_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [*rows(5), {"id": "long", "question": "amber " * 100, "context": "amber basin"}, *rows(2)]
+    path, output = write_jsonl(tmp_path / "q.jsonl", bad), tmp_path / "answers.jsonl"
+    more = ("--questions_per_chunk", "2")
+    told = refusal(predict.main, words(folder, path, output, *more), capsys)
+    assert "q.jsonl, line 6: the question has 100 tokens" in told
+    assert len(lines(output)) == 4
+    told = refusal(predict.main, words(folder, path, output, *more, "--top_k", "2"), capsys)
+    assert "answers of another run (--top_k was 1 and is 2)" in told
+    assert predict.main(words(folder, path, output, *more, "--on_invalid", "skip")) == 0
+    captured = capsys.readouterr()
+    assert "going on behind 4 answers" in captured.err
+    assert "line 6: the question has 100 tokens" in captured.err
+    assert json.loads(captured.out) == {"num_answered": 7, "num_skipped": 1}
+    before = output.read_bytes()
+    assert predict.main(words(folder, path, output, *more, "--on_invalid", "skip")) == 0
+    assert "every question is answered already" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    # What the model consists of is compared too.
+    config = folder / "model" / "config.json"
+    kept = config.read_text(encoding="utf-8")
+    config.write_text(f"{kept} ", encoding="utf-8")
+    told = refusal(predict.main, words(folder, path, output, *more), capsys)
+    config.write_text(kept, encoding="utf-8")
+    assert "answers of another run (the content of --model differs)" in told
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ((), "--model is missing"),
+        (
+            ("--model", "nowhere/model", "--input_file", "none.jsonl", "--output_file", "out"),
+            "none.jsonl does not exist",
+        ),
+        (("--model", "{folder}/dev.json", "--input_file", "{folder}/dev.json", "--output_file", "{out}"), "is a file"),
+        (("--model", "m", "--input_file", "q", "--output_file", "{folder}"), "is a folder; name a file in it"),
+        (("--model", "m", "--input_file", "q", "--output_file", "-", "--overwrite_output_file"), "drop one"),
+        (
+            ("--model", "m", "--input_file", "{folder}/dev.json", "--output_file", "{folder}/dev.json"),
+            "is an input too",
+        ),
+        (
+            ("--model", "m", "--input_file", "{folder}/dev.json", "--output_file", "{folder}/dev.json/a"),
+            "cannot be used",
+        ),
+        (("--model", "m", "--input_file", "q", "--output_file", "o", "--top_k", "9", "--n_best_size", "3"), "raise"),
+        (("--model", "m", "--input_file", "q", "--output_file", "o", "--on_invalid", "drop"), "error, skip"),
+        (("--model", "m", "--input_file", "q", "--output_file", "o", "--train_file", "t"), "--train_file"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: Sequence[str], told: str
+) -> None:
+    reset_accelerate()
+    given = [word.replace("{folder}", str(folder)).replace("{out}", str(tmp_path / "out")) for word in more]
+    assert told in refusal(predict.main, given, capsys)
+    assert not (tmp_path / "out").exists()
