@@ -1,14 +1,25 @@
 #!/usr/bin/env bash
-# Train on this machine: one process per GPU, or two CPU processes where there is none.
+# Train, or answer files of questions, on this machine: one process per GPU, or two CPU processes where there is none.
 #
 #   bash launch/local.sh --config squad_bert_base --output_dir outputs/run
+#   MODULE=qa_dist.predict bash launch/local.sh --model outputs/run --input_file questions --output_file answers.jsonl
 #
-# Arguments go to qa_dist.train. NUM_PROCESSES sets the number of processes, PYTHON the interpreter.
+# Arguments go to MODULE: qa_dist.train unless set, or qa_dist.predict. NUM_PROCESSES sets the number of processes, PYTHON
+# the interpreter.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
 python=${PYTHON:-python}
+
+module=${MODULE:-qa_dist.train}
+case $module in
+  qa_dist.train | qa_dist.predict) ;;
+  *)
+    echo "launch/local.sh: error: MODULE is $module; use qa_dist.train or qa_dist.predict" >&2
+    exit 2
+    ;;
+esac
 
 # The file of this name: beside this script, in the folder above as in the repository, or in the installed package.
 shipped() {
@@ -27,4 +38,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > count ? cores / count : 1))
 config=ddp
 [ "$count" -eq 1 ] && config=single
 config=$(shipped "accelerate_configs/$config.yaml")
-exec "$python" -m accelerate.commands.launch --config_file "$config" --num_processes "$count" -m qa_dist.train "$@"
+exec "$python" -m accelerate.commands.launch --config_file "$config" --num_processes "$count" -m "$module" "$@"

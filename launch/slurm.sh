@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Train on the nodes of a Slurm job: one launcher (torchrun) per node, which starts one process per GPU.
+# Train, or answer files of questions, on the nodes of a Slurm job: one launcher (torchrun) per node, which starts one
+# process per GPU.
 #
 #   sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 launch/slurm.sh --config squad_bert_base --output_dir out
+#   MODULE=qa_dist.predict sbatch launch/slurm.sh --model out --input_file questions --output_file answers.jsonl
 #
-# Options of sbatch stand before the script; arguments behind it go to qa_dist.train. Paths are those of the folder that
-# sbatch was called in, which the nodes share. Without GPUs a node runs one process that uses all its CPUs.
+# Options of sbatch stand before the script; arguments behind it go to MODULE (qa_dist.train unless set). Paths are those
+# of the folder that sbatch was called in, which the nodes share. Without GPUs a node runs one process that uses all its
+# CPUs.
 #
 # The job's exit status is the run's: 0 done, 1 failed, 2 a mistake in the arguments or the data, 85 stopped with a
-# checkpoint written. Two minutes before its time limit, or when preempted, the run writes a checkpoint, the job goes
-# back into the queue, and its next start goes on from there. `scancel` ends it for good.
+# checkpoint, or all answers so far, written. Two minutes before its time limit, or when preempted, the run writes these,
+# the job goes back into the queue, and its next start goes on from there. `scancel` ends it for good.
 #
 # The environment of sbatch reaches every process, HF_HUB_OFFLINE and HF_DATASETS_OFFLINE included. Slurm sets
-# CUDA_VISIBLE_DEVICES. NPROC_PER_NODE, DS_CONFIG, OMP_NUM_THREADS and PYTHON are described in launch/torchrun.sh; and
+# CUDA_VISIBLE_DEVICES. MODULE, NPROC_PER_NODE, DS_CONFIG, OMP_NUM_THREADS and PYTHON are described in
+# launch/torchrun.sh; and
 #   LOG_DIR          folder for a log per process; slurm-<job id> beside the job's own output unless set
 #   MAX_REQUEUES     how often the job may put itself back into the queue, 100 unless set
 #
@@ -31,6 +35,12 @@ fail() {
   exit 2
 }
 
+module=${MODULE:-qa_dist.train}
+case $module in
+  qa_dist.train) kept="a checkpoint is written" again=" with --resume_from_checkpoint auto" ;;
+  qa_dist.predict) kept="all answers so far are written" again="" ;;
+  *) fail "MODULE is $module; use qa_dist.train or qa_dist.predict" ;;
+esac
 [ -n "${SLURM_JOB_ID:-}" ] || fail "this is no Slurm job; use sbatch launch/slurm.sh, or launch/torchrun.sh elsewhere"
 
 torchrun=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/torchrun.sh
@@ -63,7 +73,8 @@ mkdir -p "$LOG_DIR"
 export QA_DIST_EXIT_FILE=$LOG_DIR/exit_code
 rm -f "$QA_DIST_EXIT_FILE"
 
-[ "$restarts" -eq 0 ] || set -- "$@" --resume_from_checkpoint auto
+# Predictions go on by themselves.
+[ "$restarts" -eq 0 ] || [ "$module" != qa_dist.train ] || set -- "$@" --resume_from_checkpoint auto
 echo "job $SLURM_JOB_ID, start $((restarts + 1)): ${nodes[*]}; a log per process is in $LOG_DIR"
 
 # shellcheck disable=SC2016  # the variables are those of each node
@@ -87,11 +98,11 @@ if [ "$status" -eq 85 ]; then
   # A job that was cancelled, or whose time is over, is no longer running; nor is one that is in the queue already.
   state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
   if [ "$state" != RUNNING ]; then
-    echo "the job is $state; unless it starts again by itself, submit it with --resume_from_checkpoint auto to go on"
+    echo "the job is $state; unless it starts again by itself, submit it$again to go on"
   elif [ "$restarts" -ge "${MAX_REQUEUES:-100}" ]; then
     echo "the job has started $((restarts + 1)) times, as often as MAX_REQUEUES allows, and is not queued again"
   elif scontrol requeue "$SLURM_JOB_ID"; then
-    echo "a checkpoint is written; the job is in the queue again"
+    echo "$kept; the job is in the queue again"
   fi
 fi
 exit "$status"

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Train on one machine or several, without Slurm: run the same command on each of them.
+# Train, or answer files of questions, on one machine or several without Slurm: run the same command on each of them.
 #
 #   bash launch/torchrun.sh --config squad_bert_base --output_dir outputs/run
 #   NNODES=2 RDZV_ENDPOINT=host1:29500 bash launch/torchrun.sh --config squad_bert_base --output_dir outputs/run
+#   MODULE=qa_dist.predict bash launch/torchrun.sh --model outputs/run --input_file questions --output_file answers.jsonl
 #
-# Arguments go to qa_dist.train, in the environment are:
+# Arguments go to MODULE, in the environment are:
+#   MODULE           qa_dist.train unless set, or qa_dist.predict
 #   NNODES           number of machines, 1 unless set; 1:4 starts with any number from one to four and goes on, from the
 #                    last checkpoint, whenever one joins or is lost, as long as that of RDZV_ENDPOINT stays; the output
 #                    folder must be one that all machines share
 #   RDZV_ENDPOINT    name or address of one of them and a free port there, the same on all; needed with several machines
 #   RDZV_ID          name of the run, the same on all; two runs at one endpoint need two names
 #   NPROC_PER_NODE   processes on this machine; else one per GPU, or one that uses all cores where there is no GPU
-#   MAX_RESTARTS     how often the processes start again after a failure, from their last checkpoint; 0 unless set. Where
+#   MAX_RESTARTS     how often the processes start again after a failure, from where they were; 0 unless set. Where
 #                    NNODES is a range, a lost machine counts as a failure of the others, and it is 10 unless set
 #   LOG_DIR          folder for a log per process, beside what is shown; no logs unless set
 #   DS_CONFIG        file of ds_configs/, for DeepSpeed's ZeRO; plain data parallelism unless set
@@ -29,6 +31,12 @@ fail() {
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
 python=${PYTHON:-python}
+
+module=${MODULE:-qa_dist.train}
+case $module in
+  qa_dist.train | qa_dist.predict) ;;
+  *) fail "MODULE is $module; use qa_dist.train or qa_dist.predict" ;;
+esac
 
 # The file of this name: beside this script, in the folder above as in the repository, or in the installed package.
 shipped() {
@@ -90,4 +98,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / process
 # shellcheck disable=SC2016  # torchrun fills in the rank
 export PYTHONUNBUFFERED=1 TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] '
 [ ! -f "$root/qa_dist/__init__.py" ] || export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "$python" -m torch.distributed.run "${options[@]}" -m qa_dist.train "$@"
+exec "$python" -m torch.distributed.run "${options[@]}" -m "$module" "$@"

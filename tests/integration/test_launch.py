@@ -113,6 +113,33 @@ def test_the_torchrun_script_shares_the_cores_and_hands_everything_on(tmp_path: 
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in variables
 
 
+def test_the_scripts_start_the_module_that_is_named(tmp_path: Path) -> None:
+    """Predictions go on by themselves, so a job that starts again gets no other arguments; training does."""
+    words, _ = launched_by("torchrun.sh", tmp_path, MODULE="qa_dist.predict")
+    assert words[-4:] == ["-m", "qa_dist.predict", "--seed", "two words"]
+    words, _ = launched_by("local.sh", tmp_path, MODULE="qa_dist.predict", NUM_PROCESSES="2")
+    assert words[-4:] == ["-m", "qa_dist.predict", "--seed", "two words"]
+    for name, text in {
+        "scontrol": "echo n1",
+        "squeue": "echo RUNNING",
+        "srun": 'printf "%s\\n" "$@"; echo 85 > "$QA_DIST_EXIT_FILE"; exit 1',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": "1", "LOG_DIR": str(tmp_path)}
+    job["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    command = ["bash", str(ROOT / "launch" / "slurm.sh"), "--seed", "two words"]
+    done = run(command, MODULE="qa_dist.predict", **job)
+    assert done.returncode == 85, done.stderr
+    assert done.stdout.splitlines()[-4:-1] == ["--seed", "two words", "n1"]
+    assert done.stdout.endswith("all answers so far are written; the job is in the queue again\n")
+    assert run(command, **job).stdout.splitlines()[-4:-2] == ["--resume_from_checkpoint", "auto"]
+    for script in ("torchrun.sh", "local.sh", "slurm.sh"):
+        done = run(["bash", str(ROOT / "launch" / script)], MODULE="qa_dist.score", **job)
+        assert done.returncode == 2
+        assert "MODULE is qa_dist.score; use qa_dist.train or qa_dist.predict" in done.stderr
+
+
 def test_a_range_of_machines_may_restart_and_meets_in_a_new_store_each_time(tmp_path: Path) -> None:
     meeting = {"NNODES": "1:4", "RDZV_ENDPOINT": "10.0.0.1:29500", "PET_LOCAL_ADDR": "10.0.0.1"}
     words, variables = launched_by("torchrun.sh", tmp_path, **meeting)
