@@ -41,6 +41,8 @@ COMMANDS = {
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),
     "merge": Command("qa_dist.merge", "folds an adapter into its base model", ("results.md#merge-the-adapter",)),
+    "ask": Command("qa_dist.ask", "answers questions about a text, at a terminal or in a pipe", ("answering.md#ask",)),
+    "serve": Command("qa_dist.serve", "answers questions over HTTP, with a page for people", ("answering.md#serve",)),
     "estimate": Command(
         "qa_dist.estimate",
         "says what a run will take in memory, and which token budget fits",

@@ -6,4 +6,7 @@ candidates of several passages into one order.
 
 `prediction` answers files on any number of ranks: `question_files` reads them as a stream, `chunks` cuts it into what a
 rank answers at a time, and `journal` lets a killed run go on.
+
+A `terminal` shows answers in their `sentences`; the `server` answers over HTTP. `options` are those of the commands
+that open a model.
 """

@@ -40,6 +40,8 @@ NOT_RUN = {
     "bash launch/torchrun.sh ": "tests/integration/test_launch.py and test_elastic.py run it",
     "qa-dist doctor --launch ": "tests/integration/test_doctor.py runs it",
     "python -m qa_dist.bench all ": "tests/integration/test_bench.py measures each section",
+    "qa-dist ask ": "it needs somebody who asks; tests/integration/test_serve.py does",
+    "qa-dist serve ": "it does not end; tests/integration/test_serve.py starts it and ends it",
     # The way to a machine without a network.
     "python -m qa_dist.bench gpu pack ": "it downloads; tests/unit/benchmarking/test_gpu_running.py tests the wheels",
     "python3 -m tarfile ": "it needs the archive that the command before it makes",

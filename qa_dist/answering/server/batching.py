@@ -1,0 +1,244 @@
+"""One worker owns the device and answers what waits for it, the questions of many clients in one batch.
+
+While a batch is computed the next one gathers, so that under load batches are large by themselves. Only when the device
+is idle does a request wait for company, at most `batch_wait_seconds`.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from qa_dist.answering.records import InvalidQuestionError
+from qa_dist.answering.server.queue import Item, Queue, Request, num_characters
+
+if TYPE_CHECKING:
+    from qa_dist.answering.records import Answer, Question
+
+_LONGEST_RETRY_SECONDS = 60
+_MEMORY_OF_SPEED = 0.8
+"""Share that the speed so far keeps when a batch was measured: the last five or so decide."""
+
+
+class Answerer(Protocol):
+    """What answers a chunk of questions: a `Reader`."""
+
+    def answer_chunk(self, questions: "Sequence[Question]", top_k: int = 1) -> "list[list[Answer]]": ...
+
+
+class QueueFullError(Exception):
+    """More waits than may; `retry_seconds` from now it will probably be less."""
+
+    def __init__(self, retry_seconds: int) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(f"too much waits; try again in {retry_seconds} s")
+
+
+class QueueClosedError(Exception):
+    """The server is about to stop and takes no more."""
+
+
+class QuestionError(Exception):
+    """One question of a request could not be answered; its cause says why.
+
+    Attributes:
+        index: Which one.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        super().__init__(f"question {index} could not be answered")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingOptions:
+    """How much is computed at once, and how much may wait.
+
+    Attributes:
+        batch_characters: Most characters of a batch; a longer question is a batch of its own.
+        batch_wait_seconds: How long an idle device waits for company of the first request.
+        max_queue_requests: Requests that may wait.
+        max_queue_characters: Characters that may be held for them; a request that finds none waiting is always taken.
+    """
+
+    batch_characters: int
+    batch_wait_seconds: float
+    max_queue_requests: int
+    max_queue_characters: int
+
+
+class Worker:
+    """Answers requests in a thread of its own, from `start` to `close`.
+
+    Args:
+        answerer: Is called by that thread alone.
+        options: How much is computed at once, and how much may wait.
+        on_batch: Is told the questions and seconds of each batch.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        options: BatchingOptions,
+        *,
+        on_batch: Callable[[int, float], None] = lambda num_questions, seconds: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._answerer = answerer
+        self.options = options
+        self._on_batch = on_batch
+        self._clock = clock
+        self._queue = Queue()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._busy_since: float | None = None
+        self._characters_in_work = 0
+        self._characters_per_second: float | None = None
+        self._thread = threading.Thread(target=self._run, name="qa_dist device", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Take no more, answer what waits, and end; returns whether that was done in time."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def num_waiting_requests(self) -> int:
+        return len(self._queue)
+
+    @property
+    def num_waiting_characters(self) -> int:
+        return self._queue.num_characters
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the batch in work has taken so far; 0 if there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else self._clock() - since
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, questions: "Sequence[Question]", top_k: int) -> Request:
+        """Let questions wait for their answers, which the `future` of what is returned gets; to give up, cancel it.
+
+        Raises:
+            QueueFullError: Too much waits already.
+            QueueClosedError: The server is about to stop.
+        """
+        request = Request(questions, top_k, self._clock())
+        with self._changed:
+            if self._is_closed:
+                raise QueueClosedError
+            if len(self._queue) >= self.options.max_queue_requests or (
+                len(self._queue)
+                and self._queue.held_characters + request.held_characters > self.options.max_queue_characters
+            ):
+                raise QueueFullError(self._retry_seconds())
+            self._queue.add(request)
+            self._changed.notify_all()
+        request.future.add_done_callback(lambda future: self._forget(request))
+        return request
+
+    def _forget(self, request: Request) -> None:
+        """Let what nobody waits for any more not be computed."""
+        with self._changed:
+            self._queue.remove(request)
+
+    def _retry_seconds(self) -> int:
+        """When what waits will be done, by the speed of the last batches."""
+        if not self._characters_per_second:
+            return 1
+        seconds = (self._queue.num_characters + self._characters_in_work) / self._characters_per_second
+        return max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(seconds)))
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            self._answer(batch)
+            with self._changed:
+                seconds = self.busy_seconds
+                self._measure(seconds)
+                self._busy_since = None
+            self._on_batch(len(batch), seconds)
+
+    def _next_batch(self) -> list[Item] | None:
+        """Wait for the next batch; None when the queue is closed and empty."""
+        with self._changed:
+            while True:
+                seconds = self._queue.seconds_until_ready(
+                    self._clock(),
+                    budget=self.options.batch_characters,
+                    batch_wait_seconds=0.0 if self._is_closed else self.options.batch_wait_seconds,
+                )
+                if seconds == 0.0:
+                    batch = self._queue.take(self.options.batch_characters)
+                    self._busy_since = self._clock()
+                    self._characters_in_work = sum(num_characters(item.question) for item in batch)
+                    return batch
+                if seconds is None and self._is_closed:
+                    return None
+                self._changed.wait(seconds)
+
+    def _measure(self, seconds: float) -> None:
+        if seconds > 0:
+            speed = self._characters_in_work / seconds
+            before = self._characters_per_second
+            self._characters_per_second = (
+                speed if before is None else _MEMORY_OF_SPEED * before + (1 - _MEMORY_OF_SPEED) * speed
+            )
+        self._characters_in_work = 0
+
+    def _answer(self, batch: Sequence[Item]) -> None:
+        """Compute a batch; where that fails, its parts, so that what is wrong with one question harms no other."""
+        try:
+            answers = self._answerer.answer_chunk([item.question for item in batch], top_k=batch[0].request.top_k)
+            pairs = list(zip(batch, answers, strict=True))
+        except InvalidQuestionError as error:
+            # Found before anything was computed.
+            _fail(batch[error.index], error)
+            self._answer_parts([[item for place, item in enumerate(batch) if place != error.index]])
+            return
+        # Whatever it is, it belongs to the request that caused it, and the others go on.
+        except Exception as error:
+            if len(batch) == 1:
+                _fail(batch[0], error)
+            else:
+                self._answer_parts([[item] for item in batch])
+            return
+        for item, found in pairs:
+            request = item.request
+            request.answers[item.index] = found
+            if len(request.answers) == len(request.questions) and not request.future.done():
+                _set(request.future, [request.answers[index] for index in range(len(request.questions))])
+
+    def _answer_parts(self, parts: Sequence[Sequence[Item]]) -> None:
+        """Compute parts of a batch, without requests that are answered or given up already."""
+        for part in parts:
+            if wanted := [item for item in part if not item.request.future.done()]:
+                self._answer(wanted)
+
+
+def _set(future: "Future[list[list[Answer]]]", result: "list[list[Answer]]") -> None:
+    # From here on nobody can cancel it; False: somebody has.
+    if future.set_running_or_notify_cancel():
+        future.set_result(result)
+
+
+def _fail(item: Item, cause: Exception) -> None:
+    future = item.request.future
+    if future.done():
+        return
+    error = QuestionError(item.index)
+    error.__cause__ = cause
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
