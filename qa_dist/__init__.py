@@ -8,14 +8,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qa_dist.answering.pipeline import register_pipeline
     from qa_dist.answering.reader import Reader
     from qa_dist.answering.records import Answer
 
 __version__ = "0.1.0"
 
-__all__ = ["Answer", "Reader", "__version__"]
+__all__ = ["Answer", "Reader", "__version__", "register_pipeline"]
 
-_PLACES = {"Answer": "qa_dist.answering.records", "Reader": "qa_dist.answering.reader"}
+_PLACES = {
+    "Answer": "qa_dist.answering.records",
+    "Reader": "qa_dist.answering.reader",
+    "register_pipeline": "qa_dist.answering.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 `reader` is what everybody calls: text in, answers out. `opening` finds out what a model's folder holds and makes the
 `backend` that computes it, `torch_backend` with torch. `records` has what goes in and comes out, `ranking` puts the
-candidates of several passages into one order.
+candidates of several passages into one order. `pipeline` gives transformers its question-answering pipeline back.
 
 `prediction` answers files on any number of ranks: `question_files` reads them as a stream, `chunks` cuts it into what a
 rank answers at a time, and `journal` lets a killed run go on.

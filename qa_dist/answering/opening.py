@@ -51,7 +51,7 @@ def open_model(name: str, *, device: str | None, mixed_precision: str | None, op
     """
     name = os.path.expanduser(name)
     given = {option: value for option, value in options.items() if value is not None}
-    config = _configuration(_base_options(name), given)
+    config = configuration_of(name, given)
     return _opened_in_torch(name, config, given, device, mixed_precision)
 
 
@@ -70,11 +70,15 @@ def _base_options(name: str) -> dict[str, Any]:
     return found
 
 
-def _configuration(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
-    """The run's configuration with what the caller gives."""
+def configuration_of(name: str, given: Mapping[str, Any]) -> RunConfig:
+    """The configuration of the run that made a model, with what the caller gives instead.
+
+    Raises:
+        UserError: There is nothing under that name, it is no model, or an option does not fit.
+    """
     words = [f"--{name}={value}" for name, value in given.items()]
     groups = ("data", "model", "evaluation")
-    return parse(words, prog="Reader", description="", groups=groups, entry=None, base=base)[0]
+    return parse(words, prog="Reader", description="", groups=groups, entry=None, base=_base_options(name))[0]
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class TorchBackend(Backend):
         self.notes = tuple(notes)
         self._device = device
         self._mixed_precision = mixed_precision
-        self._lock = _DEVICE_LOCKS[self.device]
+        self._lock = device_lock(device)
 
     def candidates(self, features: FeatureColumns, config: EvaluationConfig) -> CandidateTable:
         table = FeatureTable.of(features)
@@ -62,6 +62,11 @@ class TorchBackend(Backend):
             )
             found = list(candidates(computed, config))
         return CandidateTable.concatenate(found).ordered(table.num_features)
+
+
+def device_lock(device: torch.device) -> threading.Lock:
+    """What a thread holds while it computes on a device."""
+    return _DEVICE_LOCKS[str(device)]
 
 
 def chosen_device(name: str | None) -> torch.device:
