@@ -4,10 +4,11 @@ qa-dist predict --model outputs/mine --input_file questions.jsonl.gz --output_fi
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -132,7 +133,8 @@ def _predict(argv: Sequence[str]) -> int:
         from qa_dist.distributed.ranks import Ranks
 
         with failures_named():
-            files = _files(options) if launched_rank() == 0 else None
+            is_asked = lambda: stop.received is not None  # noqa: E731
+            files = _files(options, is_asked) if launched_rank() == 0 else None
             ranks = Ranks(timeout_seconds=options.ddp_timeout, asked_to_stop=lambda: stop.received)
             metrics = _predict_on_ranks(options, ranks, files, stdout.buffer)
             ranks.close()
@@ -160,20 +162,28 @@ def _lengths(model: str | None) -> dict[str, Any]:
     return {name: value for name, value in base_options(model).items() if name in names and value is not None}
 
 
-def _files(options: PredictConfig) -> "QuestionFiles":
-    """The input, and a look at where the output goes, before anything expensive."""
-    from qa_dist.answering.question_files import QuestionFiles, find_files
+def _files(options: PredictConfig, is_asked_to_stop: Callable[[], bool]) -> "QuestionFiles":
+    """The input, and a look at where the output goes, before anything expensive.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    from qa_dist.answering.question_files import Interruptible, QuestionFiles, find_files, inside
     from qa_dist.common.files import require_writable
 
-    if options.output_file != STREAM and not os.path.lexists(str(options.output_file)):
-        require_writable(Path(str(options.output_file)).absolute().parent, "the folder of --output_file")
-    if options.input_file == STREAM:
-        return QuestionFiles([], sys.stdin.buffer)
-    found = find_files(str(options.input_file))
-    for path in found:
-        if os.path.lexists(str(options.output_file)) and os.path.samefile(path, str(options.output_file)):
-            raise ConfigError([f"--output_file {options.output_file} is an input too; name another file"])
-    return QuestionFiles(found)
+    source, output = str(options.input_file), Path(str(options.output_file))
+    if options.output_file != STREAM:
+        if source != STREAM and inside(output, source):
+            raise ConfigError([f"--output_file {output} would be one of the files of --input_file; name another place"])
+        if not os.path.lexists(output):
+            require_writable(output.absolute().parent, "the folder of --output_file")
+    if source == STREAM:
+        if sys.stdin is None:
+            raise ConfigError(
+                ["--input_file is standard input, which is closed; pipe questions into it or name a file"]
+            )
+        return QuestionFiles([], io.BufferedReader(Interruptible(sys.stdin.fileno(), is_asked_to_stop)))
+    return QuestionFiles(find_files(source))
 
 
 def _predict_on_ranks(

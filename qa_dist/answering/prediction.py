@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from qa_dist.answering.chunks import Asked, Chunk, chunks
 from qa_dist.answering.journal import Sink
-from qa_dist.answering.question_files import Flaw, QuestionFiles, Unit
+from qa_dist.answering.question_files import Flaw, QuestionFiles, StoppedReadingError, Unit
 from qa_dist.answering.records import Answer, InvalidQuestionError, Question
 from qa_dist.common.errors import DataError, UserError
 from qa_dist.distributed.ranks import Ranks
@@ -34,6 +34,9 @@ class Answering(Protocol):
         self, questions: Sequence[Question], top_k: int = 1, *, overlap_threshold: float | None
     ) -> list[list[Answer]]:
         """The answers to each question, best first."""
+
+    def problem(self, question: Question) -> str | None:
+        """What keeps it from answering a question; None if nothing does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +172,9 @@ class Rounds:
         while self.failure is None and len(self._round) < num_ranks:
             try:
                 chunk = next(self._chunks, None)
+            except StoppedReadingError:
+                # All ranks agree to stop when this round is over, which may be an empty one.
+                return self._parcels(num_ranks)
             except UserError as error:
                 # What was read before the place of the mistake is still answered.
                 self.failure = str(error)
@@ -180,6 +186,9 @@ class Rounds:
                 break
         if not self._round:
             return [Parcel([], is_end=True, failure=self.failure)] * num_ranks
+        return self._parcels(num_ranks)
+
+    def _parcels(self, num_ranks: int) -> list[Parcel]:
         wanted = [[] if self._ends_run(chunk.flaws) else chunk.questions for chunk, _ in self._round]
         return [Parcel(questions) for questions in wanted] + [Parcel([])] * (num_ranks - len(wanted))
 
@@ -295,18 +304,15 @@ def predict(reader: Answering, ranks: Ranks, rounds: Rounds | None, manner: Mann
 def answer(questions: Sequence[Asked], reader: Answering, manner: Manner) -> Answered:
     """The lines of a chunk. Questions that the reader refuses are left out; they do not keep the others from it."""
     kept, flaws = list(questions), []
-    found: list[list[Answer]] = []
-    while kept:
-        try:
-            found = reader.answer_chunk(
-                [asked.question for asked in kept], manner.top_k, overlap_threshold=manner.overlap_threshold
-            )
-            break
-        except InvalidQuestionError as error:
-            flaws.append(Flaw(kept[error.index].place, error.problem))
-            if not manner.skips_flaws:
-                return Answered(b"", 0, [], flaws)
-            del kept[error.index]
+    try:
+        found = _found(kept, reader, manner)
+    except InvalidQuestionError:
+        problems = {asked: reader.problem(asked.question) for asked in questions}
+        flaws = [Flaw(asked.place, problem) for asked, problem in problems.items() if problem is not None]
+        if not manner.skips_flaws:
+            return Answered(b"", 0, [], flaws)
+        kept = [asked for asked, problem in problems.items() if problem is None]
+        found = _found(kept, reader, manner)
     lines, scores = [], []
     for asked, answers in zip(kept, found, strict=True):
         lines.append(_line(asked, answers, with_nbest=manner.top_k > 1))
@@ -316,6 +322,13 @@ def answer(questions: Sequence[Asked], reader: Answering, manner: Manner) -> Ans
     if manner.compresses and content:
         content = gzip.compress(content, mtime=0)
     return Answered(content, len(lines), scores, flaws)
+
+
+def _found(questions: Sequence[Asked], reader: Answering, manner: Manner) -> list[list[Answer]]:
+    if not questions:
+        return []
+    asked = [each.question for each in questions]
+    return reader.answer_chunk(asked, manner.top_k, overlap_threshold=manner.overlap_threshold)
 
 
 def _line(asked: Asked, answers: Sequence[Answer], *, with_nbest: bool) -> str:

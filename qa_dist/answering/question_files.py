@@ -12,7 +12,9 @@ import csv
 import glob
 import gzip
 import hashlib
+import io
 import os
+import select
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +38,7 @@ LONGEST_UNIT = 1 << 28
 """Bytes of a line or row at most: what has no line ends is no file of questions, and would not fit into memory."""
 
 _BLOCK = 1 << 20
+_POLL_SECONDS = 0.2
 _ROWS = 256
 """Rows of Parquet that are decoded together."""
 _BOM = b"\xef\xbb\xbf"
@@ -87,6 +90,47 @@ def find_files(name: str) -> list[Path]:
     for file in found:
         require_readable(file)
     return found
+
+
+class StoppedReadingError(Exception):
+    """Whoever reads was asked to stop while nothing came."""
+
+
+class Interruptible(io.RawIOBase):
+    """A stream, such as standard input, whose reader can be asked to stop while nothing comes."""
+
+    def __init__(self, descriptor: int, is_asked_to_stop: Callable[[], bool]) -> None:
+        """Read what comes from a descriptor, which is left open.
+
+        Args:
+            descriptor: Of a pipe, a terminal or a file.
+            is_asked_to_stop: Whether to raise StoppedReadingError instead of waiting any longer.
+        """
+        self._descriptor = descriptor
+        self._is_asked_to_stop = is_asked_to_stop
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not select.select([self._descriptor], [], [], _POLL_SECONDS)[0]:
+            if self._is_asked_to_stop():
+                raise StoppedReadingError
+        return os.readv(self._descriptor, [buffer])
+
+
+def inside(output: Path, name: str) -> bool:
+    """Whether a file of this name would be one of the files that `find_files` finds under a name, now or once written.
+
+    A run that goes on would take its own answers for questions.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        ending = output.name.lower().removesuffix(".gz")
+        return os.path.realpath(output.parent) == os.path.realpath(path) and ending.endswith(tuple(suffixes()))
+    if os.path.lexists(path):
+        return os.path.realpath(output) == os.path.realpath(path)
+    return Path(os.path.abspath(output)).match(os.path.abspath(path))
 
 
 class QuestionFiles:

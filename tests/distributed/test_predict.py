@@ -128,7 +128,8 @@ def test_killed_at_random_instants(predictions: Predictions, whole: bytes, tmp_p
         if victim.is_alive():
             victim.kill()
             kills += 1
-        group.end()
+        # One that had not met the other yet would wait for it.
+        group.end(grace_seconds=2)
         size = output.stat().st_size if output.exists() else 0
         inside += 0 < size < len(whole)
         if size == len(whole):

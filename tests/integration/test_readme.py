@@ -36,6 +36,9 @@ NOT_RUN = {
     "make test": "it is what runs this test; what follows it is looked for in tests/unit/test_documents.py",
     "make check": ".ci/run runs it",
     "sbatch ": "tests/integration/test_slurm.py runs it, where this can be done",
+    "accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2 -m qa_dist.predict ": (
+        "tests/distributed/test_predict.py runs it on several ranks"
+    ),
     "NNODES=2 ": "tests/integration/test_two_hosts.py runs it, where this can be done",
     "bash launch/torchrun.sh ": "tests/integration/test_launch.py and test_elastic.py run it",
     "qa-dist doctor --launch ": "tests/integration/test_doctor.py runs it",

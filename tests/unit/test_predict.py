@@ -1,16 +1,20 @@
 """`qa-dist predict` from its command line, on a tiny model with random weights."""
 
-import io
 import json
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from qa_dist import evaluate, predict
+from qa_dist.answering import question_files
 from tests.refusals import refusal
 from tests.tiny import tiny_config, tiny_squad, tiny_tokenizer
 from tests.unit.answering.predicting import lines, rows, write_jsonl
@@ -55,14 +59,42 @@ def test_answers_and_scores_are_those_of_evaluate(
 
 
 def test_from_standard_input_to_standard_output(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    content = "".join(f"{json.dumps(row)}\n" for row in rows(3)).encode()
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))  # type: ignore[type-var]
-    assert predict.main(words(folder, "-", "-")) == 0
+    with write_jsonl(tmp_path / "q.jsonl", rows(3)).open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert predict.main(words(folder, "-", "-")) == 0
     captured = capfdbinary.readouterr()
     assert [json.loads(line)["id"] for line in captured.out.splitlines()] == ["q0", "q1", "q2"]
     assert b'"num_answered": 3' in captured.err
+
+
+def test_a_stop_ends_the_wait_for_standard_input(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What has come is answered as far as chunks are full, and the same input goes on from there."""
+    content = write_jsonl(tmp_path / "q.jsonl", rows(5)).read_bytes()
+    output, more = tmp_path / "answers.jsonl", ("--questions_per_chunk", "2")
+    reading, writing = os.pipe()
+    os.write(writing, content)
+
+    def poll(*waiting: Any) -> Any:
+        ready = select.select(*waiting[:3], 0)
+        if not ready[0]:
+            signal.raise_signal(signal.SIGTERM)
+        return ready
+
+    with monkeypatch.context() as patch, os.fdopen(reading) as stdin:
+        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(question_files, "select", SimpleNamespace(select=poll))
+        assert predict.main(words(folder, "-", output, *more)) == 85
+        assert "stopped by SIGTERM after 4 answers; run the same command" in capsys.readouterr().err
+    os.close(writing)
+    assert len(lines(output)) == 4
+    with (tmp_path / "q.jsonl").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert predict.main(words(folder, "-", output, *more)) == 0
+    assert [line["id"] for line in lines(output)] == [f"q{number}" for number in range(5)]
 
 
 def test_the_same_command_goes_on_and_another_one_is_refused(
@@ -108,7 +140,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
         (("--model", "m", "--input_file", "q", "--output_file", "-", "--overwrite_output_file"), "drop one"),
         (
             ("--model", "m", "--input_file", "{folder}/dev.json", "--output_file", "{folder}/dev.json"),
-            "is an input too",
+            "one of the files of --input_file",
         ),
         (
             ("--model", "m", "--input_file", "{folder}/dev.json", "--output_file", "{folder}/dev.json/a"),

@@ -29,12 +29,15 @@ class FirstWord:
     def __init__(self) -> None:
         self.chunks: list[list[str]] = []
 
+    def problem(self, question: Question) -> str | None:
+        return "the question is too long" if "unanswerable" in question.question else None
+
     def answer_chunk(
         self, questions: Sequence[Question], top_k: int = 1, *, overlap_threshold: float | None = None
     ) -> list[list[Answer]]:
         for index, question in enumerate(questions):
-            if "unanswerable" in question.question:
-                raise InvalidQuestionError(index, "the question is too long")
+            if problem := self.problem(question):
+                raise InvalidQuestionError(index, problem)
         self.chunks.append([question.question for question in questions])
         answers = []
         for question in questions:

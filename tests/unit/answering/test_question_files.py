@@ -7,7 +7,7 @@ import pytest
 
 from qa_dist.answering import question_files
 from qa_dist.answering.chunks import Asked, chunks, read_question
-from qa_dist.answering.question_files import Flaw, QuestionFiles, Unit, find_files
+from qa_dist.answering.question_files import Flaw, QuestionFiles, Unit, find_files, inside
 from qa_dist.common.errors import DataError
 from tests.unit.answering.predicting import rows, write_all_formats, write_jsonl
 
@@ -201,6 +201,16 @@ def test_folders_patterns_and_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "q[1].jsonl").write_text("{}", encoding="utf-8")
     assert find_files(str(tmp_path / "q[1].jsonl")) == [tmp_path / "q[1].jsonl"]
     (tmp_path / "empty").mkdir()
+    for output, name, is_inside in (
+        ("all/answers.jsonl.gz", "all", True),
+        ("all/answers", "all", False),
+        ("answers.jsonl", "all", False),
+        ("all/answers.json", "all/*.json", True),
+        ("answers.json", "all/*.json", False),
+        ("all/../q[1].jsonl", "q[1].jsonl", True),
+        ("q1.jsonl", "q[1].jsonl", False),
+    ):
+        assert inside(tmp_path / output, str(tmp_path / name)) is is_inside, (output, name)
     wrong: dict[str, str] = {"none.jsonl": "does not exist", "n*.jsonl": "no file matches", "empty": "without files"}
     for name, told in wrong.items():
         with pytest.raises(DataError, match=told):
