@@ -37,6 +37,11 @@ COMMANDS = {
         "scores a predictions file as the official SQuAD scripts do",
         ("results.md#score-any-predictions",),
     ),
+    "analyze": Command(
+        "qa_dist.analyze",
+        "says how sure scores and differences are, and where answers go wrong",
+        ("analysis.md",),
+    ),
     "convert": Command(
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),

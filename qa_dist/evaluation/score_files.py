@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import type_name
@@ -16,6 +16,9 @@ from qa_dist.data.formats import load
 from qa_dist.data.layouts import rows_by_column, split_rows
 from qa_dist.data.values import read_name
 from qa_dist.evaluation.scoring import counted
+
+if TYPE_CHECKING:
+    from qa_dist.data.rows import Reading
 
 _TEXTS = ("prediction_text", "prediction", "text", "answer")
 _IDS = ("id", "qid", "question_id")
@@ -41,18 +44,31 @@ class References:
 
 
 def load_references(path: str | Path) -> References:
-    """The reference answers in a file of questions, in any layout that training reads.
-
-    Version 2 is what calls itself so, says `is_impossible` of any question, or does not call itself version 1 and has a
-    question without an answer. Contexts are not looked at. Questions whose answers are not known are left out.
+    """The reference answers in a file of questions, in any layout that training reads: see `references_in`.
 
     Raises:
         DataError: the file cannot be read, or its questions cannot be told.
     """
-    from qa_dist.data.checking import reference_texts
     from qa_dist.data.sources import file_source
 
-    reading = file_source(str(path), "validation").records()
+    return references_in(file_source(str(path), "validation").records(), path)
+
+
+def references_in(reading: "Reading", path: str | Path) -> References:
+    """The reference answers among the records of a file that was read.
+
+    Version 2 is what calls itself so, says `is_impossible` of any question, or does not call itself version 1 and has a
+    question without an answer. Contexts are not looked at. Questions whose answers are not known are left out.
+
+    Args:
+        reading: the records.
+        path: where they are from, for messages.
+
+    Raises:
+        DataError: its questions cannot be told, or no answer of them is known.
+    """
+    from qa_dist.data.checking import reference_texts
+
     found = reference_texts(reading)
     if found.problems:
         raise DataError(f"{path}: {'; '.join(problem.text() for problem in found.problems)}; mend them.")

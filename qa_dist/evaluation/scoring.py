@@ -40,14 +40,8 @@ def score_v1(
     Raises:
         ScoringError: references and predictions do not belong together.
     """
-    _check_ids(references, predictions, "predictions", allow_missing)
-    unanswerable = [key for key, answers in references.items() if not answers]
-    if unanswerable:
-        raise ScoringError(
-            f"{counted(unanswerable, 'question')} without an answer cannot be scored as SQuAD v1.1; score as v2.0."
-        )
-    exact, f1 = _raw_scores(references, predictions, rules, f1_of_empty=no_f1)
-    return {"exact_match": _percent(exact, references), "f1": _percent(f1, references)}
+    exact, f1 = question_scores(references, predictions, version_2=False, allow_missing=allow_missing, rules=rules)
+    return {"exact_match": percent(exact, references), "f1": percent(f1, references)}
 
 
 def score_v2(
@@ -78,15 +72,13 @@ def score_v2(
     Raises:
         ScoringError: references, predictions and null odds do not belong together.
     """
-    _check_ids(references, predictions, "predictions", allow_missing)
+    exact, f1 = question_scores(references, predictions, version_2=True, allow_missing=allow_missing, rules=rules)
     if null_odds is not None:
         _check_ids(references, null_odds, "null odds", allow_missing)
         without_odds = [key for key in references if key in predictions and key not in null_odds]
         if without_odds:
             raise ScoringError(f"{counted(without_odds, 'predicted question')} without null odds; give odds for all.")
     has_answer = {key: bool(answers) for key, answers in references.items()}
-    golds = {key: matchable(texts, rules) for key, texts in references.items()}
-    exact, f1 = _raw_scores(golds, predictions, rules, f1_of_empty=f1_of_no_answers)
 
     odds = null_odds or {}
     # The script turns the scores it overrides into floats; integers and floats add up to the same.
@@ -99,8 +91,8 @@ def score_v2(
     unanswerable = [key for key in references if not has_answer[key]]
     for prefix, keys in (("", list(references)), ("HasAns_", answerable), ("NoAns_", unanswerable)):
         if keys:
-            scores[f"{prefix}exact"] = _percent(final_exact, keys)
-            scores[f"{prefix}f1"] = _percent(final_f1, keys)
+            scores[f"{prefix}exact"] = percent(final_exact, keys)
+            scores[f"{prefix}f1"] = percent(final_f1, keys)
             scores[f"{prefix}total"] = len(keys)
     if null_odds is not None:
         for name, raw in (("exact", exact), ("f1", f1)):
@@ -108,6 +100,38 @@ def score_v2(
             scores[f"best_{name}"] = best
             scores[f"best_{name}_thresh"] = threshold
     return scores
+
+
+def question_scores(
+    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    *,
+    version_2: bool,
+    allow_missing: bool = False,
+    rules: Normalization = SQUAD,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Exact match and F1, from 0 to 1, of each question that has a prediction: what the official scores are means of.
+
+    Args:
+        references: the reference answers of each question.
+        predictions: the predicted text for each question.
+        version_2: score as evaluate-v2.0.py, where no reference means unanswerable, and not as evaluate-v1.1.py.
+        allow_missing: leave questions without a prediction out instead of refusing.
+        rules: what counts as the same.
+
+    Raises:
+        ScoringError: references and predictions do not belong together, or a question of v1.1 has no answer.
+    """
+    _check_ids(references, predictions, "predictions", allow_missing)
+    if version_2:
+        golds = {key: matchable(texts, rules) for key, texts in references.items()}
+        return _raw_scores(golds, predictions, rules, f1_of_empty=f1_of_no_answers)
+    unanswerable = [key for key, answers in references.items() if not answers]
+    if unanswerable:
+        raise ScoringError(
+            f"{counted(unanswerable, 'question')} without an answer cannot be scored as SQuAD v1.1; score as v2.0."
+        )
+    return _raw_scores(references, predictions, rules, f1_of_empty=no_f1)
 
 
 def _check_ids(
@@ -140,7 +164,8 @@ def counted(keys: Sequence[str], noun: str) -> str:
     return f"{len(keys)} {noun}{'s' if len(keys) != 1 else ''} ({listed})"
 
 
-def _percent(scores: Mapping[str, float], keys: Collection[str]) -> float:
+def percent(scores: Mapping[str, float], keys: Collection[str]) -> float:
+    """The mean over questions, in percent; those without a score count 0. Added in order, as the scripts do."""
     total: float = 0
     for key in keys:
         total += scores.get(key, 0)

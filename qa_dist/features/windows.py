@@ -321,6 +321,21 @@ class FeatureBuilder:
         """Tokens of a question before it is cut."""
         return len(self._backend.encode(question.lstrip(), add_special_tokens=False).ids)
 
+    def num_windows(self, examples: Sequence[Example]) -> Int32:
+        """How many features each example has, int32 [E], without making them."""
+        texts = list(dict.fromkeys(text for each in examples for text in (each.context, each.question.lstrip())))
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        length = {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True)}
+        lengths = ((length[each.question.lstrip()], length[each.context]) for each in examples)
+        counts = (len(self._starts(min(asked, self.max_question_length), read)) for asked, read in lengths)
+        return np.fromiter(counts, np.int32, len(examples))
+
+    def _starts(self, num_question_tokens: int, num_context_tokens: int) -> range:
+        """The first context token of each window, of as many tokens as are left beside the question."""
+        step = self._max_text_length - num_question_tokens - self._doc_stride
+        # The last window is the first one that reaches the end of the context; an empty context has one window too.
+        return range(0, max(1, num_context_tokens - self._doc_stride), step)
+
     def _tokens_of(self, context: str) -> tuple[Int32, Int32]:
         """Token ids int32 [C] of a whole context, and their offsets int32 [C, 2]."""
         encoding = self._backend.encode(context, add_special_tokens=False)
@@ -338,9 +353,7 @@ class FeatureBuilder:
         before, _, between, _, after = self._template
         capacity = self._max_text_length - len(question_ids)
         spans = [span for answer in answers if (span := answer_tokens(context_offsets, answer))]
-        # The last window is the first one that reaches the end of the context; an empty context has one window too.
-        starts = range(0, max(1, len(context_ids) - self._doc_stride), capacity - self._doc_stride)
-        for window, start in enumerate(starts):
+        for window, start in enumerate(self._starts(len(question_ids), len(context_ids))):
             window_ids = context_ids[start : start + capacity]
             offsets = context_offsets[start : start + capacity]
             texts = (question_ids, window_ids) if self._question_first else (window_ids, question_ids)

@@ -28,6 +28,7 @@ ROOMS = (
     "evaluation",
     "answering",
     "training",
+    "reporting",
     "memory",
     "benchmarking",
 )

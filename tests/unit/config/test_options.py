@@ -174,7 +174,10 @@ def test_the_table_shows_every_option() -> None:
     "module",
     [
         "qa_dist",
-        *(f"qa_dist.{command}" for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "convert")),
+        *(
+            f"qa_dist.{command}"
+            for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "analyze", "convert")
+        ),
         *(f"qa_dist.{command}" for command in ("merge", "estimate", "ask", "serve")),
         # `prepare` loads a tokenizer by it.
         "qa_dist.model.pretrained",

@@ -119,6 +119,16 @@ def test_windows_are_those_of_the_tokenizers_own_truncation(name: str) -> None:
             assert_same_windows(TOKENIZERS[name], example, *lengths)
 
 
+@every_tokenizer
+def test_windows_are_counted_without_being_made(name: str) -> None:
+    examples = tiny_examples()
+    for lengths in ((220, 20), (220, 0), (64, 12, 9)):
+        builder = FeatureBuilder(TokenizerSpec.of(TOKENIZERS[name]), FeatureSpec(*lengths))
+        owners = [feature.example_index for feature in builder.build(examples)[0]]
+        assert builder.num_windows(examples).tolist() == np.bincount(owners).tolist()
+        assert max(owners.count(owner) for owner in owners) > 1
+
+
 texts = st.text("abc é\u0301\r\n🦉🚂中[SEP]", min_size=1, max_size=150)
 
 

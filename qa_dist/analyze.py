@@ -1,0 +1,108 @@
+"""How sure scores and their differences are, and where answers go wrong: `qa-dist analyze RUN --references FILE`.
+
+Takes output folders of runs and predictions files, several of which are compared. Prints tables, or one JSON object.
+docs/analysis.md says how each number is found.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from qa_dist.common import command
+from qa_dist.evaluation.normalization import NORMALIZATIONS, unfit_note
+
+PROG = "qa_dist.analyze"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this entry point."""
+    parser = command.Parser(
+        prog=PROG,
+        description="Scores with 95 %% intervals, by slice and by kind of mistake; differences of two and more systems "
+        "with intervals and p-values; mean and deviation over seeds.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "systems",
+        nargs="+",
+        metavar="PREDICTIONS|RUN",
+        type=os.path.expanduser,
+        help="output folders of runs, and predictions files as `qa-dist score` takes them",
+    )
+    parser.add_argument(
+        "--references",
+        required=True,
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="questions with contexts and answers, in any layout that training reads",
+    )
+    parser.add_argument(
+        "--answer_normalization",
+        metavar="NAME",
+        help="whose official script says which answers are the same and what F1 counts (default: that of the runs, "
+        "else squad): " + ", ".join(NORMALIZATIONS),
+    )
+    parser.add_argument("--allow_missing", action="store_true", help="score questions without a prediction 0")
+    parser.add_argument(
+        "--resamples",
+        type=_resamples,
+        default=2000,
+        metavar="N",
+        help="resamples of each interval and p-value (default: 2000; the smallest p-value is 1 / (N + 1))",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the resamples (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command.run_command(PROG, lambda: _analyze(build_parser().parse_args(argv)))
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    # Only now: --help and mistakes in the flags should not wait for it.
+    from qa_dist.reporting.analysis import Resampling, analyze, rules_for
+    from qa_dist.reporting.questions import read_questions
+    from qa_dist.reporting.systems import read_systems
+    from qa_dist.reporting.tables import lines
+
+    systems = read_systems(options.systems)
+    rules = rules_for(systems, options.answer_normalization)
+    questions = read_questions(options.references)
+    unfit = unfit_note(questions.references.answers.values(), rules)
+    for note in (*questions.references.notes, *([unfit] if unfit else [])):
+        sys.stderr.write(f"{PROG}: note: {note}\n")
+    found = analyze(
+        systems,
+        questions,
+        rules,
+        allow_missing=options.allow_missing,
+        resampling=Resampling(options.resamples, options.seed),
+    )
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in lines(found))
+    return 0
+
+
+def _resamples(text: str) -> int:
+    """The number that `--resamples` gives: fewer than 100 leave no percentiles, more than a million no time."""
+    return _whole(text, 100, 1_000_000)
+
+
+def _seed(text: str) -> int:
+    """The number that `--seed` gives."""
+    return _whole(text, 0, 2**63 - 1)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least:,} to {most:,}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

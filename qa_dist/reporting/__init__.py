@@ -1,0 +1,6 @@
+"""What a person looks at after training.
+
+`analysis` says how sure scores and their differences are, by slice and by kind of mistake. `questions` reads what is
+asked, `systems` what was answered; `intervals` resamples contexts, `slices` and `sentences` sort questions, `mistakes`
+sorts answers, and `tables` writes all of it for a terminal.
+"""

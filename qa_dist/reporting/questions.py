@@ -1,0 +1,67 @@
+"""The questions that predictions are held against: references as `qa-dist score` reads them, and contexts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qa_dist.common.errors import DataError
+from qa_dist.data.checking import validate
+from qa_dist.data.records import Example
+from qa_dist.data.sources import file_source
+from qa_dist.evaluation.score_files import References, references_in
+from qa_dist.evaluation.scoring import counted
+from qa_dist.reporting.intervals import Int64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Questions:
+    """E questions with known answers, in the order of their file.
+
+    Attributes:
+        name: the file.
+        references: the texts of their reference answers, and whether they are of version 2.
+        examples: the questions with their contexts and the places of their answers, [E].
+        context_E: the number of each question's context, int64; equal texts are one context.
+    """
+
+    name: str
+    references: References
+    examples: tuple[Example, ...]
+    context_E: Int64
+
+    @classmethod
+    def of(cls, name: str, references: References, examples: Sequence[Example]) -> "Questions":
+        """The questions, with their contexts numbered in order."""
+        numbers: dict[str, int] = {}
+        found = (numbers.setdefault(example.context, len(numbers)) for example in examples)
+        return cls(name, references, tuple(examples), np.fromiter(found, np.int64, len(examples)))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def num_contexts(self) -> int:
+        """How many different contexts there are."""
+        return int(self.context_E.max()) + 1
+
+
+def read_questions(path: str | Path) -> Questions:
+    """The questions of a file, in any layout that training reads; those without known answers are left out.
+
+    Raises:
+        DataError: The file cannot be read, no answers are known, or a question that is scored has no usable context.
+    """
+    reading = file_source(str(path), "validation").records()
+    references = references_in(reading, path)
+    examples, report = validate(reading, for_training=False, keep_scored=True)
+    by_id = {example.id: example for example in examples}
+    without = [key for key in references.answers if key not in by_id]
+    if without:
+        why = f": {'; '.join(problem.text() for problem in report.problems)}" if report.problems else ""
+        raise DataError(
+            f"{path}: {counted(without, 'question')} cannot be told with a context{why}; intervals and slices go by "
+            "contexts, so give a file that has them."
+        )
+    return Questions.of(str(path), references, [by_id[key] for key in references.answers])

@@ -1,0 +1,150 @@
+"""Systems that are compared: predictions files, and the output folders of runs with what they say of themselves."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.parsers import type_name
+from qa_dist.common.reading import read_json_file
+from qa_dist.config.parsing import read_recipe
+from qa_dist.evaluation.score_files import load_predictions
+from qa_dist.evaluation.scoring import counted
+
+BESIDE_RESULTS = (
+    *("output_dir", "overwrite_output_dir", "store_dir", "cache_dir", "preprocessing_num_workers", "show_structure"),
+    *("max_tokens_per_device", "eval_tokens_per_device", "gather", "disable_tqdm", "report_to", "logging_steps"),
+    *("checkpointing_steps", "checkpoint_total_limit", "resume_from_checkpoint", "hang_timeout", "ddp_timeout"),
+)
+"""Options that runs may differ in and still be repetitions of one another with other seeds."""
+
+Places = Mapping[str, Sequence[tuple[int, int]]]
+"""First character, and one past the last, of the candidates that have the predicted text, by question."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Predictions of one origin.
+
+    Attributes:
+        name: how tables call it.
+        path: what the user named.
+        texts: predicted text by question id.
+        notes: what was taken in another way than usual.
+        run: the output folder it is from; None for a file.
+        config: the options of the run, as its config.yaml has them; empty where there is none.
+        rules: the name of the rules that the run scored by; None where it is not known.
+    """
+
+    name: str
+    path: str
+    texts: Mapping[str, str] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    run: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    rules: str | None = None
+
+    def places(self) -> Places:
+        """Where in the context the answers were found, as nbest.json says; empty where there is no such file.
+
+        Raises:
+            DataError: The file cannot be used.
+        """
+        path = None if self.run is None else self.run / "nbest.json"
+        return {} if path is None or not path.is_file() else _places(path, self.texts)
+
+
+def read_systems(paths: Sequence[str]) -> list[System]:
+    """The systems that paths name: output folders of runs, and files that `qa-dist score` takes.
+
+    Raises:
+        UserError: A file cannot be used, a run has no predictions, or one is named twice.
+    """
+    files = [_predictions_file(path) for path in paths]
+    seen: dict[str, str] = {}
+    for path, file in zip(paths, files, strict=True):
+        real = os.path.realpath(file)
+        if real in seen:
+            both = path if seen[real] == path else f"{seen[real]} and {path}"
+            raise ConfigError([f"{both}: the same predictions twice; name each system once"])
+        seen[real] = path
+    names = [Path(path).name for path in paths]
+    return [
+        _read_system(path, file, name if name and names.count(name) == 1 else path)
+        for path, file, name in zip(paths, files, names, strict=True)
+    ]
+
+
+def _predictions_file(path: str) -> Path:
+    if not os.path.isdir(path):
+        return Path(path)
+    file = Path(path) / "predictions.json"
+    if not os.path.lexists(file):
+        raise DataError(
+            f"{path} holds no predictions.json; name the --output_dir of a run that has ended, a --results_dir of "
+            "qa-dist evaluate, or a predictions file"
+        )
+    return file
+
+
+def _read_system(path: str, file: Path, name: str) -> System:
+    texts, notes = load_predictions(file)
+    if not os.path.isdir(path):
+        return System(name, path, texts, notes)
+    run = Path(path)
+    config = read_recipe(str(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
+    metrics = read_json_file(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    if not isinstance(metrics, dict):
+        raise DataError(f"{run / 'metrics.json'} must hold a JSON object, not {type_name(metrics)}; mend or remove it")
+    # Runs of versions before the rules had names scored by SQuAD's.
+    rules = metrics.get("answer_normalization", "squad" if "f1" in metrics else None)
+    return System(name, path, texts, notes, run, config, rules if isinstance(rules, str) else None)
+
+
+def _places(path: Path, texts: Mapping[str, str]) -> Places:
+    lists = read_json_file(path)
+    if not isinstance(lists, dict):
+        raise DataError(f"{path} must hold a JSON object from ids to lists of candidates, not {type_name(lists)}")
+    strange = [key for key, entries in lists.items() if not _are_candidates(entries)]
+    if strange:
+        raise DataError(
+            f"{path} must map question ids to lists of candidates with text, start_char and end_char, but does not for "
+            f"{counted(strange, 'id')}; mend or remove it."
+        )
+    return {
+        key: [
+            (entry["start_char"], entry["end_char"])
+            for entry in entries
+            if entry["text"] == texts[key] and entry["start_char"] >= 0
+        ][:1]
+        for key, entries in lists.items()
+        if texts.get(key)
+    }
+
+
+def _are_candidates(entries: Any) -> bool:
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("text"), str)
+        and isinstance(entry.get("start_char"), int)
+        and isinstance(entry.get("end_char"), int)
+        for entry in entries
+    )
+
+
+def repetitions(systems: Sequence[System]) -> list[list[System]]:
+    """Groups of two or more runs whose options differ in the seed, and otherwise in `BESIDE_RESULTS` alone."""
+    groups: dict[str, list[System]] = {}
+    for system in systems:
+        if "seed" in system.config:
+            options = {
+                name: value for name, value in system.config.items() if name != "seed" and name not in BESIDE_RESULTS
+            }
+            groups.setdefault(repr(sorted(options.items())), []).append(system)
+    return [
+        group
+        for group in groups.values()
+        if len(group) > 1 and len({str(system.config["seed"]) for system in group}) == len(group)
+    ]

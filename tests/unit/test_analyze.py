@@ -1,0 +1,290 @@
+"""`qa-dist analyze`: known scores, hand-computed cases, runs and their seeds, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.analyze import main
+from qa_dist.config.options import RunConfig
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.reporting.mistakes import KINDS
+from qa_dist.reporting.questions import read_questions
+from qa_dist.reporting.systems import BESIDE_RESULTS
+from tests.refusals import refusal
+from tests.tiny import tiny_squad, tiny_tokenizer
+from tests.unit.data_fixtures import FIXTURES, save_tokenizer
+from tests.unit.evaluation.test_scoring import NLNET
+
+Capture = pytest.CaptureFixture[str]
+
+FEW = ("--resamples", "200")
+MILL = "Ada Kerrow built the mill in 1911. It burned."
+FORD = "The ford is shallow. Nobody lives there."
+QUESTIONS = {
+    "a": (MILL, "Who built it?", "Ada Kerrow"),
+    "b": (MILL, "When was it built?", "1911"),
+    "c": (FORD, "What is shallow?", "The ford"),
+    "d": (FORD, "Who lives there?", "Nobody"),
+}
+RIGHT = {key: answer for key, (_, _, answer) in QUESTIONS.items()}
+
+
+def write(path: Path, value: Any) -> str:
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return str(path)
+
+
+def squad(*contexts: str) -> dict[str, Any]:
+    """The questions above about these contexts; all of them without any."""
+    paragraphs = [
+        {
+            "context": context,
+            "qas": [
+                {"id": key, "question": asked, "answers": [{"text": text, "answer_start": context.index(text)}]}
+                for key, (about, asked, text) in QUESTIONS.items()
+                if about == context
+            ],
+        }
+        for context in contexts or (MILL, FORD)
+    ]
+    return {"version": "1.1", "data": [{"title": "A\x1b[2Jtitle", "paragraphs": paragraphs}]}
+
+
+@pytest.fixture
+def references(tmp_path: Path) -> str:
+    return write(tmp_path / "dev.json", squad())
+
+
+def analyzed(capsys: Capture, *words: str) -> dict[str, Any]:
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_scores_by_hand(references: str, tmp_path: Path, capsys: Capture) -> None:
+    answers = write(tmp_path / "first.json", {**RIGHT, "b": "in 1911", "c": "Nobody lives"})
+    found = analyzed(capsys, answers, "--references", references)
+    assert found["num_questions"] == 4
+    assert found["num_contexts"] == 2
+    # EM: one of two in each context, whichever are drawn. F1: (1 + 2/3) / 2 and (0 + 1) / 2.
+    assert found["exact_match"] == {
+        **{"value": 50, "low": 50, "high": 50},
+        "over_questions": {"low": 0, "high": 100},
+    }
+    f1 = found["f1"]
+    assert (f1["value"], f1["low"], f1["high"]) == pytest.approx((100 * (8 / 3) / 4, 50, 250 / 3))
+    mistakes = {each["kind"]: each for each in found["mistakes"]}
+    assert list(mistakes) == list(KINDS)
+    counts = {kind: each["n"] for kind, each in mistakes.items() if each["n"]}
+    assert counts == {"too_long": 1, "wrong_sentence": 1}
+    assert mistakes["too_long"]["first_ids"] == ["b"]
+    assert mistakes["too_long"]["share"] == 25
+    assert mistakes["too_long"]["f1"] == pytest.approx(200 / 3)
+    who = next(each for each in found["slices"] if (each["by"], each["value"]) == ("question_word", "who"))
+    assert (who["n"], who["num_contexts"], who["warning"]) == (2, 2, "under 30 questions")
+    assert who["f1"] == {"value": 100, "low": 100, "high": 100}
+    assert found["paired"] == found["seeds"] == []
+    assert "windows" not in {each["by"] for each in found["slices"]}
+    assert found["systems"][0]["notes"] == [
+        "no slices by windows: only the output folder of a run says which tokenizer and lengths it had"
+    ]
+    assert analyzed(capsys, answers, "--references", references) == found
+    assert analyzed(capsys, answers, "--references", references, "--seed", "1")["f1"] != {}
+
+
+def test_differences_by_hand(references: str, tmp_path: Path, capsys: Capture) -> None:
+    first = write(tmp_path / "first.json", RIGHT)
+    second = write(tmp_path / "second.json", {**RIGHT, "b": "in 1911", "c": "Nobody"})
+    found = analyzed(capsys, first, second, "--references", references, "--resamples", "1000")
+    assert [system["name"] for system in found["systems"]] == ["first.json", "second.json"]
+    assert found["f1"] == found["systems"][0]["f1"]
+    (pair,) = found["paired"]
+    assert (pair["first"], pair["second"]) == ("first.json", "second.json")
+    exact = pair["exact_match"]
+    assert (exact["value"], exact["low"], exact["high"]) == (50, 50, 50)
+    # Two contexts with the same difference: two of four ways to choose the signs are as far from 0, and so are two of
+    # the four that the two questions with a difference have.
+    assert exact["p_randomization"] == exact["over_questions"]["p_randomization"] == 0.5
+    assert exact["p_bootstrap"] == pytest.approx(2 / 1001)
+    assert pair["f1"]["value"] == pytest.approx(100 * (1 / 3 + 1) / 4)
+
+
+def test_a_table_for_people(references: str, tmp_path: Path, capsys: Capture) -> None:
+    first = write(tmp_path / "first.json", RIGHT)
+    second = write(tmp_path / "second.json", {**RIGHT, "b": "in 1911"})
+    assert main([first, second, "--references", references, *FEW]) == 0
+    table = capsys.readouterr().out
+    rows = [" ".join(line.split()) for line in table.splitlines()]
+    assert rows[0] == "4 questions about 2 contexts"
+    assert "first.json 100.00 100.00 to 100.00 100.00 to 100.00 100.00 100.00 to 100.00 100.00 to 100.00" in rows
+    assert any(row.startswith("first.json second.json +25.00 0.00 to 50.00 1.0000 ") for row in rows)
+    assert any(row.startswith("who 2 100.00 ") and row.endswith("under 30 questions") for row in rows)
+    assert "boundary: holds a whole reference and more 1 25.0 % 66.67" in rows
+    assert "no mistakes" in rows
+    # Titles are other people's text.
+    assert "\x1b" not in table
+    assert any(row.startswith("A?[2Jtitle 4 ") for row in rows)
+
+
+@pytest.mark.squad
+def test_published_scores_to_the_last_digit(squad_dir: Path, capsys: Capture) -> None:
+    path, references = str(squad_dir / "predictions-v2.0-nlnet.json.gz"), str(squad_dir / "dev-v2.0.json.gz")
+    found = analyzed(capsys, path, "--references", references, *FEW)
+    assert (found["exact_match"]["value"], found["f1"]["value"]) == (NLNET["exact"], NLNET["f1"])
+    for score in (found["exact_match"], found["f1"]):
+        assert score["value"] - 1.5 < score["low"] < score["value"] < score["high"] < score["value"] + 1.5
+    for by in ("has_answer", "question_word", "context_length", "title"):
+        members = [each for each in found["slices"] if each["by"] == by]
+        assert sum(each["n"] for each in members) == NLNET["total"]
+        mean = sum(each["n"] * each["f1"]["value"] for each in members) / NLNET["total"]
+        assert mean == pytest.approx(NLNET["f1"])
+    halves = {each["value"]: each["f1"]["value"] for each in found["slices"] if each["by"] == "has_answer"}
+    assert list(halves.values()) == pytest.approx([NLNET["HasAns_f1"], NLNET["NoAns_f1"]])
+    wrong = {each["kind"]: each["n"] for each in found["mistakes"]}
+    not_exact = sum(wrong.values()) - wrong["right_text_elsewhere"]
+    assert not_exact == round((1 - NLNET["exact"] / 100) * NLNET["total"])
+    assert wrong["answered_unanswerable"] == round((1 - NLNET["NoAns_exact"] / 100) * NLNET["NoAns_total"])
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def run_folder(folder: Path, answers: dict[str, str], **options: Any) -> str:
+    """As training leaves it, as far as it is looked at."""
+    folder.mkdir()
+    write(folder / "predictions.json", answers)
+    write(folder / "metrics.json", {"answer_normalization": "squad", "exact_match": 0.0, "f1": 0.0})
+    # JSON is YAML too.
+    write(folder / "config.yaml", {**RunConfig().flat(), "output_dir": str(folder), **options})
+    return str(folder)
+
+
+def test_seeds_are_put_together(references: str, tmp_path: Path, capsys: Capture) -> None:
+    wrong = dict.fromkeys(RIGHT, "wrong")
+    runs = [
+        run_folder(tmp_path / "one", RIGHT, seed=1, disable_tqdm=True),
+        run_folder(tmp_path / "two", {**wrong, "a": RIGHT["a"]}, seed=2),
+        run_folder(tmp_path / "other", wrong, seed=3, lora_r=4),
+        run_folder(tmp_path / "again", wrong, seed=3, lora_r=16),
+    ]
+    found = analyzed(capsys, *runs, "--references", references, *FEW)
+    # 100 and 25: their mean, and 75 divided by the square root of two.
+    (group,) = found["seeds"]
+    assert (group["systems"], group["seeds"]) == (["one", "two"], [1, 2])
+    assert group["f1"] == group["exact_match"] == {"mean": 62.5, "std": pytest.approx(53.0330085889911)}
+    assert len(found["paired"]) == 6
+    assert main([*runs[:2], "--references", references, *FEW]) == 0
+    assert "2 seeds (1, 2), mean and standard deviation: EM 62.50 +- 53.03, F1" in capsys.readouterr().out
+
+
+def test_options_beside_the_results_are_options() -> None:
+    assert set(BESIDE_RESULTS) < set(RunConfig().flat())
+
+
+def test_windows_of_a_run(tmp_path: Path, capsys: Capture) -> None:
+    data = tiny_squad(tmp_path / "dev.json", 40, seed=3, longest=120)
+    questions = read_questions(data)
+    answers = {each.id: each.answers[0].text for each in questions.examples}
+    run = run_folder(tmp_path / "run", answers, max_seq_length=48, doc_stride=12)
+    without = analyzed(capsys, run, "--references", str(data), *FEW)
+    assert "windows" not in {each["by"] for each in without["slices"]}
+    assert without["systems"][0]["notes"] == [f"no slices by windows: {run} holds no tokenizer"]
+    save_tokenizer(Path(run))
+    found = analyzed(capsys, run, "--references", str(data), *FEW)
+    assert found["systems"][0]["notes"] == []
+    features, _ = FeatureBuilder(TokenizerSpec.of(tiny_tokenizer()), FeatureSpec(48, 12)).build(questions.examples)
+    counts = [sum(each.example_index == row for each in features) for row in range(40)]
+    expected = {str(count): counts.count(count) for count in (1, 2, 3) if count in counts}
+    if beyond := sum(count > 3 for count in counts):
+        expected["4 or more"] = beyond
+    assert len(expected) > 2
+    assert {each["value"]: each["n"] for each in found["slices"] if each["by"] == "windows"} == expected
+
+
+def test_a_run_of_a_version_before(tmp_path: Path, capsys: Capture) -> None:
+    earlier = FIXTURES / "earlier"
+    run = tmp_path / "run"
+    shutil.copytree(earlier / "run", run)
+    found = analyzed(capsys, str(run), "--references", str(earlier / "dev.json"), *FEW)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert (found["exact_match"]["value"], found["f1"]["value"]) == (metrics["exact_match"], metrics["f1"])
+    assert sum(each["n"] for each in found["mistakes"]) == metrics["num_examples"]
+    assert {each["by"] for each in found["slices"]} >= {"has_answer", "windows"}
+
+
+def test_places_of_a_run_are_used(references: str, tmp_path: Path, capsys: Capture) -> None:
+    run = Path(run_folder(tmp_path / "run", {**RIGHT, "c": "The", "d": "there"}))
+    entries = [{"text": "other", "start_char": 0, "end_char": 5}, {"text": "Nobody", "start_char": -1, "end_char": -1}]
+    write(run / "nbest.json", {"a": entries, "c": [{"text": "The", "start_char": 0, "end_char": 3}]})
+    found = analyzed(capsys, str(run), "--references", references, *FEW)
+    assert {each["kind"]: each["n"] for each in found["mistakes"] if each["n"]} == {"unanswered": 1, "wrong_words": 1}
+
+
+# --------------------------------------------------------------------------------------------------------- what is bad
+
+
+def test_what_cannot_be_analyzed_is_one_sentence(references: str, tmp_path: Path, capsys: Capture) -> None:
+    good = write(tmp_path / "good.json", RIGHT)
+    empty, torn = tmp_path / "empty", tmp_path / "torn"
+    empty.mkdir()
+    run_folder(torn, RIGHT)
+    write(torn / "nbest.json", {"a": [{"text": "x"}]})
+    korean, chinese = run_folder(tmp_path / "korean", RIGHT), run_folder(tmp_path / "chinese", RIGHT)
+    for folder, rules in ((korean, "korquad"), (chinese, "mlqa:zh")):
+        write(Path(folder) / "metrics.json", {"answer_normalization": rules, "f1": 0.0})
+    link = tmp_path / "link.json"
+    link.symlink_to(good)
+    no_context = squad()
+    del no_context["data"][0]["paragraphs"][0]["context"]
+    no_answers = squad()
+    for paragraph in no_answers["data"][0]["paragraphs"]:
+        for qa in paragraph["qas"]:
+            del qa["answers"]
+    others = {f"other {key}": text for key, text in RIGHT.items()}
+    for words, part in (
+        ([], "the following arguments are required: PREDICTIONS|RUN, --references"),
+        ([good], "the following arguments are required: --references"),
+        ([str(empty)], "empty holds no predictions.json; name the --output_dir of a run that has ended"),
+        ([str(tmp_path / "none.json")], "none.json does not exist; check the path"),
+        ([good, good], "good.json: the same predictions twice; name each system once"),
+        ([good, str(link)], "link.json: the same predictions twice"),
+        ([str(torn), str(torn / "predictions.json")], "the same predictions twice"),
+        ([str(torn)], "does not for 1 id ('a'); mend or remove it"),
+        ([korean, chinese], "scored by different rules (korean by korquad, chinese by mlqa:zh); choose with"),
+        ([write(tmp_path / "nothing.json", {})], "nothing.json answers none of the 4 questions of"),
+        ([write(tmp_path / "others.json", others)], "others.json answers none of the 4 questions of"),
+        ([write(tmp_path / "a.json", {"a": "x"})], "a.json: 3 questions ('b', 'c', 'd') without predictions"),
+        ([write(tmp_path / "list.json", [])], "holds a list without rows"),
+        ([good, "--resamples", "99"], "'99' is not a whole number from 100 to 1,000,000"),
+        ([good, "--seed", "-1"], "'-1' is not a whole number"),
+        ([good, "--answer_normalization", "klingon"], "klingon is not one of squad"),
+        ([good, "--references", write(tmp_path / "bare.json", no_context)], "4 questions"),
+        ([good, "--references", write(tmp_path / "test.json", no_answers)], "holds no answers"),
+        ([good, "--references", write(tmp_path / "void.json", {"data": []})], "holds no questions"),
+    ):
+        own = [] if "--references" in words or part.startswith("the following") else ["--references", references]
+        if "bare.json" in " ".join(words):
+            part = "2 questions ('a', 'b') cannot be told with a context"
+        assert part in refusal(main, [*words, *own], capsys), words
+
+
+def test_missing_predictions_are_wrong_where_that_is_allowed(references: str, tmp_path: Path, capsys: Capture) -> None:
+    some = write(tmp_path / "some.json", {"a": "Ada Kerrow"})
+    found = analyzed(capsys, some, "--references", references, "--allow_missing", *FEW)
+    assert found["exact_match"]["value"] == 25
+    assert {each["kind"]: each["n"] for each in found["mistakes"] if each["n"]} == {"no_prediction": 3}
+
+
+def test_systems_of_one_name_are_told_apart(references: str, tmp_path: Path, capsys: Capture) -> None:
+    paths = []
+    for name, answer in (("x", "Ada"), ("y", "Kerrow")):
+        (tmp_path / name).mkdir()
+        paths.append(write(tmp_path / name / "answers.json", {**RIGHT, "a": answer}))
+    found = analyzed(capsys, *paths, "--references", references, *FEW)
+    assert [each["name"] for each in found["systems"]] == paths
+    assert found["paired"][0]["f1"]["value"] == 0
+    assert found["paired"][0]["f1"]["p_randomization"] == 1
