@@ -60,7 +60,7 @@ SHORTENED = {
     "python -m qa_dist.bench memory ": "--help",
     # Minutes; tests/integration/test_bench_gpu.py runs all of it.
     "python -m qa_dist.bench gpu --output_dir ": "--rehearse --only machine",
-    "python -m qa_dist.bench gpu --output_dir outputs/gpu --only ": "--rehearse --only machine,grid",
+    "python -m qa_dist.bench gpu --output_dir outputs/gpu --only ": "--rehearse --only attention",
 }
 """What is put behind commands that start so; of several starts the longest counts."""
 
