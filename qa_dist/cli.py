@@ -46,6 +46,7 @@ COMMANDS = {
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),
     "merge": Command("qa_dist.merge", "folds an adapter into its base model", ("results.md#merge-the-adapter",)),
+    "export": Command("qa_dist.export", "writes a model as ONNX, for programs without torch", ("answering.md#export",)),
     "ask": Command("qa_dist.ask", "answers questions about a text, at a terminal or in a pipe", ("answering.md#ask",)),
     "serve": Command("qa_dist.serve", "answers questions over HTTP, with a page for people", ("answering.md#serve",)),
     "estimate": Command(

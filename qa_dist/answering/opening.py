@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qa_dist.answering.backend import Backend
+from qa_dist.answering.exported import ExportPrecision, is_exported
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.options import RunConfig, defaults
 from qa_dist.config.parsing import parse
@@ -37,22 +38,47 @@ class OpenModel:
     allows_no_answer: bool
 
 
-def open_model(name: str, *, device: str | None, mixed_precision: str | None, options: Mapping[str, Any]) -> OpenModel:
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """How an exported model runs.
+
+    Attributes:
+        quantized: whether the file with weights of 8 bits computes; None: if there is one.
+        num_threads: threads that compute a batch together; None: one for each core.
+    """
+
+    quantized: bool | None = None
+    num_threads: int | None = None
+
+
+def open_model(
+    name: str,
+    *,
+    device: str | None,
+    mixed_precision: str | None,
+    options: Mapping[str, Any],
+    onnx: OnnxOptions = OnnxOptions(),
+) -> OpenModel:
     """The model in a folder, of a package or on the hub, loaded.
 
     Args:
-        name: Folder of an adapter or a whole model, package:NAME/FOLDER, or hub id.
+        name: Folder of an adapter, a whole or an exported model, package:NAME/FOLDER, or hub id.
         device: Where it computes; None: on the first GPU where there is one, else on the CPU.
         mixed_precision: Of matrix products; None: on a GPU that of the run, on a CPU float32.
         options: Options of the run that are to have other values, by their flag names; None stands for no change.
+        onnx: How an exported model runs.
 
     Raises:
         UserError: There is no such model, or an option does not fit it.
     """
     name = os.path.expanduser(name)
     given = {option: value for option, value in options.items() if value is not None}
+    if is_exported(name):
+        return _opened_in_onnxruntime(name, given, device, mixed_precision, onnx)
+    if asked := [option for option, value in dataclasses.asdict(onnx).items() if value is not None]:
+        raise ConfigError([f"{' and '.join(asked)} can be set for an exported model only, and {name} is none"])
     config = configuration_of(name, given)
-    return _opened_in_torch(name, config, given, device, mixed_precision)
+    return _opened_in_torch(name, fitted(name, config, given), device, mixed_precision)
 
 
 def _base_options(name: str) -> dict[str, Any]:
@@ -76,9 +102,13 @@ def configuration_of(name: str, given: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: There is nothing under that name, it is no model, or an option does not fit.
     """
+    return _configuration(_base_options(name), given)
+
+
+def _configuration(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
     words = [f"--{name}={value}" for name, value in given.items()]
     groups = ("data", "model", "evaluation")
-    return parse(words, prog="Reader", description="", groups=groups, entry=None, base=_base_options(name))[0]
+    return parse(words, prog="Reader", description="", groups=groups, entry=None, base=base)[0]
 
 
 @contextmanager
@@ -96,24 +126,43 @@ def _in_python(problem: str) -> str:
     return problem.replace("--", "")
 
 
-def _opened_in_torch(
-    name: str, config: RunConfig, given: Mapping[str, Any], device_name: str | None, mixed_precision: str | None
-) -> OpenModel:
+def fitted(name: str, config: RunConfig, given: Collection[str]) -> RunConfig:
+    """The configuration for the model of this name, with what the model itself decides.
+
+    Args:
+        name: Folder, package:NAME/FOLDER, or hub id.
+        config: The configuration of its run, or the defaults.
+        given: Names of the options that somebody set on purpose.
+    """
+    model = config.model
+    if model.tuning == "full" and model.tokenizer_name is None and os.path.isdir(name):
+        # A whole model needs no other folder.
+        config = dataclasses.replace(config, model=dataclasses.replace(model, model_name_or_path=name))
+    if not _is_run(name):
+        config = dataclasses.replace(config, data=_lengths_that_fit(config, given))
+    return config
+
+
+def allows_no_answer(name: str, config: RunConfig) -> bool:
+    """Whether "no answer" was a choice in the evaluation of the run that made the model of this name."""
+    allows = config.data.version_2_with_negative
+    # An evaluation writes this file where some questions have no answer.
+    return _is_run(name) and os.path.isfile(os.path.join(name, "null_odds.json")) if allows is None else allows
+
+
+def _is_run(name: str) -> bool:
+    return os.path.isfile(os.path.join(name, "config.yaml"))
+
+
+def _opened_in_torch(name: str, config: RunConfig, device_name: str | None, mixed_precision: str | None) -> OpenModel:
     from qa_dist.answering.torch_backend import TorchBackend, chosen_device
     from qa_dist.features.windows import TokenizerSpec
     from qa_dist.model.saved import load_trained
 
     device = chosen_device(device_name)
-    is_run = os.path.isfile(os.path.join(name, "config.yaml"))
-    model = config.model
-    if model.tuning == "full" and model.tokenizer_name is None and os.path.isdir(name):
-        # A whole model needs no other folder.
-        model = dataclasses.replace(model, model_name_or_path=name)
-    tokenizer, notes = load_tokenizer_of(name, model)
-    if not is_run:
-        config = dataclasses.replace(config, data=_lengths_that_fit(config, given))
+    tokenizer, notes = load_tokenizer_of(name, config.model)
     span_model = load_trained(
-        model,
+        config.model,
         name,
         max_seq_length=config.data.max_seq_length,
         tokenizer_pads_left=tokenizer.padding_side == "left",
@@ -127,14 +176,39 @@ def _opened_in_torch(
         mixed_precision=_precision(config, device.type, mixed_precision),
         notes=(*notes, *span_model.notes),
     )
-    allows = config.data.version_2_with_negative
-    if allows is None:
-        # An evaluation writes this file where some questions have no answer.
-        allows = is_run and os.path.isfile(os.path.join(name, "null_odds.json"))
-    return OpenModel(backend, config, allows)
+    return OpenModel(backend, config, allows_no_answer(name, config))
 
 
-def _lengths_that_fit(config: RunConfig, given: Mapping[str, Any]) -> Any:
+def _opened_in_onnxruntime(
+    name: str, given: Mapping[str, Any], device: str | None, mixed_precision: str | None, onnx: OnnxOptions
+) -> OpenModel:
+    from qa_dist.answering.onnx_backend import OnnxBackend
+
+    if device not in (None, "cpu"):
+        raise ConfigError(
+            [
+                f"the device is {device}, but an exported model runs on the CPU; name that one, or hide the GPUs with "
+                "CUDA_VISIBLE_DEVICES="
+            ]
+        )
+    if mixed_precision not in (None, "no"):
+        raise ConfigError(
+            [f"mixed_precision is {mixed_precision}, but an exported model has a precision of its own; leave it out"]
+        )
+    precision: ExportPrecision | None = None
+    if onnx.quantized is not None:
+        precision = "int8" if onnx.quantized else "float32"
+    backend = OnnxBackend(name, precision=precision, num_threads=onnx.num_threads)
+    config = _configuration(backend.exported.options, given)
+    longest = backend.exported.longest_feature
+    if longest is not None and config.data.max_seq_length > longest:
+        raise ConfigError(
+            [f"--max_seq_length {config.data.max_seq_length} is more than the {longest} positions of {name}; lower it"]
+        )
+    return OpenModel(backend, config, bool(config.data.version_2_with_negative))
+
+
+def _lengths_that_fit(config: RunConfig, given: Collection[str]) -> Any:
     """The lengths for a model that comes without any: the usual ones, or less where it has fewer positions."""
     from qa_dist.model.building import longest_feature
     from qa_dist.model.pretrained import model_configuration

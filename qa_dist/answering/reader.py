@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from qa_dist.answering.opening import named_as_in_python, open_model
+from qa_dist.answering.opening import OnnxOptions, named_as_in_python, open_model
 from qa_dist.answering.ranking import ranked
 from qa_dist.answering.records import Answer, InvalidQuestionError, Question
 from qa_dist.common.errors import ConfigError, DataError
@@ -52,6 +52,8 @@ class Reader:
         null_score_diff_threshold: float | None = None,
         tokens_per_batch: int | None = None,
         mixed_precision: str | None = None,
+        quantized: bool | None = None,
+        num_threads: int | None = None,
     ) -> None:
         """Load a model.
 
@@ -59,7 +61,7 @@ class Reader:
         default of the option, and lengths are shortened to what the model can read.
 
         Args:
-            model: Folder of an adapter or a whole model, package:NAME/FOLDER, or hub id.
+            model: Folder of an adapter, a whole or an exported model, package:NAME/FOLDER, or hub id.
             device: As torch names it, such as "cpu" or "cuda:1"; None: the first GPU, or the CPU where there is none.
             max_seq_length: Tokens of a window, special tokens included.
             doc_stride: Tokens that consecutive windows of a context share.
@@ -70,6 +72,8 @@ class Reader:
             null_score_diff_threshold: How much better than the best answer "no answer" must be.
             tokens_per_batch: Tokens of one pass; None: 2048 on a CPU, 16384 on a GPU.
             mixed_precision: "no", "bf16" or "fp16"; None: on a GPU that of the run, on a CPU "no".
+            quantized: Of an exported model, whether its file with weights of 8 bits computes; None: if there is one.
+            num_threads: Of an exported model, threads that compute a batch together; None: one for each core.
 
         Raises:
             UserError: There is no such model, or an option does not fit it.
@@ -90,6 +94,7 @@ class Reader:
                 device=None if device is None else str(device),
                 mixed_precision=mixed_precision,
                 options=options,
+                onnx=OnnxOptions(quantized, num_threads),
             )
             data = opened.config.data
             lengths = FeatureSpec(data.max_seq_length, data.doc_stride, data.max_question_length)

@@ -57,8 +57,8 @@ def model_sha256(name: str) -> str:
 
 def _model_files(folder: str) -> list[str]:
     """Weights, configurations and tokenizer: not the results of the run that lie beside them."""
-    names = (ADAPTER_CONFIG, MODEL_CONFIG, "config.yaml", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "*.bin")
-    patterns = (*names, "*.safetensors", os.path.join("onnx", "*"))
+    names = (ADAPTER_CONFIG, MODEL_CONFIG, "config.yaml", "reader.json", "tokenizer*", "vocab*", "merges.txt")
+    patterns = (*names, "spiece.model", "*.bin", "*.safetensors", os.path.join("onnx", "*"))
     found = {path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern))}
     return sorted(path for path in found if os.path.isfile(path))
 

@@ -32,6 +32,7 @@ class SpanModel(nn.Module):
         model: the transformers model, inside a peft model if adapters are trained.
         padding: how the row is computed.
         notes: what the user should know about choices made here, one sentence each.
+        takes_token_types: whether the model reads token types.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SpanModel(nn.Module):
         # (0.21) swallows token_type_ids and position_ids.
         self._call: Callable[..., Any] = plain.__call__
         family = family_of(config)
-        self._takes_token_types = (
+        self.takes_token_types = (
             family.token_types
             and "token_type_ids" in inspect.signature(plain.forward).parameters
             # RoBERTa has a table of one token type, and tokenizers that number two.
@@ -94,7 +95,7 @@ class SpanModel(nn.Module):
 
     def _compute_row(self, input_ids_T: torch.Tensor, token_type_ids_T: torch.Tensor, row: Row) -> Any:
         positions_T = row.positions_T + self._first_position if self._first_position else row.positions_T
-        inputs = {"token_type_ids": token_type_ids_T[None]} if self._takes_token_types else {}
+        inputs = {"token_type_ids": token_type_ids_T[None]} if self.takes_token_types else {}
         return self._call(
             input_ids=input_ids_T[None],
             position_ids=positions_T[None],
@@ -120,7 +121,7 @@ class SpanModel(nn.Module):
         input_ids_BL = torch.full_like(attention_mask_BL, self._pad_token_id)
         input_ids_BL[real] = input_ids_T
         inputs = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL}
-        if self._takes_token_types:
+        if self.takes_token_types:
             token_type_ids_BL = torch.zeros_like(input_ids_BL)
             token_type_ids_BL[real] = token_type_ids_T
             inputs["token_type_ids"] = token_type_ids_BL

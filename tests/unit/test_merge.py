@@ -14,27 +14,12 @@ from qa_dist import merge
 from qa_dist.config.options import ModelConfig
 from qa_dist.features.windows import TokenizerSpec
 from qa_dist.model import merging
-from qa_dist.model.building import build_model
 from qa_dist.model.folder import base_options, load_tokenizer_of
-from qa_dist.model.saved import load_trained, save_trained
+from qa_dist.model.saved import load_trained
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
-from tests.unit.trained import trained_folder
+from tests.unit.trained import random_adapter, trained_folder
 
 LENGTH = 64
-
-
-def trained(folder: Path, model_type: str, **options: Any) -> ModelConfig:
-    """An adapter in folder/adapter whose every tensor moved far from where it began."""
-    config = ModelConfig(model_name_or_path=str(tiny_model(model_type, folder / "base")), model_dropout=0.2, **options)
-    model, _ = build_model(config, seed=1, max_seq_length=LENGTH)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for _, parameter in model.trainable():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    (folder / "adapter").mkdir()
-    weights = {name: parameter.detach() for name, parameter in model.trainable()}
-    save_trained(model, weights, tiny_tokenizer(), folder / "adapter")
-    return config
 
 
 @pytest.mark.parametrize(
@@ -49,7 +34,7 @@ def trained(folder: Path, model_type: str, **options: Any) -> ModelConfig:
 def test_a_plain_model_gives_the_adapters_logits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, options: dict[str, Any]
 ) -> None:
-    config = trained(tmp_path, model_type, **options)
+    config = random_adapter(tmp_path, model_type, **options)
     words = ["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(tmp_path / "merged")]
     assert merge.main([*words, "--max_seq_length", str(LENGTH), "--doc_stride", "16"]) == 0
     printed = capsys.readouterr().out
@@ -98,7 +83,7 @@ def test_a_run_over_a_quantised_base_is_merged_into_the_base_as_it_was_published
 def test_a_merge_that_changes_the_logits_is_not_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(tmp_path, "bert")
+    random_adapter(tmp_path, "bert")
     from peft import PeftModel
 
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
@@ -112,7 +97,7 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     base = tiny_model("bert", tmp_path / "whole")
     assert merge.main(["--adapter", str(base), "--merged_dir", str(tmp_path / "merged")]) == 2
     assert "holds a whole model; there is nothing to merge" in capsys.readouterr().err
-    trained(tmp_path, "bert")
+    random_adapter(tmp_path, "bert")
     assert merge.main(["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(base)]) == 2
     assert f"--merged_dir {base} exists already" in capsys.readouterr().err
 
@@ -167,7 +152,7 @@ def test_an_adapter_made_elsewhere_keeps_its_tokenizer_embedding_and_lack_of_tok
 
 
 def test_an_adapter_trained_here_reads_token_types_also_where_it_was_copied_alone(tmp_path: Path) -> None:
-    config = trained(tmp_path, "bert")
+    config = random_adapter(tmp_path, "bert")
     tokenizer, notes = load_tokenizer_of(str(tmp_path / "adapter"), config)
     assert notes == []
     assert TokenizerSpec.of(tokenizer).has_token_types

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist import train
-from tests.tiny import tiny_model, tiny_squad
+from qa_dist.config.options import ModelConfig
+from tests.tiny import tiny_model, tiny_squad, tiny_tokenizer
 
 
 def trained_folder(folder: Path, **options: str) -> Path:
@@ -17,6 +18,26 @@ def trained_folder(folder: Path, **options: str) -> Path:
     own = {**options_of(folder), "output_dir": str(folder / "adapter"), "num_train_epochs": "1"}
     assert train.main(words({**own, **options})) == 0
     return folder
+
+
+def random_adapter(folder: Path, model_type: str, *, num_layers: int = 2, **options: Any) -> ModelConfig:
+    """An adapter in folder/adapter, on folder/base, whose every tensor moved far from where it began."""
+    import torch
+
+    from qa_dist.model.building import build_model
+    from qa_dist.model.saved import save_trained
+
+    base = tiny_model(model_type, folder / "base", num_layers=num_layers)
+    config = ModelConfig(model_name_or_path=str(base), model_dropout=0.2, **options)
+    model, _ = build_model(config, seed=1, max_seq_length=64)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, parameter in model.trainable():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    (folder / "adapter").mkdir()
+    weights = {name: parameter.detach() for name, parameter in model.trainable()}
+    save_trained(model, weights, tiny_tokenizer(), folder / "adapter")
+    return config
 
 
 def copy_of(trained: Path, folder: Path) -> Path:

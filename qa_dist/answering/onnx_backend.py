@@ -1,0 +1,128 @@
+"""The model of a reader in onnxruntime: padded batches, and a search in numpy; torch and transformers are not needed.
+
+Shapes: B features of a batch, L tokens of the longest of them, T tokens of all of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qa_dist.answering.backend import Backend
+from qa_dist.answering.exported import ONNX_FILES, OUTPUTS, Exported, ExportPrecision
+from qa_dist.common.errors import CheckpointError, ConfigError
+from qa_dist.common.libraries import reason
+from qa_dist.config.options import EvaluationConfig
+from qa_dist.evaluation.candidates import CandidateTable, Float32
+from qa_dist.evaluation.numpy_searches import top_spans
+from qa_dist.features.batching import Indices, evaluation_batches
+from qa_dist.features.table import FeatureTable
+from qa_dist.features.windows import FeatureColumns
+from qa_dist.machine.requirements import require_package
+
+TOKENS_PER_BATCH = 2048
+"""Tokens of a batch with their padding, as in evaluation on CPUs."""
+
+
+class OnnxBackend(Backend):
+    """An exported model on the CPU.
+
+    Attributes:
+        exported: its description.
+        precision: which of its files computes.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, precision: ExportPrecision | None = None, num_threads: int | None = None
+    ) -> None:
+        """Load the model in a folder.
+
+        Args:
+            folder: What `qa-dist export` wrote.
+            precision: "float32" or "int8"; None: int8 where the model was exported so.
+            num_threads: Threads that compute a batch together; None: one for each core.
+
+        Raises:
+            UserError: There is no such model in the folder, it cannot be loaded, or onnxruntime is not installed.
+        """
+        require_package("onnxruntime", f"the exported model in {folder}")
+        self.exported = Exported.read(Path(folder))
+        there = [name for name, file in ONNX_FILES.items() if (Path(folder) / file).is_file()]
+        if not there:
+            raise CheckpointError(f"{folder} holds no {ONNX_FILES['float32']}; export the model again")
+        self.precision = precision or there[-1]
+        if self.precision not in there:
+            raise ConfigError([f"{folder} holds no {self.precision} model, only {', '.join(there)}; name one of these"])
+        self.tokenizer = self.exported.tokenizer
+        self.device = "cpu"
+        self.notes = ()
+        self._session = _session(Path(folder) / ONNX_FILES[self.precision], num_threads)
+
+    def candidates(self, features: FeatureColumns, config: EvaluationConfig) -> CandidateTable:
+        table = FeatureTable.of(features)
+        batches = evaluation_batches(table.lengths, config.eval_tokens_per_device or TOKENS_PER_BATCH)
+        found = [best_spans(table, indices, self.logits(table, indices), config) for indices in batches]
+        return CandidateTable.concatenate(found).ordered(table.num_features)
+
+    def logits(self, features: FeatureTable, indices: Indices) -> tuple[Float32, Float32]:
+        """Start and end logits of some features, both float32 [B, L]; behind a feature's tokens stands anything."""
+        input_ids_T, types_T = features.flat(indices)
+        is_token_BL, is_real_BL = self._places(features.lengths[indices])
+        batch = {"attention_mask": is_real_BL.astype(np.int64)}
+        for name, values_T, fill in (
+            ("input_ids", input_ids_T, self.exported.pad_token_id),
+            ("token_type_ids", types_T, 0),
+        ):
+            batch[name] = np.full(is_real_BL.shape, fill, np.int64)
+            batch[name][is_real_BL] = values_T
+        logits = self._session.run(list(OUTPUTS), {name: batch[name] for name in self.exported.inputs})
+        if is_real_BL is is_token_BL:
+            return logits[0], logits[1]
+        aligned = np.full((2, *is_token_BL.shape), -np.inf, np.float32)
+        for side, logits_BL in enumerate(logits):
+            aligned[side][is_token_BL] = logits_BL[is_real_BL]
+        return aligned[0], aligned[1]
+
+    def _places(self, lengths_B: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Where tokens stand without padding before them, and where in the batch that is computed; both [B, L]."""
+        position_L = np.arange(lengths_B.max(initial=0))
+        is_token_BL = position_L < lengths_B[:, None]
+        return is_token_BL, is_token_BL[:, ::-1] if self.tokenizer.padding_side == "left" else is_token_BL
+
+
+def best_spans(
+    features: FeatureTable, indices: Indices, logits: tuple[Float32, Float32], config: EvaluationConfig
+) -> CandidateTable:
+    """The candidates of some features, given their start and end logits, both float32 [B, L]."""
+    starts = features.context_start[indices]
+    return top_spans(
+        indices,
+        *logits,
+        starts,
+        starts + features.context_length[indices],
+        features.cls_token[indices],
+        features.lengths[indices],
+        num_candidates=config.n_best_size,
+        max_answer_length=config.max_answer_length,
+        search=config.decoding,
+    )
+
+
+def _session(path: Path, num_threads: int | None) -> Any:
+    """The model in a file, ready to run by any number of threads at once.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or 0
+    options.inter_op_num_threads = 1
+    # Errors are raised, and warnings are about the graph, which no user of it can change.
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library has a dozen unrelated types for what is wrong with a file
+        raise CheckpointError(f"{path} cannot be loaded ({reason(error)}); export the model again") from error

@@ -1,0 +1,122 @@
+"""A model as an ONNX graph: made by torch's exporter, and its weights rounded to 8 bits by onnxruntime."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qa_dist.answering.exported import INPUTS, OUTPUTS
+from qa_dist.common.errors import ConfigError
+from qa_dist.common.libraries import reason
+
+_AXES = {0: "batch_size", 1: "sequence_length"}
+"""Names that optimum gives the axes of inputs and outputs, all of which are free."""
+
+_LARGEST_FILE = 1_900_000_000
+"""Bytes of weights up to which one file holds the whole model; protobuf takes no more than 2 GiB."""
+
+
+class _Logits(nn.Module):
+    """A question-answering model that takes tensors and gives tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)
+        return output.start_logits.float(), output.end_logits.float()
+
+
+def write_graph(model: nn.Module, inputs: Sequence[str], pad_token_id: int, path: Path) -> None:
+    """Write a question-answering model of transformers, in evaluation mode, as ONNX.
+
+    Args:
+        model: The model, without adapters.
+        inputs: Those of `INPUTS` that it reads.
+        pad_token_id: The token that its batches are padded with.
+        path: The file. Where the weights are too many for one, there is a second one beside it.
+
+    Raises:
+        ConfigError: The exporter cannot do it.
+    """
+    # Any tokens will do, but more than one feature and one of them padded: sizes of 1 would be taken for fixed ones.
+    mask_BL = torch.ones(2, 9, dtype=torch.long)
+    mask_BL[1, 6:] = 0
+    ids_BL = torch.arange(18).view(2, 9).remainder(5).where(mask_BL.bool(), torch.tensor(pad_token_id))
+    example = dict(zip(INPUTS, (ids_BL, mask_BL, torch.zeros_like(ids_BL)), strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    try:
+        with _without_messages():
+            program = torch.onnx.export(
+                _Logits(model).eval(),
+                kwargs={name: example[name] for name in inputs},
+                dynamo=True,
+                dynamic_shapes=dict.fromkeys(inputs, _AXES),
+                input_names=list(inputs),
+                output_names=list(OUTPUTS),
+                verbose=False,
+            )
+            assert program is not None
+            program.save(path, external_data=num_bytes > _LARGEST_FILE)
+    except Exception as error:  # the exporter raises a dozen unrelated types for what it cannot do
+        raise ConfigError(
+            [f"torch {torch.__version__} cannot write this {type(model).__name__} as ONNX ({reason(error)})"]
+        ) from error
+
+
+def write_quantized(source: Path, target: Path) -> None:
+    """Write a graph with the weights of its matrix products and embeddings as integers of 8 bits.
+
+    The head stays as it is: it has two columns, and every error in it is one of the logits. Products have a scale for
+    each column of weights. What they multiply is rounded while they run, to 8 bits with a scale for each product
+    (onnxruntime's dynamic quantisation). Weights have 7 bits: with 8, products of processors with AVX2 and without
+    VNNI overflow (onnxruntime's documentation, "Quantize ONNX models", section on data types).
+
+    Args:
+        source: The graph in float32.
+        target: The file to write.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _without_messages():
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_head_nodes(source),
+        )
+
+
+def _head_nodes(path: Path) -> list[str]:
+    """Names of the products with a weight of two columns: the start and the end logit."""
+    import onnx
+
+    graph: Any = onnx.load(str(path), load_external_data=False).graph
+    two_columns = {tensor.name for tensor in graph.initializer if 2 in tuple(tensor.dims)[:2] and len(tensor.dims) == 2}
+    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and two_columns & set(node.input)]
+
+
+@contextlib.contextmanager
+def _without_messages() -> Iterator[None]:
+    """Context without what the libraries warn and log of themselves; what goes wrong, they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,116 @@
+"""Write a trained model as ONNX, and check it: `qa-dist export MODEL --output_dir DIR [--quantize int8]`.
+
+The folder runs in onnxruntime, optimum and transformers.js, and qa_dist.Reader answers with it where torch is not
+installed. What the ONNX model gives is compared with what the model itself gives before anything is called done.
+Questions to compare on are those of --validation_file or --dataset_name, else of the embedded sample.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qa_dist.answering.options import with_model_named
+from qa_dist.common.command import run_command
+from qa_dist.common.errors import CheckpointError
+from qa_dist.common.files import staged
+from qa_dist.config.options import option
+from qa_dist.config.parsing import parse, peek
+from qa_dist.machine.requirements import require_package
+from qa_dist.model.folder import base_options, load_tokenizer_of
+from qa_dist.model.pretrained import resolve_model_path
+
+PROG = "qa_dist.export"
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_OF_THE_RUN = (
+    *("dataset_name", "dataset_config_name", "train_file", "validation_file", "max_train_samples", "max_eval_samples"),
+    *("max_train_features", "max_eval_features", "subset_seed", "output_dir"),
+)
+"""Options of the run that trained the model that say nothing of its export."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """What is exported, as what, and where it goes."""
+
+    model: str | None = option(
+        None,
+        "model, which may also be the first word of all: a folder of an adapter or a whole model, package:NAME/FOLDER, "
+        "or a hub id",
+        required=True,
+    )
+    format: Literal["onnx"] = option("onnx", "format of the file")
+    output_dir: str | None = option(None, "folder for the exported model; it must not exist yet", required=True)
+    quantize: Literal["no", "int8"] = option(
+        "no",
+        "int8 also writes model_quantized.onnx, with weights of 8 bits, and says how many answers and how much F1 that "
+        "costs",
+    )
+
+    def problems(self) -> Iterable[str]:
+        if self.output_dir and os.path.lexists(self.output_dir):
+            yield f"--output_dir {self.output_dir} exists already; name a folder that does not"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(PROG, lambda: _export(sys.argv[1:] if argv is None else argv))
+
+
+def _export(argv: Sequence[str]) -> int:
+    words = with_model_named(argv)
+    config, options = parse(
+        words,
+        prog=PROG,
+        description=__doc__ or "",
+        groups=("data", "model", "evaluation"),
+        entry=ExportConfig,
+        base=_base_options(peek(words, "model")),
+    )
+    for package in _NEEDED:
+        require_package(package, f"--format {options.format}")
+    name, folder = str(options.model), Path(str(options.output_dir))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Libraries greet on standard output, which belongs to the result.
+        with staged(folder) as aside, contextlib.redirect_stdout(sys.stderr):
+            from qa_dist.answering.export import export, require_exportable
+            from qa_dist.answering.opening import fitted
+            from qa_dist.data.sources import load_examples
+
+            config = fitted(name, config, [flag for flag in ("max_seq_length", "doc_stride") if peek(words, flag)])
+            require_exportable(config.model, name)
+            tokenizer, notes = load_tokenizer_of(name, config.model)
+            sys.stderr.writelines(f"{PROG}: {note}\n" for note in notes)
+            examples, _, _ = load_examples(config.data, "validation")
+            aside.mkdir()
+            report = export(config, name, tokenizer, examples, aside, quantize=options.quantize == "int8")
+    except OSError as error:
+        raise CheckpointError(f"--output_dir {folder} cannot be written: {error.strerror or error}") from error
+    sys.stdout.write(json.dumps({"output_dir": str(folder), **report}, indent=2) + "\n")
+    return 0
+
+
+def _base_options(name: str | None) -> dict[str, Any]:
+    """Options of the run that made a model, but for those of its data.
+
+    Raises:
+        UserError: There is nothing under that name.
+    """
+    if name is None:
+        return {}
+    if not os.path.isdir(name):
+        resolve_model_path(name)
+        return {"model_name_or_path": name, "tuning": "full"}
+    options = base_options(name)
+    if not options:
+        raise CheckpointError(f"{name} holds no adapter and no model; name the --output_dir of a run, or a model")
+    return {key: value for key, value in options.items() if key not in _OF_THE_RUN}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

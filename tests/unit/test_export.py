@@ -1,0 +1,379 @@
+"""An exported model gives the logits and answers of the model itself, or it is not written; it runs without torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qa_dist import export
+from qa_dist.answering import export as exporting
+from qa_dist.answering.exported import DESCRIPTION, INPUTS
+from qa_dist.answering.onnx_backend import OnnxBackend
+from qa_dist.answering.reader import Reader
+from qa_dist.common.errors import UserError
+from qa_dist.config.options import DataConfig, ModelConfig
+from qa_dist.data.records import Prediction
+from qa_dist.data.sources import load_examples
+from qa_dist.evaluation.answers import ExampleAnswer
+from qa_dist.evaluation.scoring import score_v1
+from qa_dist.features.table import FeatureTable
+from qa_dist.features.windows import FeatureColumns
+from qa_dist.model.saved import load_trained
+from tests.tiny import tiny_config, tiny_model, tiny_squad, tiny_tokenizer
+from tests.unit.trained import edit_json, random_adapter
+
+for package in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(package, reason="the onnx extra is not installed")
+
+ROOT = Path(__file__).parents[2]
+LENGTHS = ("--max_seq_length", "64", "--doc_stride", "16")
+FAMILIES = ("bert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta")
+
+
+def words(folder: Path, *more: str, model: str = "adapter", output: str = "exported") -> list[str]:
+    """A command that exports folder/adapter into folder/exported, compared on folder/dev.json."""
+    data = ["--validation_file", str(folder / "dev.json")]
+    return [str(folder / model), "--output_dir", str(folder / output), *data, *LENGTHS, *more]
+
+
+def made(folder: Path, model_type: str, *more: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """The configuration of a random adapter in folder/adapter, and the report of its export into folder/exported."""
+    # The exporter takes seconds for a layer. ModernBERT's are of two kinds.
+    config = random_adapter(folder, model_type, num_layers=2 if model_type in ("bert", "modernbert") else 1)
+    tiny_squad(folder / "dev.json", 12, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        written: list[str] = []
+        patch.setattr(export.sys.stdout, "write", written.append)
+        assert export.main(words(folder, *more)) == 0
+    return config, json.loads("".join(written))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("bert")
+    return folder, *made(folder, "bert", "--quantize", "int8")
+
+
+@pytest.fixture(scope="module")
+def items(bert: tuple[Path, ModelConfig, dict[str, Any]]) -> list[dict[str, str]]:
+    """The questions of dev.json: some contexts have several windows."""
+    examples, _, _ = load_examples(DataConfig(validation_file=str(bert[0] / "dev.json")), "validation")
+    return [{"question": example.question, "context": example.context} for example in examples]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_graph_gives_the_logits_of_the_model(
+    model_type: str, bert: tuple[Path, ModelConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    folder, config, report = bert if model_type == "bert" else (tmp_path, *made(tmp_path, model_type))
+    session = onnxruntime.InferenceSession(folder / "exported" / "onnx" / "model.onnx")
+    names = [node.name for node in session.get_inputs()]
+    assert names == report["inputs"] == list(INPUTS[: 3 if model_type in ("bert", "electra") else 2])
+    axes = [tuple(node.shape) for node in (*session.get_inputs(), *session.get_outputs())]
+    assert set(axes) == {("batch_size", "sequence_length")}
+    assert [node.name for node in session.get_outputs()] == ["start_logits", "end_logits"]
+
+    model = load_trained(config, str(folder / "adapter"), max_seq_length=64, tokenizer_pads_left=False)
+    # Sizes that the exporter did not see, one of them 1.
+    for lengths in ((33,), (5, 64, 17)):
+        rows = [torch.arange(length).remainder(40) + 5 for length in lengths]
+        with torch.no_grad():
+            types = torch.cat([(row > 20).long() for row in rows])
+            expected = torch.stack(model(torch.cat(rows), types, lengths)).numpy()
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        ids = torch.full_like(mask, model.model.config.pad_token_id)
+        ids[mask.bool()] = torch.cat(rows)
+        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": (ids > 20) * mask}
+        outputs = session.run(None, {name: batch[name].numpy() for name in names})
+        found = np.stack(outputs)[:, mask.bool().numpy()]
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_the_folder_is_laid_out_as_optimum_and_transformers_js_expect(
+    bert: tuple[Path, ModelConfig, dict[str, Any]],
+) -> None:
+    folder, _, report = bert
+    there = {path.relative_to(folder / "exported").as_posix() for path in (folder / "exported").rglob("*.*")}
+    assert there == {
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx", "onnx/model_quantized.onnx"),
+        DESCRIPTION,
+    }
+    assert json.loads((folder / "exported" / "config.json").read_text())["architectures"] == [
+        "BertForQuestionAnswering"
+    ]
+    described = json.loads((folder / "exported" / DESCRIPTION).read_text())
+    assert described["provenance"]["compared"] == {"float32": report["float32"], "int8": report["int8"]}
+    assert report["float32"]["num_questions"] == 12
+    assert report["float32"]["num_different_answers"] == 0
+    assert 0 < report["float32"]["largest_difference"] <= 1e-4 * report["float32"]["largest_logit"]
+    assert report["bytes"]["onnx/model_quantized.onnx"] < report["bytes"]["onnx/model.onnx"]
+
+
+def test_what_eight_bits_cost_is_said(
+    bert: tuple[Path, ModelConfig, dict[str, Any]], items: list[dict[str, str]]
+) -> None:
+    folder, _, report = bert
+    examples, _, _ = load_examples(DataConfig(validation_file=str(folder / "dev.json")), "validation")
+    references = {example.id: [answer.text for answer in example.answers] for example in examples}
+    texts = {}
+    for name, quantized in (("float32", False), ("int8", True)):
+        reader = Reader(folder / "exported", quantized=quantized, num_threads=1)
+        assert isinstance(reader.backend, OnnxBackend)
+        assert reader.backend.precision == name
+        texts[name] = [answer.text for _, answer in reader.answer_many(items)]
+        scores = score_v1(references, dict(zip(references, texts[name], strict=True)))
+        assert report["int8"][name] == pytest.approx(scores)
+    different = sum(a != b for a, b in zip(texts["float32"], texts["int8"], strict=True))
+    assert report["int8"]["num_different_answers"] == different
+    assert report["int8"]["f1_cost"] == report["int8"]["float32"]["f1"] - report["int8"]["int8"]["f1"]
+
+
+def test_the_head_keeps_its_precision(bert: tuple[Path, ModelConfig, dict[str, Any]]) -> None:
+    import onnx
+
+    graph = onnx.load(bert[0] / "exported" / "onnx" / "model_quantized.onnx").graph
+    # Enough are integers of 8 bits, and of matrices with the two columns of the head none is.
+    kinds = {tuple(tensor.dims): tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
+    assert kinds[(32, 64)] == kinds[(64, 32)] == onnx.TensorProto.INT8
+    assert kinds[(32, 2)] == onnx.TensorProto.FLOAT
+
+
+WITHOUT_TORCH = """
+import importlib.abc, json, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "transformers", "peft", "safetensors", "pyarrow", "datasets", "yaml"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import qa_dist
+reader = qa_dist.Reader(sys.argv[1], quantized=False, num_threads=1)
+for _, answers in reader.answer_many(json.load(sys.stdin), top_k=3):
+    print(json.dumps([answer.as_dict() for answer in answers]))
+"""
+
+
+def test_a_reader_without_torch_gives_the_answers_of_the_model(
+    bert: tuple[Path, ModelConfig, dict[str, Any]], items: list[dict[str, str]]
+) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(bert[0] / "exported")]
+    done = subprocess.run(command, input=json.dumps(items), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    with_torch = Reader(bert[0] / "adapter", device="cpu", max_seq_length=64, doc_stride=16)
+    expected = [answers for _, answers in with_torch.answer_many(items, top_k=3)]
+    assert len(found) == len(expected) == 12
+    assert sum(len(answers) for answers in found) > 12
+    for mine, theirs in zip(found, expected, strict=True):
+        assert isinstance(theirs, list)
+        for answer, other in zip(mine, theirs, strict=True):
+            scores = {name: answer.pop(name) for name in ("score", "probability")}
+            wanted = other.as_dict()
+            assert scores == pytest.approx({name: wanted.pop(name) for name in scores}, rel=1e-4)
+            assert answer == wanted
+
+
+class _Echo:
+    """A session whose start logits are the token ids, and whose end logits are 1 where there is a token."""
+
+    def __init__(self) -> None:
+        self.given: list[dict[str, list[list[int]]]] = []
+
+    def run(self, outputs: list[str], batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+        assert outputs == ["start_logits", "end_logits"]
+        self.given.append({name: values.tolist() for name, values in batch.items()})
+        return [batch["input_ids"].astype(np.float32), batch["attention_mask"].astype(np.float32)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_are_padded_on_the_side_of_the_tokenizer(
+    side: str, bert: tuple[Path, ModelConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(bert[0] / "exported", tmp_path / "exported")
+    tokenizer = {**json.loads((folder / DESCRIPTION).read_text())["tokenizer"], "padding_side": side}
+    edit_json(folder / DESCRIPTION, tokenizer=tokenizer, pad_token_id=9)
+    backend = OnnxBackend(folder, num_threads=1)
+    session = _Echo()
+    monkeypatch.setattr(backend, "_session", session)
+    numbers = np.arange(5, dtype=np.int32)
+    two = dict.fromkeys(("example_index", "window", "context_start", "cls_token", "start_token"), numbers[:2])
+    columns = FeatureColumns(
+        **two,
+        end_token=numbers[:2],
+        lengths=np.array([3, 2], np.int32),
+        context_lengths=np.array([1, 1], np.int32),
+        input_ids=numbers,
+        token_type_ids=np.ones(5, np.int8),
+        context_offsets=np.ones((2, 2), np.int32),
+    )
+    start_BL, end_BL = backend.logits(FeatureTable.of(columns), np.array([0, 1]))
+    places = [0, 1, 1] if side == "left" else [1, 1, 0]
+    assert session.given == [
+        {
+            "input_ids": [[0, 1, 2], [9, 3, 4] if side == "left" else [3, 4, 9]],
+            "attention_mask": [[1, 1, 1], places],
+            "token_type_ids": [[1, 1, 1], places],
+        }
+    ]
+    assert start_BL[0].tolist() == [0, 1, 2]
+    assert start_BL[1, :2].tolist() == [3, 4]
+    assert end_BL[1, :2].tolist() == [1, 1]
+
+
+def test_a_graph_with_other_logits_is_not_kept(
+    bert: tuple[Path, ModelConfig, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("adapter", "dev.json"):
+        (tmp_path / name).symlink_to(bert[0] / name)
+    graph = bert[0] / "exported" / "onnx" / "model_quantized.onnx"
+
+    def write_another(model: Any, inputs: Any, pad_token_id: int, path: Path) -> None:
+        path.parent.mkdir()
+        shutil.copy(graph, path)
+
+    monkeypatch.setattr(exporting, "write_graph", write_another)
+    assert export.main(words(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "the logits of the exported model differ from the model's by" in said
+    assert "nothing was written" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "dev.json"]
+
+
+def answered(text: str, *entries: tuple[int, float], null_odds: float | None = None) -> ExampleAnswer:
+    """An answer whose n-best list has these starts and scores; the first is chosen."""
+    nbest = tuple(Prediction(text, score, 0.5, start, start + 1) for start, score in entries)
+    return ExampleAnswer("id", nbest[0], nbest, null_odds)
+
+
+@pytest.mark.parametrize(
+    ("answer", "other", "same"),
+    [
+        (answered("a", (1, 2.0)), answered("a", (7, 9.0)), True),
+        (answered("a", (1, 2.0), (5, 1.95)), answered("b", (5, 2.0)), True),
+        (answered("a", (1, 2.0), (5, 1.8)), answered("b", (5, 2.0)), False),
+        (answered("a", (1, 2.0)), answered("b", (5, 2.0)), False),
+        (answered("a", (1, 2.0), null_odds=0.95), answered("", (-1, 2.0), null_odds=1.01), True),
+        (answered("a", (1, 2.0), null_odds=0.8), answered("", (-1, 2.0), null_odds=1.01), False),
+    ],
+)
+def test_answers_that_score_alike_count_as_the_same(answer: ExampleAnswer, other: ExampleAnswer, same: bool) -> None:
+    assert exporting.is_same(answer, other, margin=0.1, threshold=1.0) is same
+
+
+def refused_folder(folder: Path, kind: str) -> None:
+    """A model in folder/model that cannot be exported."""
+    (folder / "model").mkdir()
+    if kind == "headless":
+        tiny_model("bert", folder / "model")
+        return
+    if kind == "quantised":
+        tiny_model("bert", folder / "model")
+        edit_json(folder / "model" / "config.json", quantization_config={"load_in_8bit": True})
+        return
+    if kind != "empty":
+        if kind == "gpt2":
+            (folder / "model" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+        else:
+            tiny_config(kind, 100).save_pretrained(folder / "model")
+        tiny_tokenizer().save_pretrained(folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", "holds no adapter and no model"),
+        ("headless", "lacks qa_outputs"),
+        ("gpt2", "gpt2 models are not trained here"),
+        ("convbert", "is a convbert model, which cannot be exported: its logits depend on how far a feature is padded"),
+        ("longformer", "is a longformer model, which cannot be exported"),
+        ("big_bird", "is a big_bird model, which cannot be exported"),
+        ("quantised", "its weights are quantised already"),
+    ],
+)
+def test_what_cannot_be_exported_is_a_sentence(
+    kind: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused_folder(tmp_path, kind)
+    tiny_squad(tmp_path / "dev.json", 2, seed=3)
+    capsys.readouterr()
+    assert export.main(words(tmp_path, model="model")) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1, message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.json", "model"]
+
+
+def test_mistakes_are_found_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("bert", tmp_path / "model")
+    assert export.main(words(tmp_path, model="model", output="model")) == 2
+    assert f"--output_dir {tmp_path / 'model'} exists already" in capsys.readouterr().err
+    assert export.main(words(tmp_path, "--format", "coreml", model="model")) == 2
+    assert "--format coreml is not one of onnx" in capsys.readouterr().err
+    find = export.require_package.__globals__["importlib"].util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name))
+    assert export.main(words(tmp_path, model="model")) == 2
+    assert "--format onnx needs onnxscript; install it with: pip install 'qa-dist[onnx]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def spoilt(bert: tuple[Path, ModelConfig, dict[str, Any]], tmp_path: Path) -> Path:
+    return shutil.copytree(bert[0] / "exported", tmp_path / "exported")
+
+
+def test_a_folder_that_is_not_whole_is_a_sentence(spoilt: Path) -> None:
+    (spoilt / "onnx" / "model_quantized.onnx").unlink()
+    with pytest.raises(UserError, match=r"holds no int8 model, only float32; name one of these"):
+        Reader(spoilt, quantized=True)
+    graph = (spoilt / "onnx" / "model.onnx").read_bytes()
+    (spoilt / "onnx" / "model.onnx").write_bytes(graph[: len(graph) // 2])
+    with pytest.raises(UserError, match=r"model\.onnx cannot be loaded \(.*\); export the model again"):
+        Reader(spoilt)
+    (spoilt / "onnx" / "model.onnx").unlink()
+    with pytest.raises(UserError, match=r"holds no onnx/model\.onnx; export the model again"):
+        Reader(spoilt)
+    described = json.loads((spoilt / DESCRIPTION).read_text())
+    for text, problem in (
+        ("{", "is not JSON that can be used"),
+        ("[]", "has format None but this program reads 1"),
+        (json.dumps({**described, "format_version": 2}), "has format 2 but this program reads 1"),
+        (
+            json.dumps({"format_version": 1, "tokenizer": {}, "inputs": []}),
+            "lacks longest_feature, options, pad_token_id",
+        ),
+        (json.dumps({**described, "tokenizer": {"backend": 7}}), "is not as it was written"),
+        (json.dumps({**described, "inputs": ["pixels"]}), "names inputs that no reader has"),
+    ):
+        (spoilt / DESCRIPTION).write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=problem):
+            Reader(spoilt)
+
+
+def test_options_that_an_exported_model_cannot_honour_are_refused(
+    bert: tuple[Path, ModelConfig, dict[str, Any]],
+) -> None:
+    exported = bert[0] / "exported"
+    for options, problem in (
+        ({"device": "cuda"}, "an exported model runs on the CPU"),
+        ({"mixed_precision": "bf16"}, "an exported model has a precision of its own"),
+        ({"max_seq_length": 384}, "max_seq_length 384 is more than the 160 positions of"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            Reader(exported, **options)
+    with pytest.raises(UserError, match="quantized and num_threads can be set for an exported model only"):
+        Reader(bert[0] / "adapter", quantized=True, num_threads=2)
+    assert Reader(exported, num_threads=1).backend.precision == "int8"  # type: ignore[attr-defined]
+    assert Reader(exported, max_seq_length=160, num_threads=1).settings["max_seq_length"] == 160
