@@ -10,9 +10,10 @@ memory      `memory measure|estimate|report`: measured peaks of memory, estimate
 decoding    decoding and scoring of a data set of SQuAD's size, against nested loops
 checkpoints what a checkpoint costs the training loop
 budgets     what a token costs on a CPU at different token budgets
+answering   questions a second of a trained model, beside other readers
 gpu         whether everything is right on a GPU, and how fast: see docs/gpu.md; with --rehearse on a CPU
 
-The last six have options of their own: see `memory --help` and so on.
+The last seven have options of their own: see `memory --help` and so on.
 Features have the lengths of SQuAD and tokens of no meaning, so nothing is downloaded; the model is the six-layer
 encoder of the quickstart extra unless --model_name_or_path or --model_config says otherwise. Results go to bench.json,
 bench.md and charts in --output_dir; further commands into the same folder add to them. A measurement beside which
@@ -31,7 +32,9 @@ from qa_dist.common.errors import UserError
 from qa_dist.config.parsing import parse
 
 PROG = "qa_dist.bench"
-TOOLS = {name: name for name in ("report", "memory", "decoding", "checkpoints", "budgets")} | {"gpu": "gpu.command"}
+TOOLS = {name: name for name in ("report", "memory", "decoding", "checkpoints", "budgets", "answering")} | {
+    "gpu": "gpu.command"
+}
 """Commands with options of their own, and the modules of `qa_dist.benchmarking` whose `main` takes the words behind."""
 COMMANDS = (*report.SECTIONS, "all", *TOOLS)
 

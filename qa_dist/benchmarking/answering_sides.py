@@ -1,0 +1,161 @@
+"""One way of answering questions, timed: what `bench answering` runs in a process, and an environment, of its own.
+
+    python -P answering_sides.py SIDE MODEL QUESTIONS.JSON THREADS
+
+prints JSON: seconds, the process's peak memory, and the answers. At the top nothing but the standard library is
+imported, so that it runs where this project is not installed.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+WARM_UP = 8
+LONGEST, WINDOW, STRIDE = 15, 384, 128
+"""Tokens of an answer and of a window, and what windows share: the defaults of the pipeline, for all sides."""
+
+Questions = Sequence[Mapping[str, str]]
+Ask = Callable[[Questions], list[str]]
+
+
+def reader(model: str) -> Ask:
+    """`qa_dist.Reader`."""
+    import qa_dist
+
+    opened = qa_dist.Reader(
+        model, device="cpu", max_answer_length=LONGEST, max_seq_length=WINDOW, doc_stride=STRIDE, allow_no_answer=False
+    )
+    return lambda questions: [answer.text for _, answer in opened.answer_many(questions)]  # type: ignore[union-attr]
+
+
+def registered(model: str) -> Ask:
+    """The pipeline that `qa_dist.register_pipeline` makes."""
+    import qa_dist
+
+    qa_dist.register_pipeline()
+    return pipeline(model)
+
+
+def pipeline(model: str) -> Ask:
+    """The pipeline of transformers 4."""
+    import transformers
+
+    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(model)
+    # Transformers 4 does not know the name that 5 gives to tokenizers.
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
+    pipe: Any = transformers.pipeline("question-answering", model=loaded, tokenizer=tokenizer, device="cpu")
+
+    def ask(questions: Questions) -> list[str]:
+        found = pipe(question=[each["question"] for each in questions], context=[each["context"] for each in questions])
+        return [answer["answer"] for answer in found]
+
+    return ask
+
+
+def haystack(model: str) -> Ask:
+    """Haystack's reader, a question at a time: it takes one query."""
+    from haystack import Document
+    from haystack.utils import ComponentDevice
+    from haystack_integrations.components.readers.transformers import TransformersExtractiveReader
+
+    component = TransformersExtractiveReader(
+        model=model,
+        device=ComponentDevice.from_str("cpu"),
+        top_k=1,
+        no_answer=False,
+        max_seq_length=WINDOW,
+        stride=STRIDE,
+    )
+    component.warm_up()
+
+    def ask(questions: Questions) -> list[str]:
+        return [
+            component.run(query=each["question"], documents=[Document(content=each["context"])])["answers"][0].data
+            for each in questions
+        ]
+
+    return ask
+
+
+def loop(model: str) -> Ask:
+    """A loop as one writes it: each question alone, its windows padded to the longest, the best pair of all windows."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
+    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(model).eval()
+
+    def answer(question: str, context: str) -> str:
+        encoded = tokenizer(
+            question,
+            context,
+            truncation="only_second",
+            max_length=WINDOW,
+            stride=STRIDE,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            padding=True,
+            return_tensors="pt",
+        )
+        offsets = encoded.pop("offset_mapping")
+        encoded.pop("overflow_to_sample_mapping")
+        with torch.inference_mode():
+            output = loaded(**encoded)
+        is_context = torch.tensor(
+            [[side == 1 for side in encoded.sequence_ids(row)] for row in range(len(offsets))], dtype=torch.bool
+        )
+        start, end = (logits.masked_fill(~is_context, -1e4) for logits in (output.start_logits, output.end_logits))
+        length = start.shape[1]
+        allowed = torch.ones(length, length, dtype=torch.bool).triu().tril(LONGEST - 1)
+        scores = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, -1e9)
+        window, place = divmod(int(scores.argmax()), length * length)
+        first, last = divmod(place, length)
+        return context[int(offsets[window, first, 0]) : int(offsets[window, last, 1])]
+
+    return lambda questions: [answer(each["question"], each["context"]) for each in questions]
+
+
+SIDES: Mapping[str, Callable[[str], Ask]] = {
+    "reader": reader,
+    "registered": registered,
+    "pipeline": pipeline,
+    "haystack": haystack,
+    "loop": loop,
+}
+_PACKAGES = ("torch", "transformers", "haystack-ai", "transformers-haystack", "onnxruntime")
+
+
+def main(side: str, model: str, questions_file: str, threads: str) -> None:
+    """Answer, and print."""
+    if side != "reader":
+        # The reader of an exported model needs none.
+        import torch
+
+        torch.set_num_threads(int(threads))
+    questions = json.loads(Path(questions_file).read_text(encoding="utf-8"))
+    ask = SIDES[side](model)
+    ask(questions[:WARM_UP])
+    begin = time.perf_counter()
+    answers = ask(questions)
+    seconds = time.perf_counter() - begin
+    found = {"seconds": seconds, "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    sys.stdout.write(json.dumps({**found, "answers": answers, "versions": _versions()}) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    return versions
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

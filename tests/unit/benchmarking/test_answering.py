@@ -1,0 +1,75 @@
+"""Sides of the comparison of readers give the same answers, and what is printed of them is counted by hand."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qa_dist import bench
+from qa_dist.benchmarking import answering, answering_sides
+from tests.refusals import refusal
+from tests.support.pipeline_fixture import make_model
+from tests.tiny import tiny_squad
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "bert")
+
+
+def test_what_is_printed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squad = tiny_squad(tmp_path / "dev.json", 12, seed=3)
+    calls: list[tuple[str, ...]] = []
+
+    def in_this_process(words: list[str], **options: Any) -> Any:
+        """What the process would print; haystack answers the first question otherwise."""
+        calls.append(tuple(words[3:5]))
+        assert options["env"]["OMP_NUM_THREADS"] == "1"
+        side, *rest = words[3:]
+        if side == "haystack":
+            answers = [*json.loads(printed["reader"])["answers"]]
+            result = {**json.loads(printed["reader"]), "answers": ["nothing", *answers[1:]]}
+            return SimpleNamespace(returncode=0, stdout=json.dumps(result), stderr="")
+        with monkeypatch.context() as patch:
+            lines: list[str] = []
+            patch.setattr(answering_sides.sys, "stdout", SimpleNamespace(write=lines.append))
+            answering_sides.main(side, *rest)
+        printed[side] = lines[-1]
+        return SimpleNamespace(returncode=0, stdout=lines[-1], stderr="")
+
+    printed: dict[str, str] = {}
+    monkeypatch.setattr(answering, "subprocess", SimpleNamespace(run=in_this_process))
+    # Tests run beside others, and once is enough.
+    monkeypatch.setattr(answering.neighbours, "undisturbed_result", lambda measure: measure())
+    words = ["answering", "--model", str(model), "--validation_file", str(squad), "--num_questions", "6"]
+    assert bench.main([*words, "--repeats", "1", "--haystack_python", "/bin/sh"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [side for side, _ in calls] == ["reader", "registered", "loop", "haystack"]
+    assert figures["num_questions"] == 6
+    sides = figures["threads"]["1"]
+    # The best sum of logits of all windows in both; a pipeline multiplies probabilities of each window.
+    assert sides["reader"]["other_answers"] == sides["loop"]["other_answers"] == 0
+    assert sides["loop"]["f1"] == sides["reader"]["f1"]
+    assert sides["haystack"]["other_answers"] == 1
+    assert all(side["questions_per_second"] > 0 and side["peak_memory_mib"] > 100 for side in sides.values())
+    assert sides["reader"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "nowhere"], "--model nowhere is not a folder; name one that holds a model"),
+        (["--haystack_python", "nowhere"], "--haystack_python nowhere cannot be run"),
+        (["--threads", "1,none"], "--threads 1,none are not numbers of 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    words: list[str], message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squad = tiny_squad(tmp_path / "dev.json", 3, seed=3)
+    whole = ["answering", "--model", str(model), "--validation_file", str(squad), *words]
+    assert message in refusal(bench.main, whole, capsys)
