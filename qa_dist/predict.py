@@ -32,9 +32,9 @@ PROG = "qa_dist.predict"
 STREAM = "-"
 _READER = (
     *("max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size", "allow_no_answer"),
-    *("null_score_diff_threshold", "tokens_per_batch", "mixed_precision"),
+    *("null_score_diff_threshold", "mixed_precision"),
 )
-"""Options that a reader takes."""
+"""Options that a reader takes under their own names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,8 @@ class PredictConfig:
     null_score_diff_threshold: float | None = option(
         None, "answer nothing when that scores this much more than the best answer; auto: as in that run"
     )
-    tokens_per_batch: int | None = option(
-        None, "tokens of one forward pass; auto: 2048 on CPU, 16384 on CUDA", minimum=16
+    eval_tokens_per_device: int | None = option(
+        None, "tokens of one forward pass; auto: as in that run, else 2048 on CPU, 16384 on CUDA", minimum=16
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"
@@ -203,7 +203,12 @@ def _predict_on_ranks(
         compresses=str(options.output_file).endswith(".gz"),
     )
     with ranks.local_main_first():
-        reader = Reader(str(options.model), device=ranks.device, **{name: getattr(options, name) for name in _READER})
+        reader = Reader(
+            str(options.model),
+            device=ranks.device,
+            tokens_per_batch=options.eval_tokens_per_device,
+            **{name: getattr(options, name) for name in _READER},
+        )
     digest = _require_same(options, reader, ranks)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(_opened(options, manner, reader, digest, ranks, files, stdout))
@@ -231,9 +236,15 @@ def _require_same(options: PredictConfig, reader: "Reader", ranks: "Ranks") -> s
     from qa_dist.model.folder import model_sha256
 
     digest = model_sha256(str(options.model))
-    settings = {f"option --{name}": value for name, value in reader.settings.items()}
+    settings = {f"option {name}": value for name, value in _settings(reader).items()}
     require_same({**common_facts(), **settings, "bytes model": digest}, ranks)
     return digest
+
+
+def _settings(reader: "Reader") -> dict[str, Any]:
+    """What the answers depend on beside the model, by the names of the options."""
+    names = {"tokens_per_batch": "eval_tokens_per_device"}
+    return {f"--{names.get(name, name)}": value for name, value in reader.settings.items()}
 
 
 @contextlib.contextmanager
@@ -260,7 +271,8 @@ def _opened(
         identity = {
             "the version of qa_dist": __version__,
             "the content of --model": digest,
-            **{f"--{name}": value for name, value in reader.settings.items()},
+            **_settings(reader),
+            "--mixed_precision": options.mixed_precision,
             "--top_k": manner.top_k,
             "--overlap_threshold": manner.overlap_threshold,
             "--answer_normalization": manner.rules.name,

@@ -5,14 +5,17 @@ import errno
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from qa_dist.answering import journal
 from qa_dist.answering.journal import Journal, open_sink
+from qa_dist.answering.prediction import Progress, prediction_bar
 from qa_dist.common.errors import DataError
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from tests.unit.answering.predicting import IDENTITY, FirstWord, lines, rows, run, write_all_formats, write_jsonl
@@ -239,6 +242,16 @@ def test_scores_are_those_of_the_official_scripts(tmp_path: Path) -> None:
     rounds, _ = run([write_jsonl(tmp_path / "q.jsonl", values)], tmp_path / "v2.jsonl")
     official = score_v2({**references, "q3": []}, known)
     assert rounds.progress.metrics() == {"exact_match": official["exact"], **official, **counts}
+
+
+def test_the_bar_says_how_far_how_fast_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    files: Any = SimpleNamespace(num_bytes=200, num_bytes_read=50)
+    with prediction_bar(3, shown=True) as (advance, notice):
+        notice("a line above it")
+        advance(Progress(num_answered=1234), files)
+    shown = capsys.readouterr().err
+    assert "a line above it\n" in shown
+    assert re.search(r"answering: 1,234 questions, [\d,.]+ questions/s  25% \|.*\| \[\d\d:\d\d<[\d:?]+\]", shown)
 
 
 def test_an_input_without_questions_is_refused(tmp_path: Path) -> None:
