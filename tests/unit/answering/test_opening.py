@@ -67,11 +67,11 @@ def test_a_model_of_transformers_is_read(model_type: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": "true", "lora_target_modules": "all-linear"}])
-def test_an_adapter_becomes_part_of_the_weights(tmp_path: Path, options: dict[str, str]) -> None:
+def test_an_adapter_becomes_part_of_the_weights(trained: Path, tmp_path: Path, options: dict[str, str]) -> None:
     from qa_dist.config.parsing import parse, read_recipe
     from qa_dist.model.saved import load_trained
 
-    adapter = trained_folder(tmp_path, learning_rate="0.05", **options) / "adapter"
+    adapter = (trained_folder(tmp_path, learning_rate="0.05", **options) if options else trained) / "adapter"
     reader = Reader(adapter, device="cpu")
     assert isinstance(reader.backend, TorchBackend)
     assert not [name for name, _ in reader.backend.model.named_parameters() if "lora" in name]
@@ -106,8 +106,8 @@ def test_a_whole_model_that_was_trained_here_needs_no_other_folder(tmp_path: Pat
     assert reader.settings["max_seq_length"] == 64, "as its run has it"
 
 
-def test_whether_there_may_be_no_answer_is_as_in_the_run(tmp_path: Path) -> None:
-    adapter = trained_folder(tmp_path) / "adapter"
+def test_whether_there_may_be_no_answer_is_as_in_the_run(copy: Path) -> None:
+    adapter = copy / "adapter"
     assert not Reader(adapter, device="cpu").allow_no_answer
     # What an evaluation writes where questions lack answers.
     (adapter / "null_odds.json").write_text("{}")
@@ -173,8 +173,8 @@ def test_a_tokenizer_of_another_model_is_noticed(tmp_path: Path) -> None:
         reader.answer(QUESTION, CONTEXT)
 
 
-def test_the_run_of_a_stranger_may_not_set_what_is_no_option(tmp_path: Path) -> None:
-    adapter = trained_folder(tmp_path) / "adapter"
+def test_the_run_of_a_stranger_may_not_set_what_is_no_option(copy: Path) -> None:
+    adapter = copy / "adapter"
     with (adapter / "config.yaml").open("a") as file:
         file.write("trust_remote_code: true\n")
     with pytest.raises(UserError, match="trust_remote_code is no option here"):

@@ -13,7 +13,6 @@ from qa_dist.common.errors import UserError
 from tests.support import pipeline_fixture
 from tests.support.pipeline_fixture import CONTEXT, LENGTHS, OPTIONS, QUESTIONS, make_model
 from tests.tiny import tiny_model
-from tests.unit.trained import trained_folder
 
 KEPT = json.loads((Path(__file__).parents[2] / "fixtures" / "pipeline_4_57.json").read_text(encoding="utf-8"))
 AT_THE_EDGE = {"572a0b101d046914007796eb": [211, 220], "5726e942f1498d1400e8efa1": [559, 571]}
@@ -154,8 +153,8 @@ def test_what_cannot_be_used_is_refused(pipe: Any, call: dict[str, Any], message
     assert "--" not in str(caught.value)
 
 
-def test_an_adapter_is_read_with_its_head(tmp_path: Path) -> None:
-    adapter = trained_folder(tmp_path, learning_rate="0.05") / "adapter"
+def test_an_adapter_is_read_with_its_head(trained: Path) -> None:
+    adapter = trained / "adapter"
     qa_dist.register_pipeline()
     pipe = transformers.pipeline("question-answering", model=str(adapter), device="cpu")
     answer = pipe(**ASKED, align_to_words=False, max_seq_len=64, doc_stride=16)

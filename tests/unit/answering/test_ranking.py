@@ -10,14 +10,13 @@ import pytest
 from qa_dist.answering.reader import Reader
 from qa_dist.answering.records import Answer, Question
 from tests.tiny import WORDS
-from tests.unit.trained import trained_folder
 
 QUESTION = "what follows amber ?"
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_folder(tmp_path_factory.mktemp("trained")) / "adapter"
+def adapter(trained: Path) -> Path:
+    return trained / "adapter"
 
 
 @pytest.fixture(scope="module")
