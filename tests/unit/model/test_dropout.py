@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qa_dist.model.dropout import CheapDropout, use_cheap_dropout
+from qa_dist.model.dropout import CheapDropout, seed_dropout, use_cheap_dropout
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.25])
@@ -48,3 +48,14 @@ def test_every_dropout_layer_is_replaced_once() -> None:
         nn.Dropout1d,
     ]
     assert use_cheap_dropout(model) == 0
+
+
+def test_masks_differ_between_seeds_steps_and_ranks_and_come_again() -> None:
+    def mask(seed: int, step: int, rank: int) -> bytes:
+        seed_dropout(seed, step, rank, torch.device("cpu"))
+        return CheapDropout(0.5)(torch.ones(256)).numpy().tobytes()
+
+    places = [(seed, step, rank) for seed in (1, 2) for step in (0, 1, 2) for rank in (0, 1)]
+    masks = [mask(*place) for place in places]
+    assert len(set(masks)) == len(places)
+    assert [mask(*place) for place in reversed(places)] == masks[::-1]
