@@ -36,11 +36,11 @@ class _Logits(nn.Module):
         return output.start_logits.float(), output.end_logits.float()
 
 
-def write_graph(model: nn.Module, inputs: Sequence[str], pad_token_id: int, path: Path) -> None:
+def write_graph(model: Any, inputs: Sequence[str], pad_token_id: int, path: Path) -> None:
     """Write a question-answering model of transformers, in evaluation mode, as ONNX.
 
     Args:
-        model: The model, without adapters.
+        model: The model, without adapters; its attention is transformers' plainest one afterwards.
         inputs: Those of `INPUTS` that it reads.
         pad_token_id: The token that its batches are padded with.
         path: The file. Where the weights are too many for one, there is a second one beside it.
@@ -57,6 +57,8 @@ def write_graph(model: nn.Module, inputs: Sequence[str], pad_token_id: int, path
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     try:
         with _without_messages():
+            # Products and a softmax. torch's own attention becomes these too, with a look for NaN in each layer.
+            model.set_attn_implementation("eager")
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 kwargs={name: example[name] for name in inputs},
