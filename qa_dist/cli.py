@@ -30,6 +30,12 @@ COMMANDS = {
         "tokenises a data set into its feature store, ahead of a job",
         ("training.md#prepared-features",),
     ),
+    # A file inspect.py would stand before the module of Python where a file beside it is run by its path.
+    "inspect": Command(
+        "qa_dist.inspect_command",
+        "shows examples token by token",
+        ("inspect.md",),
+    ),
     "evaluate": Command("qa_dist.evaluate", "scores a trained model on a data set", ("results.md#evaluate-again",)),
     "predict": Command("qa_dist.predict", "answers files of questions of any size", ("answering.md#files",)),
     "score": Command(

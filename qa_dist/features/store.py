@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from qa_dist.common.errors import StoreError
 from qa_dist.data.checking import Report
+from qa_dist.data.records import Answer, Example
 from qa_dist.features.table import FeatureTable, Int8, Int32, Int64
 from qa_dist.features.windows import FeatureStats
 
@@ -150,6 +151,24 @@ class FeatureStore(FeatureTable):
     def _answer_starts(self) -> list[list[int]]:
         starts: list[list[int]] = self._examples.column("answer_starts").to_pylist()
         return starts
+
+    def example(self, example_index: int) -> Example:
+        """An example as it was read; references without a place come behind those with one."""
+        row = {name: self._examples.column(name)[example_index].as_py() for name in self._examples.schema.names}
+        texts, starts = row.pop("answer_texts"), row.pop("answer_starts")
+        places = list(zip(texts or [], starts or [], strict=True))
+        return Example(
+            **row,
+            answers=tuple(Answer(text, start) for text, start in places if start >= 0),
+            other_texts=tuple(text for text, start in places if start < 0),
+            has_references=texts is not None,
+        )
+
+    @cached_property
+    def questions(self) -> list[str]:
+        """Question of every example [E]."""
+        questions: list[str] = self._examples.column("question").to_pylist()
+        return questions
 
     def context_share(self, token_id: int) -> float:
         """Share of a token among the context tokens of all features, from 0 to 1."""

@@ -14,7 +14,7 @@ from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.data.checking import validate
 from qa_dist.data.folders import Split
 from qa_dist.data.formats import parse
-from qa_dist.data.records import Answer, Example, Feature
+from qa_dist.data.records import Example, Feature
 from qa_dist.data.rows import Record
 from qa_dist.features.building import prepare_store
 from qa_dist.features.store import FeatureStore
@@ -130,14 +130,6 @@ def stored_feature(store: FeatureStore, index: int) -> Feature:
         start_token=int(store.start_token[index]),
         end_token=int(store.end_token[index]),
     )
-
-
-def stored_example(store: FeatureStore, index: int) -> Example:
-    """An example put together from the columns of a store."""
-    columns = store._examples
-    row = {name: columns.column(name)[index].as_py() for name in columns.schema.names}
-    answers = zip(row.pop("answer_texts"), row.pop("answer_starts"), strict=True)
-    return Example(**row, answers=tuple(Answer(text, start) for text, start in answers))
 
 
 def map_of(features: Iterable[Feature]) -> FeatureMap:

@@ -33,7 +33,7 @@ from qa_dist.evaluation.top_spans import top_spans
 from qa_dist.features.building import prepare_store
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer
-from tests.unit.data_fixtures import byte_tokenizer, map_of, run_config, stored_example, without_blanks
+from tests.unit.data_fixtures import byte_tokenizer, map_of, run_config, without_blanks
 from tests.unit.evaluation.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2
 
 CLUSTERS = (
@@ -330,7 +330,7 @@ def test_a_store_gives_back_the_text_it_was_made_of(found: list[tuple[str, str, 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = run_config("unused", tmp_path / "stores", train_file=str(path))
     store = prepare_store(config, "train", tokenizer=TOKENIZERS["uncased"])
-    assert [stored_example(store, index) for index in range(store.num_examples)] == examples
+    assert [store.example(index) for index in range(store.num_examples)] == examples
     assert store.contexts == [example.context for example in examples]
 
 

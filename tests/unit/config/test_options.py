@@ -178,7 +178,7 @@ def test_the_table_shows_every_option() -> None:
             f"qa_dist.{command}"
             for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "analyze", "convert")
         ),
-        *(f"qa_dist.{command}" for command in ("merge", "export", "estimate", "ask", "serve")),
+        *(f"qa_dist.{command}" for command in ("merge", "export", "estimate", "ask", "serve", "inspect_command")),
         # `prepare` loads a tokenizer by it.
         "qa_dist.model.pretrained",
     ],

