@@ -134,8 +134,17 @@ def _predict(argv: Sequence[str]) -> int:
 
         with failures_named():
             is_asked = lambda: stop.received is not None  # noqa: E731
-            files = _files(options, is_asked) if launched_rank() == 0 else None
+            files, problem = None, None
+            if launched_rank() == 0:
+                try:
+                    files = _files(options, is_asked)
+                except UserError as error:
+                    if os.environ.get("WORLD_SIZE", "1") == "1":
+                        raise
+                    # Ranks that have begun to wait for this one would not notice its end for half a minute.
+                    problem = str(error)
             ranks = Ranks(timeout_seconds=options.ddp_timeout, asked_to_stop=lambda: stop.received)
+            _refuse_together(problem, ranks)
             metrics = _predict_on_ranks(options, ranks, files, stdout.buffer)
             ranks.close()
     if metrics is not None:
@@ -288,15 +297,24 @@ def _opened(
                 sink = open_sink(output, identity, overwrite=options.overwrite_output_file)
         except UserError as error:
             problem = str(error)
-    if problem := ranks.broadcast(problem):
-        refused = UserError(problem)
-        refused.on_all_ranks = True
-        raise refused
+    _refuse_together(problem, ranks)
     try:
         yield sink
     finally:
         if sink is not None:
             sink.close()
+
+
+def _refuse_together(problem: str | None, ranks: "Ranks") -> None:
+    """End all ranks where rank 0 has a problem.
+
+    Raises:
+        UserError: On every rank alike: it has.
+    """
+    if told := ranks.broadcast(problem):
+        refused = UserError(told)
+        refused.on_all_ranks = True
+        raise refused
 
 
 def _tell(notes: Sequence[str], sink: "Sink") -> None:

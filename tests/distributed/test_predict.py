@@ -171,3 +171,6 @@ def test_a_mistake_in_the_input_ends_all_ranks_with_one_sentence(
     assert output.read_bytes() == b"".join(whole.splitlines(keepends=True)[:18])
     bad.write_text("\n".join(lines), encoding="utf-8")
     assert predictions.finish(output, 2, "--input_file", str(bad)) == whole
+    group = predictions.start(tmp_path / "none.jsonl", 2, "--input_file", "nowhere.jsonl")
+    assert group.wait() == [2, 2]
+    assert group.text().endswith("error: nowhere.jsonl does not exist; check the path\n")
