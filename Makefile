@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # Environments of their own, with all extras. torch is the one of constraints.txt in both.
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
-WHOLE := '.[quickstart,quant,deepspeed,sentencepiece,cmrc,tracking,dev]'
+WHOLE := '.[quickstart,quant,deepspeed,sentencepiece,cmrc,serve,onnx,tracking,dev]'
 TWO_FOLDERS := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/distributed)
 
 .PHONY: quickstart test check site audit docs clean test-lowest test-newest pin
@@ -93,5 +93,5 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[quickstart,quant,deepspeed,sentencepiece,cmrc,dev]'
+	$(PIP) -e '.[quickstart,quant,deepspeed,sentencepiece,cmrc,serve,onnx,dev]'
 	touch $@ $(VENV)/.quickstart
