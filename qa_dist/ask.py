@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qa_dist.answering.options import ReaderConfig, options_of_run, with_model_named
+from qa_dist.answering.options import ReaderConfig, lengths_of_run, with_model_named
 from qa_dist.answering.records import InvalidQuestionError, Question
 from qa_dist.answering.sentences import printable
 from qa_dist.answering.terminal import Style
@@ -54,7 +54,7 @@ def _ask(argv: Sequence[str]) -> int:
         description=__doc__ or "",
         groups=(),
         entry=AskConfig,
-        base=options_of_run(peek(words, "model")),
+        base=lengths_of_run(peek(words, "model")),
     )
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):

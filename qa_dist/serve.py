@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qa_dist.answering.options import ReaderConfig, options_of_run, with_model_named
+from qa_dist.answering.options import ReaderConfig, lengths_of_run, with_model_named
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
@@ -81,7 +81,7 @@ def _serve(argv: Sequence[str]) -> int:
         description=__doc__ or "",
         groups=(),
         entry=ServeConfig,
-        base=options_of_run(peek(words, "model")),
+        base=lengths_of_run(peek(words, "model")),
     )
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise ConfigError(
@@ -119,7 +119,9 @@ def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) 
         receive_seconds=options.receive_timeout,
         max_connections=options.max_connections,
     )
-    batch_characters = options.batch_characters or _BATCH_CHARACTERS[reader.backend.device.partition(":")[0]]
+    batch_characters = (
+        options.batch_characters or _BATCH_CHARACTERS["cuda" if reader.backend.device.startswith("cuda") else "cpu"]
+    )
     batching = BatchingOptions(
         batch_characters=batch_characters,
         batch_wait_seconds=options.batch_wait_ms / 1000,

@@ -1,13 +1,20 @@
 """How a model is opened and read by the commands that answer questions."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.config.options import option
 
 if TYPE_CHECKING:
     from qa_dist.answering.reader import Reader
+
+_READER = (
+    *("device", "max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size"),
+    *("allow_no_answer", "null_score_diff_threshold", "tokens_per_batch", "mixed_precision"),
+)
+"""Options that a reader takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,18 +27,26 @@ class ReaderConfig:
         required=True,
     )
     device: str | None = option(None, "where the model computes, such as cpu or cuda:1; auto: a GPU where there is one")
-    # These are options of runs, too. Where the model's config.yaml has a value, that is the one to start from.
-    max_seq_length: int = option(None, "tokens of a window, special tokens included; auto: as in the run", minimum=16)
-    doc_stride: int = option(None, "tokens that consecutive windows share; auto: as in the run", minimum=0)
-    max_answer_length: int = option(None, "longest answer, in tokens; auto: as in the run", minimum=1)
+    max_seq_length: int = option(None, "tokens of a window; auto: as the model was trained", minimum=16)
+    doc_stride: int = option(None, "tokens that windows share; auto: as the model was trained", minimum=0)
+    max_question_length: int | None = option(
+        None, "longer questions are cut to so many tokens; auto: those that do not fit are refused", minimum=1
+    )
+    max_answer_length: int = option(
+        None, "longest answer, in tokens; auto: as in the run that trained the model", minimum=1
+    )
+    n_best_size: int = option(
+        None, "candidates kept of each window and context; auto: as in that run", minimum=1, maximum=1000
+    )
     allow_no_answer: bool | None = option(
-        None, "whether a text may lack the answer; auto: if there were such questions in the run's evaluation"
+        None, "whether a question may have no answer; auto: as in the evaluation of that run"
     )
     null_score_diff_threshold: float = option(
-        None, "answer nothing when the null score beats the best span by more than this; auto: as in the run"
+        None, "answer nothing when that scores this much more than the best answer; auto: as in that run"
     )
-    eval_tokens_per_device: int = option(
-        None, "tokens of one forward pass; auto: as in the run, else 2048 on CPU, 16384 on CUDA", minimum=16
+    tokens_per_batch: int = option(None, "tokens of one forward pass; auto: 2048 on CPU, 16384 on CUDA", minimum=16)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"
     )
 
     def problems(self) -> Iterable[str]:
@@ -45,16 +60,7 @@ class ReaderConfig:
         """
         from qa_dist.answering.reader import Reader
 
-        return Reader(
-            str(self.model),
-            device=self.device,
-            max_seq_length=self.max_seq_length,
-            doc_stride=self.doc_stride,
-            max_answer_length=self.max_answer_length,
-            allow_no_answer=self.allow_no_answer,
-            null_score_diff_threshold=self.null_score_diff_threshold,
-            tokens_per_batch=self.eval_tokens_per_device,
-        )
+        return Reader(str(self.model), **{name: getattr(self, name) for name in _READER})
 
 
 def with_model_named(argv: Sequence[str]) -> list[str]:
@@ -62,10 +68,11 @@ def with_model_named(argv: Sequence[str]) -> list[str]:
     return ["--model", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
-def options_of_run(model: str | None) -> dict[str, Any]:
-    """Options of the run that made the model, if it is a folder of one."""
-    import os
-
+def lengths_of_run(model: str | None) -> dict[str, Any]:
+    """The lengths of the run that made a model, with which those that are given have to go together."""
     from qa_dist.model.folder import base_options
 
-    return base_options(model) if model and os.path.isdir(model) else {}
+    if model is None or not os.path.isdir(model):
+        return {}
+    names = ("max_seq_length", "doc_stride", "max_question_length")
+    return {name: value for name, value in base_options(model).items() if name in names and value is not None}

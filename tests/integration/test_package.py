@@ -60,6 +60,11 @@ def recorder(tmp_path: Path) -> str:
     return str(python)
 
 
+def test_the_pages_of_the_server_travel_with_it(installed: Path) -> None:
+    pages = installed / "qa_dist" / "answering" / "server"
+    assert sorted(path.name for path in pages.glob("*.html")) == ["docs.html", "page.html"]
+
+
 def test_the_wheel_holds_every_folder_and_nothing_of_an_earlier_build(installed: Path) -> None:
     package = installed / "qa_dist"
     for name in ("accelerate_configs", "ds_configs", "launch"):
