@@ -24,6 +24,9 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 _BATCH_CHARACTERS = {"cpu": 16_384, "cuda": 262_144}
 """About what one forward pass or two of these devices take."""
 
+_IN_TIME = 0.8
+"""Of the time limit of a request: who would have to wait for longer is better told at once."""
+
 _LONGEST_TEXTS_WAITING = 64
 """Requests of more characters than so many of the longest texts do not wait together."""
 
@@ -45,7 +48,7 @@ class ServeConfig(ReaderConfig):
     max_context_characters: int = option(100_000, "characters of one text", minimum=1)
     max_questions: int = option(64, "questions of a request, or texts of one question", minimum=1)
     max_queue_requests: int = option(
-        256, "requests that may wait for the model; more get the status 429 and Retry-After", minimum=1
+        256, "requests that may wait; more, or such as would wait too long, get the status 429 with a time", minimum=1
     )
     max_connections: int = option(512, "connections of all clients together", minimum=1)
     request_timeout: float = option(
@@ -126,6 +129,7 @@ def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) 
         batch_characters=batch_characters,
         batch_wait_seconds=options.batch_wait_ms / 1000,
         max_queue_requests=options.max_queue_requests,
+        max_wait_seconds=_IN_TIME * options.request_timeout,
         max_queue_characters=_LONGEST_TEXTS_WAITING * options.max_context_characters,
     )
     metrics = Metrics()

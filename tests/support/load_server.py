@@ -140,7 +140,7 @@ async def many_at_once(
     async def odd(kind: str) -> None:
         while time.perf_counter() < end:
             strange[f"{kind}: {await _strange(address, kind)}"] += 1
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(1)
 
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
@@ -181,6 +181,12 @@ def latencies(seen: Seen) -> dict[str, float]:
     return {f"p{share}_ms": round(1000 * seen.quantile(share / 100), 1) for share in (50, 90, 99)}
 
 
+def cpu_seconds(process: psutil.Process) -> float:
+    """Seconds of processors that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 def used(process: psutil.Process) -> dict[str, float]:
     """Memory in MiB, and open files, of a process."""
     return {"memory_mib": round(process.memory_info().rss / 2**20, 1), "open_files": process.num_fds()}
@@ -196,23 +202,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = questions_of_sample(200)
     with serving(options.model, "--device", "cpu", "--receive_timeout", "3") as (process, address):
         server = psutil.Process(process.pid)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds(server)
         alone, scores = asyncio.run(one_at_a_time(address, pairs, options.alone_seconds))
         alone_rate = len(alone.seconds) / (time.perf_counter() - began)
+        alone_cost = {"cpu_ms_per_question": round(1000 * (cpu_seconds(server) - cpu) / len(alone.seconds), 1)}
         # The first seconds under load make room for batches of their size.
         asyncio.run(many_at_once(address, pairs, scores, options.clients, min(10.0, options.seconds)))
         before = used(server)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds(server)
         seen, strange = asyncio.run(many_at_once(address, pairs, scores, options.clients, options.seconds))
         rate = len(seen.seconds) / (time.perf_counter() - began)
+        cost = {"cpu_ms_per_question": round(1000 * (cpu_seconds(server) - cpu) / len(seen.seconds), 1)}
         after = used(server)
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
     found = {
         "clients": options.clients,
         "seconds": options.seconds,
-        "one_at_a_time": {"questions_per_second": round(alone_rate, 1), **latencies(alone)},
-        "together": {"questions_per_second": round(rate, 1), **latencies(seen)},
+        "one_at_a_time": {"questions_per_second": round(alone_rate, 1), **latencies(alone), **alone_cost},
+        "together": {"questions_per_second": round(rate, 1), **latencies(seen), **cost},
         "statuses": dict(seen.statuses),
         "lost": seen.lost,
         "wrong": seen.wrong[:5],

@@ -22,6 +22,9 @@ _LONGEST_RETRY_SECONDS = 60
 _MEMORY_OF_SPEED = 0.8
 """Share that the speed so far keeps when a batch was measured: the last five or so decide."""
 
+_LARGE = 0.25
+"""Share of the most characters from which on a batch is large enough to tell how fast large ones are."""
+
 
 class Answerer(Protocol):
     """What answers a chunk of questions: a `Reader`."""
@@ -61,12 +64,14 @@ class BatchingOptions:
         batch_characters: Most characters of a batch; a longer question is a batch of its own.
         batch_wait_seconds: How long an idle device waits for company of the first request.
         max_queue_requests: Requests that may wait.
+        max_wait_seconds: A request that would wait for longer, by the speed of the last batches, is refused at once.
         max_queue_characters: Characters that may be held for them; a request that finds none waiting is always taken.
     """
 
     batch_characters: int
     batch_wait_seconds: float
     max_queue_requests: int
+    max_wait_seconds: float
     max_queue_characters: int
 
 
@@ -140,10 +145,8 @@ class Worker:
         with self._changed:
             if self._is_closed:
                 raise QueueClosedError
-            if len(self._queue) >= self.options.max_queue_requests or (
-                len(self._queue)
-                and self._queue.held_characters + request.held_characters > self.options.max_queue_characters
-            ):
+            # The first one is always taken: whatever its size, nobody knows better when it will be done.
+            if len(self._queue) and self._is_too_much(request):
                 raise QueueFullError(self._retry_seconds())
             self._queue.add(request)
             self._changed.notify_all()
@@ -155,12 +158,23 @@ class Worker:
         with self._changed:
             self._queue.remove(request)
 
-    def _retry_seconds(self) -> int:
-        """When what waits will be done, by the speed of the last batches."""
+    def _is_too_much(self, request: Request) -> bool:
+        options = self.options
+        return (
+            len(self._queue) >= options.max_queue_requests
+            or self._queue.held_characters + request.held_characters > options.max_queue_characters
+            or self._seconds(self._queue.characters_before(request)) > options.max_wait_seconds
+        )
+
+    def _seconds(self, num_characters: int) -> float:
+        """How long so many characters and those in work will take; 0 where no batch has been measured yet."""
         if not self._characters_per_second:
-            return 1
-        seconds = (self._queue.num_characters + self._characters_in_work) / self._characters_per_second
-        return max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(seconds)))
+            return 0.0
+        return (num_characters + self._characters_in_work) / self._characters_per_second
+
+    def _retry_seconds(self) -> int:
+        """When what waits will be done."""
+        return max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self._seconds(self._queue.num_characters))))
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -190,12 +204,14 @@ class Worker:
                 self._changed.wait(seconds)
 
     def _measure(self, seconds: float) -> None:
+        """Note the speed of a batch. A small one, which costs mostly its call, only says that the device is as fast."""
         if seconds > 0:
             speed = self._characters_in_work / seconds
-            before = self._characters_per_second
-            self._characters_per_second = (
-                speed if before is None else _MEMORY_OF_SPEED * before + (1 - _MEMORY_OF_SPEED) * speed
-            )
+            before = self._characters_per_second or speed
+            if self._characters_in_work >= _LARGE * self.options.batch_characters:
+                self._characters_per_second = _MEMORY_OF_SPEED * before + (1 - _MEMORY_OF_SPEED) * speed
+            else:
+                self._characters_per_second = max(before, speed)
         self._characters_in_work = 0
 
     def _answer(self, batch: Sequence[Item]) -> None:

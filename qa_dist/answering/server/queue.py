@@ -96,6 +96,16 @@ class Queue:
             self.num_characters -= request.waiting_characters
             self.held_characters -= request.held_characters
 
+    def characters_before(self, request: Request) -> int:
+        """What would be computed until a request that is added now has its last turn, its own questions included."""
+        turns = len(request.questions)
+        others = (
+            num_characters(question)
+            for other in self._turns
+            for question in other.questions[other.num_taken : other.num_taken + turns]
+        )
+        return sum(others) + request.waiting_characters
+
     def seconds_until_ready(self, now: float, *, budget: int, batch_wait_seconds: float) -> float | None:
         """How long the device should still wait for company of what is there; None if nothing waits.
 

@@ -15,7 +15,11 @@ from qa_dist.answering.server.metrics import Metrics
 from qa_dist.common.errors import DataError
 
 BATCHING = BatchingOptions(
-    batch_characters=1000, batch_wait_seconds=0.0, max_queue_requests=100, max_queue_characters=100_000
+    batch_characters=1000,
+    batch_wait_seconds=0.0,
+    max_queue_requests=100,
+    max_wait_seconds=1000.0,
+    max_queue_characters=100_000,
 )
 
 

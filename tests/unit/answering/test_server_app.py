@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,10 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qa_dist.answering.records import Answer, Question
 from qa_dist.answering.server.app import PATHS, Service, make_app
-from qa_dist.answering.server.batching import BatchingOptions
 from qa_dist.answering.server.messages import AnswerResponse
 from qa_dist.common.errors import UserError
-from tests.unit.answering.fake_reader import FakeReader, make_service
+from tests.unit.answering.fake_reader import BATCHING, FakeReader, make_service
 from tests.unit.answering.xss import CORPUS
 
 TEXT = "alpha beta gamma. alpha delta epsilon."
@@ -109,9 +109,7 @@ def test_many_questions_and_texts(reader: FakeReader, value: Any, questions: lis
 
 
 def test_requests_of_many_clients_share_a_batch(reader: FakeReader) -> None:
-    batching = BatchingOptions(
-        batch_characters=40 * 19, batch_wait_seconds=60.0, max_queue_requests=99, max_queue_characters=9999
-    )
+    batching = dataclasses.replace(BATCHING, batch_characters=40 * 19, batch_wait_seconds=60.0)
 
     async def scenario(client: httpx2.AsyncClient) -> list[str]:
         headers = {"Content-Type": "application/json"}
@@ -228,9 +226,7 @@ def test_a_body_that_does_not_end_is_refused(reader: FakeReader) -> None:
 
 
 def test_a_full_queue_is_said_with_a_time(reader: FakeReader) -> None:
-    batching = BatchingOptions(
-        batch_characters=10**6, batch_wait_seconds=3600, max_queue_requests=1, max_queue_characters=10**6
-    )
+    batching = dataclasses.replace(BATCHING, batch_characters=10**6, batch_wait_seconds=3600, max_queue_requests=1)
     service = make_service(reader, batching, request_seconds=0.2)
 
     async def scenario(client: httpx2.AsyncClient) -> list[httpx2.Response]:

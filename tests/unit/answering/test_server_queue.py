@@ -1,5 +1,6 @@
 """The queue, and the worker that empties it: counted batches, of a reader without a model, by a clock of numbers."""
 
+import dataclasses
 import threading
 from concurrent.futures import Future
 from typing import Any
@@ -12,7 +13,6 @@ pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from qa_dist.answering.records import InvalidQuestionError, Question
 from qa_dist.answering.server.batching import (
-    BatchingOptions,
     QuestionError,
     QueueClosedError,
     QueueFullError,
@@ -130,9 +130,8 @@ def reader() -> FakeReader:
 
 def started(reader: FakeReader, **changes: Any) -> tuple[Worker, Gate]:
     """A worker that is at work on a first question, until its gate is opened."""
-    options = {name: getattr(BATCHING, name) for name in BATCHING.__slots__}
     gate = Gate(reader)
-    worker = Worker(reader, BatchingOptions(**{**options, **changes}))
+    worker = Worker(reader, dataclasses.replace(BATCHING, **changes))
     worker.start()
     worker.submit([Question("after first", ("first one",))], 1)
     assert gate.is_reached.wait(20)
@@ -198,25 +197,64 @@ def test_what_nobody_waits_for_is_not_computed_and_frees_its_place(reader: FakeR
     assert worker.close(20)
 
 
-def test_more_than_may_wait_is_refused_with_a_time(reader: FakeReader) -> None:
+def sized(length: int, number: int = 1) -> list[Question]:
+    return [Question("?", ("x" * (length - 1),))] * number
+
+
+def measured(reader: FakeReader, **changes: Any) -> Worker:
+    """A worker that has read 20 characters in two seconds of its clock, and has begun with 30 more."""
     now = [0.0]
-    worker = Worker(
-        reader,
-        BatchingOptions(batch_characters=10, batch_wait_seconds=0, max_queue_requests=9, max_queue_characters=100),
-        clock=lambda: now[0],
-    )
+    worker = Worker(reader, dataclasses.replace(BATCHING, batch_characters=10, **changes), clock=lambda: now[0])
     reader.hook = lambda questions: now.__setitem__(0, now[0] + 2.0)
     worker.start()
-    # 20 characters in two seconds.
-    worker.submit([Question("?", ("x" * 19,))], 1).future.result(20)
+    worker.submit(sized(20), 1).future.result(20)
     gate = Gate(reader)
-    worker.submit([Question("?", ("x" * 29,))], 1)
+    worker.submit(sized(30), 1)
     assert gate.is_reached.wait(20)
+    reader.gate = gate  # type: ignore[attr-defined]
+    return worker
+
+
+def end(worker: Worker, reader: FakeReader) -> None:
+    reader.gate.open()  # type: ignore[attr-defined]
+    assert worker.close(20)
+
+
+def test_more_than_may_wait_is_refused_with_a_time(reader: FakeReader) -> None:
+    worker = measured(reader, max_queue_characters=100)
     # A first one waits, whatever its size.
-    worker.submit([Question("?", ("x" * 89,))], 1)
+    worker.submit(sized(90), 1)
     with pytest.raises(QueueFullError) as error:
-        worker.submit([Question("?", ("x" * 89,))], 1)
+        worker.submit(sized(90), 1)
     assert error.value.retry_seconds == 12
+    end(worker, reader)
+
+
+def test_who_would_wait_too_long_is_refused_at_once(reader: FakeReader) -> None:
+    worker = measured(reader, max_wait_seconds=20.0)
+    worker.submit(sized(50, number=9), 1)
+    # One of those nine comes before a single question: 30 + 50 + 120 characters at 10 a second.
+    worker.submit(sized(120), 1)
+    with pytest.raises(QueueFullError) as error:
+        worker.submit(sized(1), 1)
+    assert error.value.retry_seconds == 60
+    end(worker, reader)
+
+
+def test_a_small_batch_does_not_make_the_device_seem_slow(reader: FakeReader) -> None:
+    now = [0.0]
+    worker = Worker(reader, dataclasses.replace(BATCHING, max_wait_seconds=30.0), clock=lambda: now[0])
+    reader.hook = lambda questions: now.__setitem__(0, now[0] + 1.0)
+    worker.start()
+    worker.submit(sized(900), 1).future.result(20)
+    for _ in range(50):
+        worker.submit(sized(2), 1).future.result(20)
+    gate = Gate(reader)
+    worker.submit(sized(2), 1)
+    assert gate.is_reached.wait(20)
+    # 8,000 characters at 900 a second.
+    for _ in range(8):
+        worker.submit(sized(1000), 1)
     gate.open()
     assert worker.close(20)
 
