@@ -109,6 +109,9 @@ def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) 
     from qa_dist.answering.server.limits import Limits
     from qa_dist.answering.server.metrics import Metrics
 
+    # Rows have another length in every batch, and for each length oneDNN keeps what it has made for it: 1,024 of these
+    # by default, which a server that runs for days would all come to hold. It reads this before its first product.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # Libraries greet on standard output.
     with contextlib.redirect_stdout(sys.stderr):
         reader = options.open()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.config.options import option
+from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
     from qa_dist.answering.reader import Reader
@@ -58,6 +59,8 @@ class ReaderConfig:
         Raises:
             UserError: There is no such model, or it does not go with an option.
         """
+        # Before torch is imported.
+        prepare_cuda(os.environ, deterministic=False)
         from qa_dist.answering.reader import Reader
 
         return Reader(str(self.model), **{name: getattr(self, name) for name in _READER})

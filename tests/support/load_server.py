@@ -14,6 +14,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -192,6 +193,25 @@ def used(process: psutil.Process) -> dict[str, float]:
     return {"memory_mib": round(process.memory_info().rss / 2**20, 1), "open_files": process.num_fds()}
 
 
+@contextlib.contextmanager
+def watched(process: psutil.Process) -> Iterator[list[float]]:
+    """Memory of a process in MiB, every five seconds of the block."""
+    seen: list[float] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(5):
+            seen.append(used(process)["memory_mib"])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.support.load_server", description=__doc__)
     parser.add_argument("model")
@@ -210,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(many_at_once(address, pairs, scores, options.clients, min(10.0, options.seconds)))
         before = used(server)
         began, cpu = time.perf_counter(), cpu_seconds(server)
-        seen, strange = asyncio.run(many_at_once(address, pairs, scores, options.clients, options.seconds))
+        with watched(server) as memory:
+            seen, strange = asyncio.run(many_at_once(address, pairs, scores, options.clients, options.seconds))
         rate = len(seen.seconds) / (time.perf_counter() - began)
         cost = {"cpu_ms_per_question": round(1000 * (cpu_seconds(server) - cpu) / len(seen.seconds), 1)}
         after = used(server)
@@ -227,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "strange": dict(sorted(strange.items())),
         "before": before,
         "after": after,
+        "memory_mib": memory,
         "exit_code": code,
     }
     print(json.dumps(found, indent=2))
