@@ -12,11 +12,12 @@ import numpy.typing as npt
 from qa_dist.common.errors import ConfigError, DataError, ScoringError, UserError
 from qa_dist.evaluation.normalization import Normalization, normalization
 from qa_dist.evaluation.scoring import percent, question_scores
+from qa_dist.reporting.calibration import best_null_threshold, calibration
 from qa_dist.reporting.intervals import LEVEL, Difference, Float64, Groups, Interval, differences, intervals
 from qa_dist.reporting.mistakes import KINDS, mistake
 from qa_dist.reporting.questions import Questions
-from qa_dist.reporting.slices import SLICINGS, Labels, labels, slice_scores, window_labels
-from qa_dist.reporting.systems import System, repetitions
+from qa_dist.reporting.slices import SLICINGS, Labels, few, labels, slice_scores, window_labels
+from qa_dist.reporting.systems import Candidates, System, repetitions
 
 Int32 = npt.NDArray[np.int32]
 
@@ -91,7 +92,7 @@ def analyze(
         }
         for first, second in itertools.combinations(range(len(systems)), 2)
     ]
-    top = {name: described[0][name] for name in (*SCORES, "slices", "mistakes")}
+    top = {name: described[0][name] for name in (*SCORES, "slices", "mistakes", "calibration", "null_threshold")}
     return {
         "answer_normalization": rules.name,
         "version_2": questions.references.version_2,
@@ -100,6 +101,7 @@ def analyze(
         "level": LEVEL,
         "num_resamples": resampling.num_resamples,
         "seed": resampling.seed,
+        "warning": few(len(questions), questions.num_contexts),
         **top,
         "systems": described,
         "paired": paired,
@@ -147,7 +149,11 @@ def _described(
     ordered = {name: found_labels[name] for name in SLICINGS if name in found_labels}
     slices = slice_scores(ordered, scores_EK, questions.context_E, *resampling)
     found["slices"] = [each.to_json() for each in slices]
-    found["mistakes"] = _mistakes(system, questions, rules, scores_EK)
+    candidates = system.candidates()
+    found["mistakes"] = _mistakes(system, questions, rules, scores_EK, candidates)
+    is_exact_E = scores_EK[:, 0] == 1
+    found["calibration"] = calibration(keys, system.texts, is_exact_E, questions.context_E, candidates)
+    found["null_threshold"] = _null_threshold(system, questions, rules, candidates)
     return found
 
 
@@ -155,13 +161,33 @@ def _ends(interval: Interval) -> dict[str, float | None]:
     return {"low": interval.low, "high": interval.high}
 
 
-def _mistakes(system: System, questions: Questions, rules: Normalization, scores_EK: Float64) -> list[dict[str, Any]]:
+def _null_threshold(
+    system: System, questions: Questions, rules: Normalization, candidates: Candidates
+) -> dict[str, float] | None:
+    """The threshold that would have been best; None where there are not all the null odds and n-best lists for it."""
+    answers = questions.references.answers
+    odds = system.null_odds() if questions.references.version_2 else {}
+    if not all(key in odds and key in candidates for key in answers):
+        return None
+    return best_null_threshold(
+        answers, {key: candidates[key] for key in answers}, {key: odds[key] for key in answers}, rules
+    )
+
+
+def _mistakes(
+    system: System, questions: Questions, rules: Normalization, scores_EK: Float64, candidates: Candidates
+) -> list[dict[str, Any]]:
     """How many answers are of each kind, in percent of the questions, with the F1 they get and the first few ids."""
-    places = system.places()
     rows: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for row, (example, is_exact) in enumerate(zip(questions.examples, scores_EK[:, 0].tolist(), strict=True)):
         text = system.texts.get(example.id)
-        kind = mistake(example, text, bool(is_exact), rules, places.get(example.id, ()))
+        noted = [
+            (entry["start_char"], entry["end_char"])
+            for entry in candidates.get(example.id, ())
+            if text and entry["text"] == text and entry["start_char"] >= 0
+        ]
+        # The best of those with this text was chosen.
+        kind = mistake(example, text, bool(is_exact), rules, noted[:1])
         if kind is not None:
             rows[kind].append(row)
     return [

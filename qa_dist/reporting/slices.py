@@ -91,6 +91,13 @@ SLICINGS = {
 """Every slicing, in the order of tables, and what it goes by."""
 
 
+def few(num_questions: int, num_contexts: int) -> str | None:
+    """What there is too little of for an interval to be trusted; None if there is enough."""
+    if num_questions < LEAST:
+        return f"under {LEAST} questions"
+    return f"under {LEAST} contexts" if num_contexts < LEAST else None
+
+
 def labels(questions: Questions, rules: Normalization) -> dict[str, Labels]:
     """The slice of each question by slicing, of all but `windows`.
 
@@ -142,9 +149,7 @@ class Slice:
     @property
     def warning(self) -> str | None:
         """Why its interval is not to be trusted; None if there is no such reason."""
-        if self.num_questions < LEAST:
-            return f"under {LEAST} questions"
-        return f"under {LEAST} contexts" if self.num_contexts < LEAST else None
+        return few(self.num_questions, self.num_contexts)
 
     def to_json(self) -> dict[str, Any]:
         """The slice as plain JSON types."""

@@ -10,7 +10,7 @@ from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_json_file
 from qa_dist.config.parsing import read_recipe
-from qa_dist.evaluation.score_files import load_predictions
+from qa_dist.evaluation.score_files import load_null_odds, load_predictions
 from qa_dist.evaluation.scoring import counted
 
 BESIDE_RESULTS = (
@@ -20,8 +20,11 @@ BESIDE_RESULTS = (
 )
 """Options that runs may differ in and still be repetitions of one another with other seeds."""
 
-Places = Mapping[str, Sequence[tuple[int, int]]]
-"""First character, and one past the last, of the candidates that have the predicted text, by question."""
+_HIGHEST = 1e39
+"""Beyond the scores that float32 has; what is no number is not below it."""
+
+Candidates = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Entries of nbest.json by question id: `text`, `score`, `start_char`, `end_char`, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,23 @@ class System:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     rules: str | None = None
 
-    def places(self) -> Places:
-        """Where in the context the answers were found, as nbest.json says; empty where there is no such file.
+    def candidates(self) -> Candidates:
+        """The n-best lists of the run; empty where there are none.
 
         Raises:
-            DataError: The file cannot be used.
+            DataError: nbest.json cannot be used.
         """
         path = None if self.run is None else self.run / "nbest.json"
-        return {} if path is None or not path.is_file() else _places(path, self.texts)
+        return {} if path is None or not path.is_file() else _candidates(path)
+
+    def null_odds(self) -> Mapping[str, float]:
+        """How much better no answer scored than the best answer; empty where nothing says so.
+
+        Raises:
+            DataError: null_odds.json cannot be used.
+        """
+        path = None if self.run is None else self.run / "null_odds.json"
+        return {} if path is None or not path.is_file() else load_null_odds(path)
 
 
 def read_systems(paths: Sequence[str]) -> list[System]:
@@ -103,34 +115,28 @@ def _read_system(path: str, file: Path, name: str) -> System:
     return System(name, path, texts, notes, run, config, rules if isinstance(rules, str) else None)
 
 
-def _places(path: Path, texts: Mapping[str, str]) -> Places:
+def _candidates(path: Path) -> Candidates:
     lists = read_json_file(path)
     if not isinstance(lists, dict):
         raise DataError(f"{path} must hold a JSON object from ids to lists of candidates, not {type_name(lists)}")
-    strange = [key for key, entries in lists.items() if not _are_candidates(entries)]
+    strange = [key for key, entries in lists.items() if not isinstance(entries, list) or not all(map(_is_one, entries))]
     if strange:
         raise DataError(
-            f"{path} must map question ids to lists of candidates with text, start_char and end_char, but does not for "
-            f"{counted(strange, 'id')}; mend or remove it."
+            f"{path} must map question ids to lists of candidates with text, score, start_char and end_char, but does "
+            f"not for {counted(strange, 'id')}; mend or remove it."
         )
-    return {
-        key: [
-            (entry["start_char"], entry["end_char"])
-            for entry in entries
-            if entry["text"] == texts[key] and entry["start_char"] >= 0
-        ][:1]
-        for key, entries in lists.items()
-        if texts.get(key)
-    }
+    return lists
 
 
-def _are_candidates(entries: Any) -> bool:
-    return isinstance(entries, list) and all(
+def _is_one(entry: Any) -> bool:
+    """Whether this is a candidate."""
+    return (
         isinstance(entry, dict)
         and isinstance(entry.get("text"), str)
         and isinstance(entry.get("start_char"), int)
         and isinstance(entry.get("end_char"), int)
-        for entry in entries
+        and isinstance(entry.get("score"), int | float)
+        and abs(entry["score"]) <= _HIGHEST
     )
 
 

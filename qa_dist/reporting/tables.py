@@ -24,6 +24,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"{level} intervals by bootstrap over contexts, and over questions; {found['num_resamples']:,} resamples, "
         f"seed {found['seed']}"
     )
+    if found["warning"]:
+        yield f"{found['warning']}: intervals are too narrow"
     yield ""
     heading = ("system", "EM", "contexts", "questions", "F1", "contexts", "questions")
     yield from _table([heading, *(_overall(system) for system in found["systems"])])
@@ -51,6 +53,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"== {_shown(system['name'])}"
         yield from _slices(system["slices"])
         yield from _mistakes(system["mistakes"])
+        yield from _confidence(system)
         for note in system["notes"]:
             yield f"note: {''.join(c if c.isprintable() else '?' for c in note)}"
 
@@ -101,6 +104,23 @@ def _mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         (f"  {KINDS[each['kind']]}", f"{each['n']:,}", f"{each['share']:.1f} %", _number(each["f1"])) for each in found
     ]
     yield from _table([("", "n", "share", "F1"), *rows])
+
+
+def _confidence(system: Mapping[str, Any]) -> Iterator[str]:
+    found, best = system["calibration"], system["null_threshold"]
+    if found is not None:
+        before, after = (
+            f"{found[when]['ece']:.2f} ({found[when]['adaptive_ece']:.2f})" for when in ("before", "after")
+        )
+        yield (
+            f"calibration: expected error {before} with equal (adaptive) bins, {after} with a temperature of the other "
+            f"half of the contexts; temperature {found['temperature']:.3f} on {found['num_questions']:,} questions"
+        )
+    if best is not None:
+        yield (
+            f"null threshold: F1 {best['best_f1']:.2f} at {best['best_f1_thresh']:.6g}, the best on these questions "
+            "(--null_score_diff_threshold)"
+        )
 
 
 def _table(rows: Sequence[Row], num_names: int = 1) -> Iterator[str]:

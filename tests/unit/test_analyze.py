@@ -9,6 +9,8 @@ import pytest
 
 from qa_dist.analyze import main
 from qa_dist.config.options import RunConfig
+from qa_dist.evaluation.score_files import load_null_odds, load_references
+from qa_dist.evaluation.scoring import score_v2
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from qa_dist.reporting.mistakes import KINDS
 from qa_dist.reporting.questions import read_questions
@@ -88,6 +90,8 @@ def test_scores_by_hand(references: str, tmp_path: Path, capsys: Capture) -> Non
     assert (who["n"], who["num_contexts"], who["warning"]) == (2, 2, "under 30 questions")
     assert who["f1"] == {"value": 100, "low": 100, "high": 100}
     assert found["paired"] == found["seeds"] == []
+    assert found["calibration"] is found["null_threshold"] is None
+    assert found["warning"] == "under 30 questions"
     assert "windows" not in {each["by"] for each in found["slices"]}
     assert found["systems"][0]["notes"] == [
         "no slices by windows: only the output folder of a run says which tokenizer and lengths it had"
@@ -213,13 +217,32 @@ def test_a_run_of_a_version_before(tmp_path: Path, capsys: Capture) -> None:
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert (found["exact_match"]["value"], found["f1"]["value"]) == (metrics["exact_match"], metrics["f1"])
     assert sum(each["n"] for each in found["mistakes"]) == metrics["num_examples"]
+    lists = json.loads((run / "nbest.json").read_text(encoding="utf-8"))
+    texts = json.loads((run / "predictions.json").read_text(encoding="utf-8"))
+    # Confidences are the probabilities that the run wrote.
+    bins = found["calibration"]["before"]["bins"]
+    written = [next(entry["probability"] for entry in lists[key] if entry["text"] == texts[key]) for key in texts]
+    assert sum(each["n"] for each in bins) == found["calibration"]["num_questions"] == len(texts)
+    assert sum(each["n"] * each["confidence"] for each in bins) == pytest.approx(100 * sum(written))
+    # Deciding by the threshold gives the score that it promises, which is no less than the run's.
+    odds, best = load_null_odds(run / "null_odds.json"), found["null_threshold"]
+    decided = {
+        key: "" if odds[key] > best["best_f1_thresh"] else next(entry["text"] for entry in lists[key] if entry["text"])
+        for key in texts
+    }
+    references = load_references(earlier / "dev.json").answers
+    assert score_v2(references, decided)["f1"] == pytest.approx(best["best_f1"])
+    assert best["best_f1"] >= max(metrics["f1"], metrics["best_f1"])
     assert {each["by"] for each in found["slices"]} >= {"has_answer", "windows"}
 
 
 def test_places_of_a_run_are_used(references: str, tmp_path: Path, capsys: Capture) -> None:
     run = Path(run_folder(tmp_path / "run", {**RIGHT, "c": "The", "d": "there"}))
-    entries = [{"text": "other", "start_char": 0, "end_char": 5}, {"text": "Nobody", "start_char": -1, "end_char": -1}]
-    write(run / "nbest.json", {"a": entries, "c": [{"text": "The", "start_char": 0, "end_char": 3}]})
+    entries = [
+        {"text": "other", "score": 2.5, "start_char": 0, "end_char": 5},
+        {"text": "Nobody", "score": 1, "start_char": -1, "end_char": -1},
+    ]
+    write(run / "nbest.json", {"a": entries, "c": [{"text": "The", "score": 0.5, "start_char": 0, "end_char": 3}]})
     found = analyzed(capsys, str(run), "--references", references, *FEW)
     assert {each["kind"]: each["n"] for each in found["mistakes"] if each["n"]} == {"unanswered": 1, "wrong_words": 1}
 
