@@ -177,10 +177,12 @@ class QuestionFiles:
             return
         for path in self._paths:
             with _named(path), path.open("rb", buffering=_BLOCK) as file:
-                # Not tell, which moves the place of what reads ahead.
                 self._place = file.tell
-                yield from self._units_of(path, file)
-                self._place = lambda: 0
+                try:
+                    yield from self._units_of(path, file)
+                finally:
+                    # Of a closed file nobody can ask that.
+                    self._place = lambda: 0
             self._bytes_before += path.stat().st_size
 
     def _units_of(self, path: Path, file: Any) -> Iterator[Unit]:

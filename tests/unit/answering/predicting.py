@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from qa_dist.answering.journal import Journal
-from qa_dist.answering.prediction import Manner, Rounds, predict
+from qa_dist.answering.prediction import Answered, Manner, Parcel, Progress, Rounds, answer, predict
 from qa_dist.answering.question_files import QuestionFiles
 from qa_dist.answering.records import Answer, InvalidQuestionError, Question
 from qa_dist.evaluation.normalization import SQUAD
@@ -48,13 +48,19 @@ class FirstWord:
         return answers
 
 
-ALONE: Any = SimpleNamespace(
-    world_size=1,
-    stop_if_asked=lambda: None,
-    scatter=lambda values: values[0],
-    gather=lambda value: [value],
-)
-"""What `predict` asks of the ranks, for one."""
+def ranks_of(count: int, reader: FirstWord, how: Manner) -> Any:
+    """What `predict` asks of the ranks, for rank 0 of so many; the others' share is done when it is collected."""
+    handed: list[Parcel] = []
+
+    def scatter(parcels: Sequence[Parcel]) -> Parcel:
+        assert len(parcels) == count
+        handed[:] = parcels
+        return parcels[0]
+
+    def gather(value: Answered) -> list[Answered]:
+        return [value, *(answer(parcel.questions, reader, how) for parcel in handed[1:])]
+
+    return SimpleNamespace(world_size=count, stop_if_asked=lambda: None, scatter=scatter, gather=gather)
 
 
 def manner(**changes: Any) -> Manner:
@@ -69,16 +75,23 @@ def run(
     *,
     identity: dict[str, Any] | None = None,
     overwrite: bool = False,
-    ranks: Any = ALONE,
+    num_ranks: int = 1,
     **changes: Any,
 ) -> tuple[Rounds, list[str]]:
     """The finished work, and the sentences about what was left out."""
     notices: list[str] = []
     sink = Journal(output, IDENTITY if identity is None else identity, overwrite=overwrite)
+    read = [0]
+
+    def advance(progress: Progress, files: QuestionFiles) -> None:
+        read.append(files.num_bytes_read)
+        assert 0 <= read[-1] <= (files.num_bytes or 0)
+
     try:
         how = manner(**changes)
-        rounds = Rounds(QuestionFiles(paths), sink, how, notice=notices.append, advance=lambda *_: None)
-        predict(reader or FirstWord(), ranks, rounds, how)
+        rounds = Rounds(QuestionFiles(paths), sink, how, notice=notices.append, advance=advance)
+        reader = reader or FirstWord()
+        predict(reader, ranks_of(num_ranks, reader, how), rounds, how)
     finally:
         sink.close()
     return rounds, notices

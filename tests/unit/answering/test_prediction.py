@@ -229,6 +229,18 @@ def test_a_full_disk_loses_nothing_that_is_written(tmp_path: Path, monkeypatch: 
         assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_what_stands_before_damage_is_answered_and_a_whole_copy_lets_the_run_go_on(tmp_path: Path) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl.gz", rows(2000)), tmp_path / "answers.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="ends in the middle of its gzip stream"):
+        run([path], output, questions_per_chunk=100, num_ranks=20)
+    assert len(lines(output)) in range(700, 1300, 100)
+    path.write_bytes(content)
+    run([path], output, questions_per_chunk=100)
+    assert [line["id"] for line in lines(output)] == [f"q{number}" for number in range(2000)]
+
+
 def test_scores_are_those_of_the_official_scripts(tmp_path: Path) -> None:
     values = rows(11, with_answers=True)
     del values[9]["answers"]
