@@ -33,7 +33,7 @@ COMMANDS = {
     # A file inspect.py would stand before the module of Python where a file beside it is run by its path.
     "inspect": Command(
         "qa_dist.inspect_command",
-        "shows examples token by token",
+        "shows a data set in numbers, what scores it allows, and examples token by token",
         ("inspect.md",),
     ),
     "evaluate": Command("qa_dist.evaluate", "scores a trained model on a data set", ("results.md#evaluate-again",)),

@@ -1,7 +1,8 @@
-"""Look at an example as the model gets it: `qa-dist inspect --train_file train.json --id ID`.
+"""Look at data as the model gets it: `qa-dist inspect --train_file train.json [--id ID]`.
 
-Shows the record, its windows and every token with its id, characters and label. docs/inspect.md explains what is
-printed. Features come from the same store that training uses, and are prepared if it is not there.
+Shows counts, lengths in tokens, and the best scores that any model could reach; with --id or --feature one example: its
+record, its windows and every token with its id, characters and label. docs/inspect.md explains what is printed.
+Features come from the same store that training uses, and are prepared if it is not there.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
-from qa_dist.config.parsing import parse
+from qa_dist.config.parsing import parse, peek
 
 if TYPE_CHECKING:
     from qa_dist.data.folders import Split
@@ -30,7 +31,7 @@ class InspectConfig:
     split: Literal["train", "validation"] | None = option(
         None, "part of the data; auto: train, or validation where there is no other"
     )
-    id: str | None = option(None, "show the example of this id, with all its windows")
+    id: str | None = option(None, "show the example of this id, with all its windows; none: the data set")
     feature: int | None = option(
         None, "show the feature of this number in its split, counted from 0, and the example it is of", minimum=0
     )
@@ -39,8 +40,6 @@ class InspectConfig:
     def problems(self) -> Iterable[str]:
         if self.id is not None and self.feature is not None:
             yield f"--id {self.id} and --feature {self.feature} each name what to show; keep one of them"
-        if self.id is None and self.feature is None:
-            yield "nothing says what to show; give --id ID or --feature N"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,20 +52,33 @@ def _inspect(argv: Sequence[str]) -> int:
     )
     # Only now: these imports take seconds, and --help and mistakes in the options should not.
     from qa_dist.answering.terminal import Style
+    from qa_dist.evaluation.normalization import normalization
     from qa_dist.features.building import prepare_store
     from qa_dist.model.pretrained import load_tokenizer
-    from qa_dist.reporting.example_lines import example_lines
-    from qa_dist.reporting.examples import chosen_features, example_view
 
+    normalization(config.evaluation.answer_normalization)
     split = _split(config, options)
     tokenizer = load_tokenizer(config.model)
     store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
-    found = {"split": split, **example_view(store, tokenizer, chosen_features(store, options.id, options.feature))}
+    # An example may be called "none".
+    example_id = peek(argv, "id")
+    style = Style.of(sys.stdout, os.environ, shutil.get_terminal_size().columns)
+    if example_id is None and options.feature is None:
+        from qa_dist.reporting.data_set import data_set_view
+        from qa_dist.reporting.data_set_lines import data_set_lines
+
+        found = {"split": split, **data_set_view(store, tokenizer, config)}
+        lines = data_set_lines(found, style)
+    else:
+        from qa_dist.reporting.example_lines import example_lines
+        from qa_dist.reporting.examples import chosen_features, example_view
+
+        found = {"split": split, **example_view(store, tokenizer, chosen_features(store, example_id, options.feature))}
+        lines = example_lines(found, style)
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
-        style = Style.of(sys.stdout, os.environ, shutil.get_terminal_size().columns)
-        sys.stdout.writelines(f"{line}\n" for line in example_lines(found, style))
+        sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
 

@@ -12,7 +12,7 @@ spans, those with the highest bound first. Shapes: C context tokens of a window,
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,24 +79,55 @@ def ceiling(store: FeatureStore, rules: Normalization, *, max_answer_length: int
         max_answer_length: Tokens of the longest answer.
         version_2: Whether the null answer is a choice, and scores are those of SQuAD v2.0.
     """
+    return summed(reaches(store, rules, max_answer_length=max_answer_length, version_2=version_2))
+
+
+class Reach(NamedTuple):
+    """What the scores of one question can reach.
+
+    Attributes:
+        example_index: its place in the store.
+        exact_match: the best one, 0 or 1.
+        f1: the best one, from 0 to 1.
+        reason: why it cannot be answered exactly, a key of `REASONS`; None if it can.
+    """
+
+    example_index: int
+    exact_match: float
+    f1: float
+    reason: str | None
+
+
+def reaches(store: FeatureStore, rules: Normalization, *, max_answer_length: int, version_2: bool) -> Iterator[Reach]:
+    """What every question of a store with known references can reach, in order; arguments as of `ceiling`."""
     windows = _windows_by_example(store.feature_map(), store.num_examples)
+    for index, context in enumerate(store.contexts):
+        if (references := store.references(index)) is not None:
+            question = Question(context, references, windows[index], rules, max_answer_length, version_2)
+            yield reach_of(question, index)
+
+
+def reach_of(question: "Question", example_index: int) -> Reach:
+    """What one question can reach."""
+    exact, f1 = best_scores(question)
+    return Reach(example_index, exact, f1, reason_of(question) if exact < 1 else None)
+
+
+def summed(found: Iterable[Reach]) -> Ceiling | None:
+    """The ceiling of some questions; None of none."""
     exact_total = f1_total = 0.0
     num_examples = 0
     reasons: Counter[str] = Counter()
-    for index, context in enumerate(store.contexts):
-        if (references := store.references(index)) is None:
-            continue
-        question = Question(context, references, windows[index], rules, max_answer_length, version_2)
-        exact, f1 = best_scores(question)
-        exact_total += exact
-        f1_total += f1
+    for reach in found:
+        exact_total += reach.exact_match
+        f1_total += reach.f1
         num_examples += 1
-        if exact < 1:
-            reasons[reason_of(question)] += 1
+        if reach.reason is not None:
+            reasons[reach.reason] += 1
     if not num_examples:
         return None
-    found = {name: reasons[name] for name in REASONS if reasons[name]}
-    return Ceiling(100.0 * exact_total / num_examples, 100.0 * f1_total / num_examples, num_examples, found)
+    counts = {name: reasons[name] for name in REASONS if reasons[name]}
+    return Ceiling(100.0 * exact_total / num_examples, 100.0 * f1_total / num_examples, num_examples, counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,5 +4,6 @@
 asked, `systems` what was answered; `intervals` resamples contexts, `slices` and `sentences` sort questions, `mistakes`
 sorts answers, `calibration` looks at their probabilities, and `tables` writes all of it for a terminal.
 
-`examples` takes an example apart into its tokens, which `example_lines` writes in `columns`.
+`data_set` counts and measures what is trained on and says what can be reached on it; `examples` takes an example apart
+into its tokens. `data_set_lines` and `example_lines` write them for a terminal, in `columns`.
 """

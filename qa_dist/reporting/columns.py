@@ -16,12 +16,13 @@ def width(text: str) -> int:
     )
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (), indent: int = 0) -> Iterator[str]:
     """Rows of equally many cells as lines, in columns as wide as need be.
 
     Args:
         rows: The cells.
         left: Columns that are written from the left; others end at the right.
+        indent: Blanks before each line.
     """
     cleaned = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(width, column)) for column in zip(*cleaned, strict=True)]
@@ -30,7 +31,7 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> Ite
         for place, (cell, most) in enumerate(zip(row, widths, strict=True)):
             blanks = " " * (most - width(cell))
             cells.append(cell + blanks if place in left else blanks + cell)
-        yield "  ".join(cells).rstrip()
+        yield " " * indent + "  ".join(cells).rstrip()
 
 
 def bright(text: str, *, has_colours: bool) -> str:

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from qa_dist import prepare
 from qa_dist.inspect_command import main
+from qa_dist.reporting.data_set import distribution
 from tests.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import row, save_tokenizer, write_rows
@@ -134,6 +137,102 @@ def test_an_answer_over_several_lines_is_coloured_on_each(capsys: Capture, flags
     context = lines[3:6]
     assert [line.strip().startswith("\x1b[1;32m") for line in context[1:]] == [True, True]
     assert all(line.endswith("\x1b[0m") for line in context)
+
+
+def test_counts_and_lengths_are_those_of_the_records(capsys: Capture, flags: list[str]) -> None:
+    found = inspected(capsys, *flags)
+    whole = [TOKENIZER(each["question"], each["context"]).sequence_ids() for each in ROWS]
+    windows = [
+        len(
+            TOKENIZER(
+                *(each["question"], each["context"]),
+                **{"truncation": "only_second", "max_length": 24, "stride": 4, "return_overflowing_tokens": True},
+            )["input_ids"]
+        )
+        for each in ROWS
+    ]
+    assert (found["num_examples"], found["num_contexts"], found["num_features"]) == (4, 4, sum(windows))
+    assert found["windows_per_example"] == {str(count): windows.count(count) for count in sorted(set(windows))}
+    lengths = found["lengths"]
+    for name, part in (("question", 0), ("context", 1)):
+        expected = sorted(ids.count(part) for ids in whole)
+        assert (lengths[name]["min"], lengths[name]["max"]) == (expected[0], expected[-1])
+        assert lengths[name]["mean"] == sum(expected) / 4
+        assert lengths[name]["p50"] == expected[1]
+        assert sum(each["n"] for each in lengths[name]["histogram"]) == 4
+    assert lengths["feature"]["max"] == 24
+    assert (lengths["answer"]["n"], lengths["answer"]["mean"]) == (3, (3 + 1 + 1) / 3)
+    assert (found["num_unanswerable"], found["unanswerable_share"]) == (1, 0.25)
+    assert found["answers_per_question"] == {"0": 1, "1": 3}
+    assert found["question_words"] == {"where": 4}
+    contexts = [token for each in ROWS for token in TOKENIZER.tokenize(each["context"])]
+    assert contexts.count("[UNK]") > 0, "the example above it"
+    assert found["unknown_token_share"] > 0
+
+
+def test_a_context_that_two_questions_share_is_measured_once(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
+    data = write_rows(
+        tmp_path / "a.jsonl", row("a"), row("b", question="Where?"), row("c", context="Mora lies on a lake")
+    )
+    lengths = inspected(capsys, *flags, "--train_file", data)["lengths"]
+    assert (lengths["question"]["n"], lengths["context"]["n"]) == (3, 2)
+    assert (lengths["context"]["min"], lengths["context"]["max"]) == (5, 11)
+
+
+def test_quantiles_and_bins_by_hand() -> None:
+    found = distribution(np.array([3] * 90 + [7] * 9 + [25], np.int64))
+    assert [found[name] for name in ("n", "mean", "min", "max")] == [100, 3.58, 3, 25]
+    assert [found[name] for name in ("p5", "p50", "p95", "p99")] == [3, 3, 7, 7]
+    assert [each["n"] for each in found["histogram"]] == [90, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert (found["histogram"][0]["first"], found["histogram"][-1]["last"]) == (2, 25)
+    assert distribution(np.array([], np.int64)) == {"n": 0}
+
+
+@pytest.fixture(scope="module")
+def out_of_reach(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Validation data with a question for each reason, and one that can be answered."""
+    cut = LONG + "where does Mora lie ? " * 2
+    return write_rows(
+        tmp_path_factory.mktemp("reach") / "dev.jsonl",
+        row("fine"),
+        row("inside", answers={"text": ["ora"], "answer_start": [1]}),
+        row("long", context=LONG, answers={"text": [LONG[:32]], "answer_start": [0]}),
+        row("cut", context=cut, answers={"text": [cut[30:110]], "answer_start": [30]}),
+        row("gone", answers={"text": ["a sea"], "answer_start": [-1]}),
+        row("article", answers={"text": ["a"], "answer_start": [13]}),
+    )
+
+
+def test_the_ceiling_with_the_reasons_and_their_examples(capsys: Capture, flags: list[str], out_of_reach: str) -> None:
+    words = [*flags[2:], "--validation_file", out_of_reach, "--max_answer_length", "5"]
+    found = inspected(capsys, *words)
+    best = found["ceiling"]
+    reasons = ("off_token_boundaries", "too_long", "in_no_window", "not_in_context", "lost_to_normalization")
+    assert best["reasons"] == dict.fromkeys(reasons, 1)
+    ids = {reason: [each["id"] for each in examples] for reason, examples in best["examples"].items()}
+    assert ids == dict(zip(reasons, (["inside"], ["long"], ["cut"], ["gone"], ["article"]), strict=True))
+    assert best["exact_match"] == pytest.approx(100 * 2 / 6)
+    assert prepare.main(words) == 0
+    prepared = json.loads(capsys.readouterr().out)
+    assert prepared["ceiling"] == {name: best[name] for name in ("exact_match", "f1")}
+    assert prepared["unknown_token_share"] == pytest.approx(found["unknown_token_share"], abs=1e-6)
+    shown = text_of(capsys, *words)
+    assert f"at best EM {best['exact_match']:.2f}, F1 {best['f1']:.2f}" in shown
+    assert "1 of 6 questions have answers that are in no window as a whole\n    cut: Where does Mora lie?\n" in shown
+    assert "a sea (best F1" in shown
+
+
+def test_unlabelled_data_have_no_ceiling(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "dev.jsonl", row("a", answers=...))
+    words = [*flags[2:], "--validation_file", data]
+    found = inspected(capsys, *words)
+    assert (found["ceiling"], found["num_without_references"], found["lengths"]["answer"]) == (None, 1, {"n": 0})
+    assert "no answers are known" in text_of(capsys, *words)
+
+
+def test_an_example_may_be_called_none(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", row("a"), row("none"))
+    assert inspected(capsys, *flags, "--train_file", data, "--id", "none")["example"]["index"] == 1
 
 
 def test_wide_characters_take_two_columns() -> None:
