@@ -7,6 +7,7 @@ imported, so that it runs where this project is not installed.
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -27,8 +28,16 @@ def reader(model: str) -> Ask:
     """`qa_dist.Reader`."""
     import qa_dist
 
+    # An exported model would take all cores; torch has read the variable by itself.
+    is_exported = (Path(model) / "onnx").is_dir()
     opened = qa_dist.Reader(
-        model, device="cpu", max_answer_length=LONGEST, max_seq_length=WINDOW, doc_stride=STRIDE, allow_no_answer=False
+        model,
+        device="cpu",
+        max_answer_length=LONGEST,
+        max_seq_length=WINDOW,
+        doc_stride=STRIDE,
+        allow_no_answer=False,
+        num_threads=int(os.environ["OMP_NUM_THREADS"]) if is_exported else None,
     )
     return lambda questions: [answer.text for _, answer in opened.answer_many(questions)]  # type: ignore[union-attr]
 
