@@ -35,9 +35,16 @@ class InspectConfig:
     feature: int | None = option(
         None, "show the feature of this number in its split, counted from 0, and the example it is of", minimum=0
     )
+    suggest: bool = option(
+        False,
+        "list other values of --max_seq_length and --doc_stride with the windows and tokens of an epoch and the best "
+        "scores that any model could reach, instead of describing the data set",
+    )
     json: bool = option(False, "print one JSON object instead of text")
 
     def problems(self) -> Iterable[str]:
+        if self.suggest and (self.id is not None or self.feature is not None):
+            yield "--suggest is about all examples, and --id and --feature name one; keep one of them"
         if self.id is not None and self.feature is not None:
             yield f"--id {self.id} and --feature {self.feature} each name what to show; keep one of them"
 
@@ -63,7 +70,12 @@ def _inspect(argv: Sequence[str]) -> int:
     # An example may be called "none".
     example_id = peek(argv, "id")
     style = Style.of(sys.stdout, os.environ, shutil.get_terminal_size().columns)
-    if example_id is None and options.feature is None:
+    if options.suggest:
+        from qa_dist.reporting.suggestions import suggestion_lines, suggestions
+
+        found = {"split": split, "suggestions": suggestions(store, tokenizer, config)}
+        lines = suggestion_lines(found, style)
+    elif example_id is None and options.feature is None:
         from qa_dist.reporting.data_set import data_set_view
         from qa_dist.reporting.data_set_lines import data_set_lines
 

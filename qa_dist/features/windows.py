@@ -332,9 +332,7 @@ class FeatureBuilder:
 
     def _starts(self, num_question_tokens: int, num_context_tokens: int) -> range:
         """The first context token of each window, of as many tokens as are left beside the question."""
-        step = self._max_text_length - num_question_tokens - self._doc_stride
-        # The last window is the first one that reaches the end of the context; an empty context has one window too.
-        return range(0, max(1, num_context_tokens - self._doc_stride), step)
+        return window_starts(self._max_text_length - num_question_tokens, self._doc_stride, num_context_tokens)
 
     def _tokens_of(self, context: str) -> tuple[Int32, Int32]:
         """Token ids int32 [C] of a whole context, and their offsets int32 [C, 2]."""
@@ -393,6 +391,12 @@ class FeatureBuilder:
                 if token_id in piece.ids:
                     return piece_start + list(piece.ids).index(token_id)
         return 0
+
+
+def window_starts(capacity: int, doc_stride: int, num_context_tokens: int) -> range:
+    """The first context token of each window that takes `capacity` tokens of a context."""
+    # The last window is the first one that reaches the end of the context; an empty context has one window too.
+    return range(0, max(1, num_context_tokens - doc_stride), capacity - doc_stride)
 
 
 def answer_tokens(context_offsets: Int32, answer: Answer) -> tuple[int, int] | None:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from qa_dist import prepare
+from qa_dist.evaluation.ceiling import ceiling
+from qa_dist.evaluation.normalization import SQUAD
 from qa_dist.inspect_command import main
 from qa_dist.reporting.data_set import distribution
+from qa_dist.reporting.suggestions import LENGTHS, TOLERANCE, suggestions
 from tests.refusals import refusal
 from tests.tiny import tiny_tokenizer
-from tests.unit.data_fixtures import row, save_tokenizer, write_rows
+from tests.unit.data_fixtures import prepared, row, run_config, save_tokenizer, write_rows
 
 Capture = pytest.CaptureFixture[str]
 
@@ -230,6 +233,49 @@ def test_unlabelled_data_have_no_ceiling(capsys: Capture, flags: list[str], tmp_
     assert "no answers are known" in text_of(capsys, *words)
 
 
+def test_suggestions_are_what_preparing_each_would_give(tmp_path: Path) -> None:
+    asked = "where does Mora lie ? " * 5
+    data = write_rows(
+        tmp_path / "dev.jsonl",
+        *(row("a"), row("b", context=LONG * 3, answers={"text": ["deep"], "answer_start": [AT]})),
+        row("c", context=LONG, question=asked, answers={"text": [LONG[:37], "mora"], "answer_start": [0, -1]}),
+        row("d", context=LONG + "lake", question="is a", answers={"text": [LONG[30:110]], "answer_start": [30]}),
+        row("e", context=LONG, answers={"text": [], "answer_start": []}),
+    )
+    options = {"validation_file": data, "max_seq_length": 30, "doc_stride": 9}
+    folder = save_tokenizer(tmp_path / "tokenizer", TOKENIZER)
+    config = run_config(folder, tmp_path / "stores", **options)
+    store = prepared(config, "validation")
+    assert store.stats.num_truncated_questions == 1, "the length of a question that was cut is found again"
+    found = suggestions(store, TOKENIZER, config, lengths=(24, 32, 64, 200))
+    assert len(found) == 13
+    for each in found:
+        lengths = {name: each[name] for name in ("max_seq_length", "doc_stride")}
+        other = prepared(run_config(folder, tmp_path / "stores", **{**options, **lengths}), "validation")
+        assert (each["num_features"], each["num_tokens"]) == (other.num_features, int(other.lengths.sum()))
+        best = ceiling(other, SQUAD, max_answer_length=30, version_2=True)
+        assert best is not None
+        assert (each["exact_match"], each["f1"]) == (best.exact_match, best.f1)
+        assert each["is_configured"] == (lengths == {"max_seq_length": 30, "doc_stride": 9})
+    assert len({each["exact_match"] for each in found}) > 1
+    (chosen,) = (each for each in found if each["is_suggested"])
+    best_f1, best_em = (max(each[name] for each in found) for name in ("f1", "exact_match"))
+    good = [each for each in found if min(each["f1"] - best_f1, each["exact_match"] - best_em) >= -TOLERANCE]
+    assert 1 < len(good) < len(found)
+    assert chosen["num_tokens"] == min(each["num_tokens"] for each in good)
+
+
+def test_suggestions_as_a_table_and_as_json(capsys: Capture, flags: list[str]) -> None:
+    rows = inspected(capsys, *flags, "--suggest")["suggestions"]
+    assert [each["max_seq_length"] for each in rows if each["is_configured"]] == [24]
+    assert {each["max_seq_length"] for each in rows} == {24, *LENGTHS}
+    shown = text_of(capsys, *flags, "--suggest").splitlines()
+    assert len(shown) == len(rows) + 3
+    (line,) = (line for line in shown if line.endswith("as configured"))
+    assert line.split()[:4] == ["24", "4", str(rows[0]["num_features"]), str(rows[0]["num_tokens"])]
+    assert sum(line.endswith(" suggested") for line in shown) == 1
+
+
 def test_an_example_may_be_called_none(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", row("a"), row("none"))
     assert inspected(capsys, *flags, "--train_file", data, "--id", "none")["example"]["index"] == 1
@@ -249,6 +295,7 @@ def test_wide_characters_take_two_columns() -> None:
         (["--feature", "1000"], ("there is no feature 1000", "a number from 0 to")),
         (["--feature", "-1"], ("--feature -1 is out of range",)),
         (["--feature", "1", "--id", "first"], ("each name what to show",)),
+        (["--suggest", "--id", "first"], ("--suggest is about all examples",)),
         (["--split", "validation", "--feature", "1"], ("--split validation: the data has train only",)),
         (["--feature", "0", "--train_file", "/no/such.json"], ("/no/such.json does not exist",)),
     ],
