@@ -243,9 +243,11 @@ class Windows:
 
     def of(self, system: System) -> tuple[Int32 | None, str | None]:
         """How many windows each question has in a run, int32 [E], or None and a note on why nobody knows."""
-        lengths = [system.config.get(name) for name in ("max_seq_length", "doc_stride", "max_question_length")]
-        if system.run is None or not all(isinstance(length, int) for length in lengths[:2]):
+        if system.run is None:
             return None, "no slices by windows: only the output folder of a run says which tokenizer and lengths it had"
+        lengths = [system.config.get(name) for name in ("max_seq_length", "doc_stride", "max_question_length")]
+        if not all(isinstance(length, int) for length in lengths[:2]):
+            return None, f"no slices by windows: {system.path} has no config.yaml that says the lengths"
         # Looked for before the libraries are imported that would miss it.
         if not any((system.run / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             return None, f"no slices by windows: {system.path} holds no tokenizer"

@@ -198,6 +198,10 @@ def test_windows_of_a_run(tmp_path: Path, capsys: Capture) -> None:
     assert "windows" not in {each["by"] for each in without["slices"]}
     assert without["systems"][0]["notes"] == [f"no slices by windows: {run} holds no tokenizer"]
     save_tokenizer(Path(run))
+    (Path(run) / "config.yaml").rename(tmp_path / "config.yaml")
+    unsaid = analyzed(capsys, run, "--references", str(data), *FEW)
+    assert unsaid["systems"][0]["notes"] == [f"no slices by windows: {run} has no config.yaml that says the lengths"]
+    (tmp_path / "config.yaml").rename(Path(run) / "config.yaml")
     found = analyzed(capsys, run, "--references", str(data), *FEW)
     assert found["systems"][0]["notes"] == []
     features, _ = FeatureBuilder(TokenizerSpec.of(tiny_tokenizer()), FeatureSpec(48, 12)).build(questions.examples)
