@@ -16,6 +16,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
+from qa_dist.machine.allocator import start_with_jemalloc
 
 PROG = "qa_dist.serve"
 
@@ -73,6 +74,9 @@ class ServeConfig(ReaderConfig):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if argv is None:
+        # Rows have another length in every batch, too.
+        start_with_jemalloc(os.environ, sys.orig_argv)
     return run_command(PROG, lambda: _serve(sys.argv[1:] if argv is None else argv))
 
 

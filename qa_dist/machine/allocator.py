@@ -1,4 +1,4 @@
-"""Which allocator hands out the memory of this process, and how a run on CPUs gets one whose heap stays flat.
+"""Which allocator hands out the memory of this process, and how what runs long on CPUs gets one whose heap stays flat.
 
 A row of tokens has another length in every step. glibc's heap keeps what was freed in holes that the next tensors do
 not fit into, and grows for as long as a run lasts; jemalloc's does not, at the same speed (docs/memory.md). glibc can
@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 _LIBRARY = "libjemalloc.so.2"
+_LONG = ("qa_dist.train", "qa_dist.serve")
+"""Modules whose processes run long."""
+
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What the drivers of GPUs leave in /dev: NVIDIA's, that of Windows' Linux, AMD's."""
@@ -59,7 +62,7 @@ def start_with_jemalloc(environment: MutableMapping[str, str], command: Sequence
         command: The interpreter and its arguments, `sys.orig_argv`.
     """
     # A process that somebody else's program forked cannot be started anew by what that was started with.
-    is_own = "qa_dist.train" in command or any(Path(word).name == "qa-dist" for word in command[1:])
+    is_own = any(word in _LONG or Path(word).name == "qa-dist" for word in command[1:])
     changed = with_jemalloc(environment) if is_own else None
     if changed is not None:
         os.execve(sys.executable, [sys.executable, *command[1:]], changed)

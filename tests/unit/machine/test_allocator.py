@@ -37,7 +37,8 @@ def test_a_run_starts_anew_with_jemalloc_once(library: Path, monkeypatch: pytest
     allocator.start_with_jemalloc({}, ["python3", "-c", "from multiprocessing.forkserver import main; main(3)"])
     assert len(started) == 1
     allocator.start_with_jemalloc({}, ["python3", "/usr/local/bin/qa-dist", "train"])
-    assert len(started) == 2
+    allocator.start_with_jemalloc({}, ["python3", "-m", "qa_dist.serve", "model"])
+    assert len(started) == 3
 
 
 @pytest.mark.parametrize("why", ["preloaded", "preloads nothing", "has a GPU", "no glibc", "no jemalloc"])
