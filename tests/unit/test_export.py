@@ -251,6 +251,37 @@ def test_a_graph_with_other_logits_is_not_kept(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "dev.json"]
 
 
+def test_a_model_that_may_answer_nothing_still_may(
+    bert: tuple[Path, ModelConfig, dict[str, Any]],
+    items: list[dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def copy_graph(model: Any, inputs: Any, pad_token_id: int, path: Path) -> None:
+        path.parent.mkdir()
+        shutil.copy(bert[0] / "exported" / "onnx" / "model.onnx", path)
+
+    monkeypatch.setattr(exporting, "write_graph", copy_graph)
+    (tmp_path / "adapter").symlink_to(bert[0] / "adapter")
+    tiny_squad(tmp_path / "dev.json", 16, seed=4, unanswerable=True)
+    lengths = {"max_seq_length": 64, "doc_stride": 16}
+    model = Reader(tmp_path / "adapter", device="cpu", allow_no_answer=True, **lengths)
+    odds = [answer.no_answer_odds for _, answer in model.answer_many(items)]  # type: ignore[union-attr]
+    # Such that both kinds of answers occur, and not the odds of any question.
+    threshold = float(np.mean(np.sort(odds)[5:7]))
+    more = ("--version_2_with_negative", "true", f"--null_score_diff_threshold={threshold}")
+    assert export.main(words(tmp_path, *more)) == 0
+    reader = Reader(tmp_path / "exported", num_threads=1)
+    assert reader.allow_no_answer
+    found = [answer for _, answer in reader.answer_many(items)]
+    again = Reader(
+        tmp_path / "adapter", device="cpu", allow_no_answer=True, null_score_diff_threshold=threshold, **lengths
+    )
+    expected = [answer for _, answer in again.answer_many(items)]
+    assert [answer.text for answer in found] == [answer.text for answer in expected]
+    assert 1 < sum(answer.is_no_answer for answer in found) < len(items) - 1
+
+
 def answered(text: str, *entries: tuple[int, float], null_odds: float | None = None) -> ExampleAnswer:
     """An answer whose n-best list has these starts and scores; the first is chosen."""
     nbest = tuple(Prediction(text, score, 0.5, start, start + 1) for start, score in entries)
