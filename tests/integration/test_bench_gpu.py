@@ -127,7 +127,7 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     words = ["gpu", "--output_dir", str(tmp_path)]
     for more, said in (
         (["--rehearse", "--only", "nothing"], "--only nothing is the beginning of no item; there are: machine"),
-        (["--rehearse", "--only", "loss,trian"], "--only trian is the beginning of no item; there are: machine"),
+        (["--rehearse", "--only", "loss,trains"], "--only trains is the beginning of no item; there are: machine"),
         (["--rehearse", "--seconds", "0"], "--seconds 0 is no time"),
         (["--rehearse", "--squad", str(tmp_path)], "--squad and --model belong together"),
         (["--rehearse", "--squad", str(tmp_path), "--model", str(tmp_path)], "train-v1.1.json.gz"),

@@ -105,7 +105,7 @@ def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None
     bad: list[tuple[bytes, str]] = [
         (b'{"id": "x", "question": ', "it is not JSON"),
         (b'{"question": "a", "question": "b", "context": "c"}', "more than once"),
-        (b'{"question": "caf\xe9", "context": "c"}', "it is not UTF-8"),
+        (b'{"question": "d\xe9j\xe0", "context": "c"}', "it is not UTF-8"),
         (b'["a list"]', "an entry is not an object"),
         (b'{"question": 3, "context": "c"}', "question is not a string"),
         (b'{"question": "a", "context": " \\t"}', "context is empty"),
@@ -131,7 +131,7 @@ def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None
 
 def test_bad_rows_of_a_table(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
-    path.write_bytes(b'id,question,context\n1,"two\nlines",text\n2,a,text,more\n3,caf\xe9,text\n4,,text\n5,a,text\n')
+    path.write_bytes(b'id,question,context\n1,"two\nlines",text\n2,a,text,more\n3,d\xe9j\xe0,text\n4,,text\n5,a,text\n')
     assert flaws(path) == [
         ("q.csv, line 4", "a row has more values than the header has columns"),
         ("q.csv, line 5", "it is not UTF-8"),
