@@ -11,12 +11,14 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
+from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of
+from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     from qa_dist.data.folders import Split
@@ -35,6 +37,11 @@ class InspectConfig:
     feature: int | None = option(
         None, "show the feature of this number in its split, counted from 0, and the example it is of", minimum=0
     )
+    adapter: str | None = option(
+        None,
+        "folder of a trained adapter or model: show its start and end logits of each token, and its best answers, with "
+        "--id or --feature",
+    )
     suggest: bool = option(
         False,
         "list other values of --max_seq_length and --doc_stride with the windows and tokens of an epoch and the best "
@@ -43,6 +50,9 @@ class InspectConfig:
     json: bool = option(False, "print one JSON object instead of text")
 
     def problems(self) -> Iterable[str]:
+        yield from adapter_problems(self.adapter)
+        if self.adapter is not None and self.id is None and self.feature is None:
+            yield f"--adapter {self.adapter} says something of one example; name it with --id or --feature"
         if self.suggest and (self.id is not None or self.feature is not None):
             yield "--suggest is about all examples, and --id and --feature name one; keep one of them"
         if self.id is not None and self.feature is not None:
@@ -55,17 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect(argv: Sequence[str]) -> int:
     config, options = parse(
-        argv, prog=PROG, description=__doc__ or "", groups=("data", "model", "evaluation"), entry=InspectConfig
+        argv,
+        prog=PROG,
+        description=__doc__ or "",
+        groups=("data", "model", "evaluation"),
+        entry=InspectConfig,
+        base=base_options(peek(argv, "adapter")),
     )
     # Only now: these imports take seconds, and --help and mistakes in the options should not.
     from qa_dist.answering.terminal import Style
     from qa_dist.evaluation.normalization import normalization
     from qa_dist.features.building import prepare_store
-    from qa_dist.model.pretrained import load_tokenizer
 
     normalization(config.evaluation.answer_normalization)
     split = _split(config, options)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, notes = _tokenizer(config, options)
+    sys.stderr.writelines(f"{PROG}: note: {note}\n" for note in notes)
     store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
     # An example may be called "none".
     example_id = peek(argv, "id")
@@ -85,13 +100,25 @@ def _inspect(argv: Sequence[str]) -> int:
         from qa_dist.reporting.example_lines import example_lines
         from qa_dist.reporting.examples import chosen_features, example_view
 
-        found = {"split": split, **example_view(store, tokenizer, chosen_features(store, example_id, options.feature))}
+        features = chosen_features(store, example_id, options.feature)
+        found = {"split": split, **example_view(store, tokenizer, features)}
+        if options.adapter is not None:
+            from qa_dist.reporting.example_logits import add_answers
+
+            add_answers(found, store, config, options.adapter, tokenizer_pads_left=tokenizer.padding_side == "left")
         lines = example_lines(found, style)
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
+
+
+def _tokenizer(config: RunConfig, options: InspectConfig) -> tuple[Any, Sequence[str]]:
+    """The tokenizer of the features, and what the user should know of it."""
+    if options.adapter is None:
+        return load_tokenizer(config.model), ()
+    return load_tokenizer_of(options.adapter, config.model)
 
 
 def _split(config: RunConfig, options: InspectConfig) -> "Split":

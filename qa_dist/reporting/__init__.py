@@ -5,6 +5,6 @@ asked, `systems` what was answered; `intervals` resamples contexts, `slices` and
 sorts answers, `calibration` looks at their probabilities, and `tables` writes all of it for a terminal.
 
 `data_set` counts and measures what is trained on and says what can be reached on it; `examples` takes an example apart
-into its tokens; `suggestions` weighs other lengths of windows. `data_set_lines` and `example_lines` write for a
-terminal, in `columns`.
+into its tokens, of which `example_logits` has what a model says; `suggestions` weighs other lengths of windows.
+`data_set_lines` and `example_lines` write for a terminal, in `columns`.
 """

@@ -1,7 +1,7 @@
 """An example and its tokens as lines for a terminal."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qa_dist.answering.sentences import printable
@@ -12,6 +12,7 @@ _BEGIN, _END = "\x02", "\x03"
 """Stand for the colours of an answer until lines are cut; printable text holds neither."""
 
 _INDENT = " " * 10
+_LONGEST_BAR = 16
 
 
 def example_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
@@ -40,6 +41,9 @@ def example_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
     for feature in found["features"]:
         yield ""
         yield from _feature(feature, number, style)
+    if "answers" in found:
+        yield ""
+        yield from _answers(found, style)
 
 
 def _field(name: str, text: str, style: Style) -> list[str]:
@@ -88,7 +92,7 @@ def _feature(feature: Mapping[str, Any], num_windows: int, style: Style) -> Iter
             f"label: start {first}, end {last}; these tokens decode to {_quoted(feature['decoded'])}, and stand for "
             f"{_quoted(feature['text'])}"
         )
-    rows = [("#", "id", "piece", "type", "part", "characters", "label")]
+    rows: list[tuple[str, ...]] = [("#", "id", "piece", "type", "part", "characters", "label")]
     rows += [
         (
             f"{token['position']}",
@@ -101,7 +105,9 @@ def _feature(feature: Mapping[str, Any], num_windows: int, style: Style) -> Iter
         )
         for token in feature["tokens"]
     ]
-    heading, *lines = aligned(rows, left=(2, 4, 6))
+    if "start_logit" in feature["tokens"][0]:
+        rows = [(*row, *more) for row, more in zip(rows, _logits(feature["tokens"]), strict=True)]
+    heading, *lines = aligned(rows, left=(2, 4, 6, 8, 10))
     yield dim(heading, has_colours=style.has_colours)
     for token, line in zip(feature["tokens"], lines, strict=True):
         is_answer = first is not None and first <= token["position"] <= last
@@ -109,6 +115,38 @@ def _feature(feature: Mapping[str, Any], num_windows: int, style: Style) -> Iter
             yield bright(line, has_colours=style.has_colours)
         else:
             yield line if token["part"] == "context" else dim(line, has_colours=style.has_colours)
+
+
+def _logits(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Cells for a heading and each token: both logits with bars, as long as the logit is above the window's lowest."""
+    columns: list[list[str]] = []
+    for name in ("start", "end"):
+        logits = [token[f"{name}_logit"] for token in tokens]
+        lowest, highest = min(logits), max(logits)
+        scale = _LONGEST_BAR / (highest - lowest) if highest > lowest else 0.0
+        columns.append([name, *(f"{logit:.2f}" for logit in logits)])
+        columns.append(["", *("#" * round((logit - lowest) * scale) for logit in logits)])
+    return list(zip(*columns, strict=True))
+
+
+def _answers(found: Mapping[str, Any], style: Style) -> Iterator[str]:
+    answers = found["answers"]
+    yield f"the {len(answers)} best answers of {printable(found['adapter'])} from all windows"
+    rows = [("", "probability", "score", "characters", "text")]
+    for number, each in enumerate(answers, 1):
+        is_none = each["start_char"] < 0
+        rows.append(
+            (
+                f"{number}",
+                f"{each['probability']:.4f}",
+                f"{each['score']:.3f}",
+                "" if is_none else f"{each['start_char']}-{each['end_char']}",
+                "no answer" if is_none else _quoted(each["text"]),
+            )
+        )
+    for number, line in enumerate(aligned(rows, left=(3, 4))):
+        is_chosen = number and answers[number - 1]["is_chosen"]
+        yield bright(line, has_colours=style.has_colours) if is_chosen else line
 
 
 def _quoted(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_dist import prepare
+from qa_dist import Reader, prepare
 from qa_dist.evaluation.ceiling import ceiling
 from qa_dist.evaluation.normalization import SQUAD
 from qa_dist.inspect_command import main
@@ -281,6 +281,45 @@ def test_an_example_may_be_called_none(capsys: Capture, flags: list[str], tmp_pa
     assert inspected(capsys, *flags, "--train_file", data, "--id", "none")["example"]["index"] == 1
 
 
+def test_what_a_model_says_is_what_its_evaluation_said(capsys: Capture, trained: Path) -> None:
+    n_best = json.loads((trained / "adapter" / "nbest.json").read_text(encoding="utf-8"))
+    texts = json.loads((trained / "adapter" / "predictions.json").read_text(encoding="utf-8"))
+    adapter = ["--adapter", str(trained / "adapter"), "--split", "validation"]
+    found = inspected(capsys, *adapter, "--id", "q3")
+    answers = found["answers"]
+    assert [each["text"] for each in answers] == [each["text"] for each in n_best["q3"]]
+    assert [each["probability"] for each in answers] == pytest.approx([each["probability"] for each in n_best["q3"]])
+    assert [each["text"] for each in answers if each["is_chosen"]] == [texts["q3"]]
+    best = answers[0]
+    scores = [
+        first["start_logit"] + last["end_logit"]
+        for feature in found["features"]
+        for first in feature["tokens"]
+        for last in feature["tokens"]
+        if (first["start_char"], last["end_char"]) == (best["start_char"], best["end_char"])
+    ]
+    assert max(scores) == pytest.approx(best["score"], abs=1e-5)
+    shown = text_of(capsys, *adapter, "--id", "q3").splitlines()
+    token = max(found["features"][0]["tokens"], key=lambda each: each["start_logit"])
+    (line,) = (line for line in shown if line.split()[:2] == [str(token["position"]), str(token["id"])])
+    assert f"{token['start_logit']:.2f}  {'#' * 16}  " in line
+    assert sum('  "' in line for line in shown[-len(answers) :]) == len(answers)
+
+
+def test_a_model_answers_from_all_windows_whichever_is_shown(capsys: Capture, trained: Path) -> None:
+    words = ["--adapter", str(trained / "adapter"), "--max_seq_length", "20", "--doc_stride", "2"]
+    found = inspected(capsys, *words, "--id", "q3")
+    assert found["num_windows"] > 1
+    last = found["features"][-1]
+    alone = inspected(capsys, *words, "--feature", str(last["feature"]))
+    assert (alone["features"], alone["answers"]) == ([last], found["answers"])
+    answer = Reader(trained / "adapter", max_seq_length=20, doc_stride=2).answer(
+        found["example"]["question"], found["example"]["context"]
+    )
+    (chosen,) = (each for each in found["answers"] if each["is_chosen"])
+    assert (answer.text, answer.start_char) == (chosen["text"], chosen["start_char"])
+
+
 def test_wide_characters_take_two_columns() -> None:
     from qa_dist.reporting.columns import aligned
 
@@ -295,6 +334,8 @@ def test_wide_characters_take_two_columns() -> None:
         (["--feature", "1000"], ("there is no feature 1000", "a number from 0 to")),
         (["--feature", "-1"], ("--feature -1 is out of range",)),
         (["--feature", "1", "--id", "first"], ("each name what to show",)),
+        (["--adapter", "/no/such", "--id", "first"], ("--adapter /no/such is not a folder",)),
+        (["--adapter", str(Path(__file__).parent)], ("holds no adapter", "name it with --id or --feature")),
         (["--suggest", "--id", "first"], ("--suggest is about all examples",)),
         (["--split", "validation", "--feature", "1"], ("--split validation: the data has train only",)),
         (["--feature", "0", "--train_file", "/no/such.json"], ("/no/such.json does not exist",)),

@@ -1,0 +1,109 @@
+"""What a trained model says of an example: the logits of each token of its windows, and its n-best list."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from qa_dist.config.options import RunConfig
+from qa_dist.data.records import Feature
+from qa_dist.evaluation.answers import decode
+from qa_dist.evaluation.candidates import CandidateTable
+from qa_dist.evaluation.passes import candidates, logits_of
+from qa_dist.features.batching import evaluation_batches
+from qa_dist.features.building import may_lack_answers
+from qa_dist.features.store import FeatureStore
+from qa_dist.features.table import FeatureTable
+from qa_dist.features.token_budget import EVALUATION_TOKENS
+from qa_dist.features.windows import FeatureColumns
+from qa_dist.model.precision import autocast
+from qa_dist.model.saved import load_trained
+from qa_dist.model.trainable import check_vocabulary
+
+
+def add_answers(
+    found: dict[str, Any], store: FeatureStore, config: RunConfig, adapter: str, *, tokenizer_pads_left: bool
+) -> None:
+    """Add what a model says to the view of an example.
+
+    Every token gets `start_logit` and `end_logit`, and the view `adapter` and `answers`: the n-best list over all
+    windows of the example, as an evaluation makes it, whichever of them are shown. All is computed on the CPU, in
+    float32.
+
+    Args:
+        found: What `examples.example_view` gave.
+        store: The examples and their features.
+        config: The configuration that the model was trained and is evaluated with.
+        adapter: Its folder.
+        tokenizer_pads_left: Whether the tokenizer puts the context first.
+
+    Raises:
+        UserError: The model cannot be loaded, its vocabulary is too small, or its logits are not numbers.
+    """
+    example = found["example"]["index"]
+    rows = np.flatnonzero(store.example_index == example).tolist()
+    table = FeatureTable.of(FeatureColumns.of([_feature(store, row) for row in rows]))
+    device = torch.device("cpu")
+    model = load_trained(
+        config.model,
+        adapter,
+        max_seq_length=config.data.max_seq_length,
+        tokenizer_pads_left=tokenizer_pads_left,
+        device=device,
+    )
+    check_vocabulary(model, table.largest_token_id)
+    budget = config.evaluation.eval_tokens_per_device or EVALUATION_TOKENS["cpu"]
+    batches = evaluation_batches(table.lengths, budget, model.padded_length)
+    computed = list(logits_of(model, table, batches, device, autocast=lambda: autocast("cpu", "no")))
+    starts, ends = {}, {}
+    for logits in computed:
+        lengths = list(logits.batch.lengths)
+        for place, start, end in zip(
+            np.asarray(logits.batch.indices).tolist(),
+            torch.split(logits.start_T.float(), lengths),
+            torch.split(logits.end_T.float(), lengths),
+            strict=True,
+        ):
+            starts[rows[place]], ends[rows[place]] = start.tolist(), end.tolist()
+    for feature in found["features"]:
+        for token in feature["tokens"]:
+            token["start_logit"] = starts[feature["feature"]][token["position"]]
+            token["end_logit"] = ends[feature["feature"]][token["position"]]
+    evaluation = config.evaluation
+    answers = decode(
+        CandidateTable.concatenate(list(candidates(computed, evaluation))).ordered(table.num_features),
+        table.feature_map(),
+        [found["example"]["context"]],
+        [found["example"]["id"]],
+        n_best_size=evaluation.n_best_size,
+        version_2=may_lack_answers(config.data, [store]),
+        null_score_diff_threshold=evaluation.null_score_diff_threshold,
+    )[0]
+    found["adapter"] = adapter
+    found["answers"] = [
+        {
+            "text": each.text,
+            "score": each.score,
+            "probability": each.probability,
+            "start_char": each.start_char,
+            "end_char": each.end_char,
+            "is_chosen": each is answers.prediction,
+        }
+        for each in answers.nbest
+    ]
+
+
+def _feature(store: FeatureStore, row: int) -> Feature:
+    """A feature of the store as one of the only example of a table."""
+    places = store.feature_map()
+    return Feature(
+        example_index=0,
+        window=int(store.window[row]),
+        input_ids=store.input_ids(row),
+        token_type_ids=store.token_type_ids(row),
+        context_start=int(store.context_start[row]),
+        context_offsets=places.context_offsets_T2[slice(*places.first_offset_N1[row : row + 2].tolist())],
+        cls_token=int(store.cls_token[row]),
+        start_token=int(store.start_token[row]),
+        end_token=int(store.end_token[row]),
+    )
