@@ -51,12 +51,16 @@ class InspectConfig:
 
     def problems(self) -> Iterable[str]:
         yield from adapter_problems(self.adapter)
-        if self.adapter is not None and self.id is None and self.feature is None:
+
+    def contradictions(self, example_id: str | None) -> Iterable[str]:
+        """What of these options does not go together, given the word behind `--id`: an example may be called none."""
+        if example_id is not None and self.feature is not None:
+            yield f"--id {example_id} and --feature {self.feature} each name what to show; keep one of them"
+        is_one = example_id is not None or self.feature is not None
+        if self.adapter is not None and not is_one:
             yield f"--adapter {self.adapter} says something of one example; name it with --id or --feature"
-        if self.suggest and (self.id is not None or self.feature is not None):
+        if self.suggest and is_one:
             yield "--suggest is about all examples, and --id and --feature name one; keep one of them"
-        if self.id is not None and self.feature is not None:
-            yield f"--id {self.id} and --feature {self.feature} each name what to show; keep one of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +76,9 @@ def _inspect(argv: Sequence[str]) -> int:
         entry=InspectConfig,
         base=base_options(peek(argv, "adapter")),
     )
+    example_id = peek(argv, "id") or options.id
+    if problems := list(options.contradictions(example_id)):
+        raise ConfigError(problems)
     # Only now: these imports take seconds, and --help and mistakes in the options should not.
     from qa_dist.answering.terminal import Style
     from qa_dist.evaluation.normalization import normalization
@@ -82,8 +89,6 @@ def _inspect(argv: Sequence[str]) -> int:
     tokenizer, notes = _tokenizer(config, options)
     sys.stderr.writelines(f"{PROG}: note: {note}\n" for note in notes)
     store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
-    # An example may be called "none".
-    example_id = peek(argv, "id")
     style = Style.of(sys.stdout, os.environ, shutil.get_terminal_size().columns)
     if options.suggest:
         from qa_dist.reporting.suggestions import suggestion_lines, suggestions

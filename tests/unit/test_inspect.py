@@ -300,6 +300,7 @@ def test_what_a_model_says_is_what_its_evaluation_said(capsys: Capture, trained:
     ]
     assert max(scores) == pytest.approx(best["score"], abs=1e-5)
     shown = text_of(capsys, *adapter, "--id", "q3").splitlines()
+    assert "name it with --id or --feature" in refusal(main, adapter, capsys)
     token = max(found["features"][0]["tokens"], key=lambda each: each["start_logit"])
     (line,) = (line for line in shown if line.split()[:2] == [str(token["position"]), str(token["id"])])
     assert f"{token['start_logit']:.2f}  {'#' * 16}  " in line
@@ -335,8 +336,8 @@ def test_wide_characters_take_two_columns() -> None:
         (["--feature", "-1"], ("--feature -1 is out of range",)),
         (["--feature", "1", "--id", "first"], ("each name what to show",)),
         (["--adapter", "/no/such", "--id", "first"], ("--adapter /no/such is not a folder",)),
-        (["--adapter", str(Path(__file__).parent)], ("holds no adapter", "name it with --id or --feature")),
-        (["--suggest", "--id", "first"], ("--suggest is about all examples",)),
+        (["--adapter", str(Path(__file__).parent), "--id", "first"], ("holds no adapter",)),
+        (["--suggest", "--id", "none"], ("--suggest is about all examples",)),
         (["--split", "validation", "--feature", "1"], ("--split validation: the data has train only",)),
         (["--feature", "0", "--train_file", "/no/such.json"], ("/no/such.json does not exist",)),
     ],
