@@ -28,25 +28,27 @@ class ReaderConfig:
         required=True,
     )
     device: str | None = option(None, "where the model computes, such as cpu or cuda:1; auto: a GPU where there is one")
-    max_seq_length: int = option(None, "tokens of a window; auto: as the model was trained", minimum=16)
-    doc_stride: int = option(None, "tokens that windows share; auto: as the model was trained", minimum=0)
+    max_seq_length: int | None = option(None, "tokens of a window; auto: as the model was trained", minimum=16)
+    doc_stride: int | None = option(None, "tokens that windows share; auto: as the model was trained", minimum=0)
     max_question_length: int | None = option(
         None, "longer questions are cut to so many tokens; auto: those that do not fit are refused", minimum=1
     )
-    max_answer_length: int = option(
+    max_answer_length: int | None = option(
         None, "longest answer, in tokens; auto: as in the run that trained the model", minimum=1
     )
-    n_best_size: int = option(
+    n_best_size: int | None = option(
         None, "candidates kept of each window and context; auto: as in that run", minimum=1, maximum=1000
     )
     allow_no_answer: bool | None = option(
         None, "whether a question may have no answer; auto: as in the evaluation of that run"
     )
-    null_score_diff_threshold: float = option(
+    null_score_diff_threshold: float | None = option(
         None, "answer nothing when that scores this much more than the best answer; auto: as in that run"
     )
-    tokens_per_batch: int = option(None, "tokens of one forward pass; auto: 2048 on CPU, 16384 on CUDA", minimum=16)
-    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+    tokens_per_batch: int | None = option(
+        None, "tokens of one forward pass; auto: 2048 on CPU, 16384 on CUDA", minimum=16
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"
     )
 

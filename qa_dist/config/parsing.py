@@ -130,17 +130,33 @@ def parse(
         given = {name for _, layer in layers for name, raw in layer.items() if raw is not None}
         given |= {word[2:] for word in argv if word.startswith("--")}
         problems.extend(_missing(options, values, given))
-    built: dict[type[Any], Any] = {}
-    for group in known:
-        built[group] = group(
-            **{item.name: values[item.name] for item in dataclasses.fields(group) if item.name in values}
-        )
+    built = _built(known, values, entry, base or {})
+    for group in built.values():
         if hasattr(group, "problems"):
-            problems.extend(built[group].problems())
+            problems.extend(group.problems())
     if problems:
         raise ConfigError(problems)
     run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
     return run, (built[entry] if entry else None)  # type: ignore[return-value]
+
+
+def _built(
+    known: Sequence[type[Any]], values: Mapping[str, Any], entry: type[Any] | None, base: Mapping[str, Any]
+) -> dict[type[Any], Any]:
+    """An instance of each group of options, with the values that are its own.
+
+    None for an entry's own option leaves the run's option of that name as `base` has it.
+    """
+    own = {item.name for item in dataclasses.fields(entry)} if entry else set()
+    said = {name: value for name, value in values.items() if name not in own or value is not None}
+    of_run = {**{name: raw for name, raw in base.items() if name in own}, **said}
+    built = {}
+    for group in known:
+        chosen = values if group is entry else of_run
+        built[group] = group(
+            **{item.name: chosen[item.name] for item in dataclasses.fields(group) if item.name in chosen}
+        )
+    return built
 
 
 def _values_of(

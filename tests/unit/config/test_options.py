@@ -214,3 +214,21 @@ def test_a_tilde_is_the_home_folder_in_flags_and_recipes(tmp_path: Path, monkeyp
     assert config.data.validation_file == f"{tmp_path}/dev.json"
     assert config.training.output_dir == f"{tmp_path}/out"
     assert peek(["--adapter", "~/a"], "adapter") == peek(["--adapter=~/a"], "adapter") == f"{tmp_path}/a"
+
+
+def test_auto_of_an_entrys_own_option_leaves_the_runs_option_of_that_name_as_it_is() -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Own:
+        doc_stride: int | None = option(None, "as the model was trained, unless given")
+
+    words = {
+        "prog": "test",
+        "description": "",
+        "groups": (),
+        "entry": Own,
+        "base": {"max_seq_length": 96, "doc_stride": 30},
+    }
+    config, own = parse(["--doc_stride", "auto"], **words)
+    assert (own.doc_stride, config.data.doc_stride) == (None, 30)
+    config, own = parse(["--doc_stride", "20"], **words)
+    assert (own.doc_stride, config.data.doc_stride, config.data.max_seq_length) == (20, 20, 96)
