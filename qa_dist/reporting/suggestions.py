@@ -57,14 +57,14 @@ def suggestions(
         config: What made them, and what the ceiling depends on.
         lengths: Lengths to try; those that the tokenizer says its model cannot read are left out.
     """
-    data = config.data
+    configured = (int(store.ingredients["max_seq_length"]), int(store.ingredients["doc_stride"]))
     num_special = int(tokenizer.num_special_tokens_to_add(pair=True))
     texts = _texts_of(store, tokenizer, num_special)
     whole: dict[int, Reach] = {}
     found = []
     tried = {(length, length // part) for length in lengths if length <= tokenizer.model_max_length for part in PARTS}
-    for length, stride in sorted(tried | {(data.max_seq_length, data.doc_stride)}):
-        spec = FeatureSpec(length, stride, data.max_question_length)
+    for length, stride in sorted(tried | {configured}):
+        spec = FeatureSpec(length, stride, config.data.max_question_length)
         try:
             longest = spec.longest_question(num_special)
         except ConfigError:
@@ -85,7 +85,7 @@ def suggestions(
                 "num_tokens": int((windows_E * (num_special + question_E + stride) + context_E - stride).sum()),
                 "exact_match": best and best.exact_match,
                 "f1": best and best.f1,
-                "is_configured": (length, stride) == (data.max_seq_length, data.doc_stride),
+                "is_configured": (length, stride) == configured,
                 "is_suggested": False,
             }
         )
