@@ -48,6 +48,7 @@ COMMANDS = {
         "says how sure scores and differences are, and where answers go wrong",
         ("analysis.md",),
     ),
+    "card": Command("qa_dist.card", "writes the model card of a run, with the hub's metadata", ("publishing.md",)),
     "convert": Command(
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),

@@ -58,11 +58,9 @@ def limits(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *, ver
         config: Its `answer_normalization` and `max_answer_length` are used.
         version_2: Whether the null answer is a choice.
     """
-    name = f"{config.answer_normalization} {config.max_answer_length} {'v2' if version_2 else 'v1'}"
+    if (known := kept_limits(store.path, config, version_2=version_2)) is not None:
+        return known
     kept = _read(store.path / FILE)
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        found = kept["ceilings"][name]
-        return Limits(float(kept["unknown_token_share"]), None if found is None else Ceiling(**found))
     computed = Limits(
         unknown_token_share(store, tokenizer),
         ceiling(
@@ -79,10 +77,24 @@ def limits(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *, ver
         {
             "version": VERSION,
             "unknown_token_share": computed.unknown_token_share,
-            "ceilings": {**(ceilings if isinstance(ceilings, dict) else {}), name: described},
+            "ceilings": {**(ceilings if isinstance(ceilings, dict) else {}), _key(config, version_2): described},
         },
     )
     return computed
+
+
+def kept_limits(folder: Path, config: EvaluationConfig, *, version_2: bool) -> Limits | None:
+    """The limits that the folder of a store keeps, as for `limits`; None if they were not computed yet."""
+    kept = _read(folder / FILE)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        found = kept["ceilings"][_key(config, version_2)]
+        return Limits(float(kept["unknown_token_share"]), None if found is None else Ceiling(**found))
+    return None
+
+
+def _key(config: EvaluationConfig, version_2: bool) -> str:
+    """What the file calls the ceiling for these options."""
+    return f"{config.answer_normalization} {config.max_answer_length} {'v2' if version_2 else 'v1'}"
 
 
 def limit_lines(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *, version_2: bool) -> Iterator[str]:
