@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qa_dist.answering.options import ReaderConfig, lengths_of_run, with_model_named
+from qa_dist.answering.options import ReaderConfig, read_options
 from qa_dist.answering.records import InvalidQuestionError, Question
 from qa_dist.answering.sentences import printable
 from qa_dist.answering.terminal import Style
@@ -23,7 +23,6 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.reading import decoded, read_bytes
 from qa_dist.config.options import option
-from qa_dist.config.parsing import parse, peek
 
 if TYPE_CHECKING:
     from qa_dist.answering.reader import Reader
@@ -47,15 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ask(argv: Sequence[str]) -> int:
-    words = with_model_named(argv)
-    _, options = parse(
-        words,
-        prog=PROG,
-        description=__doc__ or "",
-        groups=(),
-        entry=AskConfig,
-        base=lengths_of_run(peek(words, "model")),
-    )
+    options = read_options(argv, prog=PROG, description=__doc__ or "", entry=AskConfig)
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             # What is not UTF-8 is a mistake in one question, and a sign that a terminal lacks is no mistake at all.

@@ -21,8 +21,7 @@ from qa_dist.common.files import staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.machine.requirements import require_package
-from qa_dist.model.folder import base_options, load_tokenizer_of
-from qa_dist.model.pretrained import resolve_model_path
+from qa_dist.model.folder import load_tokenizer_of, options_of_run
 
 PROG = "qa_dist.export"
 
@@ -95,21 +94,10 @@ def _export(argv: Sequence[str]) -> int:
     return 0
 
 
-def _base_options(name: str | None) -> dict[str, Any]:
-    """Options of the run that made a model, but for those of its data.
-
-    Raises:
-        UserError: There is nothing under that name.
-    """
-    if name is None:
-        return {}
-    if not os.path.isdir(name):
-        resolve_model_path(name)
-        return {"model_name_or_path": name, "tuning": "full"}
-    options = base_options(name)
-    if not options:
-        raise CheckpointError(f"{name} holds no adapter and no model; name the --output_dir of a run, or a model")
-    return {key: value for key, value in options.items() if key not in _OF_THE_RUN}
+def _base_options(model: str | None) -> dict[str, Any]:
+    """Options of the run that made a model, but for those of its data."""
+    found = {} if model is None else options_of_run(model)
+    return {key: value for key, value in found.items() if key not in _OF_THE_RUN}
 
 
 if __name__ == "__main__":

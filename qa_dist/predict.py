@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from qa_dist.answering.options import ReaderOptions, lengths_of_run
 from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.signals import Stopped, StopSignals
@@ -30,20 +31,12 @@ if TYPE_CHECKING:
 PROG = "qa_dist.predict"
 
 STREAM = "-"
-_READER = (
-    *("max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size", "allow_no_answer"),
-    *("null_score_diff_threshold", "mixed_precision"),
-)
-"""Options that a reader takes under their own names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(ReaderOptions):
     """What is answered, with which model, and where the answers go."""
 
-    model: str | None = option(
-        None, "folder of an adapter or a whole model, package:NAME/FOLDER, or hub id", required=True
-    )
     input_file: str | None = option(
         None,
         "questions with contexts: JSONL, CSV, TSV, Parquet or SQuAD JSON, .gz allowed; a folder or a pattern in quotes "
@@ -70,28 +63,8 @@ class PredictConfig:
         "error",
         "stop at what cannot be answered, with all before it written, or say so, count it and go on with the others",
     )
-    max_seq_length: int | None = option(None, "tokens of a window; auto: as the model was trained", minimum=16)
-    doc_stride: int | None = option(None, "tokens that windows share; auto: as the model was trained", minimum=0)
-    max_question_length: int | None = option(
-        None, "longer questions are cut to so many tokens; auto: those that do not fit are refused", minimum=1
-    )
-    max_answer_length: int | None = option(
-        None, "longest answer, in tokens; auto: as in the run that trained the model", minimum=1
-    )
-    n_best_size: int | None = option(
-        None, "candidates kept of each window and context; auto: as in that run", minimum=1, maximum=1000
-    )
-    allow_no_answer: bool | None = option(
-        None, "whether a question may have no answer; auto: as in the evaluation of that run"
-    )
-    null_score_diff_threshold: float | None = option(
-        None, "answer nothing when that scores this much more than the best answer; auto: as in that run"
-    )
     eval_tokens_per_device: int | None = option(
         None, "tokens of one forward pass; auto: as in that run, else 2048 on CPU, 16384 on CUDA", minimum=16
-    )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"
     )
     answer_normalization: AnswerNormalization = option(  # noqa: RUF009 - a field, as in the options of evaluation
         "squad", "whose rules say which answers are the same, where reference answers are given"
@@ -123,7 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(argv: Sequence[str]) -> int:
     _, options = parse(
-        argv, prog=PROG, description=__doc__ or "", groups=(), entry=PredictConfig, base=_lengths(peek(argv, "model"))
+        argv,
+        prog=PROG,
+        description=__doc__ or "",
+        groups=(),
+        entry=PredictConfig,
+        base=lengths_of_run(peek(argv, "model")),
     )
     # Before torch is imported.
     prepare_cuda(os.environ, deterministic=False)
@@ -159,16 +137,6 @@ def _output_of_answers() -> Any:
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         yield stdout
-
-
-def _lengths(model: str | None) -> dict[str, Any]:
-    """The lengths of the run that trained the model, with which those that are given are looked at."""
-    from qa_dist.model.folder import base_options
-
-    if model is None or not os.path.isdir(model):
-        return {}
-    names = ("max_seq_length", "doc_stride", "max_question_length")
-    return {name: value for name, value in base_options(model).items() if name in names and value is not None}
 
 
 def _files(options: PredictConfig, is_asked_to_stop: Callable[[], bool]) -> "QuestionFiles":
@@ -216,7 +184,7 @@ def _predict_on_ranks(
             str(options.model),
             device=ranks.device,
             tokens_per_batch=options.eval_tokens_per_device,
-            **{name: getattr(options, name) for name in _READER},
+            **options.for_reader(),
         )
     digest = _require_same(options, reader, ranks)
     with contextlib.ExitStack() as stack:

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qa_dist.answering.options import ReaderConfig, lengths_of_run, with_model_named
+from qa_dist.answering.options import ReaderConfig, read_options
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
-from qa_dist.config.parsing import parse, peek
 from qa_dist.machine.allocator import start_with_jemalloc
 
 PROG = "qa_dist.serve"
@@ -81,15 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    words = with_model_named(argv)
-    _, options = parse(
-        words,
-        prog=PROG,
-        description=__doc__ or "",
-        groups=(),
-        entry=ServeConfig,
-        base=lengths_of_run(peek(words, "model")),
-    )
+    options = read_options(argv, prog=PROG, description=__doc__ or "", entry=ServeConfig)
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise ConfigError(
             [f"qa-dist serve needs {', '.join(missing)}; install what it needs with: pip install 'qa-dist[serve]'"]

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from qa_dist.answering.backend import Backend
 from qa_dist.answering.exported import ExportPrecision, is_exported
-from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, defaults
 from qa_dist.config.parsing import parse
-from qa_dist.model.folder import base_options, load_tokenizer_of
-from qa_dist.model.pretrained import resolve_model_path
+from qa_dist.model.folder import load_tokenizer_of, options_of_run
 
 if TYPE_CHECKING:
     from qa_dist.model.precision import Precision
@@ -81,28 +80,13 @@ def open_model(
     return _opened_in_torch(name, fitted(name, config, given), device, mixed_precision)
 
 
-def _base_options(name: str) -> dict[str, Any]:
-    """Options of the run that made a model.
-
-    Raises:
-        UserError: There is nothing under that name, or it is no model.
-    """
-    if not os.path.isdir(name):
-        resolve_model_path(name)
-        return {"model_name_or_path": name, "tuning": "full"}
-    found = base_options(name)
-    if not found:
-        raise UserError(f"{name} holds no adapter and no model; name the --output_dir of a training run, or a model")
-    return found
-
-
 def configuration_of(name: str, given: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run that made a model, with what the caller gives instead.
 
     Raises:
         UserError: There is nothing under that name, it is no model, or an option does not fit.
     """
-    return _configuration(_base_options(name), given)
+    return _configuration(options_of_run(name), given)
 
 
 def _configuration(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:

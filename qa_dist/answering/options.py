@@ -3,23 +3,26 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from qa_dist.config.options import option
+from qa_dist.config.parsing import parse, peek
 from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
     from qa_dist.answering.reader import Reader
 
-_READER = (
-    *("device", "max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size"),
-    *("allow_no_answer", "null_score_diff_threshold", "tokens_per_batch", "mixed_precision"),
+T = TypeVar("T")
+
+READER_OPTIONS = (
+    *("max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size", "allow_no_answer"),
+    *("null_score_diff_threshold", "mixed_precision"),
 )
-"""Options that a reader takes."""
+"""Options that a reader takes under their own names, whatever the command."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReaderConfig:
+class ReaderOptions:
     """The model, and what of its run's configuration is to be otherwise."""
 
     model: str | None = option(
@@ -27,7 +30,6 @@ class ReaderConfig:
         "model that answers: folder of an adapter or a whole model, package:NAME/FOLDER, or hub id",
         required=True,
     )
-    device: str | None = option(None, "where the model computes, such as cpu or cuda:1; auto: a GPU where there is one")
     max_seq_length: int | None = option(None, "tokens of a window; auto: as the model was trained", minimum=16)
     doc_stride: int | None = option(None, "tokens that windows share; auto: as the model was trained", minimum=0)
     max_question_length: int | None = option(
@@ -45,11 +47,22 @@ class ReaderConfig:
     null_score_diff_threshold: float | None = option(
         None, "answer nothing when that scores this much more than the best answer; auto: as in that run"
     )
-    tokens_per_batch: int | None = option(
-        None, "tokens of one forward pass; auto: 2048 on CPU, 16384 on CUDA", minimum=16
-    )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"
+    )
+
+    def for_reader(self) -> dict[str, Any]:
+        """The arguments of a `Reader` that have these options' names."""
+        return {name: getattr(self, name) for name in READER_OPTIONS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderConfig(ReaderOptions):
+    """What a command of one process opens."""
+
+    device: str | None = option(None, "where the model computes, such as cpu or cuda:1; auto: a GPU where there is one")
+    tokens_per_batch: int | None = option(
+        None, "tokens of one forward pass; auto: 2048 on CPU, 16384 on CUDA", minimum=16
     )
 
     def problems(self) -> Iterable[str]:
@@ -65,12 +78,23 @@ class ReaderConfig:
         prepare_cuda(os.environ, deterministic=False)
         from qa_dist.answering.reader import Reader
 
-        return Reader(str(self.model), **{name: getattr(self, name) for name in _READER})
+        return Reader(str(self.model), device=self.device, tokens_per_batch=self.tokens_per_batch, **self.for_reader())
 
 
 def with_model_named(argv: Sequence[str]) -> list[str]:
     """The words of a command line whose first may be the model: `ask MODEL` is `ask --model MODEL`."""
     return ["--model", *argv] if argv and not argv[0].startswith("-") else list(argv)
+
+
+def read_options(argv: Sequence[str], *, prog: str, description: str, entry: type[T]) -> T:
+    """The options of a command of `ReaderConfig`.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    words = with_model_named(argv)
+    base = lengths_of_run(peek(words, "model"))
+    return parse(words, prog=prog, description=description, groups=(), entry=entry, base=base)[1]
 
 
 def lengths_of_run(model: str | None) -> dict[str, Any]:

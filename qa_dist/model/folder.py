@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.config.parsing import read_recipe
 from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG, check_adapter, load_tokenizer, resolve_model_path
@@ -61,6 +62,21 @@ def _model_files(folder: str) -> list[str]:
     patterns = (*names, "spiece.model", "*.bin", "*.safetensors", os.path.join("onnx", "*"))
     found = {path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern))}
     return sorted(path for path in found if os.path.isfile(path))
+
+
+def options_of_run(model: str) -> dict[str, Any]:
+    """Options of the run that made a model.
+
+    Raises:
+        UserError: There is nothing under that name, or it is no model.
+    """
+    if not os.path.isdir(model):
+        resolve_model_path(model)
+        return {"model_name_or_path": model, "tuning": "full"}
+    found = base_options(model)
+    if not found:
+        raise UserError(f"{model} holds no adapter and no model; name the --output_dir of a training run, or a model")
+    return found
 
 
 def load_tokenizer_of(adapter: str, model: ModelConfig) -> tuple[Any, list[str]]:
