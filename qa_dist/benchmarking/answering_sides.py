@@ -54,10 +54,16 @@ def pipeline(model: str) -> Ask:
     """The pipeline of transformers 4."""
     import transformers
 
-    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(model)
     # Transformers 4 does not know the name that 5 gives to tokenizers.
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
-    pipe: Any = transformers.pipeline("question-answering", model=loaded, tokenizer=tokenizer, device="cpu")
+    pipe: Any = transformers.pipeline(
+        "question-answering",
+        model=model,
+        tokenizer=tokenizer,
+        device="cpu",
+        trust_remote_code=False,
+        model_kwargs={"use_safetensors": True},
+    )
 
     def ask(questions: Questions) -> list[str]:
         found = pipe(question=[each["question"] for each in questions], context=[each["context"] for each in questions])
@@ -96,8 +102,13 @@ def loop(model: str) -> Ask:
     import torch
     import transformers
 
+    from qa_dist.config.options import ModelConfig
+    from qa_dist.model.pretrained import weights_folder
+
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
-    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(model).eval()
+    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(
+        weights_folder(model, ModelConfig(model_name_or_path=model)), trust_remote_code=False, use_safetensors=True
+    ).eval()
 
     def answer(question: str, context: str) -> str:
         encoded = tokenizer(

@@ -69,6 +69,13 @@ REFUSED = {"bash launch/benchmark_gpu.sh ": "there is no CUDA device here"}
 """Commands, by what they start with, that end here with exit code 2 and this sentence: behind it is the work itself."""
 
 
+def program_of(words: list[str]) -> str:
+    """The module that a command runs in an interpreter, or the whole command for any other."""
+    if words[:2] == ["python", "-m"]:
+        return words[2]
+    return "qa_dist.cli" if words[0] == "qa-dist" else shlex.join(words)
+
+
 class Workplace:
     """A folder like a checkout, with small data under the names that the documents use."""
 
@@ -109,13 +116,14 @@ class Workplace:
                 self.said[command] = done.stderr
                 assert done.returncode == 2, f"{command}\n{done.stderr}"
                 assert refusal in done.stderr, f"{command}\n{done.stderr}"
-            elif words[:2] == ["python", "-m"] and words[2] in self._started:
+            elif (program := program_of(words)) in self._started:
                 # Starting an interpreter once shows that the program can be started; it costs seconds.
-                code, _, self.said[command] = run_apart(words[2], words[3:], cwd=self.folder, environment=variables)
+                arguments = words[words.index(program) + 1 :] if program in words else words[1:]
+                code, _, self.said[command] = run_apart(program, arguments, cwd=self.folder, environment=variables)
                 assert code == 0, f"{command}\n{self.said[command]}"
             else:
                 self.said[command] = succeed(words, timeout=300, cwd=self.folder, **variables).stderr
-                self._started.update(words[2:3])
+                self._started.add(program)
         return self.said[command]
 
 
