@@ -49,6 +49,9 @@ COMMANDS = {
         ("analysis.md",),
     ),
     "card": Command("qa_dist.card", "writes the model card of a run, with the hub's metadata", ("publishing.md",)),
+    "publish": Command(
+        "qa_dist.publish", "publishes a trained model on the hub, in one commit", ("publishing.md#publish",)
+    ),
     "convert": Command(
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),

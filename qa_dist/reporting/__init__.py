@@ -9,5 +9,5 @@ into its tokens, of which `example_logits` has what a model says; `suggestions` 
 `data_set_lines` and `example_lines` write for a terminal, in `columns`.
 
 `card` is the model card of a run, with the sections of `card_text`; `run_record` is what a model's folder says of
-itself.
+itself. `publication` is what of it is published, and `hub` publishes.
 """
