@@ -47,12 +47,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow_missing", action="store_true", help="score questions without a prediction 0")
     parser.add_argument(
         "--resamples",
-        type=_resamples,
+        # Fewer leave no percentiles, more no time.
+        type=command.whole_number(100, 1_000_000),
         default=2000,
         metavar="N",
         help="resamples of each interval and p-value (default: 2000; the smallest p-value is 1 / (N + 1))",
     )
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the resamples (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=command.whole_number(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="of the resamples (default: 0)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 
@@ -86,22 +93,6 @@ def _analyze(options: argparse.Namespace) -> int:
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines(found))
     return 0
-
-
-def _resamples(text: str) -> int:
-    """The number that `--resamples` gives: fewer than 100 leave no percentiles, more than a million no time."""
-    return _whole(text, 100, 1_000_000)
-
-
-def _seed(text: str) -> int:
-    """The number that `--seed` gives."""
-    return _whole(text, 0, 2**63 - 1)
-
-
-def _whole(text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least:,} to {most:,}")
-    return int(text)
 
 
 if __name__ == "__main__":

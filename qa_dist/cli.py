@@ -52,6 +52,11 @@ COMMANDS = {
     "publish": Command(
         "qa_dist.publish", "publishes a trained model on the hub, in one commit", ("publishing.md#publish",)
     ),
+    "report": Command(
+        "qa_dist.report",
+        "writes one page about runs: options, curves, scores, slices, calibration and answers",
+        ("report.md",),
+    ),
     "convert": Command(
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),

@@ -30,6 +30,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """The type of a flag whose value is a whole number of this range."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least:,} to {most:,}")
+        return int(text)
+
+    return read
+
+
 def run_command(program: str, work: Callable[[], int]) -> int:
     """The exit code of `work`, or that of the mistake that ended it.
 

@@ -53,7 +53,7 @@ def mistake(
     if not rules.text(text).strip():
         return "unanswered"
     references = [(answer.start_char, answer.end_char) for answer in example.answers]
-    places = _places(example.context, text, noted)
+    places = places_of(example.context, text, noted)
     if not references or not places:
         return "place_unknown"
     overlaps = [
@@ -87,13 +87,13 @@ def _is_elsewhere(example: Example, text: str, noted: Sequence[Place]) -> bool:
     # A reference without a place may be anywhere.
     if not example.answers or example.other_texts:
         return False
-    places = _places(example.context, text, noted)
+    places = places_of(example.context, text, noted)
     return bool(places) and not any(
         start < answer.end_char and answer.start_char < end for start, end in places for answer in example.answers
     )
 
 
-def _places(context: str, text: str, noted: Sequence[Place]) -> list[Place]:
+def places_of(context: str, text: str, noted: Sequence[Place]) -> list[Place]:
     """Where an answer stands: at the places that are noted, if its text is there, or everywhere."""
     if not text:
         return []

@@ -1,7 +1,7 @@
 """The questions that predictions are held against: references as `qa-dist score` reads them, and contexts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from qa_dist.common.errors import DataError
 from qa_dist.data.checking import validate
 from qa_dist.data.records import Example
+from qa_dist.data.rows import Reading
 from qa_dist.data.sources import file_source
 from qa_dist.evaluation.score_files import References, references_in
 from qa_dist.evaluation.scoring import counted
@@ -41,6 +42,12 @@ class Questions:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def only(self, ids: Collection[str]) -> "Questions":
+        """Those of some ids, in the same order."""
+        kept = [example for example in self.examples if example.id in ids]
+        answers = {example.id: self.references.answers[example.id] for example in kept}
+        return Questions.of(self.name, replace(self.references, answers=answers), kept)
+
     @property
     def num_contexts(self) -> int:
         """How many different contexts there are."""
@@ -53,15 +60,23 @@ def read_questions(path: str | Path) -> Questions:
     Raises:
         DataError: The file cannot be read, no answers are known, or a question that is scored has no usable context.
     """
-    reading = file_source(str(path), "validation").records()
-    references = references_in(reading, path)
+    return questions_in(file_source(str(path), "validation").records(), str(path))
+
+
+def questions_in(reading: Reading, name: str) -> Questions:
+    """The questions among records that were read; those without known answers are left out.
+
+    Raises:
+        DataError: No answers are known, or a question that is scored has no usable context.
+    """
+    references = references_in(reading, name)
     examples, report = validate(reading, for_training=False, keep_scored=True)
     by_id = {example.id: example for example in examples}
     without = [key for key in references.answers if key not in by_id]
     if without:
         why = f": {'; '.join(problem.text() for problem in report.problems)}" if report.problems else ""
         raise DataError(
-            f"{path}: {counted(without, 'question')} cannot be told with a context{why}; intervals and slices go by "
+            f"{name}: {counted(without, 'question')} cannot be told with a context{why}; intervals and slices go by "
             "contexts, so give a file that has them."
         )
-    return Questions.of(str(path), references, [by_id[key] for key in references.answers])
+    return Questions.of(name, references, [by_id[key] for key in references.answers])

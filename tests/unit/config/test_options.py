@@ -176,7 +176,7 @@ def test_the_table_shows_every_option() -> None:
         "qa_dist",
         *(
             f"qa_dist.{command}"
-            for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "analyze", "convert")
+            for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "analyze", "report", "convert")
         ),
         *(f"qa_dist.{command}" for command in ("merge", "export", "estimate", "ask", "serve", "inspect_command")),
         *("qa_dist.card", "qa_dist.publish"),

@@ -1,0 +1,180 @@
+"""Folders of runs as they are: of runs that have ended, that go on, or that were killed, and what each of them lacks.
+
+Shapes: S steps.
+"""
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.parsers import type_name
+from qa_dist.common.reading import read_bytes, read_json_file
+from qa_dist.config.parsing import read_recipe
+from qa_dist.reporting.intervals import Float64
+from qa_dist.reporting.systems import System, read_systems
+
+STEP_FIGURES = ("step", "loss", "learning_rate", "grad_norm", "num_features", "num_tokens")
+"""What is read of a line of metrics.jsonl about an optimiser step."""
+
+_MARKS = ("config.yaml", "metrics.jsonl", "run.json", "metrics.json", "predictions.json")
+_EVALUATED = "eval_"
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the folder of a run holds.
+
+    Attributes:
+        name: how the page calls it.
+        path: what the user named.
+        config: the options, as its config.yaml has them; empty without one.
+        record: run.json, which is written at the end of a run; empty before.
+        steps: the figures of its optimiser steps by name, float64 [S] each, NaN where a line has none.
+        evaluations: `step`, `loss` and the metrics of every evaluation that metrics.jsonl notes.
+        metrics: metrics.json; empty without one.
+        system: its predictions; None without any.
+        notes: what is missing, in sentences.
+    """
+
+    name: str
+    path: str
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    steps: Mapping[str, Float64] = field(default_factory=dict, repr=False)
+    evaluations: tuple[Figures, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    system: System | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """After how many optimiser steps its last line was written."""
+        return int(self.steps["step"][-1]) if len(self.steps["step"]) else 0
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """An object in run.json; empty where there is none."""
+        value = self.record.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def numbers(self, name: str) -> dict[str, float]:
+        """The finite numbers of an object in run.json by name."""
+        return {key: float(value) for key, value in self.part(name).items() if is_number(value)}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that can be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs in these folders.
+
+    Raises:
+        UserError: One is no folder of a run, is named twice, or holds a file that cannot be used.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        _require_run(path)
+        real = os.path.realpath(path)
+        if real in seen:
+            both = path if seen[real] == path else f"{seen[real]} and {path}"
+            raise ConfigError([f"{both}: the same run twice; name each once"])
+        seen[real] = path
+    names = [Path(path).resolve().name for path in paths]
+    return [
+        _read_run(path, name if name and names.count(name) == 1 else path)
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def _require_run(path: str) -> None:
+    """Make sure that something of a run is there, before the files of any are read."""
+    if not os.path.lexists(path):
+        raise DataError(f"{path} does not exist; name the --output_dir of a run")
+    if not os.path.isdir(path):
+        raise DataError(
+            f"{path} is no folder; name the --output_dir of a run (qa-dist analyze takes files of predictions)"
+        )
+    if not any((Path(path) / name).is_file() for name in _MARKS):
+        raise DataError(f"{path} holds nothing of a run ({', '.join(_MARKS)}); name the --output_dir of a run")
+
+
+def _read_run(path: str, name: str) -> Run:
+    folder = Path(path)
+    config = read_recipe(str(folder / "config.yaml")) if (folder / "config.yaml").is_file() else {}
+    record, metrics = _object(folder / "run.json"), _object(folder / "metrics.json")
+    steps, evaluations, num_damaged = _read_log(folder / "metrics.jsonl")
+    run = Run(name, path, config, record, steps, evaluations, metrics)
+    system = None
+    if os.path.lexists(folder / "predictions.json"):
+        (system,) = read_systems([path])
+        system = replace(system, name=name)
+    return replace(run, system=system, notes=tuple(_lacks(run, folder, system, num_damaged)))
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    value = read_json_file(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object, not {type_name(value)}; mend or remove it")
+    return value
+
+
+def _read_log(path: Path) -> tuple[dict[str, Float64], tuple[Figures, ...], int]:
+    """The steps and the evaluations of a metrics.jsonl, and how many of its lines cannot be read."""
+    steps: list[list[float]] = []
+    evaluations: list[Figures] = []
+    num_damaged = 0
+    for line in read_bytes(path).splitlines() if path.is_file() else ():
+        try:
+            figures = json.loads(line)
+        except (ValueError, RecursionError):
+            figures = None
+        if not isinstance(figures, dict) or not is_number(figures.get("step")):
+            num_damaged += bool(line.strip())
+            continue
+        if any(key.startswith(_EVALUATED) for key in figures):
+            named = {key.removeprefix(_EVALUATED): value for key, value in figures.items() if is_number(value)}
+            evaluations.append(named)
+        else:
+            found = (figures.get(name) for name in STEP_FIGURES)
+            steps.append([float(value) if is_number(value) else math.nan for value in found])  # type: ignore[arg-type]
+    columns = np.array(steps, np.float64).reshape(len(steps), len(STEP_FIGURES)).T
+    return dict(zip(STEP_FIGURES, columns, strict=True)), tuple(evaluations), num_damaged
+
+
+def _lacks(run: Run, folder: Path, system: System | None, num_damaged: int) -> Iterator[str]:
+    log = folder / "metrics.jsonl"
+    if not run.record and system is not None:
+        yield "There is no run.json: versions, hardware, time and memory are not known."
+    elif not run.record:
+        when = ""
+        if log.is_file():
+            written = datetime.datetime.fromtimestamp(log.stat().st_mtime, datetime.UTC)
+            when = f" Its last line is of step {run.num_steps:,}, written {written:%Y-%m-%d %H:%M} UTC."
+        yield (
+            "There is no run.json: the run is still going on, or was stopped or killed before its end. Versions, "
+            f"hardware, time and memory are noted at the end.{when}"
+        )
+    if not run.config:
+        yield "There is no config.yaml: which options the run had is not known."
+    if not log.is_file():
+        yield "There is no metrics.jsonl: there are no curves."
+    elif not len(run.steps["step"]):
+        yield "metrics.jsonl has no line about a step: there are no curves."
+    if num_damaged:
+        lines = "1 line" if num_damaged == 1 else f"{num_damaged:,} lines"
+        yield f"metrics.jsonl: {lines} cannot be read and count for nothing, as a killed run may leave its last one."
+    if system is None:
+        yield "There is no predictions.json, which is written at the end: no answers, slices or calibration to show."
