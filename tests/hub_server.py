@@ -1,7 +1,7 @@
 """A small hub at a free port of this machine: repositories are made, weights sent and commits taken as the hub does it.
 
-After huggingface_hub 1.3 to 2.4: /api/repos/create, /api/models/ID, /api/validate-yaml, /api/models/ID/preupload/main,
-/ID.git/info/lfs/objects/batch, a PUT for each object, and /api/models/ID/commit/main.
+What huggingface_hub 1.3 and 2.4 ask for: /api/repos/create, /api/models/ID, /api/validate-yaml,
+/api/models/ID/preupload/main, /ID.git/info/lfs/objects/batch, a PUT for each object, and /api/models/ID/commit/main.
 """
 
 import base64

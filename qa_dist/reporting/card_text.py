@@ -55,7 +55,7 @@ def usage_lines(name: str, base: Source | None, *, is_adapter: bool, is_on_hub: 
     yield from ("", f"reader = qa_dist.Reader({f'snapshot_download({here})' if is_on_hub else here})")
     yield 'print(reader.answer("When was the mill built?", "Ada Kerrow built the mill in 1911.").text)'
     yield from ("```", "")
-    yield "This takes texts of any length, and cuts them into windows as training did."
+    yield "This takes texts of any length, and cuts long ones into windows."
     if is_adapter and (base is None or base.name.startswith("package:")):
         yield ""
         return
