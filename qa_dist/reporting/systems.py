@@ -148,7 +148,7 @@ def repetitions(systems: Sequence[System]) -> list[list[System]]:
             options = {
                 name: value for name, value in system.config.items() if name != "seed" and name not in BESIDE_RESULTS
             }
-            groups.setdefault(repr(sorted(options.items())), []).append(system)
+            groups.setdefault(repr(sorted(options.items(), key=repr)), []).append(system)
     return [
         group
         for group in groups.values()

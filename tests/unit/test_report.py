@@ -309,6 +309,12 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "one", validation_file=data, seed=1)
     two = run_folder(tmp_path / "two", validation_file=data, seed=2)
     cut = run_folder(tmp_path / "cut", validation_file=data, seed=3, lora_r=4)
+    # What YAML has beside names.
+    for run in (one, two):
+        with (run / "config.yaml").open("a", encoding="utf-8") as file:
+            file.seek(file.tell() - 1)
+            file.truncate()
+            file.write(", 1: one, true: [two]}")
     write(one / "predictions.json", right)
     write(two / "predictions.json", {**right, "Elm": "the ford"})
     (cut / "metrics.jsonl").write_text(step(1), encoding="utf-8")
