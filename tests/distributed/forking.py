@@ -246,8 +246,9 @@ def _live(
         )
     os.environ.update(environment)
     os.chdir(ROOT)
-    # The server's own handlers are not a launched process's.
+    # The server's own handlers are not a launched process's; nor is its way to start others, such as loaders of data.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)
     code = body(rank)
     sys.stdout.flush()
     sys.stderr.flush()
