@@ -139,6 +139,10 @@ def _svg(figure: Any, axes: Any, label: str) -> str:
     """The figure as an element of a page, with what it shows for those who do not see it."""
     import matplotlib as mpl
 
+    first, last = axes.dataLim.intervalx
+    if first == last:
+        # Around a single step the scale would have parts of steps.
+        axes.set_xlim(first - 1, last + 1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(_LINE)
     axes.tick_params(labelsize=8.5, colors=_SOFT, length=0)

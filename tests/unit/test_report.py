@@ -207,6 +207,17 @@ def test_lines_that_are_no_figures(tmp_path: Path) -> None:
     assert page.elements["svg"] == 4
 
 
+def test_a_single_step_has_no_parts_of_steps_around_it(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "metrics.jsonl").write_text(step(7), encoding="utf-8")
+    reported(tmp_path, run)
+    charts = re.findall("<svg.*?</svg>", (tmp_path / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    for chart in charts:
+        steps = re.findall(r"text-anchor: middle[^>]*>([^<]*)<", chart)
+        assert steps == ["6", "7", "8"]
+    assert len(charts) == 4
+
+
 def test_many_steps_are_few_points(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     lines = [step(number, loss=1 + number % 7 / 10 + 50 * (number == 777)) for number in range(1, 20_001)]
