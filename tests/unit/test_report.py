@@ -165,7 +165,7 @@ def test_a_run_of_a_version_before(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     metrics = json.loads(Path("run/metrics.json").read_text(encoding="utf-8"))
     assert f"{metrics['f1']:.2f}" in page.parts[""]
     assert "Has answer" in page.parts["slices"]
-    assert "the best null threshold on these questions" in page.parts["calibration"]
+    assert "The best null threshold on these questions" in page.parts["calibration"]
     assert "there is no answer" in page.parts["answers"]
 
 
