@@ -54,12 +54,10 @@ def pipeline(model: str) -> Ask:
     """The pipeline of transformers 4."""
     import transformers
 
-    # Transformers 4 does not know the name that 5 gives to tokenizers.
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
     pipe: Any = transformers.pipeline(
         "question-answering",
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(model),
         device="cpu",
         trust_remote_code=False,
         model_kwargs={"use_safetensors": True},
@@ -70,6 +68,15 @@ def pipeline(model: str) -> Ask:
         return [answer["answer"] for answer in found]
 
     return ask
+
+
+def _tokenizer(model: str) -> Any:
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        # It does not know the name that 5 gives to tokenizers.
+        return transformers.PreTrainedTokenizerFast.from_pretrained(model)
+    return transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def haystack(model: str) -> Ask:
@@ -105,7 +112,7 @@ def loop(model: str) -> Ask:
     from qa_dist.config.options import ModelConfig
     from qa_dist.model.pretrained import weights_folder
 
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer = _tokenizer(model)
     loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(
         weights_folder(model, ModelConfig(model_name_or_path=model)), trust_remote_code=False, use_safetensors=True
     ).eval()
