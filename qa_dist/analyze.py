@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from qa_dist.common import command
-from qa_dist.evaluation.normalization import NORMALIZATIONS, unfit_note
+from qa_dist.evaluation.normalization import unfit_note
+from qa_dist.reporting.flags import add_score_flags
 
 PROG = "qa_dist.analyze"
 
@@ -38,28 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=os.path.expanduser,
         help="questions with contexts and answers, in any layout that training reads",
     )
-    parser.add_argument(
-        "--answer_normalization",
-        metavar="NAME",
-        help="whose official script says which answers are the same and what F1 counts (default: that of the runs, "
-        "else squad): " + ", ".join(NORMALIZATIONS),
-    )
     parser.add_argument("--allow_missing", action="store_true", help="score questions without a prediction 0")
-    parser.add_argument(
-        "--resamples",
-        # Fewer leave no percentiles, more no time.
-        type=command.whole_number(100, 1_000_000),
-        default=2000,
-        metavar="N",
-        help="resamples of each interval and p-value (default: 2000; the smallest p-value is 1 / (N + 1))",
-    )
-    parser.add_argument(
-        "--seed",
-        type=command.whole_number(0, 2**63 - 1),
-        default=0,
-        metavar="N",
-        help="of the resamples (default: 0)",
-    )
+    add_score_flags(parser, of_seed="the resamples")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 

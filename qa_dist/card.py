@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, DataError, ScoringError
+from qa_dist.reporting.hub_ids import hub_id
 
 if TYPE_CHECKING:
     from qa_dist.reporting.run_record import RunRecord
 
 PROG = "qa_dist.card"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,40}")
 
@@ -51,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=os.path.expanduser,
         help="folder that qa-dist merge made of the run: the card is for the merged model, and goes there",
     )
-    parser.add_argument("--repo_id", type=_hub_id, metavar="ID", help="where the model will be on the hub, as me/model")
+    parser.add_argument("--repo_id", type=hub_id, metavar="ID", help="where the model will be on the hub, as me/model")
     parser.add_argument(
-        "--base_model", type=_hub_id, metavar="ID", help="hub id of the base model, if the run had it from a folder"
+        "--base_model", type=hub_id, metavar="ID", help="hub id of the base model, if the run had it from a folder"
     )
     parser.add_argument("--license", type=_license, metavar="NAME", help="the model's licence, as apache-2.0")
     parser.add_argument(
@@ -120,10 +120,6 @@ def _analysis(run: "RunRecord", references: str) -> dict[str, Any]:
             f"the predictions in {run.folder} leave out questions of {references}; give the --references that the run "
             "was evaluated on"
         ) from error
-
-
-def _hub_id(text: str) -> str:
-    return _of(_HUB_ID, text, "a hub id, such as me/model")
 
 
 def _license(text: str) -> str:

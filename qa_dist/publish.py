@@ -5,15 +5,13 @@ Adapter or whole model, tokenizer, card and the record of the run; nothing of th
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 
 from qa_dist.common import command
+from qa_dist.reporting.hub_ids import hub_id, repository
 
 PROG = "qa_dist.publish"
-
-_PART = r"[A-Za-z0-9][\w.-]{0,95}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,9 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=os.path.expanduser,
         help="--output_dir of a run that has ended, or the folder of a merged model; with a README.md (qa-dist card)",
     )
-    parser.add_argument("--repo_id", required=True, type=_repo_id, metavar="ID", help="where, as me/model")
+    parser.add_argument("--repo_id", required=True, type=repository, metavar="ID", help="where, as me/model")
     parser.add_argument(
-        "--base_model", type=_hub_id, metavar="ID", help="hub id of the base model, if the run had it from a folder"
+        "--base_model", type=hub_id, metavar="ID", help="hub id of the base model, if the run had it from a folder"
     )
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--dry_run", action="store_true", help="list files and sizes, and send nothing")
@@ -56,18 +54,6 @@ def _publish(options: argparse.Namespace) -> int:
     sys.stdout.writelines(f"{file.size:>15,}  {file.name}\n" for file in files)
     sys.stdout.write(f"{sum(file.size for file in files):>15,}  bytes in {len(files)} files for {options.repo_id}\n")
     return 0
-
-
-def _repo_id(text: str) -> str:
-    if not re.fullmatch(f"{_PART}/{_PART}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a repository, such as me/model")
-    return text
-
-
-def _hub_id(text: str) -> str:
-    if not re.fullmatch(f"{_PART}(/{_PART})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a hub id, such as google-bert/bert-base-uncased")
-    return text
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.files import require_writable, staged
-from qa_dist.evaluation.normalization import NORMALIZATIONS
+from qa_dist.reporting.flags import add_score_flags
 
 PROG = "qa_dist.report"
 
@@ -47,26 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the questions that were answered, in any layout that training reads (default: the validation data that "
         "the config.yaml of a run names)",
     )
-    parser.add_argument(
-        "--answer_normalization",
-        metavar="NAME",
-        help="whose official script says which answers are the same and what F1 counts (default: that of the runs, "
-        "else squad): " + ", ".join(NORMALIZATIONS),
-    )
-    parser.add_argument(
-        "--resamples",
-        type=command.whole_number(100, 1_000_000),
-        default=2000,
-        metavar="N",
-        help="resamples of each interval and p-value (default: 2000)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=command.whole_number(0, 2**63 - 1),
-        default=0,
-        metavar="N",
-        help="of the resamples, and of the questions that are shown by chance (default: 0)",
-    )
+    add_score_flags(parser, of_seed="the resamples, and of the questions that are shown by chance")
     return parser
 
 

@@ -27,7 +27,7 @@ from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import is_compressed, require_readable
 from qa_dist.data.folders import files_in, is_saved, suffixes
-from qa_dist.data.formats import FORMATS, parse, separator_of
+from qa_dist.data.formats import PARQUET_MAGIC, is_object, named_format, parse, require_gzip, separator_of
 from qa_dist.data.layouts import lay_out, require_columns
 from qa_dist.data.rows import CONTEXTS, Columns, Record, Row, listed
 
@@ -42,7 +42,6 @@ _POLL_SECONDS = 0.2
 _ROWS = 256
 """Rows of Parquet that are decoded together."""
 _BOM = b"\xef\xbb\xbf"
-_PARQUET_MAGIC = b"PAR1"
 _MARKS = "*?["
 _PASSAGES = "contexts"
 
@@ -191,8 +190,8 @@ class QuestionFiles:
         start = file.peek(2)[:2]
         if is_compressed(start):
             file = gzip.GzipFile(fileobj=file)
-        elif path.suffix.lower() == ".gz":
-            raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
+        else:
+            require_gzip(path, start)
         with _named(path):
             head = _head(file, path)
             kind = _kind(head, path)
@@ -321,7 +320,7 @@ def _head(file: Any, path: Path) -> list[bytes]:
         if len(line) >= LONGEST_UNIT:
             raise _too_long(path, len(head) + 1)
         head.append(line)
-        if line.startswith(_PARQUET_MAGIC):
+        if line.startswith(PARQUET_MAGIC):
             break
     return head
 
@@ -331,12 +330,8 @@ def _kind(head: Sequence[bytes], path: Path) -> str | None:
     lines = [text for line in head if (text := line.removeprefix(_BOM).strip())]
     if not lines:
         return None
-    ending = next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
-    named = next((name for name, kind in FORMATS.items() if ending in kind.suffixes), None)
-    is_json, is_parquet = lines[0][:1] in (b"{", b"["), lines[0].startswith(_PARQUET_MAGIC)
-    if named is not None and ((is_parquet and named != "Parquet") or (is_json and named == "CSV")):
-        actual = "Parquet" if is_parquet else "JSON"
-        raise DataError(f"{path} is {actual} although its name ends in {ending}; rename it")
+    is_json, is_parquet = lines[0][:1] in (b"{", b"["), lines[0].startswith(PARQUET_MAGIC)
+    named = named_format(path, is_json=is_json, is_parquet=is_parquet)
     if is_parquet:
         return "Parquet"
     if named == "JSONL" or (is_json and named in ("JSON", None)):
@@ -349,8 +344,8 @@ def _kind(head: Sequence[bytes], path: Path) -> str | None:
 
 def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(read_json(line.decode()), dict)
-    except (ParseError, UnicodeDecodeError):
+        return is_object(line.decode())
+    except UnicodeDecodeError:
         return False
 
 

@@ -149,3 +149,8 @@ def type_name(value: Any) -> str:
         float: "a number",
     }
     return names.get(type(value), "null")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that can be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

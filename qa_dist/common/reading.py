@@ -5,13 +5,13 @@ The standard library is enough, so that scoring starts at once.
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import DataError
-from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.common.parsers import ParseError, read_json, type_name
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -28,6 +28,20 @@ def read_json_file(path: str | Path) -> Any:
         return read_json(text)
     except ParseError as error:
         raise DataError(f"{path} is not JSON that can be used: {error}; mend the file") from error
+
+
+def read_json_object(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file; empty if there is no such file.
+
+    Raises:
+        DataError: As for `read_json_file`, or the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    value = read_json_file(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object, not {type_name(value)}; mend or remove it")
+    return value
 
 
 def read_bytes(path: Path) -> bytes:

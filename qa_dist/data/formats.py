@@ -18,7 +18,7 @@ from qa_dist.common.reading import decoded, decompressed, is_compressed
 from qa_dist.data.layouts import ALLOWED, lay_out, require_columns
 from qa_dist.data.rows import Reading, Record
 
-_PARQUET_MAGIC = b"PAR1"
+PARQUET_MAGIC = b"PAR1"
 _SEPARATORS = ",;\t|"
 _ALLOWED = f"files are JSON, JSONL, CSV, TSV or Parquet, each plain or .gz, and {ALLOWED}"
 
@@ -46,13 +46,14 @@ def _load_json(content: bytes, path: Path) -> Content:
     except ParseError as error:
         # Many tools write one object per line into a file called .json.
         first, _, rest = text.lstrip().partition("\n")
-        if rest.strip() and _is_object(first):
+        if rest.strip() and is_object(first):
             return _load_jsonl(content, path)
         raise DataError(f"{path} is not JSON that can be used: {error}; mend the file") from error
     return Content(value)
 
 
-def _is_object(line: str) -> bool:
+def is_object(line: str) -> bool:
+    """Whether a line is a JSON object of its own."""
     try:
         return isinstance(read_json(line), dict)
     except ParseError:
@@ -158,26 +159,47 @@ def load(content: bytes, path: Path) -> Content:
     Raises:
         DataError: They cannot be parsed.
     """
-    if path.suffix.lower() == ".gz" and content and not is_compressed(content):
-        raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
+    if content:
+        require_gzip(path, content)
     content = decompressed(content, path)
     if not content.strip():
         raise DataError(f"{path} is empty; {_ALLOWED}")
     return FORMATS[_format(content, path)].load(content, path)
 
 
-def _format(content: bytes, path: Path) -> str:
-    """Which of FORMATS the file is."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
-    is_json = start[:1] in (b"{", b"[")
-    is_parquet = content.startswith(_PARQUET_MAGIC)
+def named_format(path: Path, *, is_json: bool, is_parquet: bool) -> str | None:
+    """Which of FORMATS a file is by its name; None if that does not say.
+
+    Raises:
+        DataError: Its first bytes are those of another kind.
+    """
+    ending = next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
     for name, kind in FORMATS.items():
-        if suffixes and suffixes[-1] in kind.suffixes:
+        if ending in kind.suffixes:
             if (is_parquet and name != "Parquet") or (is_json and name == "CSV"):
                 actual = "Parquet" if is_parquet else "JSON"
-                raise DataError(f"{path} is {actual} although its name ends in {suffixes[-1]}; rename it")
+                raise DataError(f"{path} is {actual} although its name ends in {ending}; rename it")
             return name
+    return None
+
+
+def require_gzip(path: Path, start: bytes) -> None:
+    """Make sure that a file that is called so is compressed; `start` are its first bytes.
+
+    Raises:
+        DataError: It is not.
+    """
+    if path.suffix.lower() == ".gz" and not is_compressed(start):
+        raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
+
+
+def _format(content: bytes, path: Path) -> str:
+    """Which of FORMATS the file is."""
+    start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_json = start[:1] in (b"{", b"[")
+    is_parquet = content.startswith(PARQUET_MAGIC)
+    if (named := named_format(path, is_json=is_json, is_parquet=is_parquet)) is not None:
+        return named
     if is_parquet:
         return "Parquet"
     if is_json:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from qa_dist.reporting.run_record import RunRecord, Source, is_number
+from qa_dist.common.parsers import is_number
+from qa_dist.reporting.run_record import RunRecord, Source
 from qa_dist.reporting.slices import SLICINGS
 
 _LEFT_OUT = ("title",)

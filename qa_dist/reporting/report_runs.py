@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qa_dist.common.parsers import is_number
 from qa_dist.common.secrets import masked
 from qa_dist.config.options import RunConfig
-from qa_dist.reporting.run_folders import Run, is_number
+from qa_dist.reporting.run_folders import Run
 
 UNKNOWN = "\u2013"
 

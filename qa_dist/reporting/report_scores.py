@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qa_dist.common.errors import UserError
+from qa_dist.common.parsers import is_number
 from qa_dist.config.options import DataConfig
 from qa_dist.data.sources import open_source
 from qa_dist.evaluation.normalization import unfit_note
 from qa_dist.reporting.analysis import Resampling, analyze, rules_for
 from qa_dist.reporting.questions import Questions, questions_in, read_questions
-from qa_dist.reporting.run_folders import Run, is_number
+from qa_dist.reporting.run_folders import Run
 from qa_dist.reporting.shown_answers import Shown, shown_answers
 from qa_dist.reporting.systems import System
 

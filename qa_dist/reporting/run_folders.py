@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from qa_dist.common.errors import ConfigError, DataError
-from qa_dist.common.parsers import type_name
-from qa_dist.common.reading import read_bytes, read_json_file
+from qa_dist.common.parsers import is_number
+from qa_dist.common.reading import read_bytes, read_json_object
 from qa_dist.config.parsing import read_recipe
 from qa_dist.reporting.intervals import Float64
 from qa_dist.reporting.systems import System, read_systems
@@ -71,11 +71,6 @@ class Run:
         return {key: float(value) for key, value in self.part(name).items() if is_number(value)}
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number that can be computed with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
 def read_runs(paths: Sequence[str]) -> list[Run]:
     """The runs in these folders.
 
@@ -112,7 +107,7 @@ def _require_run(path: str) -> None:
 def _read_run(path: str, name: str) -> Run:
     folder = Path(path)
     config = read_recipe(str(folder / "config.yaml")) if (folder / "config.yaml").is_file() else {}
-    record, metrics = _object(folder / "run.json"), _object(folder / "metrics.json")
+    record, metrics = read_json_object(folder / "run.json"), read_json_object(folder / "metrics.json")
     steps, evaluations, num_damaged = _read_log(folder / "metrics.jsonl")
     run = Run(name, path, config, record, steps, evaluations, metrics)
     system = None
@@ -120,15 +115,6 @@ def _read_run(path: str, name: str) -> Run:
         (system,) = read_systems([path])
         system = replace(system, name=name)
     return replace(run, system=system, notes=tuple(_lacks(run, folder, system, num_damaged)))
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    value = read_json_file(path)
-    if not isinstance(value, dict):
-        raise DataError(f"{path} must hold a JSON object, not {type_name(value)}; mend or remove it")
-    return value
 
 
 def _read_log(path: Path) -> tuple[dict[str, Float64], tuple[Figures, ...], int]:

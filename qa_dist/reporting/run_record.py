@@ -4,7 +4,6 @@ Folders come from several versions, and from other programs: what a file does no
 known (None).
 """
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -12,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from qa_dist.common.errors import CheckpointError, DataError
-from qa_dist.common.parsers import type_name
-from qa_dist.common.reading import read_json_file
+from qa_dist.common.errors import CheckpointError
+from qa_dist.common.parsers import is_number
+from qa_dist.common.reading import read_json_object
 from qa_dist.config.options import DataConfig, EvaluationConfig
 from qa_dist.config.parsing import read_recipe
 from qa_dist.evaluation.ceiling import Ceiling
 from qa_dist.evaluation.limits import kept_limits
 from qa_dist.features.building import store_root
 from qa_dist.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_INDEX, MODEL_WEIGHTS
+from qa_dist.reporting.hub_ids import HUB_ID
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _OWN_NAMES = re.compile(r"sample|synthetic:\d+|package:.*")
 """Names that are neither paths nor hub ids."""
 
@@ -46,7 +45,7 @@ def source(value: str) -> Source:
     if _OWN_NAMES.fullmatch(value):
         return Source(SAMPLE_NAME if value == "sample" else value, None)
     path = os.path.expanduser(value)
-    if os.path.lexists(path) or not _HUB_ID.fullmatch(value):
+    if os.path.lexists(path) or not HUB_ID.fullmatch(value):
         return Source(os.path.basename(os.path.abspath(path)) or "data", None)
     return Source(value, value)
 
@@ -128,7 +127,7 @@ def read_run(name: str) -> RunRecord:
             f"{name} holds no whole adapter and no whole model; name the --output_dir of a run that has ended, or a "
             "merged model"
         )
-    run, metrics = (_object(folder / file) for file in ("run.json", "metrics.json"))
+    run, metrics = (read_json_object(folder / file) for file in ("run.json", "metrics.json"))
     final = run.get("final")
     # An evaluation on other data may have been written into the folder since.
     scores = final if isinstance(final, dict) else metrics
@@ -137,27 +136,8 @@ def read_run(name: str) -> RunRecord:
     return RunRecord(
         folder,
         is_adapter,
-        _object(folder / ADAPTER_CONFIG),
+        read_json_object(folder / ADAPTER_CONFIG),
         read_recipe(str(config)) if config.is_file() else {},
         run,
         scores if is_scored else {},
     )
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; empty if there is no such file.
-
-    Raises:
-        DataError: It holds something else.
-    """
-    if not path.is_file():
-        return {}
-    value = read_json_file(path)
-    if not isinstance(value, dict):
-        raise DataError(f"{path} must hold a JSON object, not {type_name(value)}; mend or remove it")
-    return value

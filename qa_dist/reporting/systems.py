@@ -8,7 +8,7 @@ from typing import Any
 
 from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.parsers import type_name
-from qa_dist.common.reading import read_json_file
+from qa_dist.common.reading import read_json_file, read_json_object
 from qa_dist.config.parsing import read_recipe
 from qa_dist.evaluation.score_files import load_null_odds, load_predictions
 from qa_dist.evaluation.scoring import counted
@@ -107,9 +107,7 @@ def _read_system(path: str, file: Path, name: str) -> System:
         return System(name, path, texts, notes)
     run = Path(path)
     config = read_recipe(str(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
-    metrics = read_json_file(run / "metrics.json") if (run / "metrics.json").is_file() else {}
-    if not isinstance(metrics, dict):
-        raise DataError(f"{run / 'metrics.json'} must hold a JSON object, not {type_name(metrics)}; mend or remove it")
+    metrics = read_json_object(run / "metrics.json")
     # Runs of versions before the rules had names scored by SQuAD's.
     rules = metrics.get("answer_normalization", "squad" if "f1" in metrics else None)
     return System(name, path, texts, notes, run, config, rules if isinstance(rules, str) else None)

@@ -3,8 +3,6 @@
 Screenshots are left in the tests' output folder, or in the one that QA_DIST_SCREENSHOTS names.
 """
 
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +11,12 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from playwright.sync_api import sync_playwright
-
+from tests.support.chromium import IN_A_BROWSER
 from tests.unit.answering.fake_reader import FakeReader, make_service, served
 from tests.unit.answering.xss import CORPUS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; on Debian: apt-get install chromium"),
-]
+pytestmark = IN_A_BROWSER
 
 TEXT = (
     "The lighthouse of Orrin Head was lit for the first time in the autumn of 1874. Its builder was Maud Telfer, who "
@@ -33,23 +24,6 @@ TEXT = (
     "Ann Orr, some say, and the last builder was nobody at all."
 )
 KEY = "a-key-for-the-browser"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_playwright() as driver:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    named = os.environ.get("QA_DIST_SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(exist_ok=True, parents=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

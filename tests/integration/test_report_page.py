@@ -5,8 +5,6 @@ Screenshots are left in the tests' output folder, or in the one that QA_DIST_SCR
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,13 @@ from typing import Any
 import pytest
 
 pytest.importorskip("matplotlib", reason="the bench extra is not installed")
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-from playwright.sync_api import sync_playwright
 
 from qa_dist.config.options import RunConfig
 from qa_dist.report import main
+from tests.support.chromium import IN_A_BROWSER
 from tests.unit.answering.xss import CORPUS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; on Debian: apt-get install chromium"),
-]
+pytestmark = IN_A_BROWSER
 
 WORDS = "The lighthouse of Orrin Head was lit in the autumn of 1874 by Maud Telfer, who had the stones cut ashore."
 
@@ -81,23 +72,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     page = folder / "report.html"
     assert main([*map(str, sorted(folder.glob("a-run*"))), "--output", str(page), "--resamples", "100"]) == 0
     return page.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_playwright() as driver:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    named = os.environ.get("QA_DIST_SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(exist_ok=True, parents=True)
-    return folder
 
 
 @pytest.fixture
