@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from qa_dist.answering.chunks import Asked, Chunk, chunks
 from qa_dist.answering.journal import Sink
 from qa_dist.answering.question_files import Flaw, QuestionFiles, StoppedReadingError, Unit
-from qa_dist.answering.records import Answer, InvalidQuestionError, Question
+from qa_dist.answering.records import Answer, InvalidQuestionError, Question, record_of
 from qa_dist.common.errors import DataError, UserError
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.normalization import Normalization
@@ -332,10 +332,7 @@ def _found(questions: Sequence[Asked], reader: Answering, manner: Manner) -> lis
 
 
 def _line(asked: Asked, answers: Sequence[Answer], *, with_nbest: bool) -> str:
-    fields = {"id": asked.id, **answers[0].as_dict()}
-    if with_nbest:
-        fields["nbest"] = [each.as_dict() for each in answers]
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return json.dumps({"id": asked.id, **record_of(answers, with_nbest=with_nbest)}, ensure_ascii=False) + "\n"
 
 
 @contextmanager

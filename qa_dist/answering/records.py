@@ -37,6 +37,14 @@ class Answer:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+def record_of(answers: Sequence[Answer], *, with_nbest: bool) -> dict[str, Any]:
+    """The answers to a question as JSON has them: the fields of the best one, and if asked for all in `nbest`."""
+    record = answers[0].as_dict()
+    if with_nbest:
+        record["nbest"] = [answer.as_dict() for answer in answers]
+    return record
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A question about one context or several; `of` makes one of anything that may be one."""

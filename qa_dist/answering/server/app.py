@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import qa_dist
-from qa_dist.answering.records import InvalidQuestionError
+from qa_dist.answering.records import InvalidQuestionError, record_of
 from qa_dist.answering.server.batching import QuestionError, QueueClosedError, QueueFullError, Worker
 from qa_dist.answering.server.guard import Guard, log_failure
 from qa_dist.answering.server.limits import Limits
@@ -22,7 +22,6 @@ from qa_dist.answering.server.messages import (
     AnswerResponse,
     ErrorResponse,
     RefusedError,
-    answer_record,
     read_request,
 )
 from qa_dist.answering.server.metrics import CONTENT_TYPE, Metrics
@@ -89,7 +88,7 @@ class Service:
         if answers is None:
             # The client has gone; nobody reads this.
             return Response(status_code=499)
-        return JSONResponse({"answers": [answer_record(found, top_k) for found in answers]})
+        return JSONResponse({"answers": [record_of(found, with_nbest=top_k > 1) for found in answers]})
 
     async def health(self) -> Response:
         """Say whether questions are answered, by which model, and within which limits."""

@@ -3,17 +3,14 @@
 The pydantic models are what OpenAPI shows; they check types, and `read_request` what types cannot say.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
 from qa_dist.answering.records import Question
 from qa_dist.answering.server.limits import Limits
 from qa_dist.common.parsers import ParseError, read_json, type_name
-
-if TYPE_CHECKING:
-    from qa_dist.answering.records import Answer
 
 _LONGEST_SHOWN = 40
 
@@ -179,11 +176,3 @@ def _check_text(text: str, place: str, limits: Limits) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise RefusedError(422, f"{place} holds half of a surrogate pair at character {error.start:,}") from None
-
-
-def answer_record(answers: "Sequence[Answer]", top_k: int) -> dict[str, Any]:
-    """What a client gets for a question: the fields of the best answer, and with `top_k` above 1 all in `nbest`."""
-    record = answers[0].as_dict()
-    if top_k > 1:
-        record["nbest"] = [answer.as_dict() for answer in answers]
-    return record
