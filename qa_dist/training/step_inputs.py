@@ -15,13 +15,23 @@ from qa_dist.model.span_model import SpanModel
 
 
 class MicroBatch(NamedTuple):
-    """Features of one pass; where `is_counted` is false, one that is computed for nothing.
+    """Features of one pass; where `weight` is 0, one that is computed for nothing.
 
     A rank with nothing left computes one, so that all have the same gradients.
+
+    Attributes:
+        batch: the features.
+        weight: what the gradient of each feature's loss is multiplied with: gradients are averaged over W ranks, and
+            times W / G_step the average is the mean over the features of the global step.
     """
 
     batch: FeatureBatch
-    is_counted: bool
+    weight: float
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its losses are those of the step's features."""
+        return self.weight > 0
 
 
 class StepInputs:
@@ -83,7 +93,8 @@ class StepInputs:
         shortest = lengths.argmin(0, keepdims=True)
         groups = [(features[places], places) for places in (each if len(each) else shortest for each in share)]
         batches = FeatureBatch.several(self._store, groups, self._device)
-        return [MicroBatch(batch, bool(len(each))) for batch, each in zip(batches, share, strict=True)]
+        weight = self._world_size / len(features)
+        return [MicroBatch(batch, weight if len(each) else 0.0) for batch, each in zip(batches, share, strict=True)]
 
     def prepare(self, step: int, max_tokens: int) -> None:
         """Let `micro_batches` have a step's ready, while a GPU is busy; no other step is kept."""

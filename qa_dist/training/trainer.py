@@ -16,12 +16,13 @@ from qa_dist.features.store import FeatureStore
 from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.casts import spare_casts
 from qa_dist.model.dropout import seed_dropout
-from qa_dist.model.span_model import SpanModel, Weights, span_loss
+from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.model.trainable import GradientCheck
 from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import run_identity
 from qa_dist.training.memory_probe import token_budget
 from qa_dist.training.optimizer import is_fused, learning_rate, make_optimizer, step_bytes
+from qa_dist.training.passes import EagerPasses
 from qa_dist.training.run_state import RunState
 from qa_dist.training.step_inputs import StepInputs
 from qa_dist.training.step_report import Outcome, StepReport
@@ -77,6 +78,7 @@ class Trainer:
         fused = is_fused(training.optim, strategy, ranks.device.type)
         make = partial(make_optimizer, training, fused=fused)
         self.engine = make_engine(ranks, model, make, max_grad_norm=training.max_grad_norm)
+        self.passes = EagerPasses(ranks, self.engine)
         self.notice = notice
         self.max_tokens = token_budget(
             ranks,
@@ -121,7 +123,7 @@ class Trainer:
         All of it is asked for before the host waits for any result.
         """
         report = StepReport(len(features), self.ranks.device)
-        if not self._accumulate(step, len(features), report):
+        if not self._accumulate(step, report):
             # What is missing counts as zero, so that the others do not wait for it.
             self.engine.zero_grad()
             report.note_out_of_memory()
@@ -159,7 +161,7 @@ class Trainer:
             # It may have been halved since; other micro-batches would round differently.
             self.max_tokens = min(self.max_tokens, max(self.inputs.longest, checkpoint.state.max_tokens_per_device))
 
-    def _accumulate(self, step: int, num_features: int, report: StepReport) -> bool:
+    def _accumulate(self, step: int, report: StepReport) -> bool:
         """This rank's gradients of a step, and its losses in the report; False if it ran out of memory."""
         seed_dropout(self.config.training.seed, step, self.ranks.rank, self.ranks.device)
         # Always: a model that was just loaded has parts that do not drop anything, whatever its own mode says.
@@ -167,20 +169,11 @@ class Trainer:
         try:
             self.ranks.watchdog.beat(f"step {step + 1}, before its first micro-batch")
             micro_batches = self.inputs.micro_batches(step, self.max_tokens)
-            for number, (batch, is_counted) in enumerate(micro_batches, 1):
+            for number, micro_batch in enumerate(micro_batches, 1):
                 self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")
-                with self.ranks.autocast():
-                    start_T, end_T = self.engine.module(
-                        batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row
-                    )
-                losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row)
-                # Ranks are averaged: times W / G_step the average is the mean over the global step.
-                weight = self.ranks.world_size / num_features if is_counted else 0.0
-                self.engine.backward(losses_B.sum() * weight, last=number == len(micro_batches))
-                if is_counted:
-                    report.add_losses(batch.places_B, losses_B)
-                # They hold the graph, in which layers of bitsandbytes keep their inputs even after the backward pass.
-                del start_T, end_T, losses_B
+                losses_B = self.passes.run(micro_batch, last=number == len(micro_batches))
+                if micro_batch.is_counted:
+                    report.add_losses(micro_batch.batch.places_B, losses_B)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -49,14 +49,14 @@ def test_a_rank_that_raises_ends_all_and_is_named(tmp_path: Path) -> None:
 def train_with_a_spoiled_loss(words: list[str], rank: int) -> int:
     """The fourth loss of every rank is not finite."""
     from qa_dist import train
-    from qa_dist.training import trainer
+    from qa_dist.training import passes
 
-    real, calls = trainer.span_loss, iter(range(1, 1000))
+    real, calls = passes.span_loss, iter(range(1, 1000))
 
     def spoiled(*arguments: Any) -> Any:
         return real(*arguments) * (float("nan") if next(calls) == 4 else 1)
 
-    trainer.span_loss = spoiled
+    passes.span_loss = spoiled
     return train.main(words)
 
 

@@ -1,0 +1,37 @@
+"""How a micro-batch is computed: forward pass, losses and backward pass."""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from qa_dist.distributed.engine import Engine
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.model.span_model import span_loss
+from qa_dist.training.step_inputs import MicroBatch
+
+
+class Passes(ABC):
+    """Computes micro-batches: what they cost differs, what they give does not."""
+
+    @abstractmethod
+    def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
+        """Add a micro-batch's gradients to this rank's; the loss of each of its features, float32 [B], on the device.
+
+        `last` says that it is the last one of its step. The losses are good until the next call.
+        """
+
+
+class EagerPasses(Passes):
+    """Operation by operation, as the model's code says; or compiled, where the model is."""
+
+    def __init__(self, ranks: Ranks, engine: Engine) -> None:
+        self._ranks, self._engine = ranks, engine
+
+    def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
+        batch = micro_batch.batch
+        with self._ranks.autocast():
+            start_T, end_T = self._engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
+        losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row)
+        self._engine.backward(losses_B.sum() * micro_batch.weight, last=last)
+        # Without the graph, in which layers of bitsandbytes keep their inputs even after the backward pass.
+        return losses_B.detach()
