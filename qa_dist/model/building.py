@@ -45,12 +45,14 @@ class LoadedBase(NamedTuple):
         newly_initialized: Names of its parameters that the checkpoint does not have; they are random.
         padding: How its batches are to be computed.
         notes: What the user should know about choices made here, one sentence each.
+        training_notes: The same, of what is different in training alone.
     """
 
     model: Any
     newly_initialized: Sequence[str]
     padding: Padding
     notes: Sequence[str]
+    training_notes: Sequence[str]
 
 
 def build_model(
@@ -102,13 +104,13 @@ def build_meta_model(
     name = config.model_name_or_path
     with torch.device("meta"):
         with library_errors(lambda error: _not_an_encoder(name, error)), without_library_messages():
-            model_config, padding, notes = _configured(config, name, max_seq_length, device)
+            model_config, padding, notes, training_notes = _configured(config, name, max_seq_length, device)
             model = _from_configuration(model_config, padding)
             quantize_meta_model(model, config.quantization, head_names(model))
             if config.quantization != "no" and device.type != "cpu":
                 follow_autocast(model)
         span_model = _with_adapters(
-            LoadedBase(model, (), padding, notes),
+            LoadedBase(model, (), padding, notes, training_notes),
             config,
             max_seq_length=max_seq_length,
             gradient_checkpointing=gradient_checkpointing,
@@ -134,7 +136,7 @@ def _with_adapters(
         padding=base.padding,
         max_seq_length=max_seq_length,
         tokenizer_pads_left=tokenizer_pads_left,
-        notes=base.notes,
+        notes=(*base.notes, *base.training_notes),
     )
     if gradient_checkpointing:
         # Reentrant checkpoints need an input that requires a gradient, which a frozen embedding does not give.
@@ -159,14 +161,14 @@ def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch
     from transformers import AutoModelForQuestionAnswering
 
     with library_errors(lambda error: _not_an_encoder(name, error)), without_library_messages():
-        model_config, padding, notes = _configured(config, name, max_seq_length, device)
+        model_config, padding, notes, training_notes = _configured(config, name, max_seq_length, device)
         if config.model_config is not None:
             model = _from_configuration(model_config, padding)
             notes.append(f"all weights of {config.model_config} are random: good for measuring, not for answers")
             # As of a checkpoint without a head; that the rest is random was asked for.
             heads = head_names(model)
             of_heads = [name for name, _ in model.named_parameters() if name.partition(".")[0] in heads]
-            return LoadedBase(model, sorted(of_heads), padding, notes)
+            return LoadedBase(model, sorted(of_heads), padding, notes, training_notes)
         heads = () if config.quantization == "no" else _heads_of(model_config)
         model, info = AutoModelForQuestionAnswering.from_pretrained(
             weights_folder(name, config),
@@ -181,7 +183,7 @@ def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch
         require_quantized(model, config.quantization, heads)
         if config.quantization != "no" and device.type != "cpu":
             follow_autocast(model)
-    return LoadedBase(model, sorted(info["missing_keys"]), padding, notes)
+    return LoadedBase(model, sorted(info["missing_keys"]), padding, notes, training_notes)
 
 
 def _not_an_encoder(name: str, error: Exception) -> UserError:
@@ -193,19 +195,19 @@ def _not_an_encoder(name: str, error: Exception) -> UserError:
 
 def _configured(
     config: ModelConfig, name: str, max_seq_length: int, device: torch.device
-) -> tuple[Any, Padding, list[str]]:
-    """The configuration of a transformers model as training sets it, its padding, and notes for the user."""
+) -> tuple[Any, Padding, list[str], list[str]]:
+    """The configuration of a transformers model as training sets it, its padding, and both kinds of notes."""
     model_config = model_configuration(dataclasses.replace(config, model_name_or_path=name))
     require_trainable(model_config)
     _check_length(model_config, max_seq_length)
     _set_full_attention(model_config, max_seq_length)
     padding, notes = _choose_padding(config, model_config)
     has_none = padding == "unpadded" and not has_dropout(device)
-    _set_dropout(model_config, config.model_dropout, without_attention=has_none, notes=notes)
+    training_notes = _set_dropout(model_config, config.model_dropout, without_attention=has_none)
     model_config.num_labels = 2
     if padding == "unpadded":
         register()
-    return model_config, padding, notes
+    return model_config, padding, notes, training_notes
 
 
 def _attention(padding: Padding) -> str | None:
@@ -285,8 +287,9 @@ def _set_full_attention(model_config: Any, max_seq_length: int) -> None:
             setattr(model_config, name, value)
 
 
-def _set_dropout(model_config: Any, probability: float | None, *, without_attention: bool, notes: list[str]) -> None:
-    """Set every dropout probability of the encoder, that of attention to 0 where it can have none."""
+def _set_dropout(model_config: Any, probability: float | None, *, without_attention: bool) -> list[str]:
+    """Set every dropout probability of the encoder, that of attention to 0, with a note, where it can have none."""
+    notes = []
     for name, value in list(model_config.to_dict().items()):
         if "dropout" not in name or isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -295,3 +298,4 @@ def _set_dropout(model_config: Any, probability: float | None, *, without_attent
             notes.append(f"unpadded attention has no dropout here: {name} is 0 instead of {wanted}")
             wanted = 0.0
         setattr(model_config, name, float(wanted))
+    return notes

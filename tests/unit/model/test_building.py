@@ -10,7 +10,7 @@ import torch
 from qa_dist.common.errors import ConfigError, TrainingError, UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import target_modules
-from qa_dist.model.building import build_model
+from qa_dist.model.building import build_model, load_base
 from qa_dist.model.families import model_types_unpadded
 from qa_dist.model.saved import load_trained, save_trained
 from qa_dist.model.span_model import (
@@ -261,6 +261,8 @@ def test_dropout_is_set_everywhere_and_attention_dropout_is_said(tmp_path: Path)
     assert encoder.hidden_dropout_prob == 0.25
     assert encoder.attention_probs_dropout_prob == 0.0
     assert any("attention_probs_dropout_prob" in note for note in model.notes)
+    # Who only evaluates or answers is not told.
+    assert not load_base(config, str(model_dir), 64, torch.device("cpu")).notes
     sorted_config = ModelConfig(model_name_or_path=str(model_dir), model_dropout=0.25, padding="sorted")
     padded, _ = build_model(sorted_config, seed=1, max_seq_length=64)
     assert transformers_model(padded.model).config.attention_probs_dropout_prob == 0.25
