@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,7 @@ def _evaluate_on_ranks(config: RunConfig, options: EvaluateConfig) -> int:
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
         if directory is not None and ranks.is_main:
             make_writable(directory, "--results_dir")
+        _require_known_model(config, str(options.adapter))
         with ranks.local_main_first():
             tokenizer, notes = load_tokenizer_of(str(options.adapter), config.model)
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
@@ -107,6 +108,16 @@ def _evaluate_on_ranks(config: RunConfig, options: EvaluateConfig) -> int:
             _report(evaluation, directory)
         ranks.close()
     return 0
+
+
+def _require_known_model(config: RunConfig, folder: str) -> None:
+    """Refuse a model that cannot be computed here before its data is prepared."""
+    from qa_dist.model.families import require_trainable
+    from qa_dist.model.pretrained import model_configuration
+
+    name = folder if config.model.tuning == "full" else config.model.model_name_or_path
+    model = replace(config.model, model_name_or_path=name, model_config=None)
+    require_trainable(model_configuration(model), config.training.mixed_precision)
 
 
 def _report(evaluation: "Evaluation", directory: Path | None) -> None:

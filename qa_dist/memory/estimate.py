@@ -169,6 +169,7 @@ def _measure(
     from qa_dist.model.attention import cuda_kernels
     from qa_dist.model.building import build_meta_model
     from qa_dist.model.casts import spare_casts
+    from qa_dist.model.families import require_trainable
     from qa_dist.model.loading import library_errors
     from qa_dist.model.span_model import transformers_model
 
@@ -179,11 +180,12 @@ def _measure(
         gradient_checkpointing=config.training.gradient_checkpointing,
         device=device,
     )
+    model_config = transformers_model(model.model).config
+    require_trainable(model_config, precision)
     spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
     sizes = sizes_of(model)
-    model_type = transformers_model(model.model).config.model_type
     kernels = nullcontext() if kind == "cpu" else cuda_kernels()
-    with library_errors(lambda error: _not_traced(model_type, error)), kernels:
+    with library_errors(lambda error: _not_traced(model_config.model_type, error)), kernels:
         passes = trace_passes(
             model,
             TRACED_FEATURES,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qa_dist import evaluate, train
+from qa_dist import estimate, evaluate, train
 from tests.refusals import contents, finished_run, refusal
 from tests.tiny import tiny_model
 from tests.unit.data_fixtures import MALFORMED
@@ -106,6 +106,12 @@ def test_what_cannot_be_trained_is_refused_before_features_are_made(
     changed = {"model_name_or_path": str(copy / "model"), "mixed_precision": precision}
     assert said in refusal(train.main, words({**options_of(trained), **folders, **changed}), capsys)
     assert not (tmp_path / "stores").exists()
+    lengths = {"max_seq_length": "64", "doc_stride": "16"}
+    assert said in refusal(estimate.main, words({**changed, **lengths, "strategy": "ddp", "device": "cpu"}), capsys)
+    if precision == "no":
+        asked = {"adapter": str(copy / "adapter"), "model_name_or_path": changed["model_name_or_path"]}
+        assert said in refusal(evaluate.main, words({**asked, "store_dir": folders["store_dir"]}), capsys)
+        assert not (tmp_path / "stores").exists()
 
 
 @pytest.mark.parametrize("name", ["several.json", "truncated.json.gz", "none.json"])
