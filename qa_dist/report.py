@@ -8,11 +8,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from qa_dist.common import command
-from qa_dist.common.errors import ConfigError
-from qa_dist.common.files import require_writable, staged
 from qa_dist.reporting.flags import add_score_flags
 
 PROG = "qa_dist.report"
@@ -57,29 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     # Only now: --help and mistakes in the flags should not wait for it.
-    from qa_dist.reporting.analysis import Resampling
-    from qa_dist.reporting.drawings import require_matplotlib
-    from qa_dist.reporting.report_page import page
-    from qa_dist.reporting.report_scores import scored
-    from qa_dist.reporting.run_folders import read_runs
+    from qa_dist.reporting.report_file import write_report
 
-    output = Path(options.output)
-    require_matplotlib()
-    if output.is_dir():
-        raise ConfigError([f"--output {output} is a folder; name a file, as {output / 'report.html'}"])
-    require_writable(output.parent, "the folder of --output")
-    runs = read_runs(options.runs)
-    found = scored(runs, options.references, options.answer_normalization, Resampling(options.resamples, options.seed))
-    text = page(runs, found)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with staged(output) as aside:
-            aside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([f"--output {output} cannot be written: {error.strerror}; name another file"]) from error
-    for note in (*(f"{run.name}: {note}" for run in runs for note in run.notes), *found.notes):
+    written = write_report(
+        options.runs,
+        options.output,
+        references=options.references,
+        answer_normalization=options.answer_normalization,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    for note in written.notes:
         sys.stderr.write(f"{PROG}: note: {note}\n")
-    sys.stdout.write(f"{output}\n")
+    sys.stdout.write(f"{written.path}\n")
     return 0
 
 

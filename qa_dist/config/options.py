@@ -387,6 +387,12 @@ class RunConfig:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
+    def __repr__(self) -> str:
+        # The call of `qa_dist.configure` that gives it.
+        usual = RunConfig().flat()
+        own = [f"{name}={value!r}" for name, value in self.flat().items() if value != usual[name]]
+        return f"configure({', '.join(own)})"
+
     def flat(self) -> dict[str, Any]:
         """All options under their flag names, as plain YAML and JSON types."""
         merged: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.files import staged
+from qa_dist.common.notebook import named_as_in_python
 from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.common.secrets import masked
 from qa_dist.common.shipped import shipped_folder
@@ -138,6 +139,32 @@ def parse(
         raise ConfigError(problems)
     run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
     return run, (built[entry] if entry else None)  # type: ignore[return-value]
+
+
+def configure(recipe: str | os.PathLike[str] | RunConfig | None = None, /, **options: Any) -> RunConfig:
+    """The configuration of a run from Python: a recipe, and the options that are to differ from it.
+
+    Args:
+        recipe: Name of a shipped recipe, a YAML file such as the `config.yaml` of a run, or another configuration;
+            None: the defaults.
+        options: By their flag names, without dashes, as Python values.
+
+    Raises:
+        ConfigError: With every problem found: unknown options, wrong types, values out of range, contradictions.
+    """
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    with named_as_in_python():
+        layers: list[tuple[str, Mapping[str, Any]]] = [("", given)]
+        if isinstance(recipe, RunConfig):
+            layers.insert(0, (_EARLIER, recipe.flat()))
+        elif recipe is not None:
+            layers.insert(0, (f"the recipe {os.fspath(recipe)}", read_recipe(os.fspath(recipe))))
+        values, problems = _values_of(layers, list(GROUPS.values()))
+        built = _built(list(GROUPS.values()), values, None, {})
+        problems.extend(itertools.chain.from_iterable(group.problems() for group in built.values()))
+        if problems:
+            raise ConfigError(problems)
+    return RunConfig(**{name: built[group] for name, group in GROUPS.items()})
 
 
 def _built(

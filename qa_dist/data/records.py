@@ -86,6 +86,10 @@ class Feature:
     start_token: int
     end_token: int
 
+    def __repr__(self) -> str:
+        label = f"start_token={self.start_token}, end_token={self.end_token}"
+        return f"Feature(example {self.example_index}, window {self.window}, {len(self.input_ids)} tokens, {label})"
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

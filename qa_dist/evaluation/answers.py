@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.common.errors import ScoringError
+from qa_dist.common.notebook import ShownAsText, table
 from qa_dist.data.records import Prediction
 from qa_dist.evaluation.candidates import CandidateTable, Float32, Float64, Int32, Int64
 from qa_dist.features.table import FeatureMap
@@ -26,7 +27,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
-class ExampleAnswer:
+class ExampleAnswer(ShownAsText):
     """The answer to one example.
 
     Attributes:
@@ -40,6 +41,15 @@ class ExampleAnswer:
     prediction: Prediction
     nbest: tuple[Prediction, ...]
     null_odds: float | None
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("", "score", "probability", "characters", "text")]
+        for number, entry in enumerate(self.nbest, 1):
+            place = "" if entry.start_char < 0 else f"{entry.start_char}-{entry.end_char}"
+            text = repr(entry.text) if entry.text else "no answer"
+            chosen = f"{text}  <- chosen" if entry is self.prediction else text
+            rows.append((f"{number}", f"{entry.score:.3f}", f"{entry.probability:.4f}", place, chosen))
+        return f"{self.id}\n{table(rows, left=(4,))}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +82,9 @@ class Answers:
     score_EW: Float32
     probability_EW: Float64
     null_odds_E: Float32 | None
+
+    def __repr__(self) -> str:
+        return f"Answers({len(self)} examples)"
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.files import write_json
+from qa_dist.common.notebook import ShownAsText
 from qa_dist.evaluation.answers import Answers
 
 Metrics = dict[str, float | int]
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(ShownAsText):
     """The result of an evaluation.
 
     Attributes:
@@ -26,6 +27,15 @@ class Evaluation:
     loss: float | None
     answers: Answers | None
     normalization: str = "squad"
+
+    def __str__(self) -> str:
+        """The figures in a line, as runs show them: "loss 1.2345, EM 67.89, F1 78.90"."""
+        parts = [] if self.loss is None else [f"loss {self.loss:.4f}"]
+        if self.is_scored:
+            parts += [f"EM {self.metrics['exact_match']:.2f}", f"F1 {self.metrics['f1']:.2f}"]
+        if self.answers is not None:
+            parts.append(f"{len(self.answers):,} questions answered")
+        return ", ".join(parts)
 
     @property
     def named_metrics(self) -> dict[str, Any]:

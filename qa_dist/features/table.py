@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.common.errors import ScoringError
+from qa_dist.data.records import Feature
 from qa_dist.features.windows import FeatureColumns
 
 Int8 = npt.NDArray[np.int8]
@@ -103,6 +104,27 @@ class FeatureTable:
         table._first_token = np.concatenate([[0], np.cumsum(columns.lengths, dtype=np.int64)])
         table._first_offset = np.concatenate([[0], np.cumsum(columns.context_lengths, dtype=np.int64)])
         return table
+
+    def feature(self, feature_index: int) -> Feature:
+        """A feature by its number, counted from 0; its arrays are views.
+
+        Raises:
+            IndexError: There is none of that number.
+        """
+        if not 0 <= feature_index < self.num_features:
+            raise IndexError(f"no feature {feature_index} among {self.num_features}")
+        first, end = self._first_offset[feature_index : feature_index + 2].tolist()
+        return Feature(
+            example_index=int(self.example_index[feature_index]),
+            window=int(self.window[feature_index]),
+            input_ids=self.input_ids(feature_index),
+            token_type_ids=self.token_type_ids(feature_index),
+            context_start=int(self.context_start[feature_index]),
+            context_offsets=self._context_offsets[first:end],
+            cls_token=int(self.cls_token[feature_index]),
+            start_token=int(self.start_token[feature_index]),
+            end_token=int(self.end_token[feature_index]),
+        )
 
     def input_ids(self, feature_index: int) -> Int32:
         """Token ids int32 [L] of a feature, a view."""

@@ -101,16 +101,10 @@ def build_meta_model(
     Raises:
         UserError: There is no such model, or an option does not fit it.
     """
-    name = config.model_name_or_path
+    base = _meta_base(config, max_seq_length, device)
     with torch.device("meta"):
-        with library_errors(lambda error: _not_an_encoder(name, error)), without_library_messages():
-            model_config, padding, notes, training_notes = _configured(config, name, max_seq_length, device)
-            model = _from_configuration(model_config, padding)
-            quantize_meta_model(model, config.quantization, head_names(model))
-            if config.quantization != "no" and device.type != "cpu":
-                follow_autocast(model)
         span_model = _with_adapters(
-            LoadedBase(model, (), padding, notes, training_notes),
+            base,
             config,
             max_seq_length=max_seq_length,
             gradient_checkpointing=gradient_checkpointing,
@@ -119,6 +113,29 @@ def build_meta_model(
     if device.type == "cpu":
         use_cheap_dropout(span_model)
     return span_model
+
+
+def meta_parameter_report(config: ModelConfig, *, max_seq_length: int) -> ParameterReport:
+    """What `build_model` would report, from the configuration of the model alone.
+
+    Raises:
+        UserError: There is no such model, or an option does not fit it.
+    """
+    before = count_parameters(_meta_base(config, max_seq_length, CPU).model)
+    return parameter_report(build_meta_model(config, max_seq_length=max_seq_length), before)
+
+
+def _meta_base(config: ModelConfig, max_seq_length: int, device: torch.device) -> LoadedBase:
+    """The transformers model before adapters, its tensors on "meta"."""
+    name = config.model_name_or_path
+    refused = library_errors(lambda error: _not_an_encoder(name, error))
+    with torch.device("meta"), refused, without_library_messages():
+        model_config, padding, notes, training_notes = _configured(config, name, max_seq_length, device)
+        model = _from_configuration(model_config, padding)
+        quantize_meta_model(model, config.quantization, head_names(model))
+        if config.quantization != "no" and device.type != "cpu":
+            follow_autocast(model)
+    return LoadedBase(model, (), padding, notes, training_notes)
 
 
 def _with_adapters(

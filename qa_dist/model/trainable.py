@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qa_dist.common.errors import ConfigError, TrainingError
+from qa_dist.common.notebook import ShownAsText
 from qa_dist.model.span_model import (
     SpanModel,
     count_parameters,
@@ -13,13 +14,19 @@ from qa_dist.model.span_model import (
 
 
 @dataclass(frozen=True, slots=True)
-class ParameterReport:
+class ParameterReport(ShownAsText):
     """What is trained of a model, and what full fine-tuning would train."""
 
     trainable: int
     total: int
     before: int
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __repr__(self) -> str:
+        return f"ParameterReport(trainable={self.trainable}, total={self.total}, before={self.before})"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines(structure=False))
 
     def lines(self, *, structure: bool) -> list[str]:
         """The report as text; with `structure`, every trainable tensor and its shape."""

@@ -1,12 +1,12 @@
 """What a trained model says of an example: the logits of each token of its windows, and its n-best list."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from qa_dist.config.options import RunConfig
-from qa_dist.data.records import Feature
 from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.passes import candidates, logits_of
@@ -42,7 +42,7 @@ def add_answers(
     """
     example = found["example"]["index"]
     rows = np.flatnonzero(store.example_index == example).tolist()
-    table = FeatureTable.of(FeatureColumns.of([_feature(store, row) for row in rows]))
+    table = FeatureTable.of(FeatureColumns.of([replace(store.feature(row), example_index=0) for row in rows]))
     device = torch.device("cpu")
     model = load_trained(
         config.model,
@@ -91,19 +91,3 @@ def add_answers(
         }
         for each in answers.nbest
     ]
-
-
-def _feature(store: FeatureStore, row: int) -> Feature:
-    """A feature of the store as one of the only example of a table."""
-    places = store.feature_map()
-    return Feature(
-        example_index=0,
-        window=int(store.window[row]),
-        input_ids=store.input_ids(row),
-        token_type_ids=store.token_type_ids(row),
-        context_start=int(store.context_start[row]),
-        context_offsets=places.context_offsets_T2[slice(*places.first_offset_N1[row : row + 2].tolist())],
-        cls_token=int(store.cls_token[row]),
-        start_token=int(store.start_token[row]),
-        end_token=int(store.end_token[row]),
-    )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.notebook import ShownAsText, table
 from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_bytes, read_json_object
 from qa_dist.config.parsing import read_recipe
@@ -31,7 +32,7 @@ Figures = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Run(ShownAsText):
     """What the folder of a run holds.
 
     Attributes:
@@ -53,8 +54,20 @@ class Run:
     steps: Mapping[str, Float64] = field(default_factory=dict, repr=False)
     evaluations: tuple[Figures, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    system: System | None = None
+    system: System | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Its evaluations as a table, and what it lacks."""
+        columns = {"step": "{:,.0f}", "epoch": "{:.2f}", "loss": "{:.4f}", "exact_match": "{:.2f}", "f1": "{:.2f}"}
+        known = [name for name in columns if any(name in figures for figures in self.evaluations)]
+        rows = [tuple(known)]
+        rows += [
+            tuple(columns[name].format(figures[name]) if name in figures else "" for name in known)
+            for figures in self.evaluations
+        ]
+        lines = [f"{self.name}: {self.num_steps:,} steps", *([table(rows)] if known else ["no evaluations"])]
+        return "\n".join((*lines, *(f"note: {note}" for note in self.notes)))
 
     @property
     def num_steps(self) -> int:
@@ -71,12 +84,14 @@ class Run:
         return {key: float(value) for key, value in self.part(name).items() if is_number(value)}
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs in these folders.
+def read_runs(folders: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[Run]:
+    """The runs in these folders, or in this one.
 
     Raises:
         UserError: One is no folder of a run, is named twice, or holds a file that cannot be used.
     """
+    named = [folders] if isinstance(folders, str | os.PathLike) else folders
+    paths = [os.path.expanduser(os.fspath(each)) for each in named]
     seen: dict[str, str] = {}
     for path in paths:
         _require_run(path)

@@ -1,9 +1,11 @@
 """What a run computes on: the feature stores of both splits, and the tokenizer that made them."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from qa_dist.common.errors import DataError
+from qa_dist.common.notebook import ShownAsText, table
 from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import available_splits
 from qa_dist.distributed.ranks import Ranks
@@ -15,7 +17,7 @@ from qa_dist.model.pretrained import load_tokenizer, model_configuration
 
 
 @dataclass(frozen=True, slots=True)
-class RunData:
+class RunData(ShownAsText):
     """The features of a run.
 
     Attributes:
@@ -29,6 +31,13 @@ class RunData:
     validation: FeatureStore | None
     tokenizer: Any
     version_2: bool
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("", "examples", "unanswerable", "features", "mean tokens")]
+        for split, store in self.stores.items():
+            counts = (store.num_examples, store.num_unanswerable, store.num_features)
+            rows.append((split, *(f"{count:,}" for count in counts), f"{store.lengths.mean():.1f}"))
+        return table(rows, left=(0,))
 
     @property
     def is_validation_scored(self) -> bool:
@@ -47,13 +56,13 @@ class RunData:
         return list(limit_lines(self.validation, self.tokenizer, config.evaluation, version_2=self.version_2))
 
 
-def load_data(config: RunConfig, ranks: Ranks) -> RunData:
-    """The feature stores of both splits: built once on each machine, mapped by all its ranks.
+def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
+    """The feature stores of both splits: built once on each machine, mapped by all its ranks; None: there is only this.
 
     Raises:
         UserError: The data cannot be used, or not with this model.
     """
-    with ranks.local_main_first():
+    with contextlib.nullcontext() if ranks is None else ranks.local_main_first():
         tokenizer = load_tokenizer(config.model)
         # Before features are made for a model that cannot be trained on them.
         require_trainable(model_configuration(config.model), config.training.mixed_precision)
@@ -62,7 +71,8 @@ def load_data(config: RunConfig, ranks: Ranks) -> RunData:
             raise DataError(
                 "there is no training data; give --train_file, or --dataset_name of a set with a train split"
             )
-        stores = {split: prepare_store(config, split, tokenizer=tokenizer, progress=ranks.is_main) for split in splits}
+        is_main = ranks is None or ranks.is_main
+        stores = {split: prepare_store(config, split, tokenizer=tokenizer, progress=is_main) for split in splits}
     train, validation = stores["train"], stores.get("validation")
     if validation is None and (config.training.eval_steps != "no" or config.training.eval_on_start):
         raise DataError(

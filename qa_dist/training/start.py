@@ -56,13 +56,16 @@ def join_ranks(
     return ranks
 
 
-def build_trainable(config: RunConfig, ranks: Ranks, data: RunData | None) -> tuple[SpanModel, ParameterReport]:
+def build_trainable(
+    config: RunConfig, ranks: Ranks, data: RunData | None, *, tokenizer_pads_left: bool = False
+) -> tuple[SpanModel, ParameterReport]:
     """The model to train, on this rank's device, and what is trained of it.
 
     Args:
         config: The run's options.
         ranks: Where this rank computes.
         data: What the model must have embeddings for; None: not known, and not asked.
+        tokenizer_pads_left: On which side the tokenizer pads, where there is no data with one.
 
     Raises:
         UserError: The model cannot be loaded, or an option or the data does not fit it.
@@ -73,7 +76,7 @@ def build_trainable(config: RunConfig, ranks: Ranks, data: RunData | None) -> tu
         max_seq_length=config.data.max_seq_length,
         gradient_checkpointing=config.training.gradient_checkpointing,
         torch_compile=config.training.torch_compile,
-        tokenizer_pads_left=data is not None and data.tokenizer.padding_side == "left",
+        tokenizer_pads_left=tokenizer_pads_left if data is None else data.tokenizer.padding_side == "left",
         device=ranks.device,
     )
     if config.model.init_adapter is not None:

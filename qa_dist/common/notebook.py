@@ -1,0 +1,45 @@
+"""What makes calls from Python, a notebook's above all, read as well as a command's lines."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qa_dist.common.errors import ConfigError, UserError
+
+
+class ShownAsText:
+    """A value that notebooks show as its text (`str`), as IPython asks for it; its `repr` stays short."""
+
+    __slots__ = ()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
+@contextmanager
+def named_as_in_python() -> Iterator[None]:
+    """Context in which mistakes name options as arguments of Python have them, without dashes."""
+    try:
+        yield
+    except UserError as error:
+        error.args = tuple(_in_python(part) if isinstance(part, str) else part for part in error.args)
+        if isinstance(error, ConfigError):
+            error.problems = tuple(map(_in_python, error.problems))
+        raise
+
+
+def _in_python(message: str) -> str:
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
+
+
+def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = ()) -> str:
+    """Rows of equally many cells in columns as wide as need be; those in `left` begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(most) if place in left else cell.rjust(most)
+            for place, (cell, most) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

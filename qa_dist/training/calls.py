@@ -1,0 +1,158 @@
+"""The parts of a run as calls from Python, one after the other in this process: what a notebook does.
+
+`qa_dist` has them under their names; a command does all of it at once, on any number of ranks.
+"""
+
+import os
+from pathlib import Path
+
+from qa_dist.answering.opening import configuration_of
+from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.notebook import named_as_in_python
+from qa_dist.config.options import RunConfig
+from qa_dist.data.folders import Split
+from qa_dist.data.sources import available_splits, subset
+from qa_dist.distributed.ranks import Ranks
+from qa_dist.evaluation import loop as evaluation_loop
+from qa_dist.evaluation.normalization import normalization
+from qa_dist.evaluation.results import Evaluation
+from qa_dist.features.building import may_lack_answers, prepare_store
+from qa_dist.features.store import FeatureStore
+from qa_dist.machine.cuda_environment import prepare_cuda
+from qa_dist.model.building import meta_parameter_report
+from qa_dist.model.folder import load_tokenizer_of
+from qa_dist.model.pretrained import load_tokenizer
+from qa_dist.model.saved import load_trained
+from qa_dist.model.span_model import SpanModel
+from qa_dist.model.trainable import ParameterReport, check_vocabulary
+from qa_dist.training import inputs
+from qa_dist.training.loop import train
+from qa_dist.training.start import build_trainable
+
+
+def load_data(config: RunConfig) -> inputs.RunData:
+    """The features of both splits with their tokenizer, prepared first where they are not.
+
+    Raises:
+        UserError: The data cannot be used, or not with this model.
+    """
+    with named_as_in_python():
+        return inputs.load_data(config)
+
+
+def count_parameters(config: RunConfig) -> ParameterReport:
+    """What of the model would be trained, before and after adapters are added; no weights are read or made.
+
+    Raises:
+        UserError: There is no such model, or an option does not fit it.
+    """
+    with named_as_in_python():
+        return meta_parameter_report(config.model, max_seq_length=config.data.max_seq_length)
+
+
+def build_model(config: RunConfig) -> SpanModel:
+    """The model as training would start with it, on the first GPU or the CPU.
+
+    Raises:
+        UserError: The model cannot be loaded, or an option does not fit it.
+    """
+    with named_as_in_python():
+        ranks = _alone(config)
+        pads_left = load_tokenizer(config.model).padding_side == "left"
+        model, _ = build_trainable(config, ranks, None, tokenizer_pads_left=pads_left)
+        return model.to(ranks.device)
+
+
+def train_model(config: RunConfig) -> Evaluation | None:
+    """Train as `qa-dist train` does in one process; what is said goes to standard error, with a bar over the steps.
+
+    Ctrl-C, or a notebook's stop button, ends it at once: `resume_from_checkpoint="auto"` then goes on from the last
+    checkpoint.
+
+    Returns:
+        The evaluation of the weights that the run ended with, None without validation data. All files are in the
+        folder `output_dir`.
+
+    Raises:
+        UserError: The configuration, the data or the checkpoint cannot be used.
+    """
+    with named_as_in_python():
+        if config.training.output_dir is None:
+            raise ConfigError(["--output_dir is missing; give the folder for the adapter, the metrics and all else"])
+        prepare_cuda(os.environ, deterministic=config.training.deterministic)
+        return train(config)
+
+
+def evaluate_model(
+    model: SpanModel | str | os.PathLike[str],
+    config: RunConfig | None = None,
+    *,
+    split: Split = "validation",
+    loss_only: bool = False,
+) -> Evaluation:
+    """Answers and official scores of a model on a split, in this process.
+
+    Args:
+        model: What `build_model` gave, or the folder of a trained adapter or model.
+        config: Data, lengths and decoding; None: those of the run that wrote the folder.
+        split: The questions.
+        loss_only: Compute only the loss, on `max_eval_features` features where the configuration has that number, as
+            evaluations during training do.
+
+    Raises:
+        UserError: Data or model cannot be used, or do not belong together.
+    """
+    with named_as_in_python():
+        if config is None:
+            if isinstance(model, SpanModel):
+                raise ConfigError(["config is missing; give the configuration that the model was built with"])
+            config = configuration_of(os.fspath(model), {})
+        normalization(config.evaluation.answer_normalization)
+        ranks = _alone(config)
+        loaded, store = _opened(model, config, split, ranks)
+        if loss_only:
+            limit = config.data.max_eval_features
+            features = subset(store.num_features, limit, config.data.subset_seed)
+            return evaluation_loop.evaluate_loss(loaded, store, ranks, config.evaluation, features)
+        if config.evaluation.gather == "logits":
+            raise ConfigError(["--gather logits keeps a file; qa-dist evaluate does that, leave it out here"])
+        with evaluation_loop.evaluation_bar(shown=not config.training.disable_tqdm) as advance:
+            return evaluation_loop.evaluate(
+                loaded,
+                store,
+                ranks,
+                config.evaluation,
+                version_2=may_lack_answers(config.data, [store]),
+                advance=advance,
+            )
+
+
+def _alone(config: RunConfig) -> Ranks:
+    """This process without others."""
+    return Ranks(mixed_precision=config.training.mixed_precision)
+
+
+def _opened(
+    model: SpanModel | str | os.PathLike[str], config: RunConfig, split: Split, ranks: Ranks
+) -> tuple[SpanModel, FeatureStore]:
+    """The model, loaded and on its device, and the features that it is evaluated on."""
+    splits = available_splits(config.data)
+    if split not in splits:
+        raise DataError(f"the data has no split {split}, only {' and '.join(splits)}; name that, or more data")
+    if isinstance(model, SpanModel):
+        tokenizer, loaded = load_tokenizer(config.model), model
+    else:
+        folder = os.path.expanduser(os.fspath(model))
+        if not Path(folder).is_dir():
+            raise ConfigError([f"{folder} is not a folder; give the output_dir of a training run"])
+        tokenizer, _ = load_tokenizer_of(folder, config.model)
+        loaded = load_trained(
+            config.model,
+            folder,
+            max_seq_length=config.data.max_seq_length,
+            tokenizer_pads_left=tokenizer.padding_side == "left",
+            device=ranks.device,
+        )
+    store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
+    check_vocabulary(loaded, store.largest_token_id)
+    return loaded.to(ranks.device), store
