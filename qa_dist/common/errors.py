@@ -51,5 +51,9 @@ class TrainingError(RuntimeError):
     """A run that must not go on: a non-finite loss, a parameter without a gradient."""
 
 
+class DivergedError(TrainingError):
+    """A run whose loss or gradient is no longer finite."""
+
+
 class LocalTrainingError(TrainingError):
     """A run that must not go on, for a reason that this rank alone knows and has to tell."""

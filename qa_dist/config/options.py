@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qa_dist.common.secrets import masked
+from qa_dist.config.contradictions import model_problems, run_problems, training_problems
 from qa_dist.config.optimizers import OptimizerName
+from qa_dist.config.texts import shown, whole_number
 
 AnswerNormalization = Literal[
     "squad",
@@ -33,7 +34,6 @@ AnswerNormalization = Literal[
 """Whose rules say what counts as the same answer; `evaluation.normalization` has them."""
 
 _MOST_SYNTHETIC = 10_000_000
-_LONGEST_SHOWN = 80
 
 
 def option(
@@ -189,6 +189,16 @@ class ModelConfig:
         "`all-linear` (every linear layer of the encoder), or module names separated by commas",
         fixed=True,
     )
+    init_lora_weights: Literal["default", "pissa", "olora"] = option(
+        "default",
+        "how adapters begin: default draws A and lets B be zero; pissa takes the largest singular vectors of the "
+        "layer's weights (Meng et al. 2024), olora the first columns of their QR decomposition (Buyukakyuz 2024), and "
+        "both take them off the frozen weights; what is saved has twice the rank and is for the weights as they were",
+        fixed=True,
+    )
+    lora_bias: Literal["none", "all"] = option(
+        "none", "biases of the encoder that are trained beside the adapters, those of its norms included", fixed=True
+    )
     use_rslora: bool = option(False, "rank-stabilised scale alpha/sqrt(r) (Kalajdzievski 2023)", fixed=True)
     use_dora: bool = option(False, "weight-decomposed adapters (Liu et al. 2024)", fixed=True)
     padding: Literal["auto", "unpadded", "sorted", "max_length"] = option(
@@ -199,30 +209,7 @@ class ModelConfig:
     show_structure: bool = option(False, "list every trainable tensor with its shape before training")
 
     def problems(self) -> Iterable[str]:
-        if self.quantization != "no":
-            if self.tuning == "full":
-                yield f"--quantization {self.quantization} freezes what --tuning full trains; use --tuning lora"
-            if self.model_config is not None:
-                yield (
-                    f"--quantization {self.quantization} quantises the weights of a checkpoint as it is read, and "
-                    "--model_config has none; name a checkpoint with --model_name_or_path"
-                )
-        if self.init_adapter is not None and self.tuning == "full":
-            yield f"--init_adapter {self.init_adapter} goes on from LoRA adapters but --tuning is full; drop one"
-        if self.init_adapter is not None and self.model_config is not None:
-            yield f"--init_adapter {self.init_adapter} is on a checkpoint and --model_config has none; drop one"
-        if self.tuning == "full":
-            # Only what was set to something else than its default is a contradiction.
-            for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora"):
-                if getattr(self, name) != defaults(type(self))[name]:
-                    yield f"--{name} sets up LoRA but --tuning is full; drop it or use --tuning lora"
-        if not self.lora_target_modules:
-            yield "--lora_target_modules is empty; use attention, all-linear or module names"
-        if len(self.lora_target_modules) > 1 and {"attention", "all-linear"} & set(self.lora_target_modules):
-            yield (
-                f"--lora_target_modules {','.join(self.lora_target_modules)} mixes a keyword with names; "
-                "give attention, all-linear or names alone"
-            )
+        return model_problems(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +235,28 @@ class TrainingConfig:
         minimum=16,
     )
     learning_rate: float = option(3e-4, "highest learning rate", above=0, fixed=True)
+    loraplus_lr_ratio: float | None = option(
+        None, "learning rate of the adapters' B over that of A (LoRA+, Hayou et al. 2024); none: 1", above=0, fixed=True
+    )
+    head_lr_ratio: float | None = option(
+        None, "learning rate of the head over that of the rest; none: 1", above=0, fixed=True
+    )
+    layer_decay: float | None = option(
+        None,
+        "with --tuning full, the learning rate of a layer over that of the next one up, down to the embeddings (Howard "
+        "and Ruder 2018); none: 1",
+        above=0,
+        maximum=1,
+        fixed=True,
+    )
+    ema_decay: float | None = option(
+        None,
+        "evaluate and save an exponential average of the weights: so much of it stays in each step, less in the first "
+        "ones; none: the weights themselves",
+        above=0,
+        below=1,
+        fixed=True,
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = option(
         "linear", "shape of the decay after warm-up", fixed=True
     )
@@ -327,20 +336,7 @@ class TrainingConfig:
     disable_tqdm: bool = option(False, "no progress bar")
 
     def problems(self) -> Iterable[str]:
-        if self.tf32 and self.mixed_precision != "no":
-            yield f"--tf32 is about float32 products and --mixed_precision is {self.mixed_precision}; keep one of them"
-        if self.eval_steps not in ("epoch", "no") and whole_number(self.eval_steps) < 1:
-            yield f"--eval_steps {shown(self.eval_steps)} is not a number of 1 or more, `epoch` or `no`"
-        every = self.checkpointing_steps
-        if every not in ("epoch", "no") and whole_number(every) < 1:
-            yield f"--checkpointing_steps {shown(every)} is not a number of 1 or more, `epoch` or `no`"
-        if self.resume_from_checkpoint not in ("no", "auto") and self.overwrite_output_dir:
-            yield (
-                f"--overwrite_output_dir starts anew and --resume_from_checkpoint {self.resume_from_checkpoint} does "
-                "not; keep one of them"
-            )
-        if self.early_stopping_patience is not None and self.eval_steps == "no":
-            yield "--early_stopping_patience needs evaluations but --eval_steps is no; set it to epoch or a number"
+        return training_problems(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -393,6 +389,9 @@ class RunConfig:
         own = [f"{name}={value!r}" for name, value in self.flat().items() if value != usual[name]]
         return f"configure({', '.join(own)})"
 
+    def problems(self) -> Iterable[str]:
+        return run_problems(self)
+
     def flat(self) -> dict[str, Any]:
         """All options under their flag names, as plain YAML and JSON types."""
         merged: dict[str, Any] = {}
@@ -415,21 +414,6 @@ GROUPS: dict[str, type[Any]] = {
 }
 
 
-def whole_number(text: str) -> int:
-    """The number that up to 18 digits stand for; -1 for any other text."""
-    return int(text) if text.isdecimal() and len(text) <= 18 else -1
-
-
 def defaults(group: type[Any]) -> dict[str, Any]:
     """Default of each option of a group."""
     return {item.name: item.default for item in dataclasses.fields(group)}
-
-
-def shown(raw: Any) -> str:
-    """A value as messages show it: on one line, not too long, without secrets."""
-    # As recipes and flags write them.
-    text = {None: "null", True: "true", False: "false"}[raw] if raw is None or isinstance(raw, bool) else str(raw)
-    text = masked(text)
-    if len(text) > _LONGEST_SHOWN:
-        text = f"{text[:_LONGEST_SHOWN]}..."
-    return repr(text) if not text or " " in text or not text.isprintable() else text

@@ -22,7 +22,8 @@ from qa_dist.common.notebook import named_as_in_python
 from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.common.secrets import masked
 from qa_dist.common.shipped import shipped_folder
-from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, defaults, shown
+from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, defaults
+from qa_dist.config.texts import shown
 
 T = TypeVar("T")
 
@@ -92,6 +93,7 @@ def parse(
     groups: Sequence[str] = tuple(GROUPS),
     entry: type[T] | None = None,
     base: Mapping[str, Any] | None = None,
+    base_name: str = _EARLIER,
 ) -> tuple[RunConfig, T]:
     """The configuration that flags, the recipe they name and `base` describe.
 
@@ -104,6 +106,7 @@ def parse(
         entry: A dataclass of options that belong to this entry alone.
         base: Options that recipe and flags override, as from the `config.yaml` of an earlier run: those of the groups,
             not the entry's own, because such a file may come from somebody else.
+        base_name: What messages call `base`.
 
     Returns:
         The run's configuration and the entry's own options.
@@ -114,7 +117,7 @@ def parse(
     options = [GROUPS[name] for name in groups] + ([entry] if entry else [])
     known = [*GROUPS.values(), *([entry] if entry else [])]
     flags, problems = _read_flags(argv, options, prog, description)
-    layers: list[tuple[str, Mapping[str, Any]]] = [(_EARLIER, base or {})]
+    layers: list[tuple[str, Mapping[str, Any]]] = [(base_name, base or {})]
     is_recipe_read = True
     if "config" in flags:
         name = str(flags.pop("config"))
@@ -135,9 +138,10 @@ def parse(
     for group in built.values():
         if hasattr(group, "problems"):
             problems.extend(group.problems())
+    run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
+    problems.extend(run.problems())
     if problems:
         raise ConfigError(problems)
-    run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
     return run, (built[entry] if entry else None)  # type: ignore[return-value]
 
 
@@ -192,7 +196,7 @@ def _values_of(
     """The value of every option that some layer sets, the last one that does, and what is wrong in any layer.
 
     Args:
-        layers: Name and raw values of each source of options; later ones override.
+        layers: Name and raw values of each source of options; later ones override. The first holds no command's own.
         known: All groups of options.
     """
     fields = {item.name: item for group in known for item in dataclasses.fields(group)}
@@ -200,8 +204,8 @@ def _values_of(
     hints = {name: hint for group in known for name, hint in typing.get_type_hints(group).items()}
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for where, layer in layers:
-        allowed = common if where == _EARLIER else fields
+    for number, (where, layer) in enumerate(layers):
+        allowed = fields if number else common
         for name in _superseded(layer):
             values.pop(name, None)
         for name, raw in layer.items():
@@ -222,6 +226,16 @@ def _missing(groups: Sequence[type[Any]], values: Mapping[str, Any], given: Set[
             yield f"--{item.name} is missing; give the {item.metadata['help']}"
 
 
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw options of all layers by name, the last value of each, without those that a later layer makes meaningless."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name in _superseded(layer):
+            merged.pop(name, None)
+        merged |= layer
+    return merged
+
+
 def _superseded(layer: Mapping[str, Any]) -> list[str]:
     """Options of lower layers that a choice in this one makes meaningless, so that they do not contradict it."""
     names: list[str] = []
@@ -230,9 +244,10 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
     elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
         names += ["dataset_name", "dataset_config_name"]
     if layer.get("tuning") == "full":
-        names += [
-            name for name in defaults(ModelConfig) if name.startswith("lora_") or name in ("use_rslora", "use_dora")
-        ]
+        names += [name for name in defaults(ModelConfig) if name.startswith("lora_")]
+        names += ["use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"]
+    elif layer.get("tuning") == "lora":
+        names.append("layer_decay")
     return names
 
 

@@ -192,6 +192,11 @@ def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
             f"--optim {training.optim} does not work with {strategy}, which cuts the tensors apart {taken}; drop it, "
             "or use accelerate_configs/ddp.yaml"
         )
+    if training.ema_decay is not None and strategy != "ddp":
+        yield (
+            f"--ema_decay does not work with {strategy}, which holds the weights in shards; drop it, or use "
+            "accelerate_configs/ddp.yaml"
+        )
     if training.cpu_offload and strategy in ("ddp", "fsdp2"):
         yield (
             f"--cpu_offload does not work with {strategy}; drop it, or use accelerate_configs/zero2.yaml or zero3.yaml"

@@ -9,7 +9,7 @@ from typing import Any
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import ParseError, read_yaml
-from qa_dist.config.options import shown
+from qa_dist.config.texts import shown
 
 
 def launcher_environment(path: Path) -> dict[str, str]:

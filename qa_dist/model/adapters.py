@@ -7,6 +7,7 @@ from torch import nn
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
+from qa_dist.model.base_factors import take_off_base
 from qa_dist.model.families import family_of
 from qa_dist.model.loading import without_library_messages
 from qa_dist.model.span_model import head_names
@@ -44,6 +45,14 @@ def target_modules(model: Any, wanted: Sequence[str]) -> list[str]:
     return list(wanted)
 
 
+def is_idle_bias(name: str) -> bool:
+    """Whether a parameter of a peft model is a bias that nothing computes with, which peft would train with the others.
+
+    That is one of the copy of the head that peft keeps as it was, or of the pooler.
+    """
+    return name.endswith(".bias") and (".original_module." in name or ".pooler." in name)
+
+
 def add_adapters(base: Any, config: ModelConfig) -> Any:
     """`base` inside a peft model, frozen, with new LoRA adapters and a trainable copy of its head.
 
@@ -74,9 +83,16 @@ def add_adapters(base: Any, config: ModelConfig) -> Any:
         modules_to_save=list(heads),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
+        bias=config.lora_bias,
     )
     with without_library_messages():
         model = get_peft_model(base, lora)
     # peft notes the folder that a package or the hub cache happens to have on this machine.
     model.peft_config["default"].base_model_name_or_path = config.model_name_or_path
+    if config.lora_bias == "all":
+        for name, weight in model.named_parameters():
+            if is_idle_bias(name):
+                weight.requires_grad_(False)
+    if config.init_lora_weights != "default":
+        take_off_base(model, config.init_lora_weights)
     return model

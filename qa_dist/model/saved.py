@@ -11,6 +11,8 @@ from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import staged_files
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
+from qa_dist.model.adapters import is_idle_bias
+from qa_dist.model.base_factors import as_saved
 from qa_dist.model.building import CPU, load_base
 from qa_dist.model.loading import library_errors, without_library_messages
 from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter
@@ -58,7 +60,11 @@ def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:
     Raises:
         CheckpointError: There are none, or one is empty or not finite.
     """
-    inner = model.model
+    with as_saved(model.model, trained) as as_adapter:
+        return _write_tensors(model.model, dict(as_adapter), directory)
+
+
+def _write_tensors(inner: Any, trained: Weights, directory: Path) -> Weights:
     extra: dict[str, Any]
     if hasattr(inner, "peft_config"):
         from peft import get_peft_model_state_dict
@@ -78,7 +84,7 @@ def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:
             raise CheckpointError(f"{name} is empty and was not saved; the strategy keeps it on other ranks")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name} holds values that are not finite and was not saved")
-    inner.save_pretrained(str(directory), **extra)  # type: ignore[operator]
+    inner.save_pretrained(str(directory), **extra)
     return weights
 
 
@@ -204,7 +210,9 @@ def unfilled(model: Any, newly_initialized: Sequence[str], weights: Path) -> lis
 
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    expected = {
+        name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if not is_idle_bias(name)
+    }
     strange = sorted(stored - expected - set(model.state_dict()))
     if strange:
         raise CheckpointError(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from qa_dist.common.errors import DataError
-from qa_dist.config.options import shown
+from qa_dist.config.texts import shown
 from qa_dist.features.store import FeatureStore
 
 _SPECIAL = ("bos_token_id", "cls_token_id", "eos_token_id", "pad_token_id", "sep_token_id")

@@ -18,7 +18,15 @@ from qa_dist.model.span_model import SpanModel
 _LEFT_OUT_IF_FALSE = ("deterministic",)
 """Options that checkpoints of earlier versions do not have; without them those are still gone on from."""
 
-_SINCE = {"answer_normalization": "squad"}
+_SINCE: Mapping[str, Any] = {
+    "answer_normalization": "squad",
+    "init_lora_weights": "default",
+    "lora_bias": "none",
+    "loraplus_lr_ratio": None,
+    "head_lr_ratio": None,
+    "layer_decay": None,
+    "ema_decay": None,
+}
 """Options that checkpoints of earlier versions do not name, and what those versions did."""
 
 

@@ -18,8 +18,16 @@ from qa_dist.training.start import build_trainable, join_ranks
 from qa_dist.training.trainer import Trainer
 
 
-def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | None] = lambda: None) -> Evaluation | None:
+def train(
+    config: RunConfig,
+    *,
+    asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
+    pause_after: int | None = None,
+) -> Evaluation | None:
     """The whole run: prepare, train, evaluate, write. Returns the final evaluation, None without validation data.
+
+    With `pause_after`, a run of more steps than that writes a checkpoint after so many and returns what it last
+    evaluated, without results; called again, with `--resume_from_checkpoint auto`, it goes on as if it had not paused.
 
     Raises:
         UserError: The configuration, the data or the checkpoint cannot be used.
@@ -70,6 +78,8 @@ def train(config: RunConfig, *, asked_to_stop: Callable[[], signal.Signals | Non
                     run.save_checkpoint(trainer)
                 if result.stop:
                     ranks.stop_if_asked()
+                if pause_after is not None and pause_after <= step + 1 < trainer.num_steps:
+                    return run.pause(trainer)
 
             # ----------------------------------------------------------------------------------------------- finish
             return run.finish(trainer, data)

@@ -4,7 +4,7 @@ What differs between the optimisers is in `qa_dist.config.optimizers`.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,19 +38,29 @@ def learning_rate(step: int, num_steps: int, training: TrainingConfig) -> float:
 
 
 def parameter_groups(
-    named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]", weight_decay: float
+    named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
+    weight_decay: float,
+    rate_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """AdamW parameter groups of the trainable parameters: matrices decay, biases and norms do not.
 
-    Every vector counts as a bias or norm; so do DoRA's magnitudes.
+    Every vector counts as a bias or norm; so do DoRA's magnitudes. `rate_factors` are what the learning rate is
+    multiplied with, by name, where it is not 1; a group whose factor is not 1 has it as `lr_factor`.
     """
-    matrices: list[torch.nn.Parameter] = []
-    vectors: list[torch.nn.Parameter] = []
-    for _, parameter in named_parameters:
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (matrices if parameter.ndim >= 2 else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            factor = (rate_factors or {}).get(name, 1.0)
+            groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            **({} if factor == 1 else {"lr_factor": factor}),
+        }
+        for (factor, decays), parameters in groups.items()
+        if parameters
+    ]
 
 
 def require_optimizer(name: OptimizerName, device_type: str) -> None:
@@ -95,17 +105,19 @@ def make_optimizer(
     named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
     *,
     fused: bool = False,
+    rate_factors: Mapping[str, float] | None = None,
 ) -> "torch.optim.Optimizer":
     """The optimiser that a run's options describe, over its trainable parameters; see `require_optimizer`.
 
-    `fused` asks for one that takes a step in one operation, if its class can be asked; see `is_fused`.
+    `fused` asks for one that takes a step in one operation, if its class can be asked; see `is_fused`. `rate_factors`
+    are those of `parameter_groups`.
     """
     optimizer = OPTIMIZERS[training.optim]
     more: dict[str, Any] = {} if optimizer.quantisation is None else {"min_8bit_size": optimizer.quantisation.least}
     if fused and optimizer.takes_fused:
         more["fused"] = True
     made: torch.optim.Optimizer = getattr(import_module(optimizer.module), optimizer.class_name)(
-        parameter_groups(named_parameters, training.weight_decay),
+        parameter_groups(named_parameters, training.weight_decay, rate_factors),
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from qa_dist.common.errors import LocalTrainingError, TrainingError
+from qa_dist.common.errors import DivergedError, LocalTrainingError, TrainingError
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import make_engine
@@ -23,9 +24,11 @@ from qa_dist.training.identity import run_identity
 from qa_dist.training.memory_probe import token_budget
 from qa_dist.training.optimizer import is_fused, learning_rate, make_optimizer, step_bytes
 from qa_dist.training.passes import EagerPasses
+from qa_dist.training.rate_factors import rate_factors
 from qa_dist.training.run_state import RunState
 from qa_dist.training.step_inputs import StepInputs
 from qa_dist.training.step_report import Outcome, StepReport
+from qa_dist.training.weight_average import PREFIX, WeightAverage
 
 LEAST_LOSS_SCALE = 1.0
 """In float16, losses are scaled up so that small gradients do not vanish; one below 1 would make them vanish more."""
@@ -76,9 +79,10 @@ class Trainer:
         )
         num_elements = [weight.numel() for _, weight in model.trainable()]
         fused = is_fused(training.optim, strategy, ranks.device.type)
-        make = partial(make_optimizer, training, fused=fused)
+        make = partial(make_optimizer, training, fused=fused, rate_factors=rate_factors(model, training))
         self.engine = make_engine(ranks, model, make, max_grad_norm=training.max_grad_norm)
         self.passes = EagerPasses(ranks, self.engine)
+        self.average = None if training.ema_decay is None else WeightAverage(model.trainable(), training.ema_decay)
         self.notice = notice
         self.max_tokens = token_budget(
             ranks,
@@ -99,7 +103,8 @@ class Trainer:
         """One optimiser step: the same features, and the same mean gradient, at every world size.
 
         Raises:
-            TrainingError: On every rank alike: a loss or the gradient is not finite, or a tensor never gets a gradient.
+            DivergedError: On every rank alike: a loss or the gradient is not finite.
+            TrainingError: On every rank alike: a tensor never gets a gradient.
         """
         features = self.inputs.global_batch(step)
         while (outcome := self._attempt(step, features)).is_out_of_memory:
@@ -107,6 +112,8 @@ class Trainer:
         self._require_finite(step, features, outcome.losses)
         if math.isfinite(outcome.grad_norm):
             self.gradients.updated()
+            if self.average is not None:
+                self.average.update(step)
         else:
             self._require_room_below(step, features)
         return StepResult(
@@ -137,6 +144,10 @@ class Trainer:
         self.engine.conclude_step(is_whole=not outcome.is_out_of_memory)
         return outcome
 
+    def final_weights(self) -> AbstractContextManager[None]:
+        """Context in which the model has the weights that are evaluated and kept: their average, if one is kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def checkpoint(self, step: int, best: Weights | None, state: RunState) -> Checkpoint:
         """What a run needs to go on after `step` optimiser steps; the tensors are copies.
 
@@ -146,7 +157,7 @@ class Trainer:
         return Checkpoint(
             step=step,
             weights=self.engine.weights(),
-            optimizer=self.engine.optimizer_tensors(),
+            optimizer={**self.engine.optimizer_tensors(), **(self.average.tensors() if self.average else {})},
             best=best,
             identity=self.identity,
             state=state,
@@ -155,7 +166,11 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was taken."""
         self.engine.restore(checkpoint.weights)
-        self.engine.load_optimizer_tensors(checkpoint.optimizer)
+        tensors = checkpoint.optimizer
+        if self.average is not None:
+            self.average.restore(tensors)
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+        self.engine.load_optimizer_tensors(tensors)
         self.engine.load_scaler_state(checkpoint.state.gradient_scaler)
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.
@@ -207,7 +222,7 @@ class Trainer:
     def _require_finite(self, step: int, features: Indices, losses: torch.Tensor) -> None:
         bad = (~losses.isfinite()).numpy()
         if bad.any():
-            raise TrainingError(
+            raise DivergedError(
                 f"step {step + 1}: the loss of {bad.sum()} of {len(features)} features is not finite: "
                 f"{self._names(features[bad])}; lower --learning_rate, or look at these examples"
             )
@@ -217,7 +232,7 @@ class Trainer:
         scale = self.engine.loss_scale
         if scale is None or scale < LEAST_LOSS_SCALE:
             scaled = "" if scale is None else f", even with losses scaled by {scale:g} in float16; use bf16 or no"
-            raise TrainingError(
+            raise DivergedError(
                 f"step {step + 1}: the gradient is not finite{scaled}; features {self._names(features)}"
             )
 

@@ -68,7 +68,7 @@ class TorchEngine(Engine):
     @collective
     def optimizer_step(self, learning_rate: float, check: torch.Tensor | None = None) -> torch.Tensor:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         if self.optimizer.defaults.get("fused"):
             norm = self._step_on_device(check)
         else:

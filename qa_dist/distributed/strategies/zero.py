@@ -124,7 +124,7 @@ class Zero(Engine):
         if check is not None and not math.isfinite(check):
             return torch.tensor(math.nan)
         for group in self.module.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         self.module.step()
         return torch.as_tensor(self.module.get_global_grad_norm() if self.module.was_step_applied() else math.inf)
 

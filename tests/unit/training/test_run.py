@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,11 +70,14 @@ class FakeTrainer:
     """A trainer of such a model."""
 
     num_steps, steps_per_epoch, max_tokens = NUM_STEPS, STEPS_PER_EPOCH, 64
-    model = None
+    model = average = None
 
     def __init__(self, seed: int = 1) -> None:
         self.engine = FakeEngine()
         self.identity = {"seed": seed}
+
+    def final_weights(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def checkpoint(self, step: int, best: Any, state: RunState) -> Checkpoint:
         return Checkpoint(step, self.engine.weights(), {}, best, self.identity, state)
