@@ -25,6 +25,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("qa_dist.train", "trains, in one process or behind a launcher", ("training.md", "options.md")),
+    "sweep": Command("qa_dist.sweep", "trains many ways side by side, and says which learns most", ("sweeps.md",)),
+    "split": Command("qa_dist.split", "splits questions off a data set, by article", ("sweeps.md#split",)),
     "prepare": Command(
         "qa_dist.prepare",
         "tokenises a data set into its feature store, ahead of a job",

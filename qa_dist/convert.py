@@ -4,20 +4,14 @@ What was read, mended and left out is said on standard error; standard output ha
 """
 
 import argparse
-import gzip
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, DataError
-from qa_dist.common.files import staged
-
-if TYPE_CHECKING:
-    from qa_dist.data.records import Example
 
 PROG = "qa_dist.convert"
 
@@ -57,6 +51,7 @@ def _convert(options: argparse.Namespace) -> int:
     # Only now: --help and mistakes in the flags should not wait for it.
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source
+    from qa_dist.data.squad_files import write_squad
 
     source = file_source(options.input, options.split)
     reading = source.records()
@@ -69,14 +64,7 @@ def _convert(options: argparse.Namespace) -> int:
     if report.is_worth_telling:
         sys.stderr.write(f"{PROG}: note: {source.name}: {report.text()}\n")
     version_2 = bool(report.num_unanswerable) or bool(reading.is_version_2)
-    content = (json.dumps(squad_json(examples, version_2=version_2), ensure_ascii=False) + "\n").encode()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with staged(output) as aside:
-            # Without a time, so that equal data give equal bytes.
-            aside.write_bytes(gzip.compress(content, mtime=0) if output.suffix == ".gz" else content)
-    except OSError as error:
-        raise ConfigError([f"{output} cannot be written: {error.strerror or error}; choose another place"]) from error
+    write_squad(examples, output, version_2=version_2)
     counts = {
         "output": str(output),
         "num_examples": report.num_examples,
@@ -88,31 +76,6 @@ def _convert(options: argparse.Namespace) -> int:
     }
     sys.stdout.write(json.dumps(counts, indent=2) + "\n")
     return 0
-
-
-def squad_json(examples: "Sequence[Example]", *, version_2: bool) -> dict[str, Any]:
-    """The examples in the layout of SQuAD v1.1, or of v2.0 with `is_impossible`.
-
-    Neighbours of one title share an article and neighbours of one context a paragraph. A reference without a place has
-    `answer_start` -1; a question whose answers are not known has no `answers`.
-    """
-    articles: list[dict[str, Any]] = []
-    for example in examples:
-        if not articles or articles[-1]["title"] != example.title:
-            articles.append({"title": example.title, "paragraphs": []})
-        paragraphs = articles[-1]["paragraphs"]
-        if not paragraphs or paragraphs[-1]["context"] != example.context:
-            paragraphs.append({"context": example.context, "qas": []})
-        qa: dict[str, Any] = {"id": example.id, "question": example.question}
-        if example.has_references:
-            qa["answers"] = [
-                *({"text": answer.text, "answer_start": answer.start_char} for answer in example.answers),
-                *({"text": text, "answer_start": -1} for text in example.other_texts),
-            ]
-            if version_2:
-                qa["is_impossible"] = example.is_unanswerable
-        paragraphs[-1]["qas"].append(qa)
-    return {"version": "v2.0" if version_2 else "1.1", "data": articles}
 
 
 if __name__ == "__main__":

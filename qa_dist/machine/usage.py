@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,6 +42,18 @@ def peak_memory_bytes(device: "torch.device") -> int:
 
         return int(torch.cuda.max_memory_allocated(device))
     return peak_resident_bytes()
+
+
+def forget_peak_memory() -> None:
+    """Let the peaks of this process begin anew: of every GPU that it uses, and of its RAM where Linux can do that."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.reset_peak_memory_stats()
+    if sys.platform == "linux":
+        # See proc(5). A system that has no such file, or does not let it be written, keeps the older peak.
+        with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
 
 
 def peak_resident_bytes() -> int:

@@ -31,6 +31,7 @@ ROOMS = (
     "reporting",
     "memory",
     "benchmarking",
+    "sweeping",
 )
 BESIDE_COMMANDS = ("__init__", "cli", "documentation")
 """Files at the top that are no commands: `cli` holds those under one name, `documentation` writes generated tables."""

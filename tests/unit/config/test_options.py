@@ -179,7 +179,7 @@ def test_the_table_shows_every_option() -> None:
             for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "analyze", "report", "convert")
         ),
         *(f"qa_dist.{command}" for command in ("merge", "export", "estimate", "ask", "serve", "inspect_command")),
-        *("qa_dist.card", "qa_dist.publish"),
+        *("qa_dist.card", "qa_dist.publish", "qa_dist.sweep", "qa_dist.split"),
         # `prepare` loads a tokenizer by it.
         "qa_dist.model.pretrained",
     ],

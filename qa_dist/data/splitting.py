@@ -1,0 +1,66 @@
+"""Questions split off a data set by article, so that nothing on one side has its context on the other."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qa_dist.common.errors import DataError
+from qa_dist.data.records import Example
+
+
+class Parts(NamedTuple):
+    """A data set in two.
+
+    Attributes:
+        off: What was split off, in its order.
+        rest: All questions of the other articles.
+        titles: The articles that were split off, in the order in which they were drawn.
+        num_left_out: Questions of these articles that were not wanted; they are in neither part.
+    """
+
+    off: Sequence[Example]
+    rest: Sequence[Example]
+    titles: Sequence[str]
+    num_left_out: int
+
+
+def split_articles(
+    examples: Sequence[Example], num_questions: int, *, per_article: int | None = None, seed: int = 42
+) -> Parts:
+    """Split `num_questions` questions off, of articles drawn at random.
+
+    Args:
+        examples: The data set.
+        num_questions: How many are wanted. Of the last article that is drawn, as many as it takes.
+        per_article: The most that are taken of an article, its first ones; None: all.
+        seed: What the articles are drawn with.
+
+    Raises:
+        DataError: The examples name no articles, or too few questions or articles would be left.
+    """
+    sizes = Counter(example.title for example in examples)
+    if "" in sizes or len(sizes) < 2:
+        raise DataError(
+            f"{sizes.get('', 0):,} of {len(examples):,} questions name no article and there are {len(sizes):,} titles; "
+            "splitting needs a title for each question, and at least two of them"
+        )
+    titles = sorted(sizes)
+    random.Random(seed).shuffle(titles)
+    room: dict[str, int] = {}
+    for title in titles:
+        if wanted := num_questions - sum(room.values()):
+            room[title] = min(wanted, sizes[title], per_article or wanted)
+    if sum(room.values()) < num_questions or len(room) == len(titles):
+        raise DataError(
+            f"splitting {num_questions:,} questions off would leave no article of {len(titles):,}; lower --questions"
+        )
+    drawn = tuple(room)
+    off, rest = [], []
+    for example in examples:
+        if example.title not in room:
+            rest.append(example)
+        elif room[example.title]:
+            room[example.title] -= 1
+            off.append(example)
+    return Parts(off, rest, drawn, len(examples) - len(off) - len(rest))

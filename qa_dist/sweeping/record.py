@@ -1,0 +1,139 @@
+"""What is kept of a trial, in its folder, and of a sweep: plain JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from qa_dist.common.errors import UserError
+from qa_dist.common.files import write_json
+from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.sweeping.plan import Plan, Trial
+
+FORMAT = 1
+FILE = "trial.json"
+"""The file in a run's folder that says how far the sweep has brought it."""
+
+Status = Literal["done", "paused", "stopped", "diverged", "failed"]
+Record = dict[str, Any]
+
+_ALIKE = ("hardware", "versions", "git_commit", "world_size", "data")
+"""What is said once for a sweep if it is the same for all of its runs."""
+
+_APART = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm", "store_dir")
+"""Options of a run that say nothing about its result."""
+
+
+def read_record(trial: Trial) -> Record | None:
+    """What the folder of a trial says; None if it says nothing.
+
+    Raises:
+        UserError: The file is damaged, or of a run with other options.
+    """
+    path = trial.folder / FILE
+    try:
+        record = read_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, ParseError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove the folder to run the trial again") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(f"{path} is not of this version; choose another --output_dir")
+    wanted = json.loads(json.dumps(compared(trial)))
+    if record.get("config") != wanted:
+        earlier = record.get("config") or {}
+        names = sorted(name for name in {*earlier, *wanted} if earlier.get(name) != wanted.get(name))
+        raise UserError(
+            f"{trial.folder} was run with another {', '.join(names[:5])} than the sweep file says now; choose another "
+            "--output_dir, or change it back"
+        )
+    return record
+
+
+def compared(trial: Trial) -> dict[str, Any]:
+    """The options of a trial that its result depends on."""
+    return {name: value for name, value in trial.config.flat().items() if name not in _APART}
+
+
+def new_record(trial: Trial) -> Record:
+    """What is known of a trial before it has run."""
+    return {
+        "format": FORMAT,
+        "method": trial.method,
+        "seed": trial.seed,
+        "options": dict(trial.options),
+        "config": compared(trial),
+        "status": "stopped",
+        "step": 0,
+        "num_steps": None,
+        "rungs": [],
+        "final": None,
+        "error": None,
+        "seconds": 0.0,
+        "starts": 0,
+    }
+
+
+def write_record(trial: Trial, record: Mapping[str, Any]) -> None:
+    """Write the file in the trial's folder."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    write_json(trial.folder / FILE, record)
+
+
+def is_at(record: Record | None, step: int | None) -> bool:
+    """Whether a trial needs no more work to be after `step` optimiser steps; None: at its end."""
+    if record is None:
+        return False
+    if record["status"] in ("done", "diverged", "failed"):
+        return True
+    return step is not None and record["status"] == "paused" and record["step"] >= step
+
+
+def score_at(record: Record | None, step: int, metric: str) -> float | None:
+    """The score of a trial at a rung, or of its end where it ended before; None if it has none. Greater is better."""
+    if record is None or record["status"] in ("diverged", "failed"):
+        return None
+    found: Mapping[str, Any] | None = next((rung for rung in record["rungs"] if rung["step"] == step), record["final"])
+    if found is None or found.get(metric) is None:
+        return None
+    return -float(found["loss"]) if metric == "loss" else float(found[metric])
+
+
+def write_sweep(path: Path, plan: Plan, records: Sequence[Record], about: Mapping[str, Any]) -> None:
+    """Write all that is known of a sweep into one file.
+
+    Args:
+        path: The file.
+        plan: The sweep.
+        records: Of those of its trials that have one.
+        about: What else belongs to it: command, machine, versions.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shared = {name: value for name in _ALIKE if (value := _common(records, name)) is not None}
+    left_out = {"format", "config", *shared}
+    write_json(
+        path,
+        {
+            "format": FORMAT,
+            "sweep": plan.name,
+            **about,
+            **shared,
+            "rungs": list(plan.rungs),
+            "num_trials": len(plan.trials),
+            "shared_options": _shared([record["config"] for record in records]),
+            "trials": [{name: value for name, value in record.items() if name not in left_out} for record in records],
+        },
+    )
+
+
+def _common(records: Sequence[Record], name: str) -> Any:
+    """What all records that say something under this name say alike; None where they differ or none does."""
+    values = [record[name] for record in records if record.get(name) is not None]
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The options that all runs have in common."""
+    if not configs:
+        return {}
+    return {name: value for name, value in configs[0].items() if all(other[name] == value for other in configs)}

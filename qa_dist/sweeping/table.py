@@ -1,0 +1,95 @@
+"""A sweep as a table: a row per method, the mean and the deviation of its seeds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADINGS = (
+    "method",
+    "trainable parameters",
+    "seeds",
+    "EM",
+    "F1",
+    "minutes of training",
+    "peak memory, MiB",
+    "saved, MiB",
+)
+
+
+def rows(sweep: Mapping[str, Any]) -> list[list[str]]:
+    """A row per method, the best mean F1 first, and those without one at the end.
+
+    Scores are the mean over the seeds and, behind it, the standard deviation of a sample. Of a method that ended at a
+    rung there are the scores of its last one, and the row says so. A method with a run that failed, diverged or was not
+    finished shows what it has, and says that too.
+
+    Args:
+        sweep: The content of a file that `record.write_sweep` wrote.
+    """
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in sweep["trials"]:
+        by_method.setdefault(trial["method"], []).append(trial)
+    found = [_row(method, trials) for method, trials in by_method.items()]
+    return [row for _, row in sorted(found, key=lambda pair: pair[0])]
+
+
+def _row(method: str, trials: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], list[str]]:
+    done = [trial for trial in trials if trial["status"] == "done"]
+    step = None
+    if done:
+        scored, figures = done, [trial["final"] for trial in done]
+    else:
+        scored = [trial for trial in trials if trial["status"] in ("paused", "stopped") and trial["rungs"]]
+        step = min((trial["rungs"][-1]["step"] for trial in scored), default=0)
+        figures = [next(rung for rung in trial["rungs"] if rung["step"] == step) for trial in scored]
+    notes = [f"after {step} steps"] if step else []
+    for status in ("failed", "diverged", "stopped"):
+        count = sum(trial["status"] == status for trial in trials)
+        notes += [f"{count} {status}"] if count else []
+    exact = [figure["exact_match"] for figure in figures if figure and "exact_match" in figure]
+    f1 = [figure["f1"] for figure in figures if figure and "f1" in figure]
+    row = [
+        f"{method} ({'; '.join(notes)})" if notes else method,
+        _mean(scored, "trainable_parameters", 1, "{:,.0f}"),
+        str(len(f1)),
+        spread(exact),
+        spread(f1),
+        _mean([trial.get("phase_seconds") or {} for trial in scored], "train", 60, "{:.2f}"),
+        _mean(scored, "peak_memory_bytes", 2**20, "{:,.0f}"),
+        _mean(scored, "saved_bytes", 2**20, "{:.2f}"),
+    ]
+    order = 2 if not f1 else 1 if step else 0
+    return (order, -statistics.fmean(f1) if f1 else 0.0), row
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation of the scores of some seeds."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def _mean(items: Sequence[Mapping[str, Any]], name: str, unit: float, form: str) -> str:
+    values = [item[name] / unit for item in items if item.get(name) is not None]
+    return form.format(statistics.fmean(values)) if values else "-"
+
+
+def markdown(sweep: Mapping[str, Any]) -> str:
+    """The table of a sweep as Markdown."""
+    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows(sweep)), ""])
+
+
+def text(sweep: Mapping[str, Any]) -> str:
+    """The table of a sweep in columns, for a terminal."""
+    table = [list(HEADINGS), *rows(sweep)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,94 @@
+"""One trial, run in this process as far as it is to go; however it ends, its folder says so."""
+
+import gc
+import json
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from qa_dist.common.errors import DivergedError, UserError
+from qa_dist.common.signals import Stopped
+from qa_dist.machine.usage import forget_peak_memory
+from qa_dist.sweeping.plan import Trial
+from qa_dist.sweeping.record import Record, new_record, read_record, write_record
+from qa_dist.training.loop import train
+
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+
+
+def run_trial(
+    trial: Trial, pause_after: int | None, *, asked_to_stop: Callable[[], signal.Signals | None] = lambda: None
+) -> Record:
+    """Take a trial to its end, or to a rung; returns and writes its record.
+
+    Args:
+        trial: The trial, which goes on from its newest checkpoint.
+        pause_after: Optimiser steps of the rung; None: to the end.
+        asked_to_stop: The signal by which this process was asked to stop.
+    """
+    record = read_record(trial) or new_record(trial)
+    record["starts"] += 1
+    begun = time.monotonic()
+    forget_peak_memory()
+    try:
+        evaluation = train(trial.config, asked_to_stop=asked_to_stop, pause_after=pause_after)
+    except Stopped:
+        record["status"] = "stopped"
+    except DivergedError as error:
+        record |= {"status": "diverged", "error": str(error)}
+    except UserError as error:
+        record |= {"status": "failed", "error": str(error)}
+    except Exception as error:
+        # Whatever it is, the other trials go on, and the log of this one has all of it.
+        traceback.print_exc()
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
+    else:
+        figures = None if evaluation is None else {"loss": evaluation.loss, **evaluation.named_metrics}
+        written = _run_record(trial)
+        if written is None:
+            record |= {"status": "paused", "step": pause_after, "error": None}
+            record["rungs"] = [*record["rungs"], {"step": pause_after, **(figures or {})}]
+        else:
+            record |= {"status": "done", "step": written["num_steps"], "error": None, **_facts(trial, written)}
+            record["final"] = figures
+    record["seconds"] = round(record["seconds"] + time.monotonic() - begun, 3)
+    write_record(trial, record)
+    # What a failed run held, the next one may need.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return record
+
+
+def _run_record(trial: Trial) -> dict[str, Any] | None:
+    """The run.json of a run that has ended."""
+    path = trial.folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _facts(trial: Trial, run: dict[str, Any]) -> Record:
+    """What the table shows of a run beside its scores."""
+    parameters = run.get("parameters") or {}
+    return {
+        "num_steps": run["num_steps"],
+        "trainable_parameters": parameters.get("trainable"),
+        "total_parameters": parameters.get("total"),
+        "peak_memory_bytes": max(run["peak_memory_bytes_per_rank"]),
+        "saved_bytes": sum((trial.folder / name).stat().st_size for name in _WEIGHTS if (trial.folder / name).exists()),
+        "phase_seconds": run["seconds"],
+        "resumed_at_steps": run.get("resumed_at_steps") or [],
+        "data": {
+            split: {name: each[name] for name in ("fingerprint", "num_examples", "num_features")}
+            for split, each in run["data"].items()
+        },
+        "started": run["started"],
+        "finished": run["finished"],
+        "world_size": run["world_size"],
+        "hardware": run["hardware"],
+        "versions": run["versions"],
+        "git_commit": run["git_commit"],
+    }

@@ -1,0 +1,195 @@
+"""Processes that take one trial after the other: what each must import, it imports once."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from qa_dist.common.signals import StopSignals
+from qa_dist.machine.cuda_environment import prepare_cuda
+from qa_dist.machine.usage import num_cores
+from qa_dist.sweeping.plan import Trial
+from qa_dist.sweeping.record import new_record, read_record, write_record
+
+Task = tuple[Trial, int | None]
+"""A trial, and after how many steps it pauses (None: it goes to its end)."""
+
+Body = Callable[[Trial, int | None, Callable[[], signal.Signals | None]], object]
+"""What a worker does with a task; it is told by which signal it was asked to stop, if it was."""
+
+LOG = "log.txt"
+"""The file in a trial's folder with what its run said."""
+
+_POLL_SECONDS = 0.5
+_SECONDS_TO_STOP = 120.0
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: "Connection[Any, Any]"
+    task: Task | None = None
+    kind: object = None
+    """What its trials must have in common; None: it has had none."""
+
+
+class Workers:
+    """Runs tasks in so many processes; a context manager that ends them."""
+
+    def __init__(self, num_workers: int, body: Body | None = None) -> None:
+        """Prepare to start them.
+
+        Args:
+            num_workers: How many there are at once.
+            body: What a worker does with a task, and writes into its record; None: it trains. A name of a module.
+        """
+        self._num_workers = num_workers
+        self._body = body or _train
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        if num_workers > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_workers)))
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop(lambda trial: None)
+
+    def run(self, tasks: Sequence[Task], *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
+        """Run tasks in their order, as many at once as there are workers; whether none is left over.
+
+        Args:
+            tasks: What is to be done.
+            is_over: Whether nothing more may be started, and what runs is to stop.
+            ended: Called when a trial has paused, ended, failed or stopped, and its record is written.
+        """
+        waiting = list(tasks)
+        while waiting or any(worker.task for worker in self._workers):
+            if is_over():
+                self._stop(ended)
+                return False
+            self._start(waiting)
+            handles = [handle for each in self._workers for handle in (each.pipe, each.process.sentinel)]
+            connection.wait(handles, _POLL_SECONDS)
+            for worker in list(self._workers):
+                self._collect(worker, ended)
+        return True
+
+    def _start(self, waiting: list[Task]) -> None:
+        """Give each idle worker its next task, and start workers as long as there is something for them."""
+        for worker in list(self._workers):
+            if worker.task is None and waiting:
+                if worker.kind != _kind(waiting[0]):
+                    self._end(worker)
+                else:
+                    _give(worker, waiting.pop(0))
+        while waiting and len(self._workers) < self._num_workers:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_live, args=(theirs, self._body))
+            process.start()
+            theirs.close()
+            worker = _Worker(process, ours)
+            self._workers.append(worker)
+            _give(worker, waiting.pop(0))
+
+    def _collect(self, worker: _Worker, ended: Callable[[Trial], object]) -> None:
+        """Note what a worker has done, or that it has died."""
+        try:
+            is_done = worker.pipe.poll() and worker.pipe.recv()
+        except EOFError:
+            is_done = False
+        if is_done and worker.task:
+            trial, worker.task = worker.task[0], None
+            ended(trial)
+        elif not worker.process.is_alive():
+            self._workers.remove(worker)
+            worker.process.join()
+            if worker.task is not None:
+                trial = worker.task[0]
+                code = worker.process.exitcode
+                note_failure(trial, f"its process ended with code {code}; {trial.folder / LOG} has its last words")
+                ended(trial)
+
+    def _end(self, worker: _Worker) -> None:
+        worker.pipe.send(None)
+        worker.process.join(_SECONDS_TO_STOP)
+        worker.process.kill()
+        worker.process.join()
+        self._workers.remove(worker)
+
+    def _stop(self, ended: Callable[[Trial], object]) -> None:
+        """Ask every worker to stop: its run writes a checkpoint first."""
+        for worker in self._workers:
+            # One that waits for a task would wait on; one that has died hears nothing.
+            with suppress(OSError):
+                worker.pipe.send(None)
+            worker.process.terminate()
+        until = time.monotonic() + _SECONDS_TO_STOP
+        for worker in self._workers:
+            worker.process.join(max(0.0, until - time.monotonic()))
+            worker.process.kill()
+            worker.process.join()
+            if worker.task is not None and read_record(worker.task[0]) is not None:
+                ended(worker.task[0])
+        self._workers = []
+
+
+def note_failure(trial: Trial, error: str) -> None:
+    """Write the record of a trial whose process could not."""
+    record = read_record(trial) or new_record(trial)
+    write_record(trial, {**record, "status": "failed", "error": error})
+
+
+def _kind(task: Task) -> object:
+    """Options that are the process's and not the run's."""
+    training = task[0].config.training
+    return training.deterministic, training.tf32
+
+
+def _give(worker: _Worker, task: Task) -> None:
+    worker.task, worker.kind = task, _kind(task)
+    worker.pipe.send(task)
+
+
+def _live(pipe: "Connection[Any, Any]", body: Body) -> None:
+    """Life of a worker."""
+    with StopSignals() as stop:
+        while stop.received is None:
+            try:
+                task: Task | None = pipe.recv()
+            except EOFError:
+                return
+            if task is None:
+                return
+            _log_to(task[0])
+            body(*task, lambda: stop.received)
+            pipe.send(True)
+
+
+def _train(trial: Trial, pause_after: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> None:
+    prepare_cuda(os.environ, deterministic=trial.config.training.deterministic)
+    # Only now: these imports take seconds.
+    from qa_dist.sweeping.trials import run_trial
+
+    run_trial(trial, pause_after, asked_to_stop=asked_to_stop)
+
+
+def _log_to(trial: Trial) -> None:
+    """Let the standard streams of this process go to the trial's log."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(trial.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)

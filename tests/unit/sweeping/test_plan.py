@@ -1,0 +1,115 @@
+"""A sweep file read into trials, and every mistake in it as one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from qa_dist import sweep
+from qa_dist.common.errors import ConfigError
+from qa_dist.sweep import SweepConfig
+from qa_dist.sweeping.plan import Plan, read_plan
+
+FLAGS = ["--output_dir", "out", "--dataset_name", "sample"]
+
+
+def plan(tmp_path: Path, text: str, flags: list[str] | None = None, only: tuple[str, ...] = ()) -> Plan:
+    file = tmp_path / "some.yaml"
+    file.write_text(text, encoding="utf-8")
+    return read_plan(file, FLAGS if flags is None else flags, SweepConfig, only)
+
+
+def test_a_grid_and_a_list_are_tried_with_every_seed(tmp_path: Path) -> None:
+    found = plan(
+        tmp_path,
+        """
+        config: quickstart
+        options: {num_train_epochs: 5}
+        seeds: [1, 2]
+        grid:
+          learning_rate: [5e-4, 1e-3]
+          lora_target_modules: [attention, all-linear]
+        trials:
+          - name: all of it
+            tuning: full
+        """,
+        [*FLAGS, "--global_batch_size", "4", "--jobs", "3"],
+    )
+    assert [(trial.method, trial.seed) for trial in found.trials] == [
+        (method, seed)
+        for method in (
+            "learning_rate=5e-4,lora_target_modules=attention",
+            "learning_rate=5e-4,lora_target_modules=all-linear",
+            "learning_rate=1e-3,lora_target_modules=attention",
+            "learning_rate=1e-3,lora_target_modules=all-linear",
+            "all of it",
+        )
+        for seed in (1, 2)
+    ]
+    assert len({trial.folder for trial in found.trials}) == 10
+    first, last = found.trials[0].config, found.trials[-1].config
+    # The recipe, the shared options, the trial's own, and the flags on top.
+    assert first.model.model_dropout == 0.0
+    assert first.training.num_train_epochs == 5
+    assert first.training.learning_rate == 5e-4
+    assert first.training.global_batch_size == last.training.global_batch_size == 4
+    assert (first.training.seed, last.training.seed) == (1, 2)
+    # `tuning: full` makes the recipe's LoRA options meaningless instead of contradicting them.
+    assert (last.model.tuning, last.model.lora_r) == ("full", 8)
+
+
+def test_rungs_are_where_trials_are_evaluated_and_saved(tmp_path: Path) -> None:
+    found = plan(tmp_path, "grid: {lora_r: [1, 2]}\nrungs: [20, 50]")
+    assert found.rungs == [20, 50]
+    assert {(t.config.training.eval_steps, t.config.training.checkpointing_steps) for t in found.trials} == {
+        ("10", "10")
+    }
+
+
+def test_some_methods_alone(tmp_path: Path) -> None:
+    text = "seeds: [3, 4]\ntrials:\n  - {name: a, lora_r: 1}\n  - {name: b, lora_r: 2}"
+    assert [trial.name for trial in plan(tmp_path, text, only=("b",)).trials] == ["b-seed3", "b-seed4"]
+    with pytest.raises(ConfigError, match="there are a, b"):
+        plan(tmp_path, text, only=("c",))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seeds: [1]", "neither a grid nor trials"),
+        ("grid: {lora_r: [1]}\nsteps: 3", "steps is none of a sweep's keys"),
+        ("grid: [lora_r]", "grid is a list and must be names with lists"),
+        ("grid: {lora_r: 3}", "lora_r in the grid is a number and must be a list of values"),
+        ("grid: {lora_r: [1]}\nseeds: [1, 1]", "seeds is .* must be a list of different whole numbers"),
+        ("grid: {lora_r: [1]}\nseeds: [-1]", "seeds is .* must be a list of different whole numbers"),
+        ("grid: {lora_r: [1]}\nrungs: [20, 10]", "rungs is .* increasing numbers of steps"),
+        ("trials: [{lora_r: 1}]", "trial 1 has no name"),
+        ("trials: [{name: a/b}]", "the trial name a/b may have letters"),
+        ("trials: [{name: a b}, {name: a_b}]", "two trials would share the name"),
+        ("grid: {lora_r: [1], lora_rank: [2]}", "trial lora_r=1,lora_rank=2: --lora_rank is no option here"),
+        ("trials: [{name: a, lora_r: 0}]", "trial a: --lora_r 0 is out of range"),
+        ("trials: [{name: a, jobs: 2}]", "trial a: --jobs is no option here"),
+        ("trials: [{name: a, tuning: full, lora_r: 4}]", "--lora_r sets up LoRA but --tuning is full"),
+        ("grid: {seed: [1, 2]}\noptions: {lora_r: [}", "cannot be used as YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        plan(tmp_path, text)
+
+
+def test_flags_may_not_undo_what_the_trials_differ_in(tmp_path: Path) -> None:
+    text = "grid: {lora_r: [1, 2]}"
+    for flags, sentence in (
+        (["--lora_r=4"], "--lora_r would overwrite what the trials"),
+        (["--seed", "4"], "--seed would overwrite"),
+        (["--config", "quickstart"], "--config is for single runs"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            plan(tmp_path, text, [*FLAGS, *flags])
+
+
+def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--jobs", "2"]) == 2
+    assert "--output_dir is missing" in capsys.readouterr().err
+    assert sweep.main(["nothing.yaml", "--output_dir", "out"]) == 2
+    assert "there is no sweep file nothing.yaml" in capsys.readouterr().err

@@ -1,0 +1,183 @@
+"""A sweep of tiny runs: halving by exact resume, a trial that diverges, and a sweep that was stopped and goes on."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from qa_dist.common.errors import UserError
+from qa_dist.sweep import SweepConfig
+from qa_dist.sweeping import table
+from qa_dist.sweeping.plan import Plan, Trial, read_plan
+from qa_dist.sweeping.record import read_record
+from qa_dist.sweeping.running import run_sweep
+from qa_dist.sweeping.trials import run_trial
+from qa_dist.sweeping.workers import Task
+from tests.tiny import tiny_model, tiny_squad
+
+SWEEP = """
+options:
+  max_seq_length: 64
+  doc_stride: 16
+  global_batch_size: 4
+  num_train_epochs: 1
+  lora_dropout: 0.1
+  keep: last
+seeds: [1, 2]
+trials:
+  - {name: still, learning_rate: 1e-9}
+  - {name: learns, learning_rate: 1e-2}
+  - {name: diverges, learning_rate: 1e+30}
+rungs: [2, 4]
+"""
+
+
+class Inline:
+    """Runs tasks in this process, up to a number of them; notes which."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.most = most
+        self.done: list[tuple[str, int | None]] = []
+
+    def run(self, tasks: Sequence[Task], *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
+        for trial, step in tasks:
+            if len(self.done) == self.most:
+                return False
+            AcceleratorState._reset_state(reset_partial_state=True)
+            run_trial(trial, step)
+            self.done.append((trial.name, step))
+            ended(trial)
+        return True
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return {
+        "model_name_or_path": str(tiny_model("bert", folder / "bert")),
+        "train_file": str(tiny_squad(folder / "train.json", 24, seed=1, longest=40)),
+        "validation_file": str(tiny_squad(folder / "validation.json", 6, seed=2, longest=40)),
+        "store_dir": str(folder / "store"),
+    }
+
+
+def planned(inputs: dict[str, str], folder: Path, text: str = SWEEP, *flags: str) -> Plan:
+    file = folder / "few.yaml"
+    file.write_text(text, encoding="utf-8")
+    words = [word for name, value in inputs.items() for word in (f"--{name}", value)]
+    return read_plan(file, [*words, "--output_dir", str(folder / "out"), *flags], SweepConfig)
+
+
+def test_a_sweep_halves_goes_on_where_it_was_stopped_and_repeats_nothing(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    plan = planned(inputs, tmp_path, SWEEP.replace("f1", "loss"), "--metric_for_best_model", "loss")
+    results = tmp_path / "sweep.json"
+    said: list[str] = []
+    runners = [Inline(3), Inline()]
+    assert not run_sweep(plan, runners[0], results, notice=said.append)
+    assert len(json.loads(results.read_text(encoding="utf-8"))["trials"]) == 3
+    assert run_sweep(plan, runners[1], results, notice=said.append)
+    assert [*runners[0].done, *runners[1].done] == [
+        *((f"{name}-seed{seed}", 2) for name in ("still", "learns", "diverges") for seed in (1, 2)),
+        *((f"{name}-seed{seed}", 4) for name in ("still", "learns") for seed in (1, 2)),
+        *((f"learns-seed{seed}", None) for seed in (1, 2)),
+    ]
+    assert [line for line in said if "go on" in line] == [
+        "after 2 steps, 2 of 3 methods go on: still, learns",
+        "after 4 steps, 1 of 2 methods go on: learns",
+    ]
+    third = Inline()
+    assert run_sweep(plan, third, results)
+    assert third.done == []
+
+    # The winner, halted at two rungs, ends with the bytes of a run in one go.
+    alone = planned(inputs, tmp_path, SWEEP.replace("rungs: [2, 4]", ""), "--eval_steps", "2", "--output_dir", "x")
+    trial = next(trial for trial in plan.trials if trial.name == "learns-seed2")
+    halted = (trial.folder / "adapter_model.safetensors").read_bytes()
+    record: Any = read_record(trial)
+    assert record["starts"] == 3
+    assert record["resumed_at_steps"] == [2, 4]
+    assert [rung["step"] for rung in record["rungs"]] == [2, 4]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    once = next(trial for trial in alone.trials if trial.name == "learns-seed2")
+    assert run_trial(once_in(once, tmp_path / "once"), None)["resumed_at_steps"] == []
+    assert (tmp_path / "once" / "adapter_model.safetensors").read_bytes() == halted
+
+    sweep = json.loads(results.read_text(encoding="utf-8"))
+    assert sweep["shared_options"]["lora_dropout"] == 0.1
+    assert "learning_rate" not in sweep["shared_options"]
+    assert [(trial["method"], trial["status"]) for trial in sweep["trials"]] == [
+        *[("still", "paused")] * 2,
+        *[("learns", "done")] * 2,
+        *[("diverges", "diverged")] * 2,
+    ]
+    assert sweep["trials"][2]["saved_bytes"] == len(halted)
+    assert [row[0] for row in table.rows(sweep)] == ["learns", "still (after 4 steps)", "diverges (2 diverged)"]
+
+
+def once_in(trial: Trial, folder: Path) -> Trial:
+    import dataclasses
+
+    training = dataclasses.replace(trial.config.training, output_dir=str(folder))
+    return dataclasses.replace(trial, config=dataclasses.replace(trial.config, training=training))
+
+
+def test_a_trial_that_cannot_run_is_counted_and_another_sweep_may_not_have_its_folder(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    text = "options: {max_seq_length: 64, doc_stride: 16}\ntrials:\n  - {name: a, lora_target_modules: [nothing]}"
+    plan = planned(inputs, tmp_path, text)
+    assert run_sweep(plan, Inline(), tmp_path / "sweep.json")
+    (trial,) = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["trials"]
+    assert trial["status"] == "failed"
+    assert trial["error"].startswith("--lora_target_modules nothing: no such linear layer")
+    other = planned(inputs, tmp_path, text, "--lora_r", "3")
+    with pytest.raises(UserError, match="was run with another lora_r than the sweep file says now"):
+        run_sweep(other, Inline(), tmp_path / "sweep.json")
+
+
+def test_the_table_has_mean_and_deviation_and_says_what_is_missing() -> None:
+    def trial(method: str, seed: int, f1: float, **more: Any) -> dict[str, Any]:
+        done = {"status": "done", "final": {"exact_match": f1 - 10, "f1": f1}, "rungs": [], "saved_bytes": 2**20}
+        facts = {"trainable_parameters": 1200, "peak_memory_bytes": 3 * 2**20, "phase_seconds": {"train": 90}}
+        return {"method": method, "seed": seed, **done, **facts, **more}
+
+    stopped = {"status": "stopped", "final": None, "rungs": []}
+    sweep = {"trials": [trial("a", 1, 70.0), trial("b", 1, 71.0), trial("b", 2, 73.0), trial("a", 2, 0.0, **stopped)]}
+    assert table.rows(sweep) == [
+        ["b", "1,200", "2", "62.00 ± 1.41", "72.00 ± 1.41", "1.50", "3", "1.00"],
+        ["a (1 stopped)", "1,200", "1", "60.00", "70.00", "1.50", "3", "1.00"],
+    ]
+    assert table.markdown(sweep).splitlines()[2].startswith("| b | 1,200 | 2 | 62.00 ± 1.41 |")
+    assert table.text(sweep).splitlines()[1].startswith("b               ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "{init_lora_weights: pissa, lora_bias: all, loraplus_lr_ratio: 4, ema_decay: 0.9, head_lr_ratio: 2}",
+        "{init_lora_weights: olora, keep: best, ema_decay: 0.5}",
+        "{tuning: full, layer_decay: 0.8, ema_decay: 0.9}",
+    ],
+)
+def test_every_method_goes_on_from_a_rung_with_the_same_bytes(
+    inputs: dict[str, str], tmp_path: Path, options: str
+) -> None:
+    text = "options: {max_seq_length: 64, doc_stride: 16, global_batch_size: 4, num_train_epochs: 1}\ntrials:\n  - "
+    text += options.replace("{", "{name: a, ")
+    files = []
+    for rungs, flags in (("rungs: [2, 4]", []), ("", ["--eval_steps", "2"])):
+        folder = tmp_path / str(len(files))
+        folder.mkdir()
+        plan = planned(inputs, folder, f"{text}\n{rungs}", *flags)
+        assert run_sweep(plan, Inline(), folder / "sweep.json")
+        (saved,) = (plan.trials[0].folder).glob("*model.safetensors")
+        files.append(saved.read_bytes())
+        record: Any = read_record(plan.trials[0])
+        assert record["resumed_at_steps"] == ([2, 4] if rungs else [])
+        assert record["num_steps"] == 6
+    assert files[0] == files[1]

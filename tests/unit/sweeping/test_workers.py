@@ -1,0 +1,65 @@
+"""Processes that take tasks: every task is done once, a dead process is one failed trial, and a stop is heard."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.sweeping.plan import Trial
+from qa_dist.sweeping.record import new_record, read_record, write_record
+from qa_dist.sweeping.workers import LOG, Workers
+
+
+def trial(folder: Path, method: str) -> Trial:
+    config = RunConfig(training=TrainingConfig(output_dir=str(folder / method)))
+    return Trial(method, 1, {}, config)
+
+
+def body(each: Trial, step: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> None:
+    """Ends as the method's name says, and writes its process into the record."""
+    print(f"log of {each.method}")
+    if each.method == "dies":
+        os._exit(7)
+    while each.method.startswith("waits") and asked_to_stop() is None:
+        time.sleep(0.01)
+    status = "stopped" if asked_to_stop() else "done"
+    write_record(each, {**new_record(each), "status": status, "process": os.getpid(), "pause": step})
+
+
+def test_every_task_is_done_once_and_a_process_that_dies_is_one_failed_trial(tmp_path: Path) -> None:
+    trials = [trial(tmp_path, method) for method in ("a", "dies", "b", "c")]
+    ended: list[str] = []
+    with Workers(1, body) as workers:
+        assert workers.run(
+            [(each, 5) for each in trials], is_over=lambda: False, ended=lambda each: ended.append(each.method)
+        )
+    assert ended == ["a", "dies", "b", "c"]
+    records = [read_record(each) or {} for each in trials]
+    assert [record["status"] for record in records] == ["done", "failed", "done", "done"]
+    assert records[1]["error"] == f"its process ended with code 7; {trials[1].folder / LOG} has its last words"
+    assert records[0]["pause"] == 5
+    # One process takes one trial after the other, until it dies.
+    assert records[2]["process"] == records[3]["process"] != records[0]["process"]
+    assert (trials[2].folder / LOG).read_text(encoding="utf-8") == "log of b\n"
+
+
+def test_all_hear_that_the_time_is_over(tmp_path: Path) -> None:
+    trials = [trial(tmp_path, method) for method in ("quick", "waits", "waits too", "never")]
+    ended: list[str] = []
+
+    def is_over() -> bool:
+        # When the first has ended, one process runs a trial that waits, and so does the other.
+        return "quick" in ended and all((each.folder / LOG).exists() for each in trials[:3])
+
+    with Workers(2, body) as workers:
+        tasks = [(each, None) for each in trials]
+        assert not workers.run(tasks, is_over=is_over, ended=lambda each: ended.append(each.method))
+    assert sorted(ended) == ["quick", "waits", "waits too"]
+    assert [(read_record(each) or {"status": None})["status"] for each in trials] == [
+        "done",
+        "stopped",
+        "stopped",
+        None,
+    ]

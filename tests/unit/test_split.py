@@ -1,0 +1,64 @@
+"""`qa-dist split`: questions split off by article."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from qa_dist import split
+from qa_dist.data.checking import validate
+from tests.unit.data_fixtures import read_file, row, write_rows
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """Five articles of 1, 2, 3, 4 and 5 questions, one behind the other in turns."""
+    rows = [row(f"{title}-{number}", title=title) for number in range(5) for title in "abcde"[number:]]
+    return write_rows(tmp_path / "in.jsonl", *rows)
+
+
+def parts(source: str, folder: Path, *words: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    assert split.main([source, "--off", str(folder / "off.json"), "--rest", str(folder / "rest.json"), *words]) == 0
+    both = [read_file(folder / name) for name in ("off.json", "rest.json")]
+    off, rest = ([(each.title, each.id) for each in validate(part)[0]] for part in both)
+    return off, rest
+
+
+def test_no_article_is_on_both_sides_and_the_number_is_exact(source: str, tmp_path: Path, capsys: Capture) -> None:
+    for seed in range(6):
+        folder = tmp_path / str(seed)
+        off, rest = parts(source, folder, "--questions", "4", "--seed", str(seed))
+        assert len(off) == 4
+        assert not {title for title, _ in off} & {title for title, _ in rest}
+        counts = json.loads(capsys.readouterr().out)
+        assert (counts["num_off"], counts["num_rest"]) == (4, len(rest))
+        assert counts["num_off"] + counts["num_rest"] + counts["num_left_out"] == 15
+        assert set(counts["articles_off"]) == {title for title, _ in off}
+        again = tmp_path / f"{seed}-again"
+        assert parts(source, again, "--questions", "4", "--seed", str(seed)) == (off, rest)
+        capsys.readouterr()
+    assert len({(tmp_path / str(seed) / "off.json").read_bytes() for seed in range(6)}) > 1
+
+
+def test_of_each_article_a_few(source: str, tmp_path: Path) -> None:
+    off, rest = parts(source, tmp_path, "--questions", "4", "--per_article", "1")
+    assert set(Counter(title for title, _ in off).values()) == {1}
+    assert len({title for title, _ in rest}) == 1
+
+
+def test_mistakes_are_sentences(source: str, tmp_path: Path, capsys: Capture) -> None:
+    words = [source, "--off", str(tmp_path / "off.json"), "--rest", str(tmp_path / "rest.json")]
+    for more, sentence in (
+        (["--questions", "15"], "splitting 15 questions off would leave no article of 5; lower --questions"),
+        (["--questions", "0"], "'0' is not a whole number from 1"),
+        (["--rest", words[2]], "exists already or is named twice"),
+    ):
+        assert split.main([*words, *more]) == 2
+        assert sentence in capsys.readouterr().err
+    untitled = write_rows(tmp_path / "untitled.jsonl", row("a"), row("b"))
+    assert split.main([untitled, *words[1:]]) == 2
+    assert "2 of 2 questions name no article" in capsys.readouterr().err
+    assert not (tmp_path / "off.json").exists()
