@@ -49,7 +49,7 @@ audit: $(VENV)/bin/python
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m qa_dist.machine.requirements pyproject.toml constraints.txt > qa_dist/machine/requirements.json
-	$(BIN)/python -m qa_dist.documentation README.md docs/options.md docs/compatibility.md
+	$(BIN)/python -m qa_dist.documentation README.md docs/options.md docs/compatibility.md docs/results.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 	$(BIN)/python -m qa_dist.bench memory report docs/memory/*.json --output docs/memory.md
 	$(BIN)/python -m qa_dist.bench gpu report $(wildcard docs/gpu/*.jsonl) --output docs/gpu.md

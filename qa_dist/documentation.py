@@ -18,6 +18,7 @@ from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfi
 from qa_dist.config.parsing import default_text, option_type
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.model.families import FAMILIES, REFUSED
+from qa_dist.sweeping.page import results_page
 
 PROG = "qa_dist.documentation"
 
@@ -30,6 +31,9 @@ STRATEGY_NAMES = {
 }
 """What the tables call each strategy, with the files of accelerate_configs/ that ask for it."""
 
+_RESULTS = Path(__file__).parents[1] / "docs" / "results"
+"""Where the checkout keeps what sweeps measured."""
+
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end of generated part -->)", re.DOTALL)
 
 
@@ -41,6 +45,7 @@ def parts() -> dict[str, str]:
         "compatibility": compatibility_table(),
         "refusals": refusal_table(),
         "architectures": architecture_table(),
+        "sweeps": results_page(_RESULTS),
     }
 
 

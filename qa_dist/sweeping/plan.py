@@ -20,7 +20,8 @@ KEYS = ("config", "options", "seeds", "grid", "trials", "rungs")
 MOST_TRIALS = 10_000
 """A grid of more is a slip of the pen."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,=+-]{0,99}")
+# Without a comma, which stands between names on the command line.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=+-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Plan:
 
 def folder_name(method: str, seed: int) -> str:
     """Name of the folder of a run."""
-    return f"{re.sub(r'[ ,]', '_', method)}-seed{seed}"
+    return f"{method.replace(' ', '_')}-seed{seed}"
 
 
 def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[str] = ()) -> Plan:
@@ -211,14 +212,14 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
     if grid:
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            methods.append(Method(",".join(f"{name}={_text(value)}" for name, value in point.items()), point))
+            methods.append(Method(" ".join(f"{name}={_text(value)}" for name, value in point.items()), point))
     for number, item in enumerate(content.get("trials") or [], 1):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise ConfigError([f"{path}: trial {number} has no name; write `- name: ...` and its options below"])
         methods.append(Method(item["name"], {name: value for name, value in item.items() if name != "name"}))
     names = [method.name for method in methods]
     problems = [
-        f"{path}: the trial name {shown(name)} may have letters, digits, blanks and any of . _ , = + -"
+        f"{path}: the trial name {shown(name)} may have letters, digits, blanks and any of . _ = + -"
         for name in names
         if not _NAME.fullmatch(name)
     ]
@@ -234,4 +235,4 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
 
 
 def _text(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value).replace("/", ".")
+    return "+".join(map(str, value)) if isinstance(value, list) else re.sub(r"[/,]", ".", str(value))

@@ -37,10 +37,10 @@ def test_a_grid_and_a_list_are_tried_with_every_seed(tmp_path: Path) -> None:
     assert [(trial.method, trial.seed) for trial in found.trials] == [
         (method, seed)
         for method in (
-            "learning_rate=5e-4,lora_target_modules=attention",
-            "learning_rate=5e-4,lora_target_modules=all-linear",
-            "learning_rate=1e-3,lora_target_modules=attention",
-            "learning_rate=1e-3,lora_target_modules=all-linear",
+            "learning_rate=5e-4 lora_target_modules=attention",
+            "learning_rate=5e-4 lora_target_modules=all-linear",
+            "learning_rate=1e-3 lora_target_modules=attention",
+            "learning_rate=1e-3 lora_target_modules=all-linear",
             "all of it",
         )
         for seed in (1, 2)
@@ -85,7 +85,7 @@ def test_some_methods_alone(tmp_path: Path) -> None:
         ("trials: [{lora_r: 1}]", "trial 1 has no name"),
         ("trials: [{name: a/b}]", "the trial name a/b may have letters"),
         ("trials: [{name: a b}, {name: a_b}]", "two trials would share the name"),
-        ("grid: {lora_r: [1], lora_rank: [2]}", "trial lora_r=1,lora_rank=2: --lora_rank is no option here"),
+        ("grid: {lora_r: [1], lora_rank: [2]}", "trial lora_r=1 lora_rank=2: --lora_rank is no option here"),
         ("trials: [{name: a, lora_r: 0}]", "trial a: --lora_r 0 is out of range"),
         ("trials: [{name: a, jobs: 2}]", "trial a: --jobs is no option here"),
         ("trials: [{name: a, tuning: full, lora_r: 4}]", "--lora_r sets up LoRA but --tuning is full"),

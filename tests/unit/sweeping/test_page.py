@@ -1,0 +1,55 @@
+"""Files of results as a page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.common.errors import UserError
+from qa_dist.sweeping.page import NOTHING, results_page
+
+SWEEP: dict[str, Any] = {
+    "format": 1,
+    "sweep": "budget_x",
+    "started": "2026-01-02T03:04:05+00:00",
+    "command": ["/a/b/qa_dist/sweep.py", "docs/budget_x.yaml", "--output_dir", "/somewhere/x", "--jobs", "2"],
+    "seconds": 90.0,
+    "hardware": {"devices": [], "processor": "Some CPU"},
+    "versions": {"torch": "2.1", "transformers": "5.1", "peft": None},
+    "git_commit": "0123456789abcdef",
+    "data": {"train": {"num_examples": 2000}, "validation": {"num_examples": 1000}},
+    "shared_options": {"num_train_epochs": 3.0, "max_train_steps": None},
+    "num_trials": 3,
+    "trials": [
+        {"method": "a", "seed": 1, "status": "done", "final": {"exact_match": 50.0, "f1": 60.0}, "rungs": []},
+        {"method": "b", "seed": 1, "status": "diverged", "final": None, "rungs": []},
+    ],
+}
+
+
+def test_a_file_is_a_section_with_its_facts_and_its_table(tmp_path: Path) -> None:
+    (tmp_path / "budget_x.json").write_text(json.dumps(SWEEP), encoding="utf-8")
+    assert results_page(tmp_path).splitlines() == [
+        "### Budget x",
+        "",
+        "- 2026-01-02, Some CPU, torch 2.1, transformers 5.1, commit 0123456789ab",
+        "- 2,000 questions to train on, 1,000 to score; 3 epochs",
+        "- `qa-dist sweep budget_x.yaml --output_dir x --jobs 2`",
+        "- 1 of 3 trials ended, in 1.5 minutes",
+        "",
+        "| method | trainable parameters | seeds | EM | F1 | minutes of training | peak memory, MiB | saved, MiB |",
+        "|---|---|---|---|---|---|---|---|",
+        "| a | - | 1 | 50.00 | 60.00 | - | - | - |",
+        "| b (1 diverged) | - | 0 | - | - | - | - | - |",
+    ]
+
+
+def test_without_files_it_says_so_and_foreign_ones_are_refused(tmp_path: Path) -> None:
+    assert results_page(tmp_path) == NOTHING
+    (tmp_path / "a.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="is no file of results of this version"):
+        results_page(tmp_path)
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be read"):
+        results_page(tmp_path)
