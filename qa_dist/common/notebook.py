@@ -13,8 +13,13 @@ class ShownAsText:
 
     __slots__ = ()
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
+    def __init_subclass__(cls) -> None:
+        # In each class itself: IPython takes the `repr` that it finds in one before it looks at the next base.
+        cls._repr_pretty_ = _pretty  # type: ignore[attr-defined]
+
+
+def _pretty(value: object, printer: Any, cycle: bool) -> None:
+    printer.text(str(value))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qa_dist.common.notebook import ShownAsText
 from qa_dist.config.contradictions import model_problems, run_problems, training_problems
 from qa_dist.config.optimizers import OptimizerName
 from qa_dist.config.texts import shown, whole_number
@@ -375,7 +376,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
+class RunConfig(ShownAsText):
     """One run, whole."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -385,9 +386,15 @@ class RunConfig:
 
     def __repr__(self) -> str:
         # The call of `qa_dist.configure` that gives it.
+        return f"configure({', '.join(f'{name}={value!r}' for name, value in self._chosen().items())})"
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {value}" for name, value in self._chosen().items())
+
+    def _chosen(self) -> dict[str, Any]:
+        """The options that are not as their defaults."""
         usual = RunConfig().flat()
-        own = [f"{name}={value!r}" for name, value in self.flat().items() if value != usual[name]]
-        return f"configure({', '.join(own)})"
+        return {name: value for name, value in self.flat().items() if value != usual[name]}
 
     def problems(self) -> Iterable[str]:
         return run_problems(self)

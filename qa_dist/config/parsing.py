@@ -165,10 +165,12 @@ def configure(recipe: str | os.PathLike[str] | RunConfig | None = None, /, **opt
             layers.insert(0, (f"the recipe {os.fspath(recipe)}", read_recipe(os.fspath(recipe))))
         values, problems = _values_of(layers, list(GROUPS.values()))
         built = _built(list(GROUPS.values()), values, None, {})
-        problems.extend(itertools.chain.from_iterable(group.problems() for group in built.values()))
+        run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
+        for group in (*built.values(), run):
+            problems.extend(group.problems())
         if problems:
             raise ConfigError(problems)
-    return RunConfig(**{name: built[group] for name, group in GROUPS.items()})
+    return run
 
 
 def _built(

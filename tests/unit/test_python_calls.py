@@ -36,7 +36,9 @@ class Printer:
 
 
 def in_notebook(value: Any) -> str:
-    """What a notebook shows of a value, by IPython's protocol."""
+    """What a notebook shows of a value, by IPython's protocol: of its classes, the first that has either method."""
+    owner = next(each for each in type(value).__mro__ if vars(each).keys() & {"_repr_pretty_", "__repr__"})
+    assert "_repr_pretty_" in vars(owner)
     printer = Printer()
     value._repr_pretty_(printer, False)
     assert printer.shown == str(value)
@@ -64,6 +66,7 @@ def test_what_a_configuration_shows_gives_it_again() -> None:
     made = qa_dist.configure("tutorial", train_file="a.json", lora_r=4)
     assert eval(repr(made), {"configure": qa_dist.configure}) == made
     assert repr(RunConfig()) == "configure()"
+    assert "lora_r: 4" in in_notebook(made).splitlines()
 
 
 @pytest.mark.parametrize(
