@@ -300,6 +300,11 @@ class TrainingConfig:
     torch_compile: bool = option(
         False, "compile the encoder: minutes at the start, for fused elementwise operations in every step"
     )
+    cuda_graphs: Literal["auto", "no"] = option(
+        "auto",
+        "on a GPU, replay the passes of a step as CUDA graphs where they can be recorded and give the same losses and "
+        "gradients; no: launch every operation",
+    )
     eval_steps: str = option("epoch", "evaluate every N steps, every `epoch`, or `no` times during training")
     eval_on_start: bool = option(False, "evaluate before the first step too")
     metric_for_best_model: Literal["f1", "exact_match", "loss"] = option(

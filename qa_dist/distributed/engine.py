@@ -62,6 +62,8 @@ class Engine(ABC):
         forward_needs_all_ranks: whether a forward pass gathers shards, so that all ranks must do it together,
             evaluation included.
         watchdog: knows when this rank waits for others.
+        keeps_gradients: whether gradients are zeroed where they are, for passes that add to them there, instead of
+            being dropped; only where no shards are held.
     """
 
     holds_shards: ClassVar[bool]
@@ -71,6 +73,7 @@ class Engine(ABC):
         self.module = module
         self.watchdog = watchdog
         self._scaler = scaler
+        self.keeps_gradients = False
 
     @abstractmethod
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
@@ -82,7 +85,7 @@ class Engine(ABC):
 
     def zero_grad(self) -> None:
         """Drop this rank's gradients of a step that is given up, which can only be where no shards are held."""
-        self.module.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=not self.keeps_gradients)
 
     @abstractmethod
     def sync_gradients(self) -> None:

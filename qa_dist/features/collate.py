@@ -73,7 +73,7 @@ class FeatureBatch:
                 places,
                 row_numbers(store.lengths[indices]),
             ]
-        tensors = iter(_on_device(columns, device))
+        tensors = iter(on_device(columns, device))
         batches = []
         for indices, _ in groups:
             input_ids_T, types_T, labels, starts_B, ends_B, cls_B, lengths_B, places_B, row = islice(tensors, 9)
@@ -96,7 +96,7 @@ class FeatureBatch:
         return batches
 
 
-def _on_device(columns: Sequence[npt.NDArray[Any]], device: torch.device) -> tuple[torch.Tensor, ...]:
+def on_device(columns: Sequence[npt.NDArray[Any]], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Arrays of integers as int64 tensors: views of one, which is copied at once and which nobody waits for.
 
     The memory that a GPU copies from must not move; torch keeps it until the copy is done, and uses it again then.

@@ -7,6 +7,7 @@ Legend: B features, T tokens of the row, L tokens of the longest feature.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ class Row:
     """The layout of a row, as tensors of one device.
 
     Attributes:
-        lengths: tokens of each feature.
+        lengths: tokens of each feature; () where the numbers change and their places do not.
         cumulative: int32 [B + 1], where each feature begins, and where the last one ends.
         positions_T: int64 [T], place of every token inside its feature.
         places_BL: int64 [B, L], place in the row of every token of a padded batch; T where that has padding.
@@ -43,25 +44,43 @@ class Row:
     @classmethod
     def within(cls, numbers: torch.Tensor, lengths: Sequence[int]) -> "Row":
         """The row whose `row_numbers` are in this tensor, wherever it is: views of it."""
-        num_tokens, longest = sum(lengths), max(lengths, default=0)
-        sizes = [len(lengths) * longest, num_tokens, num_tokens, _int64_of(len(lengths) + 1)]
+        return cls.at(
+            numbers,
+            num_features=len(lengths),
+            num_tokens=sum(lengths),
+            longest=max(lengths, default=0),
+            lengths=lengths,
+        )
+
+    @classmethod
+    def at(
+        cls, numbers: torch.Tensor, *, num_features: int, num_tokens: int, longest: int, lengths: Sequence[int] = ()
+    ) -> "Row":
+        """The row of these sizes whose `row_numbers` are in this tensor; `lengths` may stay unknown."""
+        sizes = [num_features * longest, num_tokens, num_tokens, _int64_of(num_features + 1)]
         # Tensors, not views: torch.compile takes sizes of a view and of what it is a view of for one if they happen to
         # be the same, and compiles again when they are not.
         parts = [part.data for part in torch.split(numbers, sizes)]
         return cls(
             lengths=tuple(lengths),
-            cumulative=parts[3].view(torch.int32)[: len(lengths) + 1].data,
+            cumulative=parts[3].view(torch.int32)[: num_features + 1].data,
             positions_T=parts[1],
-            places_BL=parts[0].view(len(lengths), longest),
+            places_BL=parts[0].view(num_features, longest),
             padded_T=parts[2],
         )
 
 
-def row_numbers(lengths: Sequence[int] | npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """All numbers of a `Row` in one array, for `Row.within`; boundaries are in it as pairs of int32."""
+def row_numbers(
+    lengths: Sequence[int] | npt.NDArray[np.integer[Any]], longest: int | None = None
+) -> npt.NDArray[np.int64]:
+    """All numbers of a `Row` in one array, for `Row.within`; boundaries are in it as pairs of int32.
+
+    `longest` is L; None: tokens of the longest of these features.
+    """
     lengths_B = np.asarray(lengths, dtype=np.int64)
     ends_B = np.cumsum(lengths_B)
-    starts_B, num_tokens, longest = ends_B - lengths_B, int(lengths_B.sum()), int(lengths_B.max(initial=0))
+    starts_B, num_tokens = ends_B - lengths_B, int(lengths_B.sum())
+    longest = int(lengths_B.max(initial=0)) if longest is None else longest
     columns = np.arange(longest)
     places_BL = np.where(columns < lengths_B[:, None], starts_B[:, None] + columns, num_tokens)
     positions_T = np.arange(num_tokens) - np.repeat(starts_B, lengths_B)
@@ -69,6 +88,11 @@ def row_numbers(lengths: Sequence[int] | npt.NDArray[np.int32]) -> npt.NDArray[n
     boundaries = np.zeros(2 * _int64_of(len(lengths_B) + 1), dtype=np.int32)
     boundaries[1 : len(lengths_B) + 1] = ends_B
     return np.concatenate([places_BL.reshape(-1), positions_T, padded_T, boundaries.view(np.int64)])
+
+
+def num_row_numbers(num_features: int, num_tokens: int, longest: int) -> int:
+    """How many numbers a row of these sizes has."""
+    return num_features * longest + 2 * num_tokens + _int64_of(num_features + 1)
 
 
 def _int64_of(num_int32: int) -> int:

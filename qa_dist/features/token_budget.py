@@ -38,7 +38,13 @@ def tokens_that_fit(peaks: Sequence[tuple[int, int]], available_bytes: int) -> i
 
 
 def measured_budget(
-    run_pass: Callable[[int], int | None], *, longest: int, most: int, device: torch.device, reserved_bytes: int
+    run_pass: Callable[[int], int | None],
+    *,
+    longest: int,
+    most: int,
+    device: torch.device,
+    reserved_bytes: int,
+    num_passes: int = 1,
 ) -> int:
     """The token budget of this rank's CUDA device, from the memory that two small passes take.
 
@@ -49,6 +55,7 @@ def measured_budget(
         most: Tokens that a pass can have at all.
         device: The CUDA device.
         reserved_bytes: Memory that a step takes besides: gradients, the optimiser's moments, what it makes in a step.
+        num_passes: Passes whose memory is held at the same time.
     """
     peaks: list[tuple[int, int]] = []
     resting = torch.cuda.memory_allocated(device)
@@ -61,8 +68,10 @@ def measured_budget(
             break
         peaks.append((tokens, torch.cuda.max_memory_allocated(device)))
         if tokens >= most:
-            # Everything fits into one pass; there is nothing to find.
-            return most
+            if num_passes == 1:
+                # Everything fits into one pass; there is nothing to find.
+                return most
+            break
     if not peaks:
         return longest
     if len(peaks) == 1:
@@ -71,4 +80,6 @@ def measured_budget(
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     available = int((free + torch.cuda.memory_reserved(device)) * (1 - MARGIN)) - reserved_bytes
+    # What is beside a pass is there once.
+    available = resting + (available - resting) // num_passes
     return max(longest, min(most, tokens_that_fit(peaks, available)))

@@ -23,6 +23,7 @@ def token_budget(
     longest: int,
     max_features: int,
     reserved_bytes: int,
+    num_passes: int = 1,
 ) -> int:
     """Tokens of a pass, the same on all ranks: as wanted, else a constant on the CPU and measured on CUDA.
 
@@ -35,6 +36,7 @@ def token_budget(
         longest: Tokens of the longest feature; the least that a budget may be.
         max_features: The most of them that a pass can have.
         reserved_bytes: Memory that a step takes besides: gradients, the optimiser's moments, what it makes in a step.
+        num_passes: Passes whose memory is held at the same time: 2 where graphs keep that of the largest.
 
     Raises:
         ConfigError: The wanted budget is less than one feature.
@@ -58,7 +60,14 @@ def token_budget(
         return longest * len(chosen) if _try_pass(ranks, engine, store, chosen, longest) else None
 
     most = longest * min(len(features), max_features)
-    budget = measured_budget(run_pass, longest=longest, most=most, device=ranks.device, reserved_bytes=reserved_bytes)
+    budget = measured_budget(
+        run_pass,
+        longest=longest,
+        most=most,
+        device=ranks.device,
+        reserved_bytes=reserved_bytes,
+        num_passes=num_passes,
+    )
     return ranks.minimum(budget)
 
 

@@ -1,17 +1,25 @@
 """How a micro-batch is computed: forward pass, losses and backward pass."""
 
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.features.collate import FeatureBatch
 from qa_dist.model.span_model import span_loss
 from qa_dist.training.step_inputs import MicroBatch
 
 
 class Passes(ABC):
-    """Computes micro-batches: what they cost differs, what they give does not."""
+    """Computes micro-batches: what they cost differs, what they give does not.
+
+    Attributes:
+        takes_buckets: whether micro-batches must be `BucketBatch`es.
+    """
+
+    takes_buckets: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
@@ -19,6 +27,13 @@ class Passes(ABC):
 
         `last` says that it is the last one of its step. The losses are good until the next call.
         """
+
+    def release(self) -> None:  # noqa: B027 - most keep nothing
+        """Give back the memory that is kept from one pass to the next."""
+
+    def describe(self) -> dict[str, Any]:
+        """What was used, for run.json; {} where there is no choice."""
+        return {}
 
 
 class EagerPasses(Passes):
@@ -29,6 +44,7 @@ class EagerPasses(Passes):
 
     def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
         batch = micro_batch.batch
+        assert isinstance(batch, FeatureBatch)
         with self._ranks.autocast():
             start_T, end_T = self._engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
         losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row)

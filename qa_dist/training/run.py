@@ -262,6 +262,7 @@ class Run:
             self.log.notice(summary("final", final))
         self.log.close_bar()
         memory = self.ranks.peak_memory_bytes()
+        passes = self.ranks.gather(trainer.passes.describe())
         weights = trainer.engine.weights()
         if self.ranks.is_main:
             directory = self.folder.directory
@@ -277,6 +278,7 @@ class Run:
                 final=final,
                 seconds=self.clock.seconds,
                 peak_memory_bytes_per_rank=memory,
+                passes_per_rank=passes,
             )
             written += [directory / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
             written += [path for path in (directory / BEST, self.folder.checkpoints) if path.exists()]

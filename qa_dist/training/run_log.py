@@ -159,6 +159,7 @@ class RunLog:
         final: Evaluation | None,
         seconds: Mapping[str, float],
         peak_memory_bytes_per_rank: Sequence[int],
+        passes_per_rank: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Write run.json, on rank 0, when the run has ended.
 
@@ -170,6 +171,7 @@ class RunLog:
             final: Evaluation of these weights; None without validation data.
             seconds: Time of each phase.
             peak_memory_bytes_per_rank: Most memory that each rank used.
+            passes_per_rank: How each rank computed its passes, where there was a choice.
 
         Raises:
             LocalTrainingError: It cannot be written.
@@ -181,6 +183,8 @@ class RunLog:
             noted["evaluations"] = self.evaluations
         if self.resumed_at_steps:
             noted["resumed_at_steps"] = self.resumed_at_steps
+        if any(passes_per_rank):
+            noted["passes_per_rank"] = list(passes_per_rank)
         record = {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,6 +1,7 @@
 """What a rank computes in a step: a function of the configuration, the step's number and the token budget."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import subset
 from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
+from qa_dist.features.buckets import BucketBatch
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.machine.usage import is_out_of_memory
@@ -25,7 +27,7 @@ class MicroBatch(NamedTuple):
             times W / G_step the average is the mean over the features of the global step.
     """
 
-    batch: FeatureBatch
+    batch: FeatureBatch | BucketBatch
     weight: float
 
     @property
@@ -42,6 +44,7 @@ class StepInputs:
         steps_per_epoch: optimiser steps of an epoch.
         num_steps: optimiser steps of the run.
         longest: tokens that the longest feature is computed with.
+        uses_buckets: whether micro-batches are `BucketBatch`es.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class StepInputs:
         self._store, self._device = store, device
         self._is_padded, self._padded_length = model.padding != "unpadded", model.padded_length
         self._rank, self._world_size = rank, world_size
+        self._max_seq_length = config.data.max_seq_length
+        self.uses_buckets = False
         self._order: tuple[int, Indices] | None = None
         self._ahead: tuple[tuple[int, int], list[MicroBatch]] | None = None
 
@@ -92,9 +97,16 @@ class StepInputs:
         share = plan.shares[self._rank]
         shortest = lengths.argmin(0, keepdims=True)
         groups = [(features[places], places) for places in (each if len(each) else shortest for each in share)]
-        batches = FeatureBatch.several(self._store, groups, self._device)
         weight = self._world_size / len(features)
-        return [MicroBatch(batch, weight if len(each) else 0.0) for batch, each in zip(batches, share, strict=True)]
+        weights = [weight if len(each) else 0.0 for each in share]
+        batches: Sequence[FeatureBatch | BucketBatch]
+        if self.uses_buckets:
+            batches = BucketBatch.several(
+                self._store, groups, weights, self._device, longest=self._max_seq_length, max_tokens=max_tokens
+            )
+        else:
+            batches = FeatureBatch.several(self._store, groups, self._device)
+        return list(map(MicroBatch, batches, weights))
 
     def prepare(self, step: int, max_tokens: int) -> None:
         """Let `micro_batches` have a step's ready, while a GPU is busy; no other step is kept."""

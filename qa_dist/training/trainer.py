@@ -23,7 +23,7 @@ from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import run_identity
 from qa_dist.training.memory_probe import token_budget
 from qa_dist.training.optimizer import is_fused, learning_rate, make_optimizer, step_bytes
-from qa_dist.training.passes import EagerPasses
+from qa_dist.training.pass_choice import choose_passes
 from qa_dist.training.rate_factors import rate_factors
 from qa_dist.training.run_state import RunState
 from qa_dist.training.step_inputs import StepInputs
@@ -81,8 +81,9 @@ class Trainer:
         fused = is_fused(training.optim, strategy, ranks.device.type)
         make = partial(make_optimizer, training, fused=fused, rate_factors=rate_factors(model, training))
         self.engine = make_engine(ranks, model, make, max_grad_norm=training.max_grad_norm)
-        self.passes = EagerPasses(ranks, self.engine)
         self.average = None if training.ema_decay is None else WeightAverage(model.trainable(), training.ema_decay)
+        self.passes = choose_passes(config, ranks, self.engine, model, notice)
+        self.inputs.uses_buckets = self.passes.takes_buckets
         self.notice = notice
         self.max_tokens = token_budget(
             ranks,
@@ -93,6 +94,7 @@ class Trainer:
             longest=self.inputs.longest,
             max_features=training.global_batch_size,
             reserved_bytes=step_bytes(training.optim, num_elements, fused=fused),
+            num_passes=2 if self.passes.takes_buckets else 1,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -208,6 +210,7 @@ class Trainer:
             TrainingError: The budget was one feature already.
         """
         self.engine.zero_grad()
+        self.passes.release()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         least = self.model.padded_length or int(self.store.lengths[features].max())

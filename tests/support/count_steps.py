@@ -53,7 +53,11 @@ def configured(scenario: str) -> RunConfig:
     return RunConfig(
         model=ModelConfig(model_config="bert-base", **SCENARIOS[scenario]),
         training=TrainingConfig(
-            mixed_precision="bf16", global_batch_size=BATCH, max_tokens_per_device=BATCH * MAX_LENGTH
+            mixed_precision="bf16",
+            global_batch_size=BATCH,
+            max_tokens_per_device=BATCH * MAX_LENGTH,
+            # What a graph replays, this counts.
+            cuda_graphs="no",
         ),
     )
 

@@ -147,7 +147,7 @@ def _driver() -> str | None:
 
 def all_items(scene: "Scene") -> list["Item"]:
     """Every item, the most important first: what is wrong spoils figures, so short checks come before them."""
-    from qa_dist.benchmarking.gpu import numerics, processes, squad, steps
+    from qa_dist.benchmarking.gpu import graphs, numerics, processes, squad, steps
     from qa_dist.benchmarking.gpu.running import Item
 
     def check(name: str, seconds: float, work: Callable[["Scene"], Any], least: float = 3) -> Item:
@@ -163,6 +163,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         check("overflow", 20, steps.overflow),
         check("evaluation", 40, squad.evaluation),
         check("syncs", 20, steps.syncs),
+        check("CUDA graphs", 60, graphs.graphs, 15),
         *_first_measurements(scene),
         check("families", 60, numerics.families),
         check("out of memory", 40, steps.out_of_memory),
@@ -175,7 +176,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         check("quantised", 40, steps.quantised, 8),
         check("moments in 8 bits", 30, steps.small_moments, 5),
         check("compiled", 120, steps.compiled, 30),
-        check("CUDA graphs", 5, steps.graphs, 0),
+        check("CUDA graphs that fail", 30, graphs.graphs_that_fail, 8),
         *_second_measurements(scene),
         check("unit tests", 100, processes.unit_tests, 30),
         *(_squad(scene, recipe, seed) for seed in scene.choose((2, 3), ()) for recipe in squad.RECIPES),
@@ -186,11 +187,15 @@ def _first_measurements(scene: "Scene") -> list["Item"]:
     """What the pages promise figures of."""
     return [
         _training(scene, "q, v", 32),
+        _training(scene, "q, v", 32, graphs=True),
         _training(scene, "all-linear", 32),
+        _training(scene, "all-linear", 32, graphs=True),
         _training(scene, "full", 32),
+        _training(scene, "full", 32, graphs=True),
         _trainer(scene, "best options", "q, v", 32, **_BEST),
         _trainer(scene, "tutorial", "q, v", 32, precision="no"),
         _training(scene, "q, v", 128),
+        _training(scene, "q, v", 128, graphs=True),
         _training(scene, "full", 128),
     ]
 
@@ -223,12 +228,14 @@ def _second_measurements(scene: "Scene") -> list["Item"]:
     return items
 
 
-def _training(scene: "Scene", tuning: str, batch_size: int, *, dropout: bool = True) -> "Item":
+def _training(scene: "Scene", tuning: str, batch_size: int, *, dropout: bool = True, graphs: bool = False) -> "Item":
     from qa_dist.benchmarking.gpu import speed
     from qa_dist.benchmarking.gpu.running import Item
 
-    name = f"train {tuning}, batch {batch_size}{'' if dropout else ', no dropout'}"
-    return Item(name, "b", 40, partial(speed.train, scene, tuning, batch_size, dropout=dropout), scene.choose(8, 0))
+    name = f"train {tuning}, batch {batch_size}{'' if dropout else ', no dropout'}{', graphs' if graphs else ''}"
+    options = {"cuda_graphs": "auto"} if graphs else {}
+    work = partial(speed.train, scene, tuning, batch_size, dropout=dropout, **options)
+    return Item(name, "b", 40, work, scene.choose(8, 0))
 
 
 def _trainer(scene: "Scene", name: str, tuning: str, batch_size: int, **setup: Any) -> "Item":

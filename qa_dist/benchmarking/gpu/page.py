@@ -18,6 +18,7 @@ Results = dict[str, dict[str, Any]]
 
 PREDICTIONS: tuple[tuple[str, str, str, str, float], ...] = (
     ("train q, v, batch 32", "ms_per_step", "ms a step, LoRA on q and v, batch of 32", "at most 11", 1),
+    ("train q, v, batch 32, graphs", "ms_per_step", "ms a step of the same, passes replayed as graphs", "7 to 16", 1),
     ("epoch", "seconds", "seconds an epoch of the same", "at most 30", 1),
     ("train q, v, batch 32", "fraction_of_989", "share of 989 TFLOP/s, batch of 32", "0.18 to 0.20", 1),
     ("train q, v, batch 32", "launches_per_step", "launches a step, the optimiser's included", "at most 1,200", 1),

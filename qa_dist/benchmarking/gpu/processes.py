@@ -100,6 +100,7 @@ def _training(scene: Scene, output: str, **options: Any) -> RunConfig:
         preprocessing_num_workers=1,
         eval_steps="no",
         checkpointing_steps="no",
+        cuda_graphs="auto",
         **{"keep": "last", "learning_rate": 1e-3, "adam_epsilon": 1e-3, **options},
     )
 
@@ -229,7 +230,7 @@ def two_ranks(scene: Scene) -> Figures:
     """Two ranks on one device, through gloo: the same losses and weights as one."""
     from qa_dist.benchmarking.gpu.two_ranks import NUM_STEPS, step_and_save
 
-    config = scene.config(learning_rate=1e-3, adam_epsilon=1e-3, max_tokens_per_device=4 * 384)
+    config = scene.config(learning_rate=1e-3, adam_epsilon=1e-3, max_tokens_per_device=4 * 384, cuda_graphs="auto")
     spec, theirs, ours = (scene.folder / name for name in ("two.json", "two.safetensors", "one.safetensors"))
     spec.write_text(json.dumps({"options": config.flat(), "result": str(theirs)}), encoding="utf-8")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

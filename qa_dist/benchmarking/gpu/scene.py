@@ -63,6 +63,8 @@ class Scene:
             "warmup_ratio": 0.0,
             "global_batch_size": 8,
             "disable_tqdm": True,
+            # What is checked and measured without them is told from what is with them.
+            "cuda_graphs": "no",
         }
         values |= options
         if values.get("tuning") == "full":

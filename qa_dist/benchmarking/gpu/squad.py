@@ -94,6 +94,7 @@ def squad(scene: Scene, recipe: str, seed: int) -> Figures:
         eval_steps="no",
         checkpointing_steps="no",
         keep="last",
+        cuda_graphs="auto",
     )
     final = train(config)
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))

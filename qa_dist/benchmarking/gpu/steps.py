@@ -20,7 +20,7 @@ from qa_dist.benchmarking.gpu.scene import (
     replaced,
 )
 from qa_dist.benchmarking.measuring import synchronize
-from qa_dist.config.options import RunConfig, TrainingConfig, defaults
+from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.training.trainer import StepResult, Trainer
@@ -334,13 +334,6 @@ def compiled(scene: Scene) -> Figures:
     # Graphs of the first batch, which is of one shape, may be followed by one for all shapes.
     limit = 2e-2 if scene.is_cuda else 1e-4
     return _require(figures, {"graphs": 2 * len(model.blocks()), "loss_error": limit})
-
-
-def graphs(scene: Scene) -> Figures:
-    """Steps replayed as CUDA graphs against steps that are launched."""
-    if "cuda_graphs" not in defaults(TrainingConfig):
-        raise Skipped("training captures no CUDA graphs")
-    raise Failed("there is an option --cuda_graphs, and this check does not know it yet")
 
 
 # ---------------------------------------------------------------------------------------------------- bitsandbytes

@@ -75,7 +75,7 @@ class TorchEngine(Engine):
             norm = self._whole(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._limit))
             if math.isfinite(norm if check is None else norm + check):
                 self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         return norm
 
     def _step_on_device(self, check: torch.Tensor | None) -> torch.Tensor:
