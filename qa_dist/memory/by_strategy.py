@@ -25,11 +25,15 @@ PARTS = (
     "activations",
     "logits",
     "workspace",
+    "graphs",
     "checkpoint copies",
     "checkpoint file",
     "process",
 )
-"""Where memory goes; `sharing` is what a strategy needs to share: gathered layers and its buffers."""
+"""Where memory goes; `sharing` is what a strategy needs to share: gathered layers and its buffers.
+
+`graphs` is what CUDA graphs keep: the memory of the largest pass, beside which another pass may be launched.
+"""
 
 FLOAT = 4
 """Bytes of a float32 number: weights that train, gradients and moments are of no other kind."""
@@ -97,6 +101,7 @@ class Setup:
         cpu_offload: whether ZeRO keeps the optimiser (and with ZeRO-3 the weights) in the host's memory.
         keeps_checkpoints: whether copies of the weights and moments are taken while training goes on.
         optim: which AdamW.
+        has_graphs: whether passes are replayed as CUDA graphs.
     """
 
     strategy: Strategy
@@ -105,6 +110,7 @@ class Setup:
     cpu_offload: bool = False
     keeps_checkpoints: bool = False
     optim: OptimizerName = "adamw"
+    has_graphs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ class TracedPass:
 def in_pass(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> MemoryUse:
     """What a rank holds when a pass peaks; `made` is what the pass itself makes."""
     use = _throughout(sizes, setup)
-    return replace(use, device={**use.device, **made})
+    return replace(use, device={**use.device, **made, **_graphs(setup, made)})
 
 
 def in_update(sizes: Sizes, setup: Setup) -> MemoryUse:
@@ -150,7 +156,13 @@ def in_update(sizes: Sizes, setup: Setup) -> MemoryUse:
 
 def at_peak(sizes: Sizes, setup: Setup, made: Mapping[str, int]) -> MemoryUse:
     """The greater of both moments."""
-    return max(in_pass(sizes, setup, made), in_update(sizes, setup), key=lambda use: use.device_bytes)
+    update = in_update(sizes, setup)
+    update = replace(update, device={**update.device, **_graphs(setup, made)})
+    return max(in_pass(sizes, setup, made), update, key=lambda use: use.device_bytes)
+
+
+def _graphs(setup: Setup, made: Mapping[str, int]) -> dict[str, int]:
+    return {"graphs": sum(made.values())} if setup.has_graphs else {}
 
 
 def made_by(passes: Sequence[TracedPass], num_tokens: int) -> dict[str, int]:

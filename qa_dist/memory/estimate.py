@@ -130,6 +130,8 @@ def estimate(
     """
     import torch
 
+    from qa_dist.training.pass_choice import uses_graphs
+
     has_cuda = torch.cuda.is_available()
     kind: DeviceKind = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
     processes = _start_processes(strategies, config) if kind == "cpu" else {}
@@ -145,6 +147,7 @@ def estimate(
     memory = num_bytes(options.device_memory) if options.device_memory else _memory_here(kind, options.num_processes)
     estimates = []
     for strategy in strategies:
+        sizes, passes, padding, notes = measured[shards_one_type(strategy)]
         setup = Setup(
             strategy=strategy,
             num_processes=options.num_processes,
@@ -152,17 +155,17 @@ def estimate(
             cpu_offload=config.training.cpu_offload,
             keeps_checkpoints=config.training.checkpointing_steps != "no",
             optim=config.training.optim,
+            has_graphs=kind == "cuda" and uses_graphs(config, strategy, padding),
         )
         process = processes[_imports(strategy, config)].result() if processes else 0
-        sizes, passes, notes = measured[shards_one_type(strategy)]
         estimates.append(_estimate(config, sizes, setup, passes, process, memory))
     return estimates, [*notes, *_not_counted(kind, has_cuda)]
 
 
 def _measure(
     config: RunConfig, kind: DeviceKind, *, has_cuda: bool, shards_one_type: bool
-) -> tuple[Sizes, list[TracedPass], tuple[str, ...]]:
-    """Sizes and passes of the model as it trains, and what the user should know about it."""
+) -> tuple[Sizes, list[TracedPass], str, tuple[str, ...]]:
+    """Sizes and passes of the model as it trains, how it pads, and what the user should know about it."""
     import torch
 
     from qa_dist.memory.tracing import trace_passes
@@ -193,7 +196,7 @@ def _measure(
             device=torch.device(kind if has_cuda else "cpu"),
             precision=precision,
         )
-    return sizes, passes, model.notes
+    return sizes, passes, model.padding, model.notes
 
 
 def _not_traced(model_type: str, error: Exception) -> NotEstimatedError:

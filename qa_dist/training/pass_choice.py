@@ -27,6 +27,11 @@ def choose_passes(
     return GraphPasses(ranks, engine, model, CudaRecorder(ranks.device), notice)
 
 
+def uses_graphs(config: RunConfig, strategy: str, padding: str) -> bool:
+    """Whether a run on CUDA begins with graphs; what it meets may make it go on without them."""
+    return config.training.cuda_graphs != "no" and graph_problem(config, strategy, padding) is None
+
+
 def graph_problem(config: RunConfig, strategy: str, padding: str) -> str | None:
     """Why the passes of a run on CUDA cannot be graphs, as a clause; None if nothing is known to be in the way."""
     if strategy != "ddp":

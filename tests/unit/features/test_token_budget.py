@@ -32,9 +32,9 @@ class Device:
         self.passes.append(tokens)
         return tokens if tokens <= self.most_tokens else None
 
-    def budget(self, longest: int, most: int, reserved_bytes: int = 0) -> int:
-        device = torch.device("cpu")
-        return measured_budget(self.run, longest=longest, most=most, device=device, reserved_bytes=reserved_bytes)
+    def budget(self, longest: int, most: int, **options: int) -> int:
+        given = {"reserved_bytes": 0, **options}
+        return measured_budget(self.run, longest=longest, most=most, device=torch.device("cpu"), **given)
 
 
 def test_the_budget_leaves_a_margin_and_what_the_optimiser_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +59,13 @@ def test_a_trial_that_runs_out_of_memory_leaves_what_the_other_one_shows(monkeyp
     assert device.budget(100, 100_000) == 1599, "less than what did not fit"
     device.most_tokens = 300
     assert device.budget(100, 100_000) == 100, "one feature at least"
+
+
+def test_where_two_passes_are_in_memory_each_has_half_of_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    # Of 9 MB, 1 MB is taken already.
+    assert device.budget(100, 100_000, num_passes=2) == 4000
+    assert device.budget(100, 1000, num_passes=2) == 1000
+    assert device.passes[-2:] == [400, 1000]
+    assert device.budget(300, 1000, num_passes=2) == 1000
+    assert device.budget(100, 6000, num_passes=2) == 4000

@@ -179,3 +179,13 @@ def test_the_page_of_measurements_is_up_to_date_and_within_15_percent() -> None:
     for name, found in usual.items():
         assert found["options"] == list(measurements.TO_COMPARE[name][-1])
         assert found["estimated_bytes"] == pytest.approx(found["measured_bytes"], rel=0.15), name
+
+
+def test_graphs_keep_the_memory_of_a_pass_beside_another_one() -> None:
+    plain, graphs = setup("ddp"), setup("ddp", has_graphs=True)
+    assert in_pass(SIZES, graphs, MADE).device == {**in_pass(SIZES, plain, MADE).device, "graphs": 5510}
+    small = {"activations": 1}
+    assert at_peak(SIZES, graphs, small).device_bytes == in_update(SIZES, graphs).device_bytes + 1
+    passes = [TracedPass(tokens, {"activations": 1000 + 10 * tokens}) for tokens in (10, 20)]
+    room = in_update(SIZES, plain).device_bytes + 42_000
+    assert largest_budget(SIZES, plain, passes, room) - 50 == 2 * largest_budget(SIZES, graphs, passes, room) + 50
