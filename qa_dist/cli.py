@@ -39,6 +39,11 @@ COMMANDS = {
         ("inspect.md",),
     ),
     "evaluate": Command("qa_dist.evaluate", "scores a trained model on a data set", ("results.md#evaluate-again",)),
+    "calibrate": Command(
+        "qa_dist.calibrate",
+        "fits the probabilities of a trained model, and when it answers nothing, to data",
+        ("analysis.md#calibrate-a-model",),
+    ),
     "predict": Command("qa_dist.predict", "answers files of questions of any size", ("answering.md#files",)),
     "score": Command(
         "qa_dist.score",

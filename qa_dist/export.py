@@ -21,7 +21,7 @@ from qa_dist.common.files import staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.machine.requirements import require_package
-from qa_dist.model.folder import load_tokenizer_of, options_of_run
+from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run
 
 PROG = "qa_dist.export"
 
@@ -81,7 +81,8 @@ def _export(argv: Sequence[str]) -> int:
             from qa_dist.answering.opening import fitted
             from qa_dist.data.sources import load_examples
 
-            config = fitted(name, config, [flag for flag in ("max_seq_length", "doc_stride") if peek(words, flag)])
+            lengths = [flag for flag in ("max_seq_length", "doc_stride") if peek(words, flag)]
+            config = as_tuned(fitted(name, config, lengths), name)
             require_exportable(config.model, name)
             tokenizer, notes = load_tokenizer_of(name, config.model)
             sys.stderr.writelines(f"{PROG}: {note}\n" for note in notes)

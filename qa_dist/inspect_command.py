@@ -17,7 +17,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of
+from qa_dist.model.folder import adapter_problems, as_tuned, base_options, load_tokenizer_of
 from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def _inspect(argv: Sequence[str]) -> int:
         entry=InspectConfig,
         base=base_options(peek(argv, "adapter")),
     )
+    if options.adapter is not None:
+        config = as_tuned(config, options.adapter)
     example_id = peek(argv, "id") or options.id
     if problems := list(options.contradictions(example_id)):
         raise ConfigError(problems)

@@ -30,6 +30,7 @@ from qa_dist.features.table import FeatureTable
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, TokenizerSpec
 from qa_dist.machine.environment import installed
 from qa_dist.model.building import longest_feature
+from qa_dist.model.calibration import read_calibration
 from qa_dist.model.families import family_of
 from qa_dist.model.merging import fold, load_plain
 from qa_dist.model.pretrained import model_configuration
@@ -44,7 +45,6 @@ NUM_COMPARED = 64
 _PACKAGES = ("qa-dist", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
 _READER_OPTIONS = (
     *("max_seq_length", "doc_stride", "max_question_length", "decoding", "n_best_size", "max_answer_length"),
-    "null_score_diff_threshold",
 )
 
 
@@ -87,7 +87,7 @@ class Questions(NamedTuple):
             [example.id for example in self.examples],
             n_best_size=evaluation.n_best_size,
             version_2=self.version_2,
-            null_score_diff_threshold=evaluation.null_score_diff_threshold,
+            null_score_diff_threshold=evaluation.null_threshold,
         )
 
     def scores(self, answers: Answers) -> dict[str, float]:
@@ -173,12 +173,16 @@ def export(
         longest_feature=longest_feature(plain.config),
         options={
             **{key: value for key, value in config.flat().items() if key in _READER_OPTIONS},
+            "null_score_diff_threshold": config.evaluation.null_threshold,
             "version_2_with_negative": allows_no_answer(name, config),
         },
         provenance={"model": name, "model_type": plain.config.model_type, "versions": installed(_PACKAGES)},
     )
     del model, plain
     described.write(folder)
+    calibration = read_calibration(name)
+    if calibration is not None:
+        calibration.write(folder)
     report: dict[str, Any] = {"float32": _compared(compared, expected, folder)}
     if quantize:
         write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"])
@@ -239,7 +243,7 @@ def _compared(questions: Questions, expected: Sequence[tuple[Float32, Float32]],
         questions.answers(CandidateTable.concatenate(side).ordered(table.num_features)) for side in tables
     )
     # Each of two scores is a sum of two logits.
-    threshold = config.null_score_diff_threshold
+    threshold = config.null_threshold
     different = [
         answer.id
         for answer, other in zip(model_answers, graph_answers, strict=True)

@@ -12,6 +12,7 @@ from qa_dist.answering.exported import ExportPrecision, is_exported
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, defaults
 from qa_dist.config.parsing import parse
+from qa_dist.model.calibration import read_calibration
 from qa_dist.model.folder import load_tokenizer_of, options_of_run
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ class OpenModel:
         config: the configuration of the run that trained it, with what the caller wants otherwise; the defaults where
             it was trained elsewhere.
         allows_no_answer: whether "no answer" was a choice in the run's evaluation.
+        temperature: what scores are divided by before the softmax of probabilities, as it was fitted for the model.
     """
 
     backend: Backend
     config: RunConfig
     allows_no_answer: bool
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,12 @@ def allows_no_answer(name: str, config: RunConfig) -> bool:
     return _is_run(name) and os.path.isfile(os.path.join(name, "null_odds.json")) if allows is None else allows
 
 
+def _temperature(name: str) -> float:
+    """The temperature that was fitted for the model in a folder; 1 where none was."""
+    found = read_calibration(name)
+    return 1.0 if found is None else found.temperature
+
+
 def _is_run(name: str) -> bool:
     return os.path.isfile(os.path.join(name, "config.yaml"))
 
@@ -160,7 +169,7 @@ def _opened_in_torch(name: str, config: RunConfig, device_name: str | None, mixe
         mixed_precision=_precision(config, device.type, mixed_precision),
         notes=(*notes, *span_model.notes),
     )
-    return OpenModel(backend, config, allows_no_answer(name, config))
+    return OpenModel(backend, config, allows_no_answer(name, config), _temperature(name))
 
 
 def _opened_in_onnxruntime(
@@ -189,7 +198,7 @@ def _opened_in_onnxruntime(
         raise ConfigError(
             [f"--max_seq_length {config.data.max_seq_length} is more than the {longest} positions of {name}; lower it"]
         )
-    return OpenModel(backend, config, bool(config.data.version_2_with_negative))
+    return OpenModel(backend, config, bool(config.data.version_2_with_negative), _temperature(name))
 
 
 def _lengths_that_fit(config: RunConfig, given: Collection[str]) -> Any:

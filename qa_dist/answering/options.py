@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 READER_OPTIONS = (
     *("max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size", "allow_no_answer"),
-    *("null_score_diff_threshold", "mixed_precision"),
+    *("null_score_diff_threshold", "temperature", "mixed_precision"),
 )
 """Options that a reader takes under their own names, whatever the command."""
 
@@ -45,7 +45,14 @@ class ReaderOptions:
         None, "whether a question may have no answer; auto: as in the evaluation of that run"
     )
     null_score_diff_threshold: float | None = option(
-        None, "answer nothing when that scores this much more than the best answer; auto: as in that run"
+        None,
+        "answer nothing when that scores this much more than the best answer; auto: as tuned for the model, else as in "
+        "that run",
+    )
+    temperature: float | None = option(
+        None,
+        "divide scores by this before the softmax of probabilities; 1: as the model gives them; auto: as tuned for it",
+        above=0,
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"

@@ -26,7 +26,14 @@ class _Entry(NamedTuple):
 
 
 def ranked(
-    answers: Answers, first: int, count: int, *, top_k: int, overlap_threshold: float | None, threshold: float
+    answers: Answers,
+    first: int,
+    count: int,
+    *,
+    top_k: int,
+    overlap_threshold: float | None,
+    threshold: float,
+    temperature: float = 1.0,
 ) -> list[Answer]:
     """The answers to a question, best first: at least one, at most `top_k`.
 
@@ -38,6 +45,7 @@ def ranked(
         overlap_threshold: An answer is left out if it shares more than this share of its characters, or of those of a
             better one in the same context, with that one; None: nothing is left out.
         threshold: How much better than the best answer "no answer" must be.
+        temperature: What scores are divided by before the softmax over all contexts, as `answers` have it for one.
     """
     if count == 1:
         if top_k == 1:
@@ -48,7 +56,7 @@ def ranked(
             chosen = int(answers.chosen_E[first])
         odds = None if answers.null_odds_E is None else float(answers.null_odds_E[first])
     else:
-        entries = _of_several(answers, range(first, first + count))
+        entries = _of_several(answers, range(first, first + count), temperature)
         chosen, odds = 0, None
         if answers.null_odds_E is not None:
             chosen, odds = _choice(entries, threshold)
@@ -83,7 +91,7 @@ def _entry(answers: Answers, example: int, column: int) -> _Entry:
     )
 
 
-def _of_several(answers: Answers, examples: range) -> list[_Entry]:
+def _of_several(answers: Answers, examples: range, temperature: float) -> list[_Entry]:
     """The entries of all n-best lists of a question, best first; "no answer" comes once, behind its equals."""
     found: list[tuple[float, int, int, int]] = []
     nulls: list[float] = []
@@ -105,7 +113,7 @@ def _of_several(answers: Answers, examples: range) -> list[_Entry]:
     # Stable: contexts keep their order among equals.
     found.sort(key=lambda entry: -entry[0])
     scores = np.array([[score for score, *_ in found]], np.float32)
-    probabilities = softmax(scores, np.array([len(found)])).tolist()[0]
+    probabilities = softmax(scores, np.array([len(found)]), temperature).tolist()[0]
     return [
         _Entry(context, start, end, score, probability)
         for (score, context, start, end), probability in zip(found, probabilities, strict=True)

@@ -4,6 +4,7 @@ What a run's evaluation does with a data set, a reader does with questions as th
 passes over real tokens, the same decoding.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
@@ -34,6 +35,7 @@ class Reader:
         model: the name it was opened by.
         backend: what computes the model.
         config: the configuration of its run with what was given instead.
+        temperature: what scores are divided by before the softmax of probabilities.
         allow_no_answer: whether "no answer" is a choice.
         notes: what the user should know about the model, one sentence each.
     """
@@ -50,6 +52,7 @@ class Reader:
         n_best_size: int | None = None,
         allow_no_answer: bool | None = None,
         null_score_diff_threshold: float | None = None,
+        temperature: float | None = None,
         tokens_per_batch: int | None = None,
         mixed_precision: str | None = None,
         quantized: bool | None = None,
@@ -69,7 +72,9 @@ class Reader:
             max_answer_length: Tokens of the longest answer.
             n_best_size: Candidates kept of each window and of each context.
             allow_no_answer: Whether "no answer" is a choice; None: if it was one in the run's evaluation.
-            null_score_diff_threshold: How much better than the best answer "no answer" must be.
+            null_score_diff_threshold: How much better than the best answer "no answer" must be; None: as tuned for the
+                model, else as in the run.
+            temperature: What scores are divided by before the softmax of probabilities; None: as tuned, else 1.
             tokens_per_batch: Tokens of one pass; None: 2048 on a CPU, 16384 on a GPU.
             mixed_precision: "no", "bf16" or "fp16"; None: on a GPU that of the run, on a CPU "no".
             quantized: Of an exported model, whether its file with weights of 8 bits computes; None: if there is one.
@@ -101,6 +106,7 @@ class Reader:
             self._builder = FeatureBuilder(opened.backend.tokenizer, lengths)
         self.backend = opened.backend
         self.config = opened.config
+        self.temperature = _checked_temperature(temperature) if temperature is not None else opened.temperature
         self.allow_no_answer = opened.allows_no_answer if allow_no_answer is None else allow_no_answer
         self.notes = tuple(self.backend.notes)
         self._cuts_questions = data.max_question_length is not None
@@ -120,7 +126,8 @@ class Reader:
             "n_best_size": evaluation.n_best_size,
             "decoding": evaluation.decoding,
             "allow_no_answer": self.allow_no_answer,
-            "null_score_diff_threshold": evaluation.null_score_diff_threshold,
+            "null_score_diff_threshold": evaluation.null_threshold,
+            "temperature": self.temperature,
             "tokens_per_batch": evaluation.eval_tokens_per_device,
         }
 
@@ -268,7 +275,8 @@ class Reader:
             [example.id for example in examples],
             n_best_size=evaluation.n_best_size,
             version_2=self.allow_no_answer,
-            null_score_diff_threshold=evaluation.null_score_diff_threshold,
+            null_score_diff_threshold=evaluation.null_threshold,
+            temperature=self.temperature,
         )
         found = []
         first = 0
@@ -280,7 +288,8 @@ class Reader:
                     len(question.contexts),
                     top_k=top_k,
                     overlap_threshold=overlap_threshold,
-                    threshold=evaluation.null_score_diff_threshold,
+                    threshold=evaluation.null_threshold,
+                    temperature=self.temperature,
                 )
             )
             first += len(question.contexts)
@@ -299,6 +308,18 @@ def _question_of(item: Any) -> Question:
         if key not in item:
             raise DataError(f"it has no `{key}`; give a mapping with `question` and `context`")
     return Question.of(item["question"], item["context"])
+
+
+def _checked_temperature(temperature: Any) -> float:
+    """The temperature.
+
+    Raises:
+        ConfigError: It is no number above 0.
+    """
+    is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not (is_number and 0 < temperature < math.inf):
+        raise ConfigError([f"temperature is {temperature!r}; give a number above 0"])
+    return float(temperature)
 
 
 def _check_numbers(top_k: Any, overlap_threshold: Any, n_best_size: int) -> None:

@@ -311,6 +311,12 @@ class TrainingConfig:
         "f1", "what makes an evaluation the best so far", fixed=True
     )
     keep: Literal["best", "last"] = option("best", "which weights the run ends with")
+    tune_on: Literal["all", "half", "no"] = option(
+        "all",
+        "at the end, fit the temperature of probabilities, and with unanswerable questions the null threshold unless "
+        "--null_score_diff_threshold sets one, on all validation questions, on those about one half of the contexts "
+        "(with a report on the other), or not; neither changes the results of the run",
+    )
     early_stopping_patience: int | None = option(
         None, "stop after this many evaluations in a row without a new best; none: never", minimum=1
     )
@@ -362,8 +368,10 @@ class EvaluationConfig:
         "blanks",
         fixed=True,
     )
-    null_score_diff_threshold: float = option(
-        0.0, "answer nothing when the null score beats the best span by more than this (with unanswerable questions)"
+    null_score_diff_threshold: float | None = option(
+        None,
+        "answer nothing when the null score beats the best span by more than this (with unanswerable questions); auto: "
+        "as tuned for the model, else 0",
     )
     gather: Literal["candidates", "logits"] = option(
         "candidates", "what rank 0 collects: the best spans of each feature, or all logits (kept in logits.npy)"
@@ -376,8 +384,13 @@ class EvaluationConfig:
     )
 
     def problems(self) -> Iterable[str]:
-        if math.isnan(self.null_score_diff_threshold):
+        if self.null_score_diff_threshold is not None and math.isnan(self.null_score_diff_threshold):
             yield "--null_score_diff_threshold is nan; give a number"
+
+    @property
+    def null_threshold(self) -> float:
+        """Null odds above which there is no answer: 0 where nothing was chosen or tuned."""
+        return 0.0 if self.null_score_diff_threshold is None else self.null_score_diff_threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ class Answers:
         start_char_EW: int32; -1 for the null answer.
         end_char_EW: int32, exclusive; -1 for the null answer.
         score_EW: float32, descending, except that a null answer below the list stands at its end.
-        probability_EW: float64: softmax of the scores of the list; 0 beyond it.
+        probability_EW: float64: softmax of the scores of the list, by the temperature asked for; 0 beyond it.
         null_odds_E: float32, or None without unanswerables.
     """
 
@@ -118,9 +118,35 @@ class Answers:
             )
         ]
 
+    def only(self, rows: Int64) -> "Answers":
+        """The answers to some of the examples, by their places."""
+        places = rows.tolist()
+        return Answers(
+            example_ids=[self.example_ids[row] for row in places],
+            contexts=[self.contexts[row] for row in places],
+            texts=[self.texts[row] for row in places],
+            chosen_E=self.chosen_E[rows],
+            num_entries_E=self.num_entries_E[rows],
+            start_char_EW=self.start_char_EW[rows],
+            end_char_EW=self.end_char_EW[rows],
+            score_EW=self.score_EW[rows],
+            probability_EW=self.probability_EW[rows],
+            null_odds_E=None if self.null_odds_E is None else self.null_odds_E[rows],
+        )
+
     def predictions(self) -> dict[str, str]:
         """The text of each example by id: the official predictions file."""
         return dict(zip(self.example_ids, self.texts, strict=True))
+
+    def best_texts(self) -> dict[str, str]:
+        """The text of the best entry of each n-best list that has one, whatever was chosen, by id; "" without any.
+
+        What a threshold on the null odds decides about: the odds are those against this entry.
+        """
+        has_text_EW = self.end_char_EW > self.start_char_EW
+        best = (np.arange(len(self)), has_text_EW.argmax(axis=1))
+        start_char_E = np.where(has_text_EW[best], self.start_char_EW[best], np.int32(-1))
+        return dict(zip(self.example_ids, _texts(self.contexts, start_char_E, self.end_char_EW[best]), strict=True))
 
     def null_odds(self) -> dict[str, float] | None:
         """The null odds of each example by id: the official scripts' no-answer file; None without unanswerables."""
@@ -138,6 +164,7 @@ def decode(
     n_best_size: int,
     version_2: bool,
     null_score_diff_threshold: float = 0.0,
+    temperature: float = 1.0,
 ) -> Answers:
     """One answer per example, chosen from the candidates of all its windows.
 
@@ -154,6 +181,7 @@ def decode(
         n_best_size: length of the n-best list, at most the K of the table: more could miss a candidate.
         version_2: whether the null answer is a choice.
         null_score_diff_threshold: how much better than the best candidate the null answer must be.
+        temperature: scores are divided by it before the softmax that gives probabilities; answers do not depend on it.
 
     Raises:
         ScoringError: table, features and examples do not belong together.
@@ -187,7 +215,7 @@ def decode(
         start_char_EW=start_char_EW,
         end_char_EW=end_char_EW,
         score_EW=score_EW,
-        probability_EW=softmax(score_EW, num_entries_E),
+        probability_EW=softmax(score_EW, num_entries_E, temperature),
         null_odds_E=null_odds_E,
     )
 
@@ -372,11 +400,11 @@ def _ordered_bits(score: Float32) -> Int64:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
 
 
-def softmax(score_EW: Float32, num_entries_E: Int64) -> Float64:
-    """Softmax over the entries of each row, in float64; 0 beyond them."""
+def softmax(score_EW: Float32, num_entries_E: Int64, temperature: float = 1.0) -> Float64:
+    """Softmax over the entries of each row, divided by a temperature, in float64; 0 beyond them."""
     is_entry_EW = np.arange(score_EW.shape[1]) < num_entries_E[:, None]
     finite_EW = np.clip(score_EW.astype(np.float64), -_LARGEST, _LARGEST)
     largest_E1 = np.where(is_entry_EW, finite_EW, -_LARGEST).max(axis=1, keepdims=True, initial=-_LARGEST)
-    power_EW = np.where(is_entry_EW, np.exp(finite_EW - largest_E1), 0.0)
+    power_EW = np.where(is_entry_EW, np.exp((finite_EW - largest_E1) / temperature), 0.0)
     total_E1 = power_EW.sum(axis=1, keepdims=True)
     return np.asarray(power_EW / total_E1, dtype=np.float64)

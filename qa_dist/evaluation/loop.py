@@ -6,7 +6,7 @@ the same neighbours at every world size, so the results are the same, byte for b
 
 import math
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.normalization import SQUAD, Normalization, normalization
 from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.evaluation.results import Evaluation, Metrics
-from qa_dist.evaluation.scoring import score_v1, score_v2
+from qa_dist.evaluation.scoring import Scores, score_v1, score_v2
 from qa_dist.features.batching import Indices, evaluation_batches, share_batches
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
@@ -146,8 +146,14 @@ def answer(
         store.example_ids,
         n_best_size=config.n_best_size,
         version_2=version_2,
-        null_score_diff_threshold=config.null_score_diff_threshold,
+        null_score_diff_threshold=config.null_threshold,
     )
+
+
+def known_references(store: FeatureStore) -> dict[str, list[str]]:
+    """Texts of the reference answers by id, of those examples of a store whose references are known."""
+    ids = [(index, example_id) for index, example_id in enumerate(store.example_ids) if store.has_references[index]]
+    return {example_id: store.answer_texts(index) for index, example_id in ids}
 
 
 def score(store: FeatureStore, answers: Answers, *, version_2: bool, rules: Normalization = SQUAD) -> Metrics:
@@ -156,8 +162,7 @@ def score(store: FeatureStore, answers: Answers, *, version_2: bool, rules: Norm
     `num_examples` counts these. Where there are others, `num_unlabelled` counts them, and no scores are given if there
     are none but these. `num_dropped` counts the records that were left out as invalid, where there are any.
     """
-    ids = [(index, example_id) for index, example_id in enumerate(store.example_ids) if store.has_references[index]]
-    references = {example_id: store.answer_texts(index) for index, example_id in ids}
+    references = known_references(store)
     counts: Metrics = {"num_examples": len(references)}
     if num_unlabelled := store.num_examples - len(references):
         counts["num_unlabelled"] = num_unlabelled
@@ -167,18 +172,31 @@ def score(store: FeatureStore, answers: Answers, *, version_2: bool, rules: Norm
         return counts
     predictions = {key: text for key, text in answers.predictions().items() if key in references}
     if version_2:
-        odds = answers.null_odds() or {}
-        # The answers were chosen by our own threshold; the script's, of 1.0, would choose a second time.
-        scores = score_v2(
-            references,
-            predictions,
-            null_odds={key: value for key, value in odds.items() if key in references},
-            na_prob_thresh=math.inf,
-            rules=rules,
-        )
+        scores = score_v2(references, predictions, rules=rules)
+        scores |= best_scores(references, answers, rules)
         return {"exact_match": scores["exact"], "f1": scores["f1"], **counts, **scores}
     scores = score_v1(references, predictions, rules=rules)
     return {"exact_match": scores["exact_match"], "f1": scores["f1"], **counts}
+
+
+def best_scores(references: Mapping[str, Sequence[str]], answers: Answers, rules: Normalization = SQUAD) -> Scores:
+    """`best_exact`, `best_exact_thresh`, `best_f1` and `best_f1_thresh` by the rule of evaluate-v2.0.py.
+
+    A threshold on the null odds lets in the best entry with a text of each n-best list, also where the answers at hand
+    are that there is none: their own threshold does not hide what another would have brought.
+
+    Raises:
+        ScoringError: The answers lack a question of the references.
+    """
+    texts, odds = answers.best_texts(), answers.null_odds() or {}
+    found = score_v2(
+        references,
+        {key: text for key, text in texts.items() if key in references},
+        null_odds={key: value for key, value in odds.items() if key in references},
+        na_prob_thresh=math.inf,
+        rules=rules,
+    )
+    return {name: value for name, value in found.items() if name.startswith("best_")}
 
 
 def _budget(config: EvaluationConfig, ranks: Ranks) -> int:

@@ -1,5 +1,6 @@
 """What the folder of a trained model says of itself, without loading it."""
 
+import dataclasses
 import glob
 import hashlib
 import os
@@ -7,8 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from qa_dist.common.errors import UserError
-from qa_dist.config.options import ModelConfig
+from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.config.parsing import read_recipe
+from qa_dist.model.calibration import read_calibration
 from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG, check_adapter, load_tokenizer, resolve_model_path
 
 
@@ -23,9 +25,35 @@ def adapter_problems(adapter: str | None) -> Iterable[str]:
 
 
 def base_options(adapter: str | None) -> dict[str, Any]:
-    """Options of the run that wrote the folder; of a foreign adapter its base model, of a plain model itself."""
+    """Options of the run that wrote the folder; of a foreign adapter its base model, of a plain model itself.
+
+    A threshold that was tuned for the model (`calibration`) stands in the place of the run's.
+
+    Raises:
+        UserError: A file in the folder cannot be used.
+    """
     if adapter is None:
         return {}
+    found, tuned = _options(adapter), read_calibration(adapter)
+    if found and tuned is not None and tuned.null_score_diff_threshold is not None:
+        found["null_score_diff_threshold"] = tuned.null_score_diff_threshold
+    return found
+
+
+def as_tuned(config: RunConfig, folder: str) -> RunConfig:
+    """The configuration with the threshold of the model in a folder, where `auto` asks for it.
+
+    Raises:
+        UserError: As for `base_options`.
+    """
+    if config.evaluation.null_score_diff_threshold is not None:
+        return config
+    threshold = base_options(folder).get("null_score_diff_threshold") if os.path.isdir(folder) else None
+    evaluation = dataclasses.replace(config.evaluation, null_score_diff_threshold=threshold)
+    return dataclasses.replace(config, evaluation=evaluation)
+
+
+def _options(adapter: str) -> dict[str, Any]:
     config, foreign, plain = (os.path.join(adapter, name) for name in ("config.yaml", ADAPTER_CONFIG, MODEL_CONFIG))
     if os.path.isfile(config):
         return read_recipe(config)

@@ -8,6 +8,7 @@ import torch
 
 from qa_dist.common.errors import CheckpointError
 from qa_dist.config.options import ModelConfig, RunConfig
+from qa_dist.model.calibration import read_calibration
 from qa_dist.model.saved import load_trained
 from qa_dist.model.span_model import Padding, SpanModel
 
@@ -57,6 +58,10 @@ def merge(config: RunConfig, adapter: str, tokenizer: Any, directory: Path) -> f
         config, model=dataclasses.replace(ModelConfig(), tuning="full", model_name_or_path=str(directory))
     )
     read_back = _logits(load_plain(whole, str(directory), tokenizer_pads_left=pads_left), len(tokenizer))
+    calibration = read_calibration(adapter)
+    if calibration is not None:
+        # The logits are the same, and so is what suits them.
+        calibration.write(directory)
     difference = float((read_back - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.files import staged
 from qa_dist.common.reading import decoded, read_bytes
 from qa_dist.common.secrets import masked
-from qa_dist.reporting.card_text import data_lines, named, result_lines, training_lines, usage_lines
+from qa_dist.reporting.card_text import calibration_lines, data_lines, named, result_lines, training_lines, usage_lines
 from qa_dist.reporting.run_record import RunRecord, Source
 
 FILE = "README.md"
@@ -69,6 +69,7 @@ def card(run: RunRecord, options: CardOptions, analysis: Mapping[str, Any] | Non
         *usage_lines(name, base, is_adapter=is_adapter, is_on_hub=options.repo_id is not None),
         *data_lines(run),
         *result_lines(run, analysis),
+        *calibration_lines(run),
         *training_lines(run),
     ]
     text = masked(f"---\n{_metadata(run, options, base, title, is_adapter)}\n---\n\n" + "\n".join(lines) + "\n")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from qa_dist.common.parsers import is_number
+from qa_dist.model.calibration import read_calibration
 from qa_dist.reporting.run_record import RunRecord, Source
 from qa_dist.reporting.slices import SLICINGS
 
@@ -139,6 +140,25 @@ def result_lines(run: RunRecord, analysis: Mapping[str, Any] | None) -> Iterator
             if each["by"] == by:
                 yield f"| {_plain(each['value'])} | {each['n']:,} | {_cells(each)} | {each['warning'] or ''} |"
         yield ""
+
+
+def calibration_lines(run: RunRecord) -> Iterator[str]:
+    """The threshold and the temperature that were tuned for the model, and on what; nothing without any.
+
+    Raises:
+        UserError: calibration.json cannot be used.
+    """
+    found = read_calibration(run.folder)
+    if found is None:
+        return
+    yield from (
+        "## Confidence",
+        "",
+        "What suits the model is in `calibration.json`, where `qa_dist.Reader` finds it:",
+        "",
+    )
+    yield from (f"- {_plain(line)}" for line in found.lines())
+    yield ""
 
 
 def training_lines(run: RunRecord) -> Iterator[str]:

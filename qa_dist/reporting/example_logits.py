@@ -77,7 +77,7 @@ def add_answers(
         [found["example"]["id"]],
         n_best_size=evaluation.n_best_size,
         version_2=may_lack_answers(config.data, [store]),
-        null_score_diff_threshold=evaluation.null_score_diff_threshold,
+        null_score_diff_threshold=evaluation.null_threshold,
     )[0]
     found["adapter"] = adapter
     found["answers"] = [

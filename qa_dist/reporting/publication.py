@@ -14,6 +14,7 @@ from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.common.reading import decoded, read_bytes, read_json_file
 from qa_dist.common.secrets import masked
 from qa_dist.config.options import RunConfig
+from qa_dist.model.calibration import FILE as CALIBRATION
 from qa_dist.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_INDEX, MODEL_WEIGHTS
 from qa_dist.reporting.card import FILE as CARD
 from qa_dist.reporting.card import is_card
@@ -23,7 +24,7 @@ _TOKENIZER = (
     *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
-_CLEANED = (ADAPTER_CONFIG, MODEL_CONFIG, "tokenizer_config.json", "run.json")
+_CLEANED = (ADAPTER_CONFIG, MODEL_CONFIG, "tokenizer_config.json", "run.json", CALIBRATION)
 """JSON files that may hold paths."""
 
 _PATHS = ("/", "~/", "./", "../")

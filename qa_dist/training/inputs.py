@@ -10,6 +10,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import available_splits
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.limits import limit_lines
+from qa_dist.evaluation.tuning import require_enough
 from qa_dist.features.building import may_lack_answers, prepare_store
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.families import require_trainable
@@ -48,6 +49,17 @@ class RunData(ShownAsText):
     def stores(self) -> dict[str, FeatureStore]:
         """The stores that there are, by split."""
         return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
+
+    def tuning_problem(self, config: RunConfig) -> str | None:
+        """Why threshold and temperature cannot be tuned at the end of a run that would; None if they can."""
+        part, is_chosen = config.training.tune_on, config.evaluation.null_score_diff_threshold is not None
+        if part == "no" or self.validation is None or not self.is_validation_scored:
+            return None
+        try:
+            require_enough(self.validation, part, version_2=self.version_2 and not is_chosen)
+        except DataError as error:
+            return str(error)
+        return None
 
     def limit_lines(self, config: RunConfig) -> list[str]:
         """What scores on the validation data can reach at best, as sentences; none without such data."""

@@ -14,6 +14,7 @@ from qa_dist.common.errors import ConfigError, LocalTrainingError
 from qa_dist.common.files import make_writable, require_writable
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import write_config
+from qa_dist.model.calibration import FILE as CALIBRATION
 from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 
 FILES = (
@@ -22,6 +23,7 @@ FILES = (
     "predictions.json",
     "nbest.json",
     "null_odds.json",
+    CALIBRATION,
     "metrics.jsonl",
     "logits.npy",
     "adapter_model.safetensors",

@@ -24,7 +24,7 @@ from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import differences
 from qa_dist.training.inputs import RunData, load_data
 from qa_dist.training.output_folder import BEST, CHECKPOINTS, OutputFolder
-from qa_dist.training.run import UNSCORED
+from qa_dist.training.run import UNSCORED, UNTUNED
 from qa_dist.training.start import build_trainable, join_ranks
 from qa_dist.training.trainer import Trainer
 
@@ -182,8 +182,13 @@ def _file_lines(config: RunConfig, folder: OutputFolder, data: RunData) -> list[
     lines = [f"{folder.directory} {state}"]
     weights = "adapter_model.safetensors, adapter_config.json" if config.model.tuning == "lora" else "model.safetensors"
     lines.append(f"  config.yaml, metrics.jsonl, run.json, the tokenizer, {weights}")
+    problem = data.tuning_problem(config)
     if data.validation is not None:
-        optional = ("null_odds.json", data.version_2), ("logits.npy", config.evaluation.gather == "logits")
+        optional = (
+            ("null_odds.json", data.version_2),
+            ("calibration.json", training.tune_on != "no" and data.is_validation_scored and not problem),
+            ("logits.npy", config.evaluation.gather == "logits"),
+        )
         names = [
             "metrics.json",
             "predictions.json",
@@ -191,6 +196,8 @@ def _file_lines(config: RunConfig, folder: OutputFolder, data: RunData) -> list[
             *(name for name, is_written in optional if is_written),
         ]
         lines.append(f"  {', '.join(names)}")
+    if problem:
+        lines.append(f"  {UNTUNED}: {problem}")
     if training.keep == "best" and training.eval_steps != "no" and data.is_validation_scored:
         lines.append(f"  {BEST}/ with the best weights so far")
     if training.checkpointing_steps != "no":

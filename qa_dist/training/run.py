@@ -12,6 +12,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.rendezvous import launcher_name
 from qa_dist.evaluation.results import Evaluation, write_results
+from qa_dist.evaluation.tuning import tuned
 from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.saved import save_trained
 from qa_dist.model.span_model import SpanModel
@@ -30,6 +31,8 @@ UNSCORED = (
     "no answers of the validation data are known: they are predicted at the end and not scored, and the run keeps its "
     "last weights"
 )
+
+UNTUNED = "probabilities and threshold stay untuned"
 
 
 class Run:
@@ -71,6 +74,7 @@ class Run:
         self._last_step = 0
         self._saved_step: int | None = None
         self._latest: tuple[int, Evaluation] | None = None
+        self._can_tune = training.tune_on != "no"
         self._checkpoint = None
         if ranks.is_main:
             self._checkpoint = self.folder.open(
@@ -144,7 +148,11 @@ class Run:
         """
         if data.validation is not None and not data.is_validation_scored:
             self._can_evaluate = self.is_evaluation_pending = False
+            self._can_tune = False
             self.log.notice(UNSCORED)
+        if problem := data.tuning_problem(self.config):
+            self._can_tune = False
+            self.log.notice(f"{UNTUNED}: {problem}")
         if self.ranks.is_main:
             self.folder.claim(self.config, version_2=data.version_2)
         if self.config.training.report_to:
@@ -270,6 +278,7 @@ class Run:
                 written = save_trained(trainer.model, weights, data.tokenizer, directory)
                 if final is not None:
                     written += write_results(final, directory)
+                    written += self._calibrate(final, data)
             self.log.write_record(
                 world_size=self.ranks.world_size,
                 strategy=self.ranks.launch_config.strategy,
@@ -285,6 +294,23 @@ class Run:
             self.log.conclude(final, written)
         self.ranks.barrier()
         return final
+
+    def _calibrate(self, final: Evaluation, data: RunData) -> list[Path]:
+        """Write what suits the model into its folder, if it is to be tuned; the results of the run stay as they are."""
+        part = self.config.training.tune_on
+        if part == "no" or not self._can_tune or final.answers is None or data.validation is None:
+            return []
+        found = tuned(
+            final.answers,
+            data.validation,
+            self.config.data,
+            self.config.evaluation,
+            part=part,
+            version_2=data.version_2,
+            keeps_threshold=self.config.evaluation.null_score_diff_threshold is not None,
+        )
+        self.log.notice(*found.lines())
+        return [found.write(self.folder.directory)]
 
     def _take_final_weights(self, trainer: Trainer) -> tuple[int, Evaluation | None]:
         """Give the model the weights that the run ends with; their step, and their evaluation if there is one."""

@@ -25,7 +25,11 @@ from qa_dist.training.trainer import StepResult
 
 NUM_STEPS, STEPS_PER_EPOCH = 10, 4
 DATA: Any = SimpleNamespace(
-    validation=SimpleNamespace(num_features=9), is_validation_scored=True, version_2=False, tokenizer=None
+    validation=SimpleNamespace(num_features=9),
+    is_validation_scored=True,
+    version_2=False,
+    tokenizer=None,
+    tuning_problem=lambda config: None,
 )
 
 
