@@ -97,6 +97,7 @@ class CudaRecorder:
         current = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
         # A pool is gone with its last graph, and its name with it.
+        self._recorded = [each for each in self._recorded if not each.is_reset]
         pool = self._recorded[0].graph.pool() if self._recorded else torch.cuda.graph_pool_handle()
         try:
             # Other threads, such as NCCL's, may ask the device what they like meanwhile.
@@ -105,7 +106,7 @@ class CudaRecorder:
         except BaseException:
             self._clean_up(graph, pool, current)
             raise
-        recorded = _Recorded(graph, self._recorded)
+        recorded = _Recorded(graph)
         self._recorded.append(recorded)
         return recorded
 
@@ -113,11 +114,11 @@ class CudaRecorder:
         """Undo what torch leaves of a recording that failed."""
         torch.cuda.set_stream(current)
         self._failed.append(graph)
-        end_allocating = getattr(torch._C, "_cuda_endAllocateToPool", None)
-        if end_allocating is not None:
-            # It raises where that has ended.
-            with suppress(RuntimeError):
-                end_allocating(current.device_index, pool)
+        # It raises where torch has ended that itself, and has let go of the pool with the graph.
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(current.device_index, pool)
+            torch._C._cuda_releasePool(current.device_index, pool)
+        graph.reset()
         # The state of the generator goes on taking itself for one that is recorded; a copy does not.
         generator: Any = torch.cuda.default_generators[current.device_index]
         generator.graphsafe_set_state(generator.clone_state())
@@ -132,14 +133,14 @@ class CudaRecorder:
 
 
 class _Recorded:
-    """A graph of torch's, among others of its pool."""
+    """A graph of torch's."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, others: "list[_Recorded]") -> None:
-        self.graph, self._others = graph, others
+    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+        self.graph, self.is_reset = graph, False
 
     def replay(self) -> None:
         self.graph.replay()
 
     def reset(self) -> None:
-        self._others.remove(self)
+        self.is_reset = True
         self.graph.reset()
