@@ -29,6 +29,14 @@ def model_problems(model: Any) -> Iterable[str]:
             name = item.name
             if (name.startswith(_OF_LORA) or name == "init_lora_weights") and getattr(model, name) != item.default:
                 yield f"--{name} sets up LoRA but --tuning is full; drop it or use --tuning lora"
+    if model.lora_implementation == "grouped":
+        others = {
+            "--use_dora": model.use_dora,
+            "--lora_bias all": model.lora_bias == "all",
+            f"--quantization {model.quantization}": model.quantization != "no",
+        }
+        for other in (name for name, is_given in others.items() if is_given):
+            yield f"--lora_implementation grouped does not work with {other}; drop it: auto leaves such layers to peft"
     if not model.lora_target_modules:
         yield "--lora_target_modules is empty; use attention, all-linear or module names"
     if len(model.lora_target_modules) > 1 and {"attention", "all-linear"} & set(model.lora_target_modules):

@@ -202,6 +202,11 @@ class ModelConfig:
     )
     use_rslora: bool = option(False, "rank-stabilised scale alpha/sqrt(r) (Kalajdzievski 2023)", fixed=True)
     use_dora: bool = option(False, "weight-decomposed adapters (Liu et al. 2024)", fixed=True)
+    lora_implementation: Literal["auto", "grouped", "peft"] = option(
+        "auto",
+        "`grouped` computes layers that read one input, and their adapters, as one product, in about half the "
+        "launches; `peft` layer by layer, as peft does; auto: grouped on CUDA, if a check at the start finds it equal",
+    )
     padding: Literal["auto", "unpadded", "sorted", "max_length"] = option(
         "auto",
         "unpadded computes real tokens only; sorted pads a micro-batch to its longest feature; max_length pads to "

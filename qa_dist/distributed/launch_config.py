@@ -184,6 +184,11 @@ def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
             f"--torch_compile does not work with {strategy}, which gathers weights between the operations; "
             "drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
         )
+    if config.model.lora_implementation == "grouped" and strategy != "ddp":
+        yield (
+            f"--lora_implementation grouped does not work with {strategy}, which holds the layers in shards or in one "
+            "type; drop it: auto leaves such layers to peft"
+        )
     optimizer = OPTIMIZERS[training.optim]
     if strategy != "ddp" and not optimizer.is_shardable:
         quantised = f"whose moments {optimizer.package} would quantise"

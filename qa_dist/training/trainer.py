@@ -21,6 +21,7 @@ from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.model.trainable import GradientCheck
 from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.identity import run_identity
+from qa_dist.training.lora_choice import group_adapters
 from qa_dist.training.memory_probe import token_budget
 from qa_dist.training.optimizer import is_fused, learning_rate, make_optimizer, step_bytes
 from qa_dist.training.pass_choice import choose_passes
@@ -82,6 +83,8 @@ class Trainer:
         make = partial(make_optimizer, training, fused=fused, rate_factors=rate_factors(model, training))
         self.engine = make_engine(ranks, model, make, max_grad_norm=training.max_grad_norm)
         self.average = None if training.ema_decay is None else WeightAverage(model.trainable(), training.ema_decay)
+        # On the device, and before anything is captured or measured.
+        group_adapters(config, ranks, model, notice)
         self.passes = choose_passes(config, ranks, self.engine, model, notice)
         self.inputs.uses_buckets = self.passes.takes_buckets
         self.notice = notice

@@ -147,7 +147,7 @@ def _driver() -> str | None:
 
 def all_items(scene: "Scene") -> list["Item"]:
     """Every item, the most important first: what is wrong spoils figures, so short checks come before them."""
-    from qa_dist.benchmarking.gpu import graphs, numerics, processes, squad, steps
+    from qa_dist.benchmarking.gpu import graphs, lora, numerics, processes, squad, steps
     from qa_dist.benchmarking.gpu.running import Item
 
     def check(name: str, seconds: float, work: Callable[["Scene"], Any], least: float = 3) -> Item:
@@ -161,6 +161,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         check("steps against CPU", 40, steps.cpu_against_device),
         check("half precision", 30, steps.half_precision),
         check("overflow", 20, steps.overflow),
+        check("LoRA layers", 30, lora.grouped_layers),
         check("evaluation", 40, squad.evaluation),
         check("syncs", 20, steps.syncs),
         check("CUDA graphs", 60, graphs.graphs, 15),
@@ -190,6 +191,9 @@ def _first_measurements(scene: "Scene") -> list["Item"]:
         _training(scene, "q, v", 32, graphs=True),
         _training(scene, "all-linear", 32),
         _training(scene, "all-linear", 32, graphs=True),
+        _training(scene, "q, v", 32, lora_implementation="peft"),
+        _training(scene, "all-linear", 32, lora_implementation="peft"),
+        _training(scene, "all-linear", 32, graphs=True, lora_implementation="peft"),
         _training(scene, "full", 32),
         _training(scene, "full", 32, graphs=True),
         _trainer(scene, "best options", "q, v", 32, **_BEST),
@@ -228,12 +232,15 @@ def _second_measurements(scene: "Scene") -> list["Item"]:
     return items
 
 
-def _training(scene: "Scene", tuning: str, batch_size: int, *, dropout: bool = True, graphs: bool = False) -> "Item":
+def _training(
+    scene: "Scene", tuning: str, batch_size: int, *, dropout: bool = True, graphs: bool = False, **options: str
+) -> "Item":
     from qa_dist.benchmarking.gpu import speed
     from qa_dist.benchmarking.gpu.running import Item
 
-    name = f"train {tuning}, batch {batch_size}{'' if dropout else ', no dropout'}{', graphs' if graphs else ''}"
-    options = {"cuda_graphs": "auto"} if graphs else {}
+    changes = [*options.values(), *([] if dropout else ["no dropout"]), *(["graphs"] if graphs else [])]
+    name = ", ".join([f"train {tuning}", f"batch {batch_size}", *changes])
+    options |= {"cuda_graphs": "auto"} if graphs else {}
     work = partial(speed.train, scene, tuning, batch_size, dropout=dropout, **options)
     return Item(name, "b", 40, work, scene.choose(8, 0))
 

@@ -23,8 +23,8 @@ FSDP = {
 }
 
 
-def training(quantization: Any = "no", **options: Any) -> RunConfig:
-    model = ModelConfig(quantization=quantization)
+def training(quantization: Any = "no", lora_implementation: Any = "auto", **options: Any) -> RunConfig:
+    model = ModelConfig(quantization=quantization, lora_implementation=lora_implementation)
     return RunConfig(model=model, training=TrainingConfig(output_dir="unused", **options))
 
 
@@ -213,6 +213,8 @@ def test_options_that_a_strategy_cannot_honour_are_refused() -> None:
     assert "--torch_compile does not work with zero3" in problems(
         deepspeed(ROOT / "ds_configs/zero3.json"), torch_compile=True
     )
+    for launched in (FSDP, deepspeed(ROOT / "ds_configs/zero1.json")):
+        assert "--lora_implementation grouped does not work with" in problems(launched, lora_implementation="grouped")
     assert "--quantization 8bit does not work with fsdp2" in problems(FSDP, quantization="8bit")
     assert read_launch_config(deepspeed(ROOT / "ds_configs/zero2.json"), training("4bit")).strategy == "zero2"
     for optim in ("adamw_8bit", "paged_adamw_8bit"):

@@ -15,7 +15,8 @@ from qa_dist.memory.tracing import fake_weights
 from qa_dist.model.building import build_meta_model
 from qa_dist.model.casts import spare_casts
 from qa_dist.model.families import model_types_unpadded
-from qa_dist.model.precision import Precision, autocast
+from qa_dist.model.lora_layers import GroupedAdapters, group_layers
+from qa_dist.model.precision import DTYPES, Precision, autocast
 from qa_dist.model.span_model import SpanModel, span_loss
 from tests.support.fake_cuda import CUDA, Counts, count, fake_cuda
 from tests.tiny import MODEL_TYPES, tiny_model
@@ -61,10 +62,18 @@ def trainable(config: ModelConfig, precision: Precision = "bf16", max_length: in
 
 
 def count_pass(
-    model: SpanModel, lengths: tuple[int, ...], precision: Precision = "bf16", watched: tuple[str, ...] = ()
+    model: SpanModel,
+    lengths: tuple[int, ...],
+    precision: Precision = "bf16",
+    watched: tuple[str, ...] = (),
+    *,
+    grouped: bool = True,
 ) -> Counts:
     """Counts of a forward pass, loss and backward pass; the inputs are on the device. Inside `fake_cuda`."""
     fake_weights(model, CUDA)
+    groups = group_layers(model, DTYPES.get(precision, torch.float32)) if grouped else []
+    if groups:
+        GroupedAdapters(model, groups)
     for bias in model.shift_invariant_biases().values():
         bias.register_hook(torch.zeros_like)
     input_ids_T = torch.zeros(sum(lengths), dtype=torch.long, device=CUDA)
@@ -93,6 +102,9 @@ def budgets() -> dict[str, Any]:
     models = {name: trainable(ModelConfig(model_config="bert-base", **options)) for name, options in SCENARIOS.items()}
     with fake_cuda():
         for name, model in models.items():
+            # Each model once: groups stay.
+            if name == next(iter(SCENARIOS)):
+                found[f"{name}, peft"] = asdict(count_pass(model, row_lengths(32), grouped=False))
             found[name] = asdict(count_pass(model, row_lengths(32)))
         found["loss"] = {size: asdict(count_loss(row_lengths(size))) for size in (2, 32, 128)}
     return found

@@ -10,9 +10,10 @@ from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, UNPADDED_TYPES, 
 pytestmark = needs_compiler
 
 BUDGETS = {
-    "query and value, no dropout": 870,
-    "query and value": 965,
-    "all-linear, no dropout": 1590,
+    "query and value, no dropout": 460,
+    "query and value": 555,
+    "all-linear, no dropout": 680,
+    "query and value, no dropout, peft": 870,
 }
 """Launches of forward pass, loss and backward pass: bert-base, 32 features, 5,300 tokens, bfloat16."""
 
@@ -25,7 +26,7 @@ def counted() -> Any:
 @pytest.mark.parametrize("scenario", BUDGETS)
 def test_launches_of_a_pass_stay_within_their_budget(counted: Any, scenario: str) -> None:
     counts = counted["budgets"][scenario]
-    assert 500 < counts["launches"] <= BUDGETS[scenario], counts["by_name"]
+    assert 400 < counts["launches"] <= BUDGETS[scenario], counts["by_name"]
 
 
 @pytest.mark.parametrize("scenario", BUDGETS)
