@@ -156,11 +156,11 @@ class GraphPasses(Passes):
         """Keep a graph of a batch's bucket if it gives these losses and gradients, with dropout from this state on."""
         numbers, found_S = batch.numbers.clone(), torch.zeros_like(losses_S)
         inputs = BucketInputs.within(numbers, batch.bucket)
-        self._engine.zero_grad()
         self._let_go(inputs)
         graph = self._recorder.record(lambda: found_S.copy_(self._compute(inputs)))
         self._graphs[batch.bucket] = _Recorded(graph, numbers, found_S, self._gradients())
         self._recorder.set_dropout_state(begin)
+        self._engine.zero_grad()
         graph.replay()
         limit = 0.0 if torch.are_deterministic_algorithms_enabled() else ROUNDING[self._ranks.mixed_precision]
         distances = relative_distance([found_S], [losses_S]), relative_distance(self._gradients(), wanted)
