@@ -21,6 +21,7 @@ PARTS = (
     "adapters and head",
     "gradients",
     "optimiser",
+    "average",
     "sharing",
     "activations",
     "logits",
@@ -102,6 +103,8 @@ class Setup:
         keeps_checkpoints: whether copies of the weights and moments are taken while training goes on.
         optim: which AdamW.
         has_graphs: whether passes are replayed as CUDA graphs.
+        has_average: whether an average of the weights is kept. An evaluation puts the weights aside meanwhile, but has
+            no gradients.
     """
 
     strategy: Strategy
@@ -111,6 +114,7 @@ class Setup:
     keeps_checkpoints: bool = False
     optim: OptimizerName = "adamw"
     has_graphs: bool = False
+    has_average: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,9 @@ def _throughout(sizes: Sizes, setup: Setup) -> MemoryUse:
         # The whole gradients go from the backward pass into a bucket, and from there to the rank that owns them.
         gradients = share
     device = {**weights, "gradients": gradients, "optimiser": optimiser, "sharing": _sharing_bytes(sizes, setup)}
+    average = trained if setup.has_average else 0
+    if average:
+        device["average"] = average
     host: dict[str, int] = {}
     if setup.cpu_offload:
         moved = ["optimiser"]
@@ -228,7 +235,7 @@ def _throughout(sizes: Sizes, setup: Setup) -> MemoryUse:
             moved += weights
         host = {part: device.pop(part) for part in moved}
     if setup.keeps_checkpoints:
-        host["checkpoint copies"] = trained + moments
+        host["checkpoint copies"] = trained + moments + average
     if setup.device == "cpu":
         if sizes.quantised:
             # What is not quantised lies in the mapped file still, and so stay the pages that have been read.

@@ -155,6 +155,7 @@ def estimate(
             cpu_offload=config.training.cpu_offload,
             keeps_checkpoints=config.training.checkpointing_steps != "no",
             optim=config.training.optim,
+            has_average=config.training.ema_decay is not None,
             has_graphs=kind == "cuda" and uses_graphs(config, strategy, padding),
         )
         process = processes[_imports(strategy, config)].result() if processes else 0
