@@ -22,11 +22,15 @@ from qa_dist.sweeping.record import new_record, read_record, write_record
 Task = tuple[Trial, int | None]
 """A trial, and after how many steps it pauses (None: it goes to its end)."""
 
-Body = Callable[[Trial, int | None, Callable[[], signal.Signals | None]], object]
-"""What a worker does with a task; it is told by which signal it was asked to stop, if it was."""
+Body = Callable[[Trial, int | None, Callable[[], signal.Signals | None]], bool]
+"""What a worker does with a task; it is told by which signal it was asked to stop, if it was. Returns whether the
+process may take another one."""
 
 LOG = "log.txt"
 """The file in a trial's folder with what its run said."""
+
+_DONE, _BROKEN = "done", "broken"
+"""What a worker says when it is through with a task: that it waits for another, or ends."""
 
 _POLL_SECONDS = 0.5
 _SECONDS_TO_STOP = 120.0
@@ -105,12 +109,14 @@ class Workers:
     def _collect(self, worker: _Worker, ended: Callable[[Trial], object]) -> None:
         """Note what a worker has done, or that it has died."""
         try:
-            is_done = worker.pipe.poll() and worker.pipe.recv()
+            said = worker.pipe.recv() if worker.pipe.poll() else None
         except EOFError:
-            is_done = False
-        if is_done and worker.task:
+            said = None
+        if said is not None and worker.task:
             trial, worker.task = worker.task[0], None
             ended(trial)
+            if said == _BROKEN:
+                self._end(worker)
         elif not worker.process.is_alive():
             self._workers.remove(worker)
             worker.process.join()
@@ -121,7 +127,9 @@ class Workers:
                 ended(trial)
 
     def _end(self, worker: _Worker) -> None:
-        worker.pipe.send(None)
+        # One that has ended hears nothing.
+        with suppress(OSError):
+            worker.pipe.send(None)
         worker.process.join(_SECONDS_TO_STOP)
         worker.process.kill()
         worker.process.join()
@@ -172,16 +180,19 @@ def _live(pipe: "Connection[Any, Any]", body: Body) -> None:
             if task is None:
                 return
             _log_to(task[0])
-            body(*task, lambda: stop.received)
-            pipe.send(True)
+            is_fit = body(*task, lambda: stop.received)
+            pipe.send(_DONE if is_fit else _BROKEN)
+            if not is_fit:
+                return
 
 
-def _train(trial: Trial, pause_after: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> None:
+def _train(trial: Trial, pause_after: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> bool:
     prepare_cuda(os.environ, deterministic=trial.config.training.deterministic)
     # Only now: these imports take seconds.
     from qa_dist.sweeping.trials import run_trial
 
-    run_trial(trial, pause_after, asked_to_stop=asked_to_stop)
+    # An error of CUDA, say, stays with the process.
+    return bool(run_trial(trial, pause_after, asked_to_stop=asked_to_stop)["status"] != "failed")
 
 
 def _log_to(trial: Trial) -> None:

@@ -17,7 +17,7 @@ def trial(folder: Path, method: str) -> Trial:
     return Trial(method, 1, {}, config)
 
 
-def body(each: Trial, step: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> None:
+def body(each: Trial, step: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> bool:
     """Ends as the method's name says, and writes its process into the record."""
     print(f"log of {each.method}")
     if each.method == "dies":
@@ -26,22 +26,24 @@ def body(each: Trial, step: int | None, asked_to_stop: Callable[[], signal.Signa
         time.sleep(0.01)
     status = "stopped" if asked_to_stop() else "done"
     write_record(each, {**new_record(each), "status": status, "process": os.getpid(), "pause": step})
+    return each.method != "breaks"
 
 
 def test_every_task_is_done_once_and_a_process_that_dies_is_one_failed_trial(tmp_path: Path) -> None:
-    trials = [trial(tmp_path, method) for method in ("a", "dies", "b", "c")]
+    trials = [trial(tmp_path, method) for method in ("a", "dies", "b", "c", "breaks", "d")]
     ended: list[str] = []
     with Workers(1, body) as workers:
         assert workers.run(
             [(each, 5) for each in trials], is_over=lambda: False, ended=lambda each: ended.append(each.method)
         )
-    assert ended == ["a", "dies", "b", "c"]
+    assert ended == ["a", "dies", "b", "c", "breaks", "d"]
     records = [read_record(each) or {} for each in trials]
-    assert [record["status"] for record in records] == ["done", "failed", "done", "done"]
+    assert [record["status"] for record in records] == ["done", "failed", *["done"] * 4]
     assert records[1]["error"] == f"its process ended with code 7; {trials[1].folder / LOG} has its last words"
     assert records[0]["pause"] == 5
-    # One process takes one trial after the other, until it dies.
-    assert records[2]["process"] == records[3]["process"] != records[0]["process"]
+    # One process takes one trial after the other, until it dies or says that it is broken.
+    assert records[2]["process"] == records[3]["process"] == records[4]["process"]
+    assert len({records[number]["process"] for number in (0, 2, 5)}) == 3
     assert (trials[2].folder / LOG).read_text(encoding="utf-8") == "log of b\n"
 
 
