@@ -1,10 +1,10 @@
 """Passes replayed as CUDA graphs: the host asks for a thousand operations at once.
 
 Each bucket of batches (`qa_dist.features.buckets`) has a graph of its own. The first batch of a bucket is computed
-operation by operation, as everything is that has no graph; so libraries have loaded what they need. The second one is
-computed so as well, and recorded, and replayed with the same dropout: only a graph that gives the same losses and
-gradients is kept. What cannot be recorded, or is not the same, goes on operation by operation, with the same batches
-and the same dropout, so that a resumed run does not depend on which of its passes were replayed.
+operation by operation, so that libraries have loaded what they need. The second one is computed so as well, and
+recorded, and replayed with the same dropout: only a graph that gives the same losses and gradients is kept. What has
+none goes on operation by operation, with the same batches and the same dropout, so that a resumed run does not depend
+on which of its passes were replayed.
 
 Exchange, clipping and update are not recorded: they are a few launches, which the host asks for while the device is at
 the pass; the exchange may go through a library that cannot be recorded, and the learning rate stays a number.
@@ -70,17 +70,21 @@ class GraphPasses(Passes):
         self._seen: set[Bucket] = set()
         self._problem: str | None = None
         self._num_replayed = self._num_launched = 0
+        self._is_training = False
         # A graph adds to gradients where they were when it was recorded.
         engine.keeps_gradients = True
+
+    def begin_step(self) -> None:
+        # A replay drops what was dropped when it was recorded; to tell hundreds of modules takes milliseconds.
+        self._is_training = False
 
     def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
         batch = micro_batch.batch
         assert isinstance(batch, BucketBatch)
         recorded = self._graphs.pop(batch.bucket, None)
         if recorded is not None and any(map(is_not, recorded.gradients, self._gradients())):
-            # Somebody dropped the gradients that it adds to.
             recorded.graph.reset()
-            recorded = None
+            recorded = None  # somebody dropped the gradients that it adds to
         if recorded is not None:
             self._graphs[batch.bucket] = recorded
             recorded.numbers.copy_(batch.numbers)
@@ -108,6 +112,9 @@ class GraphPasses(Passes):
     def _launch(self, batch: BucketBatch) -> torch.Tensor:
         """Losses [S] of a pass operation by operation."""
         inputs = BucketInputs.within(batch.numbers, batch.bucket)
+        if not self._is_training:
+            self._engine.module.train()
+            self._is_training = True
         if self._num_launched == 1:
             self._let_go(inputs)
         with self._recorder.beside():

@@ -22,6 +22,10 @@ class Passes(ABC):
     takes_buckets: ClassVar[bool] = False
 
     @abstractmethod
+    def begin_step(self) -> None:
+        """Before the first micro-batch of a step, which may follow an evaluation."""
+
+    @abstractmethod
     def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
         """Add a micro-batch's gradients to this rank's; the loss of each of its features, float32 [B], on the device.
 
@@ -41,6 +45,10 @@ class EagerPasses(Passes):
 
     def __init__(self, ranks: Ranks, engine: Engine) -> None:
         self._ranks, self._engine = ranks, engine
+
+    def begin_step(self) -> None:
+        # Always: a model that was just loaded has parts that do not drop anything, whatever its own mode says.
+        self._engine.module.train()
 
     def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
         batch = micro_batch.batch

@@ -184,8 +184,7 @@ class Trainer:
     def _accumulate(self, step: int, report: StepReport) -> bool:
         """This rank's gradients of a step, and its losses in the report; False if it ran out of memory."""
         seed_dropout(self.config.training.seed, step, self.ranks.rank, self.ranks.device)
-        # Always: a model that was just loaded has parts that do not drop anything, whatever its own mode says.
-        self.engine.module.train()
+        self.passes.begin_step()
         try:
             self.ranks.watchdog.beat(f"step {step + 1}, before its first micro-batch")
             micro_batches = self.inputs.micro_batches(step, self.max_tokens)

@@ -195,8 +195,9 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(scene: Scene, launched: d
     scene.run(made, range(4))
     state = RunState(world_size=1, max_tokens_per_device=MOST_TOKENS)
     checkpoint = made.checkpoint(4, None, state)
-    # An evaluation leaves the model in another mode.
+    # An evaluation leaves the model in another mode, and what is launched behind it must drop all the same.
     made.model.eval()
+    made.passes.release()
     assert same(scene.run(made, range(4, NUM_STEPS)), launched)
     again = scene.trainer()
     again.restore(checkpoint)
