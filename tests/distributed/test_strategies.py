@@ -113,10 +113,10 @@ def test_a_strategy_gives_what_one_process_gives(
     assert in_this_process(evaluate.main, ["--adapter", str(output), "--results_dir", str(again)]) == 0
     for name in ("predictions.json", "metrics.json", "nbest.json", "null_odds.json"):
         assert (again / name).read_bytes() == (output / name).read_bytes(), name
-    # And it goes on from a checkpoint of the strategy.
+    # And it goes on from a checkpoint of the strategy, with adapters in groups, where peft had them.
     resumed = tmp_path / "resumed"
     checkpoint = output / "checkpoints" / "step-00000006"
-    options = words(inputs, resumed, resume_from_checkpoint=checkpoint)
+    options = words(inputs, resumed, resume_from_checkpoint=checkpoint, lora_implementation="grouped")
     assert in_this_process(train.main, options) == 0
     for name, tensor in load_file(single / "adapter_model.safetensors").items():
         found = load_file(resumed / "adapter_model.safetensors")[name]
