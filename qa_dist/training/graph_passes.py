@@ -34,7 +34,7 @@ MOST_GRAPHS = 64
 ROUNDING = {"no": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
 """How far a replay may be from what it replays, as a share of the losses and of the gradient.
 
-Flash attention's backward pass adds up in any order, which changes bfloat16 gradients by 2e-4 of their norm (measured
+Flash attention adds up gradients in any order, which changes those of bfloat16 by 2e-4 to 2e-3 of their norm (measured
 on an H100); another mask of dropout changes them by more than 0.1.
 """
 
@@ -69,8 +69,7 @@ class GraphPasses(Passes):
         self._graphs: dict[Bucket, _Recorded] = {}
         self._seen: set[Bucket] = set()
         self._problem: str | None = None
-        self._num_replayed = self._num_launched = 0
-        self._is_training = False
+        self._num_replayed, self._num_launched, self._is_training = 0, 0, False
         # A graph adds to gradients where they were when it was recorded.
         engine.keeps_gradients = True
 
@@ -152,9 +151,9 @@ class GraphPasses(Passes):
                 self.give_up(f"one cannot be recorded ({why})")
             self._recorder.set_dropout_state(end)
         # As if nothing but the launched pass had been.
-        for parameter, before, new in zip(self._parameters, earlier, wanted, strict=True):
-            if parameter.grad is not None and new is not None:
-                parameter.grad.copy_(new if before is None else before + new)
+        for now, before, new in zip(self._gradients(), earlier, wanted, strict=True):
+            if now is not None and new is not None:
+                now.copy_(new if before is None else before + new)
         return losses_S
 
     def _record(
@@ -193,7 +192,7 @@ class GraphPasses(Passes):
         module.train()
 
     def give_up(self, problem: str) -> None:
-        """Go on without graphs, because of a problem; ranks need not agree: they exchange nothing inside a pass."""
+        """Go on without graphs, because of a problem; ranks need not agree: they exchange nothing in a pass."""
         self.release()
         self._problem = problem
         self._notice(f"CUDA graphs are not used from here on: {problem}")

@@ -65,9 +65,9 @@ def train(scene: Scene, tuning: str, batch_size: int, *, dropout: bool = True, *
         figures = _timed(trainer, range(warmup, warmup + num_steps), _rate(scene))
         figures["budget"] = trainer.max_tokens
         figures |= trainer.passes.describe()
-        if scene.is_cuda:
+        if scene.is_cuda and trainer.passes.takes_buckets:
             # What graphs keep counts as free between their replays.
-            figures["reserved_bytes"] = torch.cuda.memory_reserved()
+            figures["peak_memory_bytes"] = torch.cuda.max_memory_reserved()
         figures |= _profiled(scene, trainer, warmup)
     return figures
 
