@@ -185,6 +185,8 @@ def refusal_table() -> str:
     }
     rows["`--ema_decay`"] = {"ema_decay": 0.99}
     rows["`--cpu_offload`"] = {"cpu_offload": True}
+    # With auto, layers are left as they are where this does not work.
+    rows |= {f"`--torch_compile {kind}`": {"torch_compile": kind} for kind in ("layers", "model")}
     strategies = typing.get_args(Strategy)
     lines = [
         "| option | " + " | ".join(STRATEGY_NAMES[strategy] for strategy in strategies) + " |",

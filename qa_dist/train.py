@@ -71,8 +71,8 @@ def _memory_lines(config: RunConfig, plan: "Plan") -> list[str]:
     """The estimate of what a rank of the run holds."""
     from qa_dist.memory.estimate import EstimateConfig, NotEstimatedError, estimate, table
 
-    if config.training.torch_compile:
-        return ["not estimated: --torch_compile keeps other tensors than those that the estimate knows"]
+    if config.training.torch_compile == "model":
+        return ["not estimated: --torch_compile model keeps other tensors than those that the estimate knows"]
     training = dataclasses.replace(config.training, max_tokens_per_device=plan.max_tokens)
     options = EstimateConfig(strategy=plan.strategy, num_processes=plan.world_size, device=plan.device)
     try:

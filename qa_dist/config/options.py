@@ -47,13 +47,16 @@ def option(
     below: float | None = None,
     required: bool = False,
     fixed: bool = False,
+    booleans: tuple[str, str] | None = None,
 ) -> Any:
     """A dataclass field with its help and the range of its values (minimum, maximum inclusive; above, below not).
 
-    `fixed` marks what decides the steps of a run: a run that is resumed must have the same value.
+    `fixed` marks what decides the steps of a run: a run that is resumed must have the same value. `booleans` are the
+    values that false and true stand for, in recipes from a time when the option was one or the other.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "limits": limits, "required": required, "fixed": fixed})
+    metadata = {"help": help, "limits": limits, "required": required, "fixed": fixed, "booleans": booleans}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,8 +305,12 @@ class TrainingConfig:
         "files in ds_configs/ do",
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
-    torch_compile: bool = option(
-        False, "compile the encoder: minutes at the start, for fused elementwise operations in every step"
+    torch_compile: Literal["auto", "no", "layers", "model"] = option(
+        "auto",
+        "compile `layers` of the encoder, one graph for all of them, or the whole `model`, which takes minutes: fewer "
+        "and faster operations in every step. auto: layers on CUDA, where rows are without padding, the run is long "
+        "enough and they are found to compute the same",
+        booleans=("no", "model"),
     )
     cuda_graphs: Literal["auto", "no"] = option(
         "auto",

@@ -215,7 +215,7 @@ def _values_of(
                 problems.append(_unknown(name, allowed, where))
                 continue
             try:
-                values[name] = _limited(fields[name], _convert(raw, hints[name]))
+                values[name] = _limited(fields[name], _convert(_word_of(fields[name], raw), hints[name]))
             except ValueError as error:
                 problems.append(f"{where + ': ' if where else ''}--{name} {shown(raw)} {error}")
     return values, problems
@@ -282,7 +282,7 @@ def _read_flags(
         section = parser.add_argument_group(f"{group.__name__.removesuffix('Config').lower()} options", group.__doc__)
         hints = typing.get_type_hints(group)
         for item in dataclasses.fields(group):
-            boolean = bool in (hints[item.name], *typing.get_args(hints[item.name]))
+            boolean = item.metadata["booleans"] or bool in (hints[item.name], *typing.get_args(hints[item.name]))
             const = True if boolean else _NO_VALUE
             section.add_argument(
                 f"--{item.name}",
@@ -315,6 +315,14 @@ def _unknown(name: str, names: Iterable[str], where: str) -> str:
     close = difflib.get_close_matches(name, list(names), n=1)
     hint = f"did you mean --{close[0]}?" if close else "see --help for all options"
     return f"{where + ': ' if where else ''}--{shown(name)} is no option here; {hint}"
+
+
+def _word_of(item: "dataclasses.Field[Any]", raw: Any) -> Any:
+    """`raw`, or what it stands for if it is true or false, and the option was one or the other once."""
+    try:
+        return item.metadata["booleans"][_convert(raw, bool)] if item.metadata["booleans"] else raw
+    except ValueError:
+        return raw
 
 
 def _convert(raw: Any, hint: Any) -> Any:

@@ -179,10 +179,10 @@ def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
             f"--mixed_precision fp16 does not work with {strategy}, which would scale the loss in its own way; "
             "use bf16, or accelerate_configs/ddp.yaml"
         )
-    if training.torch_compile and strategy in ("zero3", "fsdp2"):
+    if training.torch_compile in ("layers", "model") and strategy in ("zero3", "fsdp2"):
         yield (
-            f"--torch_compile does not work with {strategy}, which gathers weights between the operations; "
-            "drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
+            f"--torch_compile {training.torch_compile} does not work with {strategy}, which gathers weights between "
+            "the operations; drop it, or use accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
         )
     if config.model.lora_implementation == "grouped" and strategy != "ddp":
         yield (

@@ -110,8 +110,10 @@ def choose_strategies(config: RunConfig, wanted: str) -> tuple[list[Strategy], d
     Raises:
         ConfigError: The strategy that was named, or every one, does not go with the other options.
     """
-    if config.training.torch_compile:
-        raise ConfigError(["--torch_compile keeps other tensors than what is estimated here; estimate without it"])
+    if config.training.torch_compile == "model":
+        raise ConfigError(
+            ["--torch_compile model keeps other tensors than what is estimated here; estimate without it"]
+        )
     problems = {strategy: list(recipe_problems(strategy, config)) for strategy in typing.get_args(Strategy)}
     chosen = [name for name, reasons in problems.items() if wanted in ("all", name) and not reasons]
     refused = {name: reasons[0] for name, reasons in problems.items() if wanted in ("all", name) and reasons}
@@ -160,6 +162,9 @@ def estimate(
         )
         process = processes[_imports(strategy, config)].result() if processes else 0
         estimates.append(_estimate(config, sizes, setup, passes, process, memory))
+    may_compile = ("auto", "layers") if kind == "cuda" else ("layers",)
+    if config.training.torch_compile in may_compile:
+        notes = (*notes, "layers that --torch_compile compiles hold as much as counted here or up to a fifth less")
     return estimates, [*notes, *_not_counted(kind, has_cuda)]
 
 

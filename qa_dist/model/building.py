@@ -61,14 +61,15 @@ def build_model(
     seed: int,
     max_seq_length: int,
     gradient_checkpointing: bool = False,
-    torch_compile: bool = False,
+    torch_compile: str = "no",
     tokenizer_pads_left: bool = False,
     device: torch.device = CPU,
 ) -> tuple[SpanModel, ParameterReport]:
     """The model as training starts with it, and the report of what it trains.
 
     New weights (the head's, the adapters') are drawn from `seed`, so every rank builds the same ones. Quantised weights
-    are on `device` already, everything else is on the CPU.
+    are on `device` already, everything else is on the CPU. `torch_compile` is the option: `model` is compiled here,
+    layers are later (`qa_dist.model.compiling`).
 
     Raises:
         UserError: The model cannot be loaded, or an option does not fit it.
@@ -83,10 +84,10 @@ def build_model(
         gradient_checkpointing=gradient_checkpointing,
         tokenizer_pads_left=tokenizer_pads_left,
     )
-    if torch_compile:
-        # It fuses the masks of its own dropout into what surrounds them.
+    if torch_compile == "model":
         span_model.compile_encoder()
-    elif not torch.cuda.is_available():
+    # What is compiled fuses the masks of torch's own dropout into what surrounds them.
+    if torch_compile in ("no", "auto") and not torch.cuda.is_available():
         use_cheap_dropout(span_model)
     return span_model, parameter_report(span_model, before)
 

@@ -45,6 +45,7 @@ class StepInputs:
         num_steps: optimiser steps of the run.
         longest: tokens that the longest feature is computed with.
         uses_buckets: whether micro-batches are `BucketBatch`es.
+        mean_tokens: tokens of all features of a step, on average.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class StepInputs:
         in_all_epochs = math.ceil(training.num_train_epochs * self.steps_per_epoch)
         self.num_steps = min(in_all_epochs, training.max_train_steps or in_all_epochs)
         self.longest = model.padded_length or int(store.lengths[self.features].max())
+        self.mean_tokens = float(store.lengths[self.features].sum()) / self.steps_per_epoch
         self._seed, self._global_batch_size = training.seed, training.global_batch_size
         self._store, self._device = store, device
         self._is_padded, self._padded_length = model.padding != "unpadded", model.padded_length

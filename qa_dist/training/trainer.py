@@ -20,6 +20,7 @@ from qa_dist.model.dropout import seed_dropout
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.model.trainable import GradientCheck
 from qa_dist.training.checkpoints import Checkpoint
+from qa_dist.training.compile_choice import compile_where_right
 from qa_dist.training.identity import run_identity
 from qa_dist.training.lora_choice import group_adapters
 from qa_dist.training.memory_probe import token_budget
@@ -85,6 +86,7 @@ class Trainer:
         self.average = None if training.ema_decay is None else WeightAverage(model.trainable(), training.ema_decay)
         # On the device, and before anything is captured or measured.
         group_adapters(config, ranks, model, notice)
+        compile_where_right(config, ranks, model, self.inputs, notice)
         self.passes = choose_passes(config, ranks, self.engine, model, notice)
         self.inputs.uses_buckets = self.passes.takes_buckets
         self.notice = notice

@@ -193,7 +193,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], model: str) -> None:
         (["--device_memory", "24G"], "--device_memory 24G is no size; write it as 24GiB"),
         (["--strategy", "zero2", "--mixed_precision", "fp16"], "--mixed_precision fp16 does not work with zero2"),
         (["--cpu_offload", "--strategy", "ddp"], "--cpu_offload does not work with ddp"),
-        (["--torch_compile"], "--torch_compile keeps other tensors"),
+        (["--torch_compile", "model"], "--torch_compile model keeps other tensors"),
         (["--tuning", "full", "--quantization", "8bit"], "freezes what --tuning full trains"),
         (["--num_processes", "0"], "--num_processes 0 is out of range"),
         (["--max_tokens_per_device", "40"], "--max_tokens_per_device 40 is less than one feature"),

@@ -176,7 +176,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         *_whole_runs(scene),
         check("quantised", 40, steps.quantised, 8),
         check("moments in 8 bits", 30, steps.small_moments, 5),
-        check("compiled", 120, steps.compiled, 30),
+        check("compiled", 180, steps.compiled, 60),
         check("CUDA graphs that fail", 30, graphs.graphs_that_fail, 8),
         *_second_measurements(scene),
         check("unit tests", 100, processes.unit_tests, 30),
@@ -225,6 +225,9 @@ def _whole_runs(scene: "Scene") -> list["Item"]:
 def _second_measurements(scene: "Scene") -> list["Item"]:
     """The other batch sizes, the other rivals."""
     items = [
+        _training(scene, "q, v", 32, compiled=True),
+        # Compiled code is on the disk by now.
+        _training(scene, "q, v", 32, compiled=True, graphs=True),
         _training(scene, "all-linear", 128),
         _training(scene, "q, v", 256),
         _trainer(scene, "best options", "full", 32, **_BEST),
@@ -242,7 +245,14 @@ def _second_measurements(scene: "Scene") -> list["Item"]:
 
 
 def _training(
-    scene: "Scene", tuning: str, batch_size: int, *, dropout: bool = True, graphs: bool = False, **options: str
+    scene: "Scene",
+    tuning: str,
+    batch_size: int,
+    *,
+    dropout: bool = True,
+    graphs: bool = False,
+    compiled: bool = False,
+    **options: str,
 ) -> "Item":
     from qa_dist.benchmarking.gpu import speed
     from qa_dist.benchmarking.gpu.running import Item
@@ -250,6 +260,9 @@ def _training(
     changes = [*options.values(), *([] if dropout else ["no dropout"]), *(["graphs"] if graphs else [])]
     name = ", ".join([f"train {tuning}", f"batch {batch_size}", *changes])
     options |= {"cuda_graphs": "auto"} if graphs else {}
+    if compiled:
+        work = partial(speed.train, scene, tuning, batch_size, dropout=dropout, torch_compile="layers", **options)
+        return Item(f"{name}, compiled layers", "b", 240, work, 60 if graphs else 120)
     work = partial(speed.train, scene, tuning, batch_size, dropout=dropout, **options)
     return Item(name, "b", 40, work, scene.choose(8, 0))
 

@@ -16,13 +16,20 @@ BEGIN, END = "<!-- results: written by `python -m qa_dist.bench gpu report` -->"
 Figures = Mapping[str, Any]
 Results = dict[str, dict[str, Any]]
 
+_GRAPHS = "train q, v, batch 32, graphs"
+_COMPILED = "train q, v, batch 32, compiled layers"
+
 PREDICTIONS: tuple[tuple[str, str, str, str, float], ...] = (
     ("train q, v, batch 32", "ms_per_step", "ms a step, LoRA on q and v, batch of 32", "at most 11", 1),
-    ("train q, v, batch 32, graphs", "ms_per_step", "ms a step of the same, passes replayed as graphs", "7 to 16", 1),
+    (_GRAPHS, "ms_per_step", "ms a step of the same, passes replayed as graphs", "7 to 16", 1),
     ("epoch", "seconds", "seconds an epoch of the same", "at most 30", 1),
     ("train q, v, batch 32", "fraction_of_989", "share of 989 TFLOP/s, batch of 32", "0.18 to 0.20", 1),
     ("train q, v, batch 32", "launches_per_step", "launches a step, the optimiser's included", "at most 1,200", 1),
     ("train q, v, batch 32", "syncs_per_step", "waits of the host a step", "at most 1", 1),
+    (_COMPILED, "ms_per_step", "ms a step with compiled layers", "at most 41", 1),
+    (f"{_GRAPHS}, compiled layers", "ms_per_step", "ms a step with both", "12 to 14", 1),
+    (_COMPILED, "launches_per_step", "launches a step with compiled layers", "at most 700", 1),
+    (_COMPILED, "start_seconds", "seconds to compile and compare them", "70 to 100", 1),
     ("machine", "bf16_flops_per_second", "TFLOP/s of large bf16 products", "about 800", 1e-12),
 )
 """Item, figure, what it is, what was predicted for one H100, and the factor of the unit."""

@@ -65,6 +65,7 @@ class Scene:
             "disable_tqdm": True,
             # What is checked and measured without them is told from what is with them.
             "cuda_graphs": "no",
+            "torch_compile": "no",
         }
         values |= options
         if values.get("tuning") == "full":

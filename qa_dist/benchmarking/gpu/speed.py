@@ -15,7 +15,7 @@ from qa_dist.benchmarking.flops import StepFlops
 from qa_dist.benchmarking.gpu.numerics import PEAK_BF16, product_rate
 from qa_dist.benchmarking.gpu.running import Figures, Skipped
 from qa_dist.benchmarking.gpu.scene import Scene, alone
-from qa_dist.benchmarking.gpu.steps import count_syncs
+from qa_dist.benchmarking.gpu.steps import compile_seconds, count_syncs
 from qa_dist.benchmarking.job import Job
 from qa_dist.benchmarking.measuring import synchronize
 from qa_dist.benchmarking.settings import MODEL_DROPOUT, NO_DROPOUT
@@ -55,7 +55,9 @@ def train(scene: Scene, tuning: str, batch_size: int, *, dropout: bool = True, *
     num_steps = scene.choose(max(30, min(most, 6000 // batch_size)), 2)
     warmup = scene.choose(_WARMUP_STEPS, 1)
     with alone(config) as ranks:
-        trainer = scene.trainer(config, ranks, num_features=(num_steps + warmup) * batch_size)
+        begin, notices = time.perf_counter(), list[str]()
+        trainer = scene.trainer(config, ranks, num_features=(num_steps + warmup) * batch_size, notice=notices.append)
+        start_seconds = time.perf_counter() - begin
         for step in range(warmup):
             trainer.step(step)
         if trainer.passes.takes_buckets:
@@ -63,7 +65,9 @@ def train(scene: Scene, tuning: str, batch_size: int, *, dropout: bool = True, *
             for step in 2 * [*range(warmup, warmup + num_steps)]:
                 trainer.step(step)
         figures = _timed(trainer, range(warmup, warmup + num_steps), _rate(scene))
-        figures["budget"] = trainer.max_tokens
+        figures |= {"budget": trainer.max_tokens, "start_seconds": start_seconds, "said": notices}
+        if config.training.torch_compile == "layers":
+            figures["compile_seconds"] = compile_seconds()
         figures |= trainer.passes.describe()
         if scene.is_cuda and trainer.passes.takes_buckets:
             # What graphs keep counts as free between their replays.

@@ -42,6 +42,21 @@ def test_switches_need_no_value(words: list[str]) -> None:
     assert read(*words, "--use_dora", "false").model.use_dora is False
 
 
+@pytest.mark.parametrize(
+    ("line", "meaning"), [("false", "no"), ("true", "model"), ("no", "no"), ("layers", "layers"), ("auto", "auto")]
+)
+def test_recipes_from_a_time_when_an_option_was_true_or_false_still_read(
+    line: str, meaning: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"torch_compile: {line}\n", encoding="utf-8")
+    assert read("--config", str(recipe)).training.torch_compile == meaning
+    assert read("--torch_compile", line).training.torch_compile == meaning
+    assert read("--torch_compile").training.torch_compile == "model"
+    with pytest.raises(ConfigError, match="--torch_compile maybe is not one of auto, no, layers, model"):
+        read("--torch_compile", "maybe")
+
+
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     config = read("--train_file", "a.json", "--report_to", "tensorboard,wandb", "--max_grad_norm", "none", "--use_dora")
     write_config(config, tmp_path / "config.yaml")

@@ -209,9 +209,9 @@ def test_fsdp2_is_read() -> None:
 
 
 def test_options_that_a_strategy_cannot_honour_are_refused() -> None:
-    assert "--torch_compile does not work with fsdp2" in problems(FSDP, torch_compile=True)
-    assert "--torch_compile does not work with zero3" in problems(
-        deepspeed(ROOT / "ds_configs/zero3.json"), torch_compile=True
+    assert "--torch_compile layers does not work with fsdp2" in problems(FSDP, torch_compile="layers")
+    assert "--torch_compile model does not work with zero3" in problems(
+        deepspeed(ROOT / "ds_configs/zero3.json"), torch_compile="model"
     )
     for launched in (FSDP, deepspeed(ROOT / "ds_configs/zero1.json")):
         assert "--lora_implementation grouped does not work with" in problems(launched, lora_implementation="grouped")

@@ -170,7 +170,7 @@ def test_what_would_end_the_run_before_its_first_step_ends_the_dry_run(
 
 
 def test_a_compiled_model_has_no_estimate() -> None:
-    config = RunConfig(training=TrainingConfig(torch_compile=True))
+    config = RunConfig(training=TrainingConfig(torch_compile="model"))
     plan = Plan(world_size=1, device="cpu", strategy="ddp", max_tokens=1024, sections={})
     (line,) = train._memory_lines(config, plan)
-    assert line.startswith("not estimated: --torch_compile")
+    assert line.startswith("not estimated: --torch_compile model")
