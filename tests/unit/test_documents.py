@@ -190,7 +190,8 @@ def test_the_site_builds_and_its_pages_load_nothing_from_elsewhere(tmp_path: Pat
     pages = {
         document.removeprefix("docs/").replace(".md", ".html") for document in PAGES if document.startswith("docs/")
     }
-    assert built.keys() == {*pages, "404.html"}
+    notebooks = {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.ipynb")}
+    assert built.keys() == {*pages, *notebooks, "404.html"}
     for name, path in built.items():
         loaded = re.findall(
             r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", path.read_text()
