@@ -79,5 +79,3 @@ def run_problems(config: Any) -> Iterable[str]:
     training, tuning = config.training, config.model.tuning
     if tuning == "full" and training.loraplus_lr_ratio is not None:
         yield "--loraplus_lr_ratio is about LoRA adapters but --tuning is full; drop it or use --tuning lora"
-    if tuning == "lora" and training.layer_decay is not None:
-        yield "--layer_decay is about all layers but --tuning is lora; drop it or use --tuning full"

@@ -252,8 +252,8 @@ class TrainingConfig:
     )
     layer_decay: float | None = option(
         None,
-        "with --tuning full, the learning rate of a layer over that of the next one up, down to the embeddings (Howard "
-        "and Ruder 2018); none: 1",
+        "learning rate of a layer, or of its adapters, over that of the next one up, from the head down to the "
+        "embeddings (Howard and Ruder 2018); none: 1",
         above=0,
         maximum=1,
         fixed=True,

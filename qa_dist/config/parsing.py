@@ -248,8 +248,6 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
     if layer.get("tuning") == "full":
         names += [name for name in defaults(ModelConfig) if name.startswith("lora_")]
         names += ["use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"]
-    elif layer.get("tuning") == "lora":
-        names.append("layer_decay")
     return names
 
 

@@ -9,7 +9,8 @@ def rate_factors(model: SpanModel, training: TrainingConfig) -> dict[str, float]
 
     `--loraplus_lr_ratio` is for the adapters' B (LoRA+, Hayou et al. 2024, section 4), `--head_lr_ratio` for the head.
     `--layer_decay` d gives layer i of n, counted from 1 at the bottom, the factor d^(n + 1 - i), what lies below the
-    layers d^(n + 1), and what lies between them and the head d, as ELECTRA does (Clark et al. 2020, appendix A).
+    layers d^(n + 1), and what lies between them and the head d, as ELECTRA does (Clark et al. 2020, appendix A); it is
+    multiplied with the others.
     """
     head = set(head_parameters(model))
     factors: dict[str, float] = {}
@@ -19,7 +20,8 @@ def rate_factors(model: SpanModel, training: TrainingConfig) -> dict[str, float]
         elif ".lora_B." in name or ".lora_embedding_B." in name:
             factors[name] = training.loraplus_lr_ratio or 1.0
     if training.layer_decay is not None:
-        factors |= _layer_factors(model, training.layer_decay, head)
+        for name, factor in _layer_factors(model, training.layer_decay, head).items():
+            factors[name] = factors.get(name, 1.0) * factor
     return {name: factor for name, factor in factors.items() if factor != 1}
 
 

@@ -50,6 +50,16 @@ def test_layers_learn_slower_from_the_head_down(tmp_path: Path, family: str) -> 
     assert not any("layer" in name or "embeddings" in name for name in found[1.0])
 
 
+def test_adapters_learn_as_their_layers_do_and_the_factors_are_multiplied(tmp_path: Path) -> None:
+    made = model(tmp_path)
+    factors = rate_factors(made, TrainingConfig(layer_decay=0.5, loraplus_lr_ratio=16, head_lr_ratio=3))
+    expected = {("0", "lora_A"): 0.25, ("0", "lora_B"): 4, ("1", "lora_A"): 0.5, ("1", "lora_B"): 8}
+    for name, _ in made.trainable():
+        kind = "lora_A" if "lora_A" in name else "lora_B"
+        place = "0" if ".layer.0." in name else "1"
+        assert factors[name] == (3 if "qa_outputs" in name else expected[place, kind]), name
+
+
 def test_a_step_is_as_long_as_the_factor_says(tmp_path: Path) -> None:
     """Adam's first step is the learning rate in every element, whatever the gradient."""
     made = model(tmp_path)
@@ -70,7 +80,6 @@ def test_a_step_is_as_long_as_the_factor_says(tmp_path: Path) -> None:
 def test_what_does_not_fit_the_tuning_is_refused() -> None:
     for base, sentence in (
         ({"tuning": "full", "loraplus_lr_ratio": 4}, "--loraplus_lr_ratio is about LoRA adapters but --tuning is full"),
-        ({"layer_decay": 0.9}, "--layer_decay is about all layers but --tuning is lora"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             parse(["--output_dir", "x"], prog="test", description="", base=base)
