@@ -44,7 +44,7 @@ def _facts(sweep: Mapping[str, Any]) -> list[str]:
             f"- {data['train']['num_examples']:,} questions to train on, "
             f"{data['validation']['num_examples']:,} to score; {_length(sweep['shared_options'])}"
         )
-    lines.append(f"- `{' '.join(_command(sweep['command']))}`")
+    lines.append(f"- `{' '.join(sweep['command'])}`")
     ended = sum(trial["status"] in ("done", "paused") for trial in sweep["trials"])
     lines.append(f"- {ended} of {sweep['num_trials']} trials ended, in {sweep['seconds'] / 60:.1f} minutes")
     return lines
@@ -53,8 +53,3 @@ def _facts(sweep: Mapping[str, Any]) -> list[str]:
 def _length(options: Mapping[str, Any]) -> str:
     steps, epochs = options.get("max_train_steps"), options.get("num_train_epochs")
     return f"{steps:,} steps" if steps else f"{epochs:g} epochs" if epochs else "trials of different lengths"
-
-
-def _command(words: list[str]) -> list[str]:
-    """The command without the folders of the machine that it ran on."""
-    return ["qa-dist", "sweep", *(Path(word).name or word for word in words[1:])]

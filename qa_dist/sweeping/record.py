@@ -120,10 +120,17 @@ def write_sweep(path: Path, plan: Plan, records: Sequence[Record], about: Mappin
             **shared,
             "rungs": list(plan.rungs),
             "num_trials": len(plan.trials),
-            "shared_options": _shared([record["config"] for record in records]),
+            "shared_options": {
+                name: without_folders(value) for name, value in _shared([each["config"] for each in records]).items()
+            },
             "trials": [{name: value for name, value in record.items() if name not in left_out} for record in records],
         },
     )
+
+
+def without_folders(value: Any) -> Any:
+    """A value as others may read it: of a path, which only this machine has, the last part."""
+    return (Path(value).name or value) if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _common(records: Sequence[Record], name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Protocol
 from qa_dist.common.secrets import masked
 from qa_dist.sweeping.halving import better_half
 from qa_dist.sweeping.plan import Plan, Trial
-from qa_dist.sweeping.record import Record, is_at, read_record, score_at, write_sweep
+from qa_dist.sweeping.record import Record, is_at, read_record, score_at, without_folders, write_sweep
 from qa_dist.sweeping.workers import Task
 
 
@@ -47,7 +47,7 @@ def run_sweep(
     begun = time.monotonic()
     about = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [masked(word) for word in sys.argv],
+        "command": ["qa-dist", "sweep", *(without_folders(masked(word)) for word in sys.argv[1:])],
     }
     records = {trial.name: read_record(trial) for trial in plan.trials}
 

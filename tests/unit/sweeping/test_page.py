@@ -13,7 +13,7 @@ SWEEP: dict[str, Any] = {
     "format": 1,
     "sweep": "budget_x",
     "started": "2026-01-02T03:04:05+00:00",
-    "command": ["/a/b/qa_dist/sweep.py", "docs/budget_x.yaml", "--output_dir", "/somewhere/x", "--jobs", "2"],
+    "command": ["qa-dist", "sweep", "budget_x.yaml", "--output_dir", "x", "--jobs", "2"],
     "seconds": 90.0,
     "hardware": {"devices": [], "processor": "Some CPU"},
     "versions": {"torch": "2.1", "transformers": "5.1", "peft": None},

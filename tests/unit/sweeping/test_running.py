@@ -110,6 +110,9 @@ def test_a_sweep_halves_goes_on_where_it_was_stopped_and_repeats_nothing(
     sweep = json.loads(results.read_text(encoding="utf-8"))
     assert sweep["shared_options"]["lora_dropout"] == 0.1
     assert "learning_rate" not in sweep["shared_options"]
+    # No folder of this machine.
+    assert sweep["shared_options"]["train_file"] == "train.json"
+    assert str(tmp_path) not in results.read_text(encoding="utf-8")
     assert [(trial["method"], trial["status"]) for trial in sweep["trials"]] == [
         *[("still", "paused")] * 2,
         *[("learns", "done")] * 2,
