@@ -37,7 +37,7 @@ def run_trial(
     try:
         evaluation = train(trial.config, asked_to_stop=asked_to_stop, pause_after=pause_after)
     except Stopped:
-        record["status"] = "stopped"
+        record |= {"status": "stopped", "step": _last_step(trial)}
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
     except UserError as error:
@@ -62,6 +62,13 @@ def run_trial(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return record
+
+
+def _last_step(trial: Trial) -> int:
+    """Optimiser steps that a run that was stopped has done, as its log says."""
+    path = trial.folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def _run_record(trial: Trial) -> dict[str, Any] | None:
