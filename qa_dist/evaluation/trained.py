@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.failures import failures_named
+from qa_dist.distributed.lora_choice import group_for_evaluation
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.limits import limit_lines
 from qa_dist.evaluation.loop import evaluate, evaluation_bar
@@ -79,6 +80,7 @@ def evaluate_trained(
             device=ranks.device,
         ).to(ranks.device)
         check_vocabulary(model, store.largest_token_id)
+        group_for_evaluation(config, ranks, model, lambda text: sys.stderr.write(f"{prog}: {text}\n"))
         if ranks.is_main:
             lines = limit_lines(store, tokenizer, config.evaluation, version_2=questions.version_2)
             sys.stderr.writelines(f"{prog}: {line}\n" for line in (*notes, *lines))

@@ -39,7 +39,9 @@ def difference_from_peft(adapters: GroupedAdapters, autocast: AbstractContextMan
             pairs = [pair for group, x in zip(adapters.groups, inputs, strict=True) for pair in _outputs(group, x)]
         found, expected = ([pair[side] for pair in pairs] for side in (0, 1))
         weights = [torch.randn(each.shape, generator=generator, device=device).to(each.dtype) for each in expected]
-        leaves = [*inputs, *(each for group in adapters.groups for each in group.parameters())]
+        # Of a model that only answers, adapters are frozen.
+        adapted = [each for group in adapters.groups for each in group.parameters() if each.requires_grad]
+        leaves = [*inputs, *adapted]
         gradients = (torch.autograd.grad(outputs, leaves, weights) for outputs in (found, expected))
         return largest_difference([*pairs, *zip(*gradients, strict=True)])
 

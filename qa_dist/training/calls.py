@@ -12,6 +12,7 @@ from qa_dist.common.notebook import named_as_in_python
 from qa_dist.config.options import RunConfig
 from qa_dist.data.folders import Split
 from qa_dist.data.sources import available_splits, subset
+from qa_dist.distributed.lora_choice import group_for_evaluation
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation import loop as evaluation_loop
 from qa_dist.evaluation.normalization import normalization
@@ -155,4 +156,7 @@ def _opened(
         )
     store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
     check_vocabulary(loaded, store.largest_token_id)
-    return loaded.to(ranks.device), store
+    loaded = loaded.to(ranks.device)
+    if loaded is not model:
+        group_for_evaluation(config, ranks, loaded)
+    return loaded, store

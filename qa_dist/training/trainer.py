@@ -10,6 +10,7 @@ import torch
 
 from qa_dist.common.errors import DivergedError, LocalTrainingError, TrainingError
 from qa_dist.config.options import RunConfig
+from qa_dist.distributed.lora_choice import group_adapters
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.features.batching import Indices
@@ -22,7 +23,6 @@ from qa_dist.model.trainable import GradientCheck
 from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.compile_choice import compile_where_right
 from qa_dist.training.identity import run_identity
-from qa_dist.training.lora_choice import group_adapters
 from qa_dist.training.memory_probe import token_budget
 from qa_dist.training.optimizer import is_fused, learning_rate, make_optimizer, step_bytes
 from qa_dist.training.pass_choice import choose_passes

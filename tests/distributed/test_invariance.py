@@ -16,6 +16,8 @@ WORLD_SIZES = (1, 2, 3, 5)
 NUM_STEPS = 24
 BUDGETS = {1: "128", 2: "4096", 3: "200", 5: "96"}
 """Every world size with a token budget of its own: neither may matter."""
+OPTIONS = {2: {"lora_implementation": "grouped"}}
+"""What else must not matter: who computes the adapters."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def runs(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
     outputs = {}
     for world_size in WORLD_SIZES:
         output = outputs[world_size] = tmp_path_factory.mktemp("runs") / str(world_size)
-        words = arguments(inputs, output, max_tokens_per_device=BUDGETS[world_size])
+        words = arguments(inputs, output, max_tokens_per_device=BUDGETS[world_size], **OPTIONS.get(world_size, {}))
         run_main("qa_dist.train", words, output.with_suffix(".log"), num_processes=world_size)
     return outputs
 

@@ -106,8 +106,11 @@ def test_a_strategy_gives_what_one_process_gives(
         for config in described:
             config["target_modules"].sort()
         assert described[0] == described[1]
-    for name in ("predictions.json", "metrics.json"):
-        assert (output / name).read_bytes() == (single / name).read_bytes(), name
+    assert (output / "predictions.json").read_bytes() == (single / "predictions.json").read_bytes()
+    # The best thresholds are scores, which the last bits of the weights move.
+    ours, theirs = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (output, single))
+    assert ours.pop("answer_normalization") == theirs.pop("answer_normalization")
+    assert ours == pytest.approx(theirs, rel=0, abs=1e-3)
     # A plain process reads the adapter and answers the same, to the last score.
     again = tmp_path / "again"
     assert in_this_process(evaluate.main, ["--adapter", str(output), "--results_dir", str(again)]) == 0

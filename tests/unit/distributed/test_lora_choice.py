@@ -11,6 +11,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from qa_dist.distributed.lora_choice import group_adapters, group_for_evaluation
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.building import prepare_store
 from qa_dist.model import lora_check
@@ -18,8 +19,8 @@ from qa_dist.model.building import build_model
 from qa_dist.model.lora_layers import GroupedLora
 from qa_dist.model.precision import autocast
 from qa_dist.model.pretrained import load_tokenizer
+from qa_dist.model.saved import load_trained, save_trained
 from qa_dist.model.span_model import SpanModel
-from qa_dist.training.lora_choice import group_adapters
 from qa_dist.training.run_state import RunState
 from qa_dist.training.trainer import Trainer
 from tests.tiny import tiny_model, tiny_squad
@@ -88,6 +89,25 @@ def test_a_run_goes_on_bit_for_bit_and_either_way_goes_on_from_the_other(start: 
         found = [again.step(step).loss for step in range(2, 4)]
         # Masks are not drawn in peft's order.
         assert found == pytest.approx(losses, rel=difference, abs=0)
+
+
+def test_a_loaded_model_answers_as_the_one_that_was_trained(start: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer = start("grouped")
+    trainer.step(0)
+    folder, config = str(tmp_path / "adapter"), trainer.config
+    save_trained(trainer.model, trainer.engine.weights(), load_tokenizer(config.model), Path(folder))
+    loaded = load_trained(config.model, folder, max_seq_length=64, tokenizer_pads_left=False)
+    input_ids_T = torch.arange(40) % 40 + 5
+    found = []
+    for model in (trainer.model, loaded):
+        if model is loaded:
+            assert group_for_evaluation(config, trainer.ranks, loaded) > 0
+        with torch.inference_mode():
+            found.append(torch.stack(model.eval()(input_ids_T, torch.zeros_like(input_ids_T), (25, 15))))
+    assert kinds(loaded) == {GroupedLora}
+    assert torch.equal(*found)
+    auto = run_config(tmp_path, "auto")
+    assert group_for_evaluation(auto, trainer.ranks, loaded) == 0, "a CPU leaves them to peft"
 
 
 def test_a_cpu_leaves_layers_to_peft(start: Callable[..., Trainer]) -> None:
