@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.command import run_command
@@ -48,6 +49,9 @@ class InspectConfig:
         "scores that any model could reach, instead of describing the data set",
     )
     json: bool = option(False, "print one JSON object instead of text")
+    html: str | None = option(
+        None, "write the description of the data set as an HTML page into this file instead; none: print it"
+    )
 
     def problems(self) -> Iterable[str]:
         yield from adapter_problems(self.adapter)
@@ -59,6 +63,9 @@ class InspectConfig:
         is_one = example_id is not None or self.feature is not None
         if self.adapter is not None and not is_one:
             yield f"--adapter {self.adapter} says something of one example; name it with --id or --feature"
+        if self.html is not None and (is_one or self.suggest or self.json):
+            other = "--json" if self.json else "--suggest" if self.suggest else "--id or --feature"
+            yield f"--html {self.html} is a page about the data set, without {other}; keep one of them"
         if self.suggest and is_one:
             yield "--suggest is about all examples, and --id and --feature name one; keep one of them"
 
@@ -87,6 +94,13 @@ def _inspect(argv: Sequence[str]) -> int:
     from qa_dist.features.building import prepare_store
 
     normalization(config.evaluation.answer_normalization)
+    page = None if options.html is None else Path(os.path.expanduser(options.html))
+    if page is not None:
+        from qa_dist.reporting.drawings import require_matplotlib
+        from qa_dist.reporting.pages import require_page
+
+        require_matplotlib("a page")
+        require_page(page, "--html")
     split = _split(config, options)
     tokenizer, notes = _tokenizer(config, options)
     sys.stderr.writelines(f"{PROG}: note: {note}\n" for note in notes)
@@ -103,6 +117,8 @@ def _inspect(argv: Sequence[str]) -> int:
 
         found = {"split": split, **data_set_view(store, tokenizer, config)}
         lines = data_set_lines(found, style)
+        if page is not None:
+            lines = _written_page(found, config, split, page)
     else:
         from qa_dist.reporting.example_lines import example_lines
         from qa_dist.reporting.examples import chosen_features, example_view
@@ -119,6 +135,18 @@ def _inspect(argv: Sequence[str]) -> int:
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
+
+
+def _written_page(found: Mapping[str, Any], config: RunConfig, split: "Split", path: Path) -> Iterator[str]:
+    """Write a data set's page; what is to be printed of that."""
+    from qa_dist.reporting.data_set_page import data_set_page
+    from qa_dist.reporting.pages import write_page
+
+    data = config.data
+    file = data.train_file if split == "train" else data.validation_file
+    name = os.path.basename(os.path.normpath(file)) if file else data.source
+    write_page(data_set_page({**found, "source": name}), path, "--html")
+    return iter([str(path)])
 
 
 def _tokenizer(config: RunConfig, options: InspectConfig) -> tuple[Any, Sequence[str]]:

@@ -25,10 +25,12 @@ class StepPlan:
         shares: for each rank its micro-batches, each an int64 array of positions in `features`. All ranks have the same
             number of micro-batches, so that collectives inside the forward and backward pass line up; an empty one is
             to be computed with weight zero.
+        most_tokens: real tokens of the rank that has the most.
     """
 
     features: Indices
     shares: tuple[tuple[Indices, ...], ...]
+    most_tokens: int
 
 
 def epoch_order(num_features: int, *, seed: int, epoch: int) -> Indices:
@@ -189,7 +191,8 @@ def plan_step(
         shares.append([np.sort(largest_first[members]) for members in micro_batches])
     most = max(len(share) for share in shares)
     empty = np.empty(0, dtype=np.int64)
-    return StepPlan(features, tuple((*share, *[empty] * (most - len(share))) for share in shares))
+    padded_shares = tuple((*share, *[empty] * (most - len(share))) for share in shares)
+    return StepPlan(features, padded_shares, int(max(tokens)))
 
 
 def evaluation_batches(lengths: Lengths, max_tokens: int, padded_length: int | None = None) -> list[Indices]:

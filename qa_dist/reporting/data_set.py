@@ -26,6 +26,9 @@ WHY_NOT = {**REASONS, LOST_TO_NORMALIZATION: "are nothing in their normal form, 
 
 EXAMPLES_OF_A_REASON = 5
 
+LENGTHS = {"question": "questions", "context": "contexts", "answer": "answers", "feature": "features"}
+"""Whose lengths in tokens are told, and what they are called."""
+
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
 _MOST_BINS = 12

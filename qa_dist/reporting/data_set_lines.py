@@ -6,17 +6,10 @@ from typing import Any
 from qa_dist.answering.sentences import printable
 from qa_dist.answering.terminal import Style
 from qa_dist.reporting.columns import aligned, bright, dim
-from qa_dist.reporting.data_set import QUANTILES, WHY_NOT
+from qa_dist.reporting.data_set import LENGTHS, QUANTILES, WHY_NOT
 
 _LONGEST_BAR = 40
 _LONGEST_TEXT = 70
-
-_LENGTHS = {
-    "question": "questions",
-    "context": "contexts",
-    "answer": "answers",
-    "feature": "features",
-}
 
 
 def data_set_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
@@ -57,7 +50,7 @@ def _lengths(lengths: Mapping[str, Mapping[str, Any]], style: Style) -> Iterator
     names = ("min", *QUANTILES, "max")
     rows = [("", "n", "mean", *names)]
     rows += [
-        (_LENGTHS[name], f"{each['n']:,}", f"{each['mean']:.1f}", *(f"{each[end]:,}" for end in names))
+        (LENGTHS[name], f"{each['n']:,}", f"{each['mean']:.1f}", *(f"{each[end]:,}" for end in names))
         for name, each in lengths.items()
         if each["n"]
     ]
@@ -66,7 +59,7 @@ def _lengths(lengths: Mapping[str, Mapping[str, Any]], style: Style) -> Iterator
     yield from aligned(rows, left=(0,), indent=2)
     for name, each in lengths.items():
         if each["n"]:
-            yield dim(f"  {_LENGTHS[name]}", has_colours=style.has_colours)
+            yield dim(f"  {LENGTHS[name]}", has_colours=style.has_colours)
             yield from _histogram(each["histogram"])
 
 

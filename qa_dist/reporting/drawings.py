@@ -37,14 +37,14 @@ Series = Sequence[tuple[int, Sequence[float] | Float64, Sequence[float] | Float6
 """Curves: the number of the run, which gives the colour, and x and y."""
 
 
-def require_matplotlib() -> None:
-    """Make sure that charts can be drawn, before anything is read for them.
+def require_matplotlib(what: str = "a report") -> None:
+    """Make sure that charts can be drawn, before anything is read for what they belong to.
 
     Raises:
         UserError: They cannot.
     """
     if find_spec("matplotlib") is None or find_spec("jinja2") is None:
-        raise UserError("a report needs matplotlib and Jinja2, which are not installed; pip install 'qa-dist[bench]'")
+        raise UserError(f"{what} needs matplotlib and Jinja2, which are not installed; pip install 'qa-dist[bench]'")
 
 
 def colour(run: int) -> str:
@@ -114,6 +114,24 @@ def reliability(run: int, before: Sequence[Mapping[str, float]], after: Sequence
     axes.set_ylim(-3, 103)
     axes.set_xlabel("confidence, %")
     return _svg(figure, axes, "exact match over confidence")
+
+
+def histogram(bins: Sequence[Mapping[str, int]], label: str) -> str:
+    """How many values are in each bin of whole numbers, from `first` to `last`, both included."""
+    figure, axes = _figure(1.9)
+    starts = [each["first"] for each in bins]
+    widths = [each["last"] - each["first"] + 1 for each in bins]
+    axes.bar(
+        starts,
+        [each["n"] for each in bins],
+        [0.92 * width for width in widths],
+        align="edge",
+        color=colour(0),
+        linewidth=0,
+    )
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("tokens")
+    return _svg(figure, axes, label)
 
 
 def _points(bins: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:

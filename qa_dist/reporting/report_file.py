@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qa_dist.common.errors import ConfigError
-from qa_dist.common.files import require_writable, staged
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.reporting.analysis import Resampling
 from qa_dist.reporting.drawings import require_matplotlib
+from qa_dist.reporting.pages import require_page, write_page
 from qa_dist.reporting.report_page import page
 from qa_dist.reporting.report_scores import scored
 from qa_dist.reporting.run_folders import read_runs
@@ -55,18 +54,11 @@ def write_report(
     """
     output = Path(output)
     require_matplotlib()
-    if output.is_dir():
-        raise ConfigError([f"--output {output} is a folder; name a file, as {output / 'report.html'}"])
-    require_writable(output.parent, "the folder of --output")
+    require_page(output, "--output")
     read = read_runs(runs)
     asked = None if references is None else os.fspath(references)
     found = scored(read, asked, answer_normalization, Resampling(resamples, seed))
     text = page(read, found)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with staged(output) as aside:
-            aside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([f"--output {output} cannot be written: {error.strerror}; name another file"]) from error
+    write_page(text, output, "--output")
     notes = (*(f"{run.name}: {note}" for run in read for note in run.notes), *found.notes)
     return WrittenReport(output, notes)

@@ -4,15 +4,14 @@ All text goes through the template's escaping: what a context, an answer or a na
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qa_dist.reporting.drawings import NUM_COLOURS, curves, reliability, scores
 from qa_dist.reporting.mistakes import KINDS
+from qa_dist.reporting.pages import rendered
 from qa_dist.reporting.report_runs import (
     chosen_options,
     duration,
@@ -31,9 +30,6 @@ MOST_SLICES = 12
 
 MOST_EVALUATIONS = 40
 """Rows of a table of evaluations; the curve has all."""
-
-_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-"""Control characters and halves of characters, which no page may hold."""
 
 
 class Chart(NamedTuple):
@@ -73,51 +69,43 @@ class Scale(NamedTuple):
 
 def page(runs: Sequence[Run], scored: Scored) -> str:
     """The report as HTML: the same for the same runs, to the byte."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     analysis = scored.analysis
     by_run: dict[int, Mapping[str, Any]] = {}
     if analysis is not None:
         by_run = dict(zip(scored.runs, analysis["systems"], strict=True))
     scale = Scale.of([each["f1"] for found in by_run.values() for each in found["slices"]])
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_fit
+    return rendered(
+        "report.html",
+        {
+            "runs": runs,
+            "colours": [number % NUM_COLOURS + 1 for number in range(len(runs))],
+            "states": [state(run) for run in runs],
+            "figures": [list(figures(run, by_run.get(number))) for number, run in enumerate(runs)],
+            "scored": scored,
+            "analysis": analysis,
+            "by_run": by_run,
+            "chosen": chosen_options(runs),
+            "options": option_rows(runs),
+            "facts": fact_rows(runs),
+            "charts": list(_charts(runs, by_run)),
+            "evaluations": [_evaluations(run) for run in runs],
+            "phases": _phases(runs),
+            "memory": _memory(runs),
+            "scale": scale,
+            "slicings": list(_slicings(by_run)),
+            "mistakes": _mistakes(by_run),
+            "kinds": KINDS,
+            "reliabilities": _reliabilities(by_run),
+            "calibrations": {
+                number: list(run.calibration.lines()) for number, run in enumerate(runs) if run.calibration
+            },
+        },
+        {
+            "chance": lambda value: "\u2013" if value is None else f"{value:.4f}",
+            "on_scale": lambda value: f"{scale.place(value):.2f}",
+        },
     )
-    environment.filters["svg"] = Markup
-    environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["score"] = lambda value: f"{value:.2f}"
-    environment.filters["percent"] = lambda value: f"{100 * value:.0f} %"
-    environment.filters["chance"] = lambda value: "\u2013" if value is None else f"{value:.4f}"
-    environment.filters["on_scale"] = lambda value: f"{scale.place(value):.2f}"
-    text = resources.files("qa_dist.reporting").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(text).render(
-        runs=runs,
-        colours=[number % NUM_COLOURS + 1 for number in range(len(runs))],
-        states=[state(run) for run in runs],
-        figures=[list(figures(run, by_run.get(number))) for number, run in enumerate(runs)],
-        scored=scored,
-        analysis=analysis,
-        by_run=by_run,
-        chosen=chosen_options(runs),
-        options=option_rows(runs),
-        facts=fact_rows(runs),
-        charts=list(_charts(runs, by_run)),
-        evaluations=[_evaluations(run) for run in runs],
-        phases=_phases(runs),
-        memory=_memory(runs),
-        scale=scale,
-        slicings=list(_slicings(by_run)),
-        mistakes=_mistakes(by_run),
-        kinds=KINDS,
-        reliabilities=_reliabilities(by_run),
-    )
-
-
-def _fit(value: Any) -> Any:
-    """Text without what no page may hold."""
-    return type(value)(_UNFIT.sub("\ufffd", value)) if isinstance(value, str) else value
 
 
 def _charts(runs: Sequence[Run], by_run: Mapping[int, Mapping[str, Any]]) -> Iterator[Chart]:
@@ -151,6 +139,17 @@ def _charts(runs: Sequence[Run], by_run: Mapping[int, Mapping[str, Any]]) -> Ite
         yield Chart(f"Gradient norm before clipping{scale}", curves(norms, "gradient norm over steps", is_log=is_log))
     if tokens := series("num_tokens"):
         yield Chart("Real tokens of a step, all ranks", curves(tokens, "tokens over steps"))
+    timed = [(number, run.steps) for number, run in logged if _has(run.steps["step_seconds"])]
+    rates = [(number, found["step"], found["num_tokens"] / found["step_seconds"]) for number, found in timed]
+    if rates:
+        yield Chart("Real tokens a second, all ranks", curves(rates, "tokens a second over steps"))
+    shared = [
+        (number, found["step"], found["most_tokens"] * found["world_size"] / found["num_tokens"])
+        for number, found in timed
+        if _has(found["world_size"]) and np.nanmax(found["world_size"]) > 1
+    ]
+    if shared:
+        yield Chart("Tokens of the rank with the most, over the mean", curves(shared, "token balance over steps"))
 
 
 def _has(values: Any) -> bool:

@@ -19,11 +19,15 @@ from qa_dist.common.notebook import ShownAsText, table
 from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_bytes, read_json_object
 from qa_dist.config.parsing import read_recipe
+from qa_dist.model.calibration import Calibration, read_calibration
 from qa_dist.reporting.intervals import Float64
 from qa_dist.reporting.systems import System, read_systems
 
 STEP_FIGURES = ("step", "loss", "learning_rate", "grad_norm", "num_features", "num_tokens")
 """What is read of a line of metrics.jsonl about an optimiser step."""
+
+TIMINGS = ("step_seconds", "most_tokens", "world_size")
+"""What is read of a line of timings.jsonl: seconds of a step, tokens of the rank with the most, number of ranks."""
 
 _MARKS = ("config.yaml", "metrics.jsonl", "run.json", "metrics.json", "predictions.json")
 _EVALUATED = "eval_"
@@ -40,9 +44,11 @@ class Run(ShownAsText):
         path: what the user named.
         config: the options, as its config.yaml has them; empty without one.
         record: run.json, which is written at the end of a run; empty before.
-        steps: the figures of its optimiser steps by name, float64 [S] each, NaN where a line has none.
+        steps: the figures of its optimiser steps by name (`STEP_FIGURES` and `TIMINGS`), float64 [S] each, NaN where a
+            line has none.
         evaluations: `step`, `loss` and the metrics of every evaluation that metrics.jsonl notes.
         metrics: metrics.json; empty without one.
+        calibration: what was tuned for its model; None where nothing was.
         system: its predictions; None without any.
         notes: what is missing, in sentences.
     """
@@ -54,6 +60,7 @@ class Run(ShownAsText):
     steps: Mapping[str, Float64] = field(default_factory=dict, repr=False)
     evaluations: tuple[Figures, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
     system: System | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
@@ -124,7 +131,8 @@ def _read_run(path: str, name: str) -> Run:
     config = read_recipe(str(folder / "config.yaml")) if (folder / "config.yaml").is_file() else {}
     record, metrics = read_json_object(folder / "run.json"), read_json_object(folder / "metrics.json")
     steps, evaluations, num_damaged = _read_log(folder / "metrics.jsonl")
-    run = Run(name, path, config, record, steps, evaluations, metrics)
+    steps |= _read_timings(folder / "timings.jsonl", steps["step"])
+    run = Run(name, path, config, record, steps, evaluations, metrics, read_calibration(folder))
     system = None
     if os.path.lexists(folder / "predictions.json"):
         (system,) = read_systems([path])
@@ -153,6 +161,25 @@ def _read_log(path: Path) -> tuple[dict[str, Float64], tuple[Figures, ...], int]
             steps.append([float(value) if is_number(value) else math.nan for value in found])  # type: ignore[arg-type]
     columns = np.array(steps, np.float64).reshape(len(steps), len(STEP_FIGURES)).T
     return dict(zip(STEP_FIGURES, columns, strict=True)), tuple(evaluations), num_damaged
+
+
+def _read_timings(path: Path, step_S: Float64) -> dict[str, Float64]:
+    """What a timings.jsonl says of these steps, float64 [S] each, by name: NaN where it says nothing.
+
+    Lines that cannot be read count for nothing.
+    """
+    found = {name: np.full(len(step_S), np.nan) for name in TIMINGS}
+    places = {step: place for place, step in enumerate(step_S.tolist())}
+    for line in read_bytes(path).splitlines() if path.is_file() else ():
+        try:
+            figures = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        place = places.get(figures["step"]) if isinstance(figures, dict) and is_number(figures.get("step")) else None
+        for name in TIMINGS if place is not None else ():
+            if is_number(figures.get(name)) and figures[name] > 0:
+                found[name][place] = figures[name]
+    return found
 
 
 def _lacks(run: Run, folder: Path, system: System | None, num_damaged: int) -> Iterator[str]:

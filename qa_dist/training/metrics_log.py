@@ -1,4 +1,4 @@
-"""metrics.jsonl: the figures of every step and evaluation of a run, a line each."""
+"""metrics.jsonl and timings.jsonl: figures of every step (and evaluation) of a run, a line each."""
 
 import json
 import math

@@ -17,6 +17,9 @@ from qa_dist.config.parsing import write_config
 from qa_dist.model.calibration import FILE as CALIBRATION
 from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 
+TIMINGS = "timings.jsonl"
+"""The file with the time of every step, and the most tokens of a rank in it."""
+
 FILES = (
     "run.json",
     "metrics.json",
@@ -25,6 +28,7 @@ FILES = (
     "null_odds.json",
     CALIBRATION,
     "metrics.jsonl",
+    TIMINGS,
     "logits.npy",
     "adapter_model.safetensors",
     "adapter_config.json",

@@ -181,7 +181,7 @@ def _file_lines(config: RunConfig, folder: OutputFolder, data: RunData) -> list[
         state = "holds no results" if folder.directory.exists() else "is made"
     lines = [f"{folder.directory} {state}"]
     weights = "adapter_model.safetensors, adapter_config.json" if config.model.tuning == "lora" else "model.safetensors"
-    lines.append(f"  config.yaml, metrics.jsonl, run.json, the tokenizer, {weights}")
+    lines.append(f"  config.yaml, metrics.jsonl, timings.jsonl, run.json, the tokenizer, {weights}")
     problem = data.tuning_problem(config)
     if data.validation is not None:
         optional = (

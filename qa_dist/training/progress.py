@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stopwatch:
-    """Seconds spent in each phase of a run, in order of first appearance."""
+    """Seconds spent in each phase of a run, in order of first appearance, and in the phase that ended last."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    latest: float = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -20,7 +21,8 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.latest = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.latest
 
 
 class Progress:

@@ -21,7 +21,7 @@ from qa_dist.training.checkpoints import CheckpointWriter, discard_after
 from qa_dist.training.evaluator import Evaluator
 from qa_dist.training.identity import differences
 from qa_dist.training.inputs import RunData
-from qa_dist.training.output_folder import BEST, OutputFolder
+from qa_dist.training.output_folder import BEST, TIMINGS, OutputFolder
 from qa_dist.training.progress import Stopwatch
 from qa_dist.training.run_log import RunLog, summary
 from qa_dist.training.run_state import RunState
@@ -168,7 +168,8 @@ class Run:
     def record(self, step: int, result: StepResult, learning_rate: float) -> None:
         """Log optimiser step `step`, counted from 0 here and from 1 in everything written."""
         self._last_step = step + 1
-        self.log.step(step + 1, result, learning_rate)
+        # A step ends with the one read that waits for the device, so that the host's time is the step's.
+        self.log.step(step + 1, result, learning_rate, seconds=self.clock.latest, world_size=self.ranks.world_size)
 
     @property
     def is_evaluation_due(self) -> bool:
@@ -290,7 +291,9 @@ class Run:
                 passes_per_rank=passes,
             )
             written += [directory / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
-            written += [path for path in (directory / BEST, self.folder.checkpoints) if path.exists()]
+            written += [
+                path for path in (directory / TIMINGS, directory / BEST, self.folder.checkpoints) if path.exists()
+            ]
             self.log.conclude(final, written)
         self.ranks.barrier()
         return final

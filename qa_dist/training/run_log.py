@@ -16,7 +16,7 @@ from qa_dist.machine.environment import git_commit, hardware, versions
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport
 from qa_dist.training.metrics_log import MetricsLog
-from qa_dist.training.output_folder import OutputFolder
+from qa_dist.training.output_folder import TIMINGS, OutputFolder
 from qa_dist.training.progress import Progress
 from qa_dist.training.run_state import Figures, RunState
 from qa_dist.training.trainer import StepResult
@@ -56,6 +56,7 @@ class RunLog:
         self._described: dict[str, Any] = {}
         self._steps_per_epoch = 1
         self._metrics = MetricsLog(folder.directory / "metrics.jsonl" if is_main else None)
+        self._timings = MetricsLog(folder.directory / TIMINGS if is_main else None)
         self._bar = Progress(0, shown=False)
 
     def notice(self, *lines: str) -> None:
@@ -93,6 +94,7 @@ class RunLog:
         self.skipped_steps = state.skipped_steps
         self.resumed_at_steps = [*state.resumed_at_steps, step]
         self._metrics.go_on_after(step)
+        self._timings.go_on_after(step)
 
     def start(self, num_steps: int, steps_per_epoch: int, *, done: int, shown: bool) -> None:
         """Training begins, `done` of its steps behind; the bar is there if it is to be `shown`."""
@@ -103,11 +105,20 @@ class RunLog:
         """Context whose time is left out of the throughput that the bar shows."""
         return self._bar.paused()
 
-    def step(self, step: int, result: StepResult, learning_rate: float) -> None:
+    def step(
+        self, step: int, result: StepResult, learning_rate: float, *, seconds: float = 0.0, world_size: int = 1
+    ) -> None:
         """Note optimiser step `step`, counted from 1, as in everything written.
 
+        Args:
+            step: Its number.
+            result: What it did.
+            learning_rate: Its learning rate.
+            seconds: How long it took, on rank 0.
+            world_size: How many ranks shared it.
+
         Raises:
-            LocalTrainingError: metrics.jsonl cannot be written.
+            LocalTrainingError: metrics.jsonl or timings.jsonl cannot be written.
         """
         is_finite = math.isfinite(result.grad_norm)
         figures = {
@@ -122,6 +133,17 @@ class RunLog:
         }
         self.skipped_steps += not is_finite
         self._write(step, figures)
+        # In a file of their own: what was measured is another number in every run, and what a rank has depends on how
+        # many there are, while metrics.jsonl of a run that was killed and resumed is that of the whole run to the byte.
+        with self._folder.writing(step):
+            self._timings.write(
+                {
+                    "step": step,
+                    "step_seconds": round(seconds, 6),
+                    "most_tokens": result.most_tokens,
+                    "world_size": world_size,
+                }
+            )
         if self._track and step % self._logging_steps == 0:
             self._track(
                 {f"train/{name}": value for name, value in figures.items() if name != "step" and value is not None},
@@ -223,6 +245,7 @@ class RunLog:
         """Close the bar and metrics.jsonl."""
         self._bar.close()
         self._metrics.close()
+        self._timings.close()
 
     def _write(self, step: int, figures: Mapping[str, float | None]) -> None:
         with self._folder.writing(step):

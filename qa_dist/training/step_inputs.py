@@ -73,6 +73,7 @@ class StepInputs:
         self.uses_buckets = False
         self._order: tuple[int, Indices] | None = None
         self._ahead: tuple[tuple[int, int], list[MicroBatch]] | None = None
+        self._most_tokens: dict[int, int] = {}
 
     def global_batch(self, step: int) -> Indices:
         """The features of a step, over all ranks: places in the store, int64 [G_step]."""
@@ -96,6 +97,7 @@ class StepInputs:
             padded=self._is_padded,
             padded_length=self._padded_length,
         )
+        self._most_tokens[step] = plan.most_tokens
         share = plan.shares[self._rank]
         shortest = lengths.argmin(0, keepdims=True)
         groups = [(features[places], places) for places in (each if len(each) else shortest for each in share)]
@@ -109,6 +111,10 @@ class StepInputs:
         else:
             batches = FeatureBatch.several(self._store, groups, self._device)
         return list(map(MicroBatch, batches, weights))
+
+    def most_tokens(self, step: int) -> int:
+        """Real tokens of the rank that has the most in a step whose micro-batches were made; to be asked once."""
+        return self._most_tokens.pop(step)
 
     def prepare(self, step: int, max_tokens: int) -> None:
         """Let `micro_batches` have a step's ready, while a GPU is busy; no other step is kept."""

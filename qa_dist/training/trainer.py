@@ -47,6 +47,8 @@ class StepResult:
     grad_norm: float
     num_features: int
     num_tokens: int
+    most_tokens: int
+    """Real tokens of the rank that has the most."""
     stop: bool = False
     """Whether some rank was asked to stop; the same on all ranks."""
 
@@ -128,6 +130,7 @@ class Trainer:
             grad_norm=outcome.grad_norm,
             num_features=len(features),
             num_tokens=int(self.store.lengths[features].sum()),
+            most_tokens=self.inputs.most_tokens(step),
             stop=outcome.stop,
         )
 

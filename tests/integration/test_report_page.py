@@ -55,6 +55,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         ]
         lines = sorted([*steps, *evaluations], key=lambda line: line["step"])
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        timings = [
+            {"step": step, "step_seconds": 0.3 + step % 11 / 90, "most_tokens": 452 + step % 3, "world_size": 2}
+            for step in range(1, 200)
+        ]
+        (run / "timings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in timings))
         if seed == 3:
             continue
         own = {key: text if seed == 1 else text[:4] for key, text in texts.items()}
@@ -104,7 +109,7 @@ def test_a_wide_page_light_and_dark(page: Any, screenshots: Path) -> None:
     dark = page.evaluate(curve)
     page.emulate_media(color_scheme="light")
     assert page.evaluate(curve) != dark
-    assert page.locator(".chart").count() == 5 + 2
+    assert page.locator(".chart").count() == 7 + 2
 
 
 def test_a_phone(page: Any, screenshots: Path) -> None:
@@ -119,7 +124,7 @@ def test_a_phone(page: Any, screenshots: Path) -> None:
         "[...document.querySelectorAll('.chart')].map(each => [each.getBoundingClientRect().width, "
         "each.viewBox.baseVal.width])"
     )
-    assert len(widths) == 7
+    assert len(widths) == 9
     assert all(width >= 0.9 * units for width, units in widths)
 
 

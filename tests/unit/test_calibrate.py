@@ -11,12 +11,12 @@ import pytest
 from qa_dist import calibrate, evaluate, merge, train
 from qa_dist.answering.reader import Reader
 from qa_dist.evaluation.tuning import in_tuned_half
-from qa_dist.model.calibration import FILE, Calibration, read_calibration
+from qa_dist.model.calibration import FILE, read_calibration
 from qa_dist.reporting.card import CardOptions, card
 from qa_dist.reporting.publication import publication
 from qa_dist.reporting.run_record import read_run
 from tests.tiny import tiny_squad
-from tests.unit.trained import edit_json, options_of, reset_accelerate, words
+from tests.unit.trained import edit_json, options_of, reset_accelerate, some_calibration, words
 
 Capture = pytest.CaptureFixture[str]
 
@@ -105,17 +105,10 @@ def test_what_is_tuned_counts_for_all_that_answers(copy: Path, dev: Path, tmp_pa
     assert texts(Reader(merged, device="cpu", allow_no_answer=True, **lengths), dev) == texts(reader, dev)  # type: ignore[arg-type]
 
 
-def some(temperature: float = 2.0, threshold: float | None = None) -> Calibration:
-    data = {"data": "dev.json", "part": "half", "num_questions": 300}
-    error = {"ece": 5.0}
-    report = {"calibration": {"before": error, "after": error}, "null_threshold": None}
-    return Calibration(temperature, threshold, "squad", data, data, report)
-
-
 def test_probabilities_are_softmaxes_by_the_temperature_over_all_passages(copy: Path) -> None:
     adapter = copy / "adapter"
     raw, passages = Reader(adapter, device="cpu"), ["amber basin cedar delta ember", "fjord grove haven inlet amber"]
-    some(temperature=3.0).write(adapter)
+    some_calibration(temperature=3.0).write(adapter)
     reader = Reader(adapter, device="cpu")
     for contexts in (passages[0], passages):
         before, after = (
@@ -238,7 +231,7 @@ def test_models_that_cannot_be_calibrated(copy: Path, tmp_path: Path, capsys: Ca
 def test_a_file_that_is_damaged_is_one_sentence(
     copy: Path, capsys: Capture, changes: dict[str, Any], message: str
 ) -> None:
-    some(threshold=1.0).write(copy / "adapter")
+    some_calibration(threshold=1.0).write(copy / "adapter")
     edit_json(copy / "adapter" / FILE, **changes)
     assert evaluate.main(["--adapter", str(copy / "adapter")]) == 2
     said = capsys.readouterr().err.strip().splitlines()
@@ -248,7 +241,7 @@ def test_a_file_that_is_damaged_is_one_sentence(
 
 def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_calibration(tmp_path) is None
-    written = some(threshold=float(np.float32(-1.3)))
+    written = some_calibration(threshold=float(np.float32(-1.3)))
     written.write(tmp_path)
     assert read_calibration(tmp_path) == written
     assert next(written.lines()).startswith(
@@ -263,11 +256,11 @@ def test_halves_need_no_seed() -> None:
 
 
 def test_it_is_published_with_the_model(copy: Path) -> None:
-    some().write(copy / "adapter")
+    some_calibration().write(copy / "adapter")
     (copy / "adapter" / "README.md").write_text("by hand")
     files = {file.name: file.content for file in publication(read_run(str(copy / "adapter")), "me/x", "me/base")}
     content = files[FILE]
     assert isinstance(content, bytes)
-    assert json.loads(content) == some().as_dict()
+    assert json.loads(content) == some_calibration().as_dict()
     text = card(read_run(str(copy / "adapter")), CardOptions(folder_name="x"))
     assert "- temperature 2.000, fitted on the 300 questions about one half of the contexts of dev.json" in text

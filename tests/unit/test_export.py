@@ -26,7 +26,7 @@ from qa_dist.features.table import FeatureTable
 from qa_dist.features.windows import FeatureColumns
 from qa_dist.model.saved import load_trained
 from tests.tiny import tiny_config, tiny_model, tiny_squad, tiny_tokenizer
-from tests.unit.trained import edit_json, random_adapter
+from tests.unit.trained import edit_json, random_adapter, some_calibration
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason="the onnx extra is not installed")
@@ -269,10 +269,18 @@ def test_a_model_that_may_answer_nothing_still_may(
     odds = [answer.no_answer_odds for _, answer in model.answer_many(items)]  # type: ignore[union-attr]
     # Such that both kinds of answers occur, and not the odds of any question.
     threshold = float(np.mean(np.sort(odds)[5:7]))
-    more = ("--version_2_with_negative", "true", f"--null_score_diff_threshold={threshold}")
-    assert export.main(words(tmp_path, *more)) == 0
+    # What was tuned for the model goes with it; the adapter of others stays as it is.
+    (tmp_path / "tuned").mkdir()
+    for path in (bert[0] / "adapter").iterdir():
+        (tmp_path / "tuned" / path.name).symlink_to(path)
+    (tmp_path / "adapter").unlink()
+    (tmp_path / "tuned").rename(tmp_path / "adapter")
+    some_calibration(temperature=2.0, threshold=threshold).write(tmp_path / "adapter")
+    assert export.main(words(tmp_path, "--version_2_with_negative", "true")) == 0
     reader = Reader(tmp_path / "exported", num_threads=1)
     assert reader.allow_no_answer
+    assert (reader.temperature, reader.settings["null_score_diff_threshold"]) == (2.0, threshold)
+    assert Reader(tmp_path / "exported", null_score_diff_threshold=9).settings["null_score_diff_threshold"] == 9
     found = [answer for _, answer in reader.answer_many(items)]
     again = Reader(
         tmp_path / "adapter", device="cpu", allow_no_answer=True, null_score_diff_threshold=threshold, **lengths

@@ -13,9 +13,10 @@ from qa_dist import Reader, prepare
 from qa_dist.evaluation.ceiling import ceiling
 from qa_dist.evaluation.normalization import SQUAD
 from qa_dist.inspect_command import main
-from qa_dist.reporting.data_set import distribution
+from qa_dist.reporting.data_set import WHY_NOT, distribution
 from qa_dist.reporting.suggestions import LENGTHS, TOLERANCE, suggestions
 from tests.refusals import refusal
+from tests.support.html import Page
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import prepared, row, run_config, save_tokenizer, write_rows
 
@@ -51,6 +52,40 @@ def inspected(capsys: Capture, *words: str) -> dict[str, Any]:
 def text_of(capsys: Capture, *words: str) -> str:
     assert main([*words]) == 0
     return capsys.readouterr().out
+
+
+def test_the_page_of_a_data_set(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+    found = inspected(capsys, *flags)
+    path = tmp_path / "pages" / "data.html"
+    assert main([*flags, "--html", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert list(page.parts) == ["", "ceiling", "lengths", "counts"]
+    assert f"F1 {found['ceiling']['f1']:.2f}" in page.parts[""]
+    for count, example in ((found["num_features"], ""), (found["num_tokens"], "")):
+        assert f"{count:,}{example}" in page.parts[""]
+    for reason, examples in found["ceiling"]["examples"].items():
+        assert WHY_NOT[reason] in page.parts["ceiling"]
+        for each in examples:
+            assert each["question"] in page.parts["ceiling"]
+            assert f"{each['best_f1']:.1f}" in page.parts["ceiling"]
+    for each in found["lengths"].values():
+        assert f"{each['p95']:,}" in page.parts["lengths"]
+    assert page.elements["svg"] == 4
+    assert page.elements["script"] == 0
+    urls = [value for name, value in page.attributes if name in ("src", "href", "action")]
+    assert all(str(url).startswith(("#", "data:")) for url in urls)
+    written = path.read_bytes()
+    assert main([*flags, "--html", str(path)]) == 0
+    assert path.read_bytes() == written
+
+
+def test_a_page_is_about_the_data_set(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
+    for more, other in ((["--id", "first"], "--id or --feature"), (["--suggest"], "--suggest"), (["--json"], "--json")):
+        words = [*flags, "--html", str(tmp_path / "x"), *more]
+        assert f"without {other}; keep one" in refusal(main, words, capsys)
+    assert "is a folder; name a file" in refusal(main, [*flags, "--html", str(tmp_path)], capsys)
 
 
 def test_windows_are_those_of_the_tokenizer(capsys: Capture, flags: list[str]) -> None:

@@ -1,14 +1,15 @@
 """`qa-dist report`: what the page says of runs that ended, go on, were killed or are compared, and what is refused."""
 
+import dataclasses
 import importlib.util
 import json
 import re
 import shutil
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="the bench extra is not installed")
@@ -16,62 +17,16 @@ pytest.importorskip("matplotlib", reason="the bench extra is not installed")
 from qa_dist import analyze
 from qa_dist.config.options import RunConfig
 from qa_dist.report import main
+from qa_dist.reporting.run_folders import read_runs
 from tests.refusals import refusal
+from tests.support.html import Page
 from tests.unit.answering.xss import CORPUS
 from tests.unit.data_fixtures import FIXTURES
+from tests.unit.trained import some_calibration
 
 Capture = pytest.CaptureFixture[str]
 
 FEW = ("--resamples", "100")
-VOID = {"meta", "link", "br", "img", "input", "path", "use"}
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its elements, and its text by the id of the heading before it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str | None]] = []
-        self.marks: list[tuple[str, str]] = []
-        self.parts: dict[str, str] = {"": ""}
-        self._open: list[str] = []
-        self._part = ""
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements[tag] += 1
-        self.attributes += attrs
-        named = dict(attrs)
-        if tag == "h2":
-            self._part = str(named["id"])
-            self.parts[self._part] = ""
-        if tag == "mark":
-            self.marks.append((str(named["class"]), ""))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements[tag] += 1
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self._open:
-            return
-        self.parts[self._part] += data
-        if self._open and self._open[-1] == "mark":
-            kind, text = self.marks.pop()
-            self.marks.append((kind, text + data))
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts.values())
 
 
 def write(path: Path, value: Any) -> str:
@@ -132,9 +87,10 @@ def test_the_page_of_a_run(trained: Path, tmp_path: Path, capsys: Capture) -> No
     for phase in record["seconds"]:
         assert phase in page.parts["cost"]
     assert f"{record['peak_memory_bytes_per_rank'][0] / 2**30:.2f} GiB" in page.parts["cost"]
-    # Loss, scores, learning rate, gradient norm, tokens, and one reliability diagram; all charts have a name.
-    assert page.elements["svg"] == 6
-    assert sum(name == "aria-label" and "over" in str(value) for name, value in page.attributes) == 6
+    # Loss, scores, learning rate, gradient norm, tokens of a step and of a second, and one reliability diagram; all
+    # charts have a name.
+    assert page.elements["svg"] == 7
+    assert sum(name == "aria-label" and "over" in str(value) for name, value in page.attributes) == 7
     assert page.elements["script"] == 0
     wrong = sum(each["n"] for each in found["mistakes"] if each["kind"] != "right_text_elsewhere")
     assert page.elements["article"] == wrong + found["num_questions"]
@@ -205,6 +161,36 @@ def test_lines_that_are_no_figures(tmp_path: Path) -> None:
     assert "metrics.jsonl: 5 lines cannot be read" in page.parts[""]
     # Loss, learning rate, gradient norm and tokens: each has at least one figure.
     assert page.elements["svg"] == 4
+
+
+def test_throughput_and_token_balance_are_over_the_steps_that_were_timed(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "metrics.jsonl").write_text("".join(step(number, num_tokens=900) for number in range(1, 7)))
+    timed = [
+        {"step": number, "step_seconds": 0.5 * number, "most_tokens": 480, "world_size": 2 if number > 2 else 1}
+        for number in (1, 2, 3, 4)
+    ]
+    lines = [json.dumps(each) + "\n" for each in (*timed, [], {"step": "5"}, {"step": 9, "step_seconds": 1})]
+    (run / "timings.jsonl").write_text("".join([*lines, '{"step": 5, "step_seconds": 0}\n', '{"step": 6, "st']))
+    (found,) = read_runs([run])
+    assert found.steps["step_seconds"][:4].tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert np.isnan(found.steps["step_seconds"][4:]).all()
+    page = reported(tmp_path, run)
+    for title in ("Real tokens a second, all ranks", "Tokens of the rank with the most, over the mean"):
+        assert title in page.parts["curves"]
+    assert page.elements["svg"] == 4 + 2
+    shutil.rmtree(run)
+    run_folder(run)
+    (run / "metrics.jsonl").write_text(step(1))
+    assert reported(tmp_path, run).elements["svg"] == 4, "a run of a version before has no times"
+
+
+def test_what_is_tuned_for_a_model_is_said(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "adapter", tmp_path / "run")
+    tuned = dataclasses.replace(some_calibration(2.5), tuned_on={"data": "<b>dev.json", "part": "all"})
+    tuned.write(tmp_path / "run")
+    page = reported(tmp_path, tmp_path / "run")
+    assert "temperature 2.500, fitted on all questions of <b>dev.json" in page.parts["calibration"]
 
 
 def test_a_single_step_has_no_parts_of_steps_around_it(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qa_dist import train
 from qa_dist.config.options import ModelConfig
 from tests.tiny import tiny_model, tiny_squad, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from qa_dist.model.calibration import Calibration
 
 
 def trained_folder(folder: Path, **options: str) -> Path:
@@ -72,6 +75,18 @@ def reset_accelerate() -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def some_calibration(temperature: float = 2.0, threshold: float | None = None) -> "Calibration":
+    """What might have been tuned for a model."""
+    from qa_dist.model.calibration import Calibration
+
+    data = {"data": "dev.json", "part": "half", "num_questions": 300}
+    error = {"ece": 5.0}
+    scores = {"threshold": 0.0, "f1": 50.0}
+    found = None if threshold is None else {"before": scores, "after": scores}
+    report = {"calibration": {"before": error, "after": error}, "null_threshold": found}
+    return Calibration(temperature, threshold, "squad", data, data, report)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

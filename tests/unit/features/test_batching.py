@@ -83,6 +83,7 @@ def test_a_step_computes_each_feature_once_in_equally_many_micro_batches(
 ) -> None:
     features = np.arange(1000, 1000 + len(lengths))
     plan = plan_step(features, lengths, world_size=world_size, max_tokens=budget, padded=padded)
+    assert plan.most_tokens == max(sum(int(lengths[part].sum()) for part in share) for share in plan.shares)
     assert len(plan.shares) == world_size
     assert len({len(share) for share in plan.shares}) == 1
     seen = np.concatenate([members for share in plan.shares for members in share])

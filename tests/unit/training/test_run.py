@@ -119,7 +119,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 def take_steps(run: Run, trainer: Any, steps: range) -> None:
     for step in steps:
         trainer.engine.weight = step + 1.0
-        run.record(step, StepResult(1.0, 1.0, 8, 100), 1e-3)
+        run.record(step, StepResult(1.0, 1.0, 8, 100, 100), 1e-3)
 
 
 def let_evaluations_end_in(monkeypatch: pytest.MonkeyPatch, *f1: float) -> None:

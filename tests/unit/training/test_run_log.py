@@ -22,7 +22,7 @@ SCORED, LOSS_ONLY = Evaluation(METRICS, 1.25, None), Evaluation({}, 2.5, None)
 
 
 def result(loss: float = 0.5, grad_norm: float = 2.0) -> StepResult:
-    return StepResult(loss=loss, grad_norm=grad_norm, num_features=8, num_tokens=100)
+    return StepResult(loss=loss, grad_norm=grad_norm, num_features=8, num_tokens=100, most_tokens=60)
 
 
 def record(log: RunLog, folder: Path, final: Evaluation | None = SCORED) -> dict[str, Any]:
@@ -114,6 +114,25 @@ def test_a_resumed_run_goes_on_with_the_log(tmp_path: Path) -> None:
     assert found["evaluations"] == [{"step": 1, "loss": 3.0}]
     assert found["skipped_steps"] == 2
     assert found["resumed_at_steps"] == [1, 2]
+
+
+def test_times_of_steps_are_in_a_file_of_their_own_and_go_on_too(tmp_path: Path) -> None:
+    earlier = RunLog(OutputFolder(tmp_path))
+    for step in (1, 2, 3):
+        earlier.step(step, result(), 1e-3, seconds=step / 8, world_size=2)
+    earlier.close()
+    log = RunLog(OutputFolder(tmp_path))
+    log.go_on_after(2, RunState(world_size=2, max_tokens_per_device=64))
+    log.step(3, result(), 1e-3, seconds=7, world_size=3)
+    log.close()
+    RunLog(OutputFolder(tmp_path), is_main=False).step(4, result(), 1e-3, seconds=1)
+    found = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found == [
+        {"step": 1, "step_seconds": 0.125, "most_tokens": 60, "world_size": 2},
+        {"step": 2, "step_seconds": 0.25, "most_tokens": 60, "world_size": 2},
+        {"step": 3, "step_seconds": 7, "most_tokens": 60, "world_size": 3},
+    ]
+    assert "seconds" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
 
 
 def test_the_record_holds_what_was_described_and_how_it_ended(

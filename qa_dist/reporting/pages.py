@@ -1,0 +1,82 @@
+"""HTML pages from templates of this folder: one style, nothing loaded, no script; and a file that appears whole.
+
+All text goes through the templates' escaping: what a context, an answer or a name holds is shown, never obeyed.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qa_dist.common.errors import ConfigError
+from qa_dist.common.files import require_writable, staged
+
+_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Control characters and halves of characters, which no page may hold."""
+
+
+def rendered(template: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]] | None = None) -> str:
+    """A template of this folder with these values: the same for the same, to the byte.
+
+    Besides `filters` there are `svg` (a chart as it is), `number` (with commas), `score` (two digits) and `percent`.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_fit,
+        loader=FunctionLoader(_template),
+    )
+    environment.filters.update(
+        {
+            "svg": Markup,
+            "number": lambda value: f"{value:,}",
+            "score": lambda value: f"{value:.2f}",
+            "percent": lambda value: f"{100 * value:.0f} %",
+            **(filters or {}),
+        }
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _template(name: str) -> str:
+    return resources.files("qa_dist.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _fit(value: Any) -> Any:
+    """Text without what no page may hold."""
+    return type(value)(_UNFIT.sub("\ufffd", value)) if isinstance(value, str) else value
+
+
+def require_page(path: Path, option: str) -> None:
+    """Make sure that a page can be written to a file, before anything is computed for it.
+
+    Args:
+        path: The file.
+        option: What names it, for the message.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if path.is_dir():
+        raise ConfigError([f"{option} {path} is a folder; name a file, as {path / 'report.html'}"])
+    require_writable(path.parent, f"the folder of {option}")
+
+
+def write_page(text: str, path: Path, option: str) -> None:
+    """Write a page, which appears whole and replaces one of that name.
+
+    Raises:
+        ConfigError: The file system refuses it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{option} {path} cannot be written: {error.strerror}; name another file"]) from error
