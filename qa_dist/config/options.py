@@ -14,25 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qa_dist.common.notebook import ShownAsText
+from qa_dist.config.answer_rules import AnswerNormalization
 from qa_dist.config.contradictions import model_problems, run_problems, training_problems
 from qa_dist.config.optimizers import OptimizerName
 from qa_dist.config.texts import shown, whole_number
-
-AnswerNormalization = Literal[
-    "squad",
-    "xquad",
-    "mlqa:ar",
-    "mlqa:de",
-    "mlqa:en",
-    "mlqa:es",
-    "mlqa:hi",
-    "mlqa:vi",
-    "mlqa:zh",
-    "korquad",
-    "cmrc",
-    "none",
-]
-"""Whose rules say what counts as the same answer; `evaluation.normalization` has them."""
 
 _MOST_SYNTHETIC = 10_000_000
 

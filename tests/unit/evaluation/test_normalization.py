@@ -11,7 +11,7 @@ import unicodedata
 import pytest
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import AnswerNormalization
+from qa_dist.config.answer_rules import AnswerNormalization
 from qa_dist.evaluation import normalization as module
 from qa_dist.evaluation.normalization import NORMALIZATIONS, SQUAD, longest_run, normalization, num_shared, unfit_note
 from qa_dist.evaluation.scoring import score_v1, score_v2
