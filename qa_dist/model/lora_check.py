@@ -62,7 +62,7 @@ def _random_numbers(adapters: GroupedAdapters, generator: torch.Generator) -> It
     try:
         with torch.no_grad():
             for each in parameters:
-                each.normal_(std=each.shape[1] ** -0.5, generator=generator)
+                each.normal_(std=each.shape[-1] ** -0.5, generator=generator)
         yield
     finally:
         with torch.no_grad():

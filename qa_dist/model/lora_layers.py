@@ -31,10 +31,12 @@ class LoraGroup:
         adapted: Those with adapters, which are the first columns of the product.
         a_SI: The adapters' A one below the other, as of this pass.
         b_nOR: The adapters' B, as of this pass.
+        bias_N: The biases of all layers as columns are, as of this pass where they are trained; None without any.
     """
 
     a_SI: torch.Tensor
     b_nOR: torch.Tensor
+    bias_N: torch.Tensor | None
 
     def __init__(self, layers: Sequence[nn.Linear | PeftLinear]) -> None:
         self.layers = list(layers)
@@ -48,21 +50,32 @@ class LoraGroup:
         drop = self.adapted[0].lora_dropout[ADAPTER]
         self._dropout = float(drop.p) if isinstance(drop, nn.Dropout) else 0.0
         self._weight_NI = _one_tensor([base.weight for base in bases])
-        has_bias = bases[0].bias is not None
-        self._bias_N = _one_tensor([base.bias for base in bases]) if has_bias else None
+        biases = [base.bias for base in bases if base.bias is not None]
+        self._trained_biases = [bias for bias in biases if bias.requires_grad]
+        self.bias_N = _one_tensor(biases) if biases and not self._trained_biases else None
         # The input that the first layer was called with, and the outputs of all.
         self._made: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
     def parameters(self) -> list[nn.Parameter]:
-        """The adapters' A, then their B."""
+        """The adapters' A, then their B, then the biases that are trained."""
         parts: list[Any] = [getattr(layer, name)[ADAPTER] for name in ("lora_A", "lora_B") for layer in self.adapted]
-        return [part.weight for part in parts]
+        return [*(part.weight for part in parts), *self._trained_biases]
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of `a_SI` and `b_nOR`."""
+        """Shapes of `a_SI` and `b_nOR`, and of `bias_N` where it is trained."""
         layer = self.adapted[0]
         num_adapters, rank = len(self.adapted), layer.r[ADAPTER]
-        return [(num_adapters * rank, layer.in_features), (num_adapters, layer.out_features, rank)]
+        shapes: list[tuple[int, ...]] = [
+            (num_adapters * rank, layer.in_features),
+            (num_adapters, layer.out_features, rank),
+        ]
+        return [*shapes, (sum(self._sizes),)] if self._trained_biases else shapes
+
+    def begin_pass(self, pieces: Iterator[torch.Tensor]) -> None:
+        """Take what `shapes` says from the tensors of this pass."""
+        self.a_SI, self.b_nOR = next(pieces), next(pieces)
+        if self._trained_biases:
+            self.bias_N = next(pieces)
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor | None:
         """Output of the layer called `place`-th; None if it has to compute its own.
@@ -90,7 +103,7 @@ class LoraGroup:
         x_TI = x.reshape(-1, x.shape[-1]).to(self._weight_NI.dtype)
         dropout = self._dropout if self.adapted[0].training else 0.0
         compute: Callable[..., torch.Tensor] = plain_products if torch.compiler.is_compiling() else GroupProducts.apply
-        y_TN = compute(x_TI, self._weight_NI, self._bias_N, self.a_SI, self.b_nOR, self._scale, dropout)
+        y_TN = compute(x_TI, self._weight_NI, self.bias_N, self.a_SI, self.b_nOR, self._scale, dropout)
         y = y_TN.view(*x.shape[:-1], -1)
         if len(self.layers) == 1:
             # The backward pass of a split copies, of one piece too.
@@ -112,7 +125,7 @@ class GroupedLora(PeftLinear):  # type: ignore[misc]
 
 
 class GroupedLinear(nn.Linear):
-    """A frozen layer without an adapter in a group; made of a linear layer by changing its class."""
+    """A layer without an adapter, of frozen weights, in a group; made of a linear layer by changing its class."""
 
     group: LoraGroup
     place: int
@@ -141,8 +154,8 @@ class GroupedAdapters:
         dtype = _base(self.groups[0].layers[0]).weight.dtype
         cast: Callable[..., tuple[torch.Tensor, ...]] = CastTogether.apply
         pieces = iter(cast(dtype, self._shapes, *self._parameters))
-        for group, a_SI, b_nOR in zip(self.groups, pieces, pieces, strict=True):
-            group.a_SI, group.b_nOR = a_SI, b_nOR
+        for group in self.groups:
+            group.begin_pass(pieces)
 
     def remove(self) -> None:
         """Give the layers back to peft."""
@@ -167,7 +180,7 @@ def group_layers(model: SpanModel, dtype: torch.dtype) -> list[list[nn.Linear | 
     parents = plain.modules() if family_of(plain.config).unpadded else ()
     for layers in _siblings(parents):
         adapted = [layer for layer in layers if layer in fits]
-        others = [layer for layer in layers if type(layer) is nn.Linear and _is_frozen(layer, dtype)]
+        others = [layer for layer in layers if type(layer) is nn.Linear and _is_plain(layer, dtype)]
         if adapted and len(adapted) + len(others) == len(layers) and _is_alike(layers, adapted):
             groups.append(layers)
             together.update(adapted)
@@ -189,7 +202,7 @@ def _can_be_grouped(layer: PeftLinear, dtype: torch.dtype) -> bool:
         and not getattr(layer, "lora_variant", {})
         and not layer.fan_in_fan_out
         and type(layer.base_layer) is nn.Linear
-        and _is_frozen(layer.base_layer, dtype)
+        and _is_plain(layer.base_layer, dtype)
         and all(each.dtype == torch.float32 for part in (layer.lora_A, layer.lora_B) for each in part.parameters())
         # A bias of the adapter itself.
         and len(list(layer.lora_B.parameters())) == 1
@@ -200,8 +213,11 @@ def _adds_one_adapter(layer: PeftLinear) -> bool:
     return not layer.merged and not layer.disable_adapters and layer.active_adapters == [ADAPTER]
 
 
-def _is_frozen(layer: nn.Linear, dtype: torch.dtype) -> bool:
-    return all(each.dtype == dtype and not each.requires_grad for each in layer.parameters())
+def _is_plain(layer: nn.Linear, dtype: torch.dtype) -> bool:
+    """Whether its weights are frozen and held in this type; its bias may be that, or trained in float32."""
+    bias: torch.Tensor | None = layer.bias
+    fits = bias is None or bias.dtype == (torch.float32 if bias.requires_grad else dtype)
+    return fits and layer.weight.dtype == dtype and not layer.weight.requires_grad
 
 
 def _is_alike(layers: Sequence[Any], adapted: Sequence[PeftLinear]) -> bool:
@@ -211,7 +227,8 @@ def _is_alike(layers: Sequence[Any], adapted: Sequence[PeftLinear]) -> bool:
         (layer.out_features, layer.r[ADAPTER], layer.scaling[ADAPTER], getattr(layer.lora_dropout[ADAPTER], "p", 0.0))
         for layer in adapted
     }
-    return len({(base.in_features, base.bias is None) for base in bases}) == 1 and len(of_adapters) == 1
+    kinds = {(base.in_features, base.bias is None, base.bias is not None and base.bias.requires_grad) for base in bases}
+    return len(kinds) == 1 and len(of_adapters) == 1
 
 
 def _base(layer: Any) -> nn.Linear:

@@ -57,6 +57,7 @@ class GroupProducts(torch.autograd.Function):
         dy_nTO = _adapted(dy_TN, b_nOR)
         db_nOR = torch.empty_like(b_nOR).baddbmm_(dy_nTO.transpose(1, 2), z_nTR, beta=0, alpha=ctx.scale)
         dx_TI = torch.mm(dy_TN, weight_NI) if ctx.needs_input_grad[0] else None
+        dbias_N = dy_TN.sum(0) if ctx.needs_input_grad[2] else None
         if masks:
             dz_nTR = torch.empty_like(z_nTR).baddbmm_(dy_nTO, b_nOR, beta=0, alpha=ctx.scale)
             da_SI = torch.bmm(dz_nTR.transpose(1, 2), x).view_as(a_SI)
@@ -71,7 +72,7 @@ class GroupProducts(torch.autograd.Function):
             da_SI = torch.mm(dz_TS.t(), x)
             if dx_TI is not None:
                 dx_TI.addmm_(dz_TS, a_SI)
-        return dx_TI, None, None, da_SI, db_nOR, None, None
+        return dx_TI, None, dbias_N, da_SI, db_nOR, None, None
 
 
 def plain_products(

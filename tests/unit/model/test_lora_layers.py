@@ -79,11 +79,13 @@ def refusing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("model_type", UNPADDED)
+@pytest.mark.parametrize("lora_bias", ["none", "all"])
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 def test_logits_and_gradients_are_those_of_peft(
-    folders: dict[str, str], model_type: str, targets: str, refusing_peft: None
+    folders: dict[str, str], model_type: str, targets: str, lora_bias: str, refusing_peft: None
 ) -> None:
-    model = build(folders[model_type], lora_target_modules=(targets,), use_rslora=targets == "all-linear")
+    options = {"use_rslora": targets == "all-linear", "lora_bias": lora_bias}
+    model = build(folders[model_type], lora_target_modules=(targets,), **options)
     expected = results(model)
     adapters = grouped(model)
     names = [name for name, layer in model.named_modules() if type(layer) in (GroupedLora, GroupedLinear)]
@@ -92,15 +94,20 @@ def test_logits_and_gradients_are_those_of_peft(
     shared = max(len(group.layers) for group in adapters.groups)
     # ModernBERT has one layer for queries, keys and values.
     assert shared == (1 if model_type == "modernbert" else 3)
-    assert largest_difference(zip(results(model), expected, strict=True)) < 3e-5
+    # The gradient of a key's bias is zero but for rounding, and so is the last norm's.
+    pairs = list(zip(results(model), expected, strict=True))
+    told = [pair for pair in pairs if not 0 < float(pair[1].abs().max()) < 1e-5]
+    assert len(pairs) - len(told) <= (3 if lora_bias == "all" else 0)
+    assert largest_difference(told) < 3e-5
 
 
 @pytest.mark.parametrize(("precision", "share"), [("no", 1e-6), ("bf16", 2.0**-6), ("fp16", 2.0**-9)])
+@pytest.mark.parametrize("lora_bias", ["none", "all"])
 @pytest.mark.parametrize("targets", [("query", "value"), ("key",), ("all-linear",)], ids=lambda names: names[0])
 def test_every_layer_gives_what_peft_gives_within_rounding(
-    folders: dict[str, str], precision: Precision, share: float, targets: tuple[str, ...]
+    folders: dict[str, str], precision: Precision, share: float, targets: tuple[str, ...], lora_bias: str
 ) -> None:
-    model = build(folders["bert"], precision=precision, lora_target_modules=targets)
+    model = build(folders["bert"], precision=precision, lora_target_modules=targets, lora_bias=lora_bias)
     adapters = grouped(model, precision)
     before = [each.detach().clone() for _, each in model.trainable()]
     state = torch.get_rng_state()
