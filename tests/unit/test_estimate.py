@@ -185,6 +185,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], model: str) -> None:
         assert part in rows
     assert rows.index("together") < rows.index("in the host's memory") < rows.index("optimiser")
     assert any("--cpu_offload does not work with ddp" in line for line in lines)
+    assert any("layers that --torch_compile compiles hold as much" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,7 @@ def test_the_compiler_gives_what_the_layers_gave_for_any_row_with_the_same_dropo
 @pytest.mark.parametrize(
     ("model_type", "options", "kinds"),
     [
-        ("bert", {"lora_target_modules": ("all-linear",)}, 1),
-        ("bert", {"is_grouped": True}, 1),
+        ("bert", {"is_grouped": True, "lora_target_modules": ("all-linear",)}, 1),
         ("roberta", {"tuning": "full"}, 1),
         # The first layer has no norm, and after each layer with a window comes one without.
         ("modernbert", {}, 3),
