@@ -32,7 +32,6 @@ def model_problems(model: Any) -> Iterable[str]:
     if model.lora_implementation == "grouped":
         others = {
             "--use_dora": model.use_dora,
-            "--lora_bias all": model.lora_bias == "all",
             f"--quantization {model.quantization}": model.quantization != "no",
         }
         for other in (name for name, is_given in others.items() if is_given):

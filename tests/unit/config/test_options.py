@@ -90,7 +90,6 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("--tuning full --lora_r 4", "--lora_r sets up LoRA"),
         ("--tuning full --lora_implementation peft", "--lora_implementation sets up LoRA"),
         ("--lora_implementation grouped --use_dora", "grouped does not work with --use_dora"),
-        ("--lora_implementation grouped --lora_bias all", "grouped does not work with --lora_bias all"),
         ("--lora_target_modules attention,query", "mixes a keyword with names"),
         ("--lora_target_modules ,", "is empty"),
         ("--eval_steps sometimes", "is not a number of 1 or more"),
