@@ -130,6 +130,8 @@ def histogram(bins: Sequence[Mapping[str, int]], label: str) -> str:
         linewidth=0,
     )
     axes.grid(visible=False, axis="x")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(_whole_numbers())
     axes.set_xlabel("tokens")
     return _svg(figure, axes, label)
 
@@ -141,7 +143,6 @@ def _points(bins: Sequence[Mapping[str, float]]) -> tuple[list[float], list[floa
 def _figure(height: float, *, has_steps: bool = False) -> tuple[Any, Any]:
     # Not pyplot: it looks for a display and keeps every figure.
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
@@ -149,8 +150,15 @@ def _figure(height: float, *, has_steps: bool = False) -> tuple[Any, Any]:
     axes.set_axisbelow(True)
     if has_steps:
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(_whole_numbers())
     return figure, axes
+
+
+def _whole_numbers() -> Any:
+    """Up to six ticks at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(6, integer=True, min_n_ticks=1)
 
 
 def _svg(figure: Any, axes: Any, label: str) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ def test_the_page_of_a_data_set(capsys: Capture, flags: list[str], tmp_path: Pat
     for each in found["lengths"].values():
         assert f"{each['p95']:,}" in page.parts["lengths"]
     assert page.elements["svg"] == 4
+    # Lengths and their counts are whole numbers.
+    ticks = re.findall(r"text-anchor: (?:middle|end)[^>]*>([^<]*)<", path.read_text(encoding="utf-8"))
+    assert len(ticks) > 8
+    assert all(tick.isdigit() for tick in ticks if tick != "tokens")
     assert page.elements["script"] == 0
     urls = [value for name, value in page.attributes if name in ("src", "href", "action")]
     assert all(str(url).startswith(("#", "data:")) for url in urls)
