@@ -320,24 +320,6 @@ def test_a_wrong_product_is_seen_and_left(folders: dict[str, str], precision: Pr
     assert largest_difference(zip(results(model, precision), expected, strict=True)) == 0
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_layers_are_compiled_whole_and_once(folders: dict[str, str]) -> None:
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    model = build(folders["bert"], lora_dropout=0.0)
-    grouped(model)
-    expected = results(model)
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    for block in model.blocks():
-        block.compile(dynamic=True, fullgraph=True, backend=counter)
-    assert largest_difference(zip(results(model), expected, strict=True)) < 3e-5
-    graphs = counter.frame_count
-    results(model, lengths=(*LENGTHS[::-1], 17))
-    assert counter.frame_count == graphs
-    torch._dynamo.reset()
-
-
 def test_numbers_that_are_not_finite_and_other_shapes_differ() -> None:
     one = torch.ones(2)
     assert largest_difference([(one, one)]) == 0
