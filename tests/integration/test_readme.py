@@ -65,7 +65,10 @@ SHORTENED = {
 }
 """What is put behind commands that start so; of several starts the longest counts."""
 
-REFUSED = {"bash launch/benchmark_gpu.sh ": "there is no CUDA device here"}
+REFUSED = {
+    "bash launch/benchmark_gpu.sh ": "there is no CUDA device here",
+    "qa-dist calibrate ": "the data has 16 questions whose answers are known, and at least 100 are needed",
+}
 """Commands, by what they start with, that end here with exit code 2 and this sentence: behind it is the work itself."""
 
 
@@ -165,7 +168,8 @@ def test_a_run_writes_the_files_that_the_table_lists(workplace: Workplace) -> No
     rows = re.findall(r"^\| (`[^|]*) \|", text.partition("\n## ")[0], re.MULTILINE)
     listed = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w./]+)`", row)}
     assert len(listed) >= 11
-    assert listed - {"best", "null_odds.json"} <= names
+    # Some are of runs with unanswerable questions, or with more questions.
+    assert listed - {"best", "null_odds.json", "calibration.json"} <= names
 
 
 def test_two_ranks_are_the_same_whatever_launched_them(workplace: Workplace) -> None:
