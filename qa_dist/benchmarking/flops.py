@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from qa_dist.benchmarking.measuring import synchronize
+from qa_dist.model.lora_layers import computed_by_peft
 from qa_dist.model.precision import autocast
 from qa_dist.model.span_model import SpanModel, transformers_model
 
@@ -66,6 +67,8 @@ class StepFlops:
 
         device = next(model.parameters()).device
         with ExitStack() as stack:
+            # Groups of adapters call none of their parts.
+            stack.enter_context(computed_by_peft(model))
             for name, part in model.named_modules():
                 if isinstance(part, nn.Linear):
                     stack.callback(watch(name, part).remove)

@@ -5,6 +5,7 @@ ever, and wherever it would not simply add one adapter, its own forward pass run
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -164,6 +165,20 @@ class GroupedAdapters:
             for layer in group.layers:
                 layer.__class__ = PeftLinear if isinstance(layer, PeftLinear) else nn.Linear
                 del layer.group, layer.place
+
+
+@contextmanager
+def computed_by_peft(model: nn.Module) -> Iterator[None]:
+    """Context in which peft computes every layer, for who looks at what its parts do."""
+    grouped: list[Any] = [layer for layer in model.modules() if isinstance(layer, GroupedLora | GroupedLinear)]
+    kinds = [type(layer) for layer in grouped]
+    for layer in grouped:
+        layer.__class__ = PeftLinear if isinstance(layer, PeftLinear) else nn.Linear
+    try:
+        yield
+    finally:
+        for layer, kind in zip(grouped, kinds, strict=True):
+            layer.__class__ = kind
 
 
 def group_layers(model: SpanModel, dtype: torch.dtype) -> list[list[nn.Linear | PeftLinear]]:

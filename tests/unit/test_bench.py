@@ -25,6 +25,7 @@ from qa_dist.config.parsing import parse
 from qa_dist.evaluation.scoring import score_v1
 from qa_dist.model.building import build_model
 from qa_dist.model.families import named_configurations
+from qa_dist.model.lora_layers import GroupedAdapters, group_layers
 from qa_dist.model.pretrained import model_configuration
 from qa_dist.model.span_model import span_loss
 from tests.tiny import tiny_model
@@ -59,6 +60,16 @@ def test_operations_of_a_set_are_the_sum_over_its_features(tmp_path: Path) -> No
     assert flops.of([3, 5]) == flops.of([3]) + flops.of([5])
     assert flops.per_token_pair == 12 * HIDDEN * LAYERS
     assert flops.products == {(HIDDEN, HIDDEN): 4 * LAYERS, (HIDDEN, 64): LAYERS, (64, HIDDEN): LAYERS}
+
+
+def test_adapters_in_groups_need_the_operations_of_peft(tmp_path: Path) -> None:
+    config = ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)), lora_dropout=0.0)
+    model, _ = build_model(config, seed=0, max_seq_length=64)
+    expected = StepFlops.of_training(model)
+    GroupedAdapters(model, group_layers(model, torch.float32))
+    kinds = [type(part) for part in model.modules()]
+    assert StepFlops.of_training(model) == expected
+    assert [type(part) for part in model.modules()] == kinds
 
 
 def test_rates_of_products_are_positive_and_at_least_three() -> None:

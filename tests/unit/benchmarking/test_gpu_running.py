@@ -174,7 +174,7 @@ def test_the_page_shows_predictions_beside_what_was_measured(tmp_path: Path) -> 
     text = target.read_text(encoding="utf-8")
     assert text.startswith(f"# Title\n{BEGIN}\n### 1 x NVIDIA H100\n")
     assert text.endswith(f"{END}\nrest\n")
-    assert "| ms a step, LoRA on q and v, batch of 32 | at most 11 | 9.5 |" in text
+    assert "| ms a step with LoRA layers in groups | at most 35 | 9.5 |" in text
     assert "| seconds an epoch of the same | at most 30 | not yet measured |" in text
     assert "| attention | passed | cases 108 | 2.0 |" in text, "the last run in which it was reached"
     assert "| train q, v, batch 32 | 9.5 | 570,000 |" in text
