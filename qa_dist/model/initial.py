@@ -36,11 +36,12 @@ def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:
             f"--init_adapter {folder} was trained on {base} and not on --model_name_or_path "
             f"{config.model_name_or_path}; name that model"
         )
-    fields = ("r", "lora_alpha", "use_rslora", "use_dora")
+    # Under the names of the options.
+    fields = {name: name for name in ("lora_alpha", "use_rslora", "use_dora")} | {"r": "lora_r", "bias": "lora_bias"}
     problems += [
         f"--init_adapter {folder} has {field} {saved.get(field)} and this run {getattr(wanted, field)}; give "
-        f"--{'lora_r' if field == 'r' else field} {str(saved.get(field)).lower()}"
-        for field in fields
+        f"--{option} {str(saved.get(field)).lower()}"
+        for field, option in fields.items()
         if saved.get(field, getattr(wanted, field)) != getattr(wanted, field)
     ]
     targets = sorted(saved.get("target_modules") or ())

@@ -53,6 +53,7 @@ def test_it_begins_with_the_adapter_s_numbers(tmp_path: Path) -> None:
         ({"lora_r": 4}, "has r 8 and this run 4; give --lora_r 8"),
         ({"lora_alpha": 2.0}, "has lora_alpha 16"),
         ({"use_rslora": True}, "give --use_rslora false"),
+        ({"lora_bias": "all"}, "has bias none and this run all; give --lora_bias none"),
         ({"lora_target_modules": ("query",)}, "give --lora_target_modules query,value"),
     ],
     ids=str,
