@@ -29,6 +29,9 @@ class Family:
         full_attention: What to set in the configuration where every feature is as short as `longest_full_attention`
             says, so that attention does not change its kind at the first short batch.
         half_precision: Whether products can be computed in half precision.
+        without_effect: Patterns of the names of biases that no softmax sees, with `{last}` for the number of the last
+            layer: a key's shifts all scores of a query alike, and that of the norm in front of a head that is one
+            linear layer, without dropout between, all logits of a feature.
         problem: What keeps the model with a configuration from training, as a sentence without its end; None: nothing.
         configurations: Sizes that `--model_config` knows by name, each as the fields that differ from the default of
             the architecture's configuration class.
@@ -43,6 +46,7 @@ class Family:
     global_question: bool = False
     full_attention: Mapping[str, Any] = field(default_factory=dict)
     half_precision: bool = True
+    without_effect: tuple[str, ...] = ()
     problem: Callable[[Any], str | None] = lambda model_config: None
     configurations: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -71,14 +75,17 @@ def _lacks_language(model_config: Any) -> str | None:
     )
 
 
-_BERT_LIKE = Family(projections=("query", "value"), unpadded=True)
-_ROBERTA_LIKE = Family(projections=("query", "value"), unpadded=True, positions_follow_padding=True)
+_KEYS = r"\.attention\.self\.key\.bias"
+_BEHIND_NORM = (_KEYS, r"\.encoder\.layer\.{last}\.output\.LayerNorm\.bias")
+
+_BERT_LIKE = Family(projections=("query", "value"), unpadded=True, without_effect=_BEHIND_NORM)
+_ROBERTA_LIKE = replace(_BERT_LIKE, positions_follow_padding=True)
+_NORM_FIRST = replace(_ROBERTA_LIKE, without_effect=(_KEYS,))
 
 FAMILIES: dict[str, Family] = {
     "albert": Family(projections=("query", "value")),
-    "bert": Family(
-        projections=("query", "value"),
-        unpadded=True,
+    "bert": replace(
+        _BERT_LIKE,
         configurations={
             # The default is BERT base, uncased.
             "bert-base": {},
@@ -104,7 +111,12 @@ FAMILIES: dict[str, Family] = {
     # One layer for queries, keys and values.
     "deberta": Family(projections=("in_proj",)),
     "deberta-v2": Family(projections=("query_proj", "value_proj")),
-    "distilbert": Family(projections=("q_lin", "v_lin"), attention_dropout="attention_dropout", unpadded=True),
+    "distilbert": Family(
+        projections=("q_lin", "v_lin"),
+        attention_dropout="attention_dropout",
+        unpadded=True,
+        without_effect=(r"\.attention\.k_lin\.bias",),
+    ),
     "electra": _BERT_LIKE,
     "ernie": _BERT_LIKE,
     "flaubert": Family(projections=("q_lin", "v_lin"), attention_dropout="attention_dropout", token_types=False),
@@ -121,17 +133,17 @@ FAMILIES: dict[str, Family] = {
     "mpnet": Family(projections=("q", "v"), positions_follow_padding=True),
     "rembert": Family(projections=("query", "value")),
     "roberta": _ROBERTA_LIKE,
-    "roberta-prelayernorm": _ROBERTA_LIKE,
+    "roberta-prelayernorm": _NORM_FIRST,
     "roformer": Family(projections=("query", "value")),
     "splinter": Family(projections=("query", "value")),
     "ultrabert": Family(projections=("q_proj", "v_proj"), attention_dropout="attention_dropout"),
     "xlm": Family(projections=("q_lin", "v_lin"), attention_dropout="attention_dropout", token_types=False),
     "xlm-roberta": _ROBERTA_LIKE,
-    "xlm-roberta-xl": _ROBERTA_LIKE,
+    "xlm-roberta-xl": _NORM_FIRST,
     # Its projections are no layers but tensors.
     "xlnet": Family(projections=(), attention_dropout="dropout"),
     # Its layers of languages write half precision into a tensor of float32.
-    "xmod": replace(_ROBERTA_LIKE, half_precision=False, problem=_lacks_language),
+    "xmod": replace(_NORM_FIRST, half_precision=False, problem=_lacks_language),
 }
 """What is trained, by `model_type`, as in the model's config.json."""
 

@@ -8,6 +8,7 @@ Legend: B features, T real tokens of all of them, L tokens of the longest.
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -195,14 +196,22 @@ class SpanModel(nn.Module):
         return list(max(lists, key=lambda part: sum(weight.numel() for weight in part.parameters()), default=()))
 
     def shift_invariant_biases(self) -> dict[str, nn.Parameter]:
-        """The head's two trainable biases, by name, that shift all start, or all end, logits of a feature alike.
+        """Trainable biases, by name, that shift alike all that a softmax sees: the head's two, and `without_effect`.
 
-        The softmax over the tokens does not change with such a shift, so their gradient is zero but for rounding - and
-        Adam divides a gradient by its own size, which would turn that rounding into steps as long as any other. So it
-        is set to zero.
+        A softmax does not change with such a shift, so their gradient is zero but for rounding - and Adam divides a
+        gradient by its own size, which would turn that rounding into steps as long as any other, and other ones at
+        another world size. So it is set to zero.
         """
         heads = set(head_parameters(self))
-        return {name: weight for name, weight in self.trainable() if name in heads and tuple(weight.shape) == (2,)}
+        config = transformers_model(self.model).config
+        patterns = [each.replace("{last}", str(len(self.blocks()) - 1)) for each in family_of(config).without_effect]
+        return {
+            name: weight
+            for name, weight in self.trainable()
+            if (name in heads and tuple(weight.shape) == (2,))
+            # peft puts a layer with an adapter one deeper.
+            or any(re.search(f"{pattern}$", name.replace(".base_layer.", ".")) for pattern in patterns)
+        }
 
 
 def _with_gradient(layer: Callable[..., Any], hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:

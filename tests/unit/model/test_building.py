@@ -11,7 +11,7 @@ from qa_dist.common.errors import ConfigError, TrainingError, UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import target_modules
 from qa_dist.model.building import build_model, load_base
-from qa_dist.model.families import model_types_unpadded
+from qa_dist.model.families import FAMILIES, model_types_unpadded
 from qa_dist.model.saved import load_trained, save_trained
 from qa_dist.model.span_model import (
     SpanModel,
@@ -155,6 +155,27 @@ def test_rounding_does_not_move_the_biases_of_the_logits(tmp_path: Path) -> None
     _, _, gradients = loss_and_gradients(model)
     for name in biases:
         assert not gradients[name].any()
+
+
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.without_effect])
+@pytest.mark.parametrize("options", [{"tuning": "full"}, {"lora_bias": "all", "lora_target_modules": ("all-linear",)}])
+def test_biases_without_effect_have_none_and_stay(model_type: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = build(tiny_model(model_type, tmp_path), **options)
+    biases = model.shift_invariant_biases()
+    num_keys = sum("key" in name or "k_lin" in name for name in biases)
+    num_norms = sum("LayerNorm" in name for name in biases)
+    assert num_keys == len(model.blocks())
+    assert num_norms == any("LayerNorm" in pattern for pattern in FAMILIES[model_type].without_effect)
+    assert len(biases) == num_keys + num_norms + 1
+    before, _, gradients = loss_and_gradients(model)
+    assert not any(gradients[name].any() for name in biases)
+    with torch.no_grad():
+        for bias in biases.values():
+            bias += torch.linspace(-1, 1, bias.numel())
+    # Other logits, of which the softmax makes the same.
+    difference = loss_and_gradients(model)[0] - before
+    for feature in difference.split(row()[2]):
+        torch.testing.assert_close(feature, feature[:1].expand_as(feature), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
