@@ -27,10 +27,10 @@ TWO_FOLDERS := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/d
 quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
 
-# Three at a time on two cores: a test that starts ranks waits as long as it computes. Tests of a file stay together,
+# Four at a time on two cores: a test that starts ranks waits as long as it computes. Tests of a file stay together,
 # they share what is costly to make; files go in their order, so that the long ones are not the last.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.dev site
 	$(BIN)/ruff check .
