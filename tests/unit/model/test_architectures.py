@@ -59,7 +59,7 @@ def test_a_new_architecture_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatc
     assert lacks("newbert") == [
         "newbert needs a row in model/families.py: in FAMILIES (projections, attention_dropout, unpadded, "
         "positions_follow_padding, token_types, depends_on_padding, global_question, full_attention, half_precision, "
-        "problem, configurations), or in REFUSED with the reason",
+        "without_effect, problem, configurations), or in REFUSED with the reason",
         "newbert needs a configuration with two layers in tests/tiny.py, and to be in MORE_TYPES",
     ]
     monkeypatch.setitem(REFUSED, "bert", "twice")
