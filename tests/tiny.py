@@ -116,6 +116,17 @@ def tiny_model(model_type: str, directory: Path, *, seed: int = 0, num_layers: i
     return directory
 
 
+def tiny_inputs(folder: Path, *, num_train: int, num_validation: int, unanswerable: bool = False) -> dict[str, str]:
+    """A model and two files of short contexts, as options of a run; some questions of the second may have no answer."""
+    return {
+        "model_name_or_path": str(tiny_model("bert", folder / "bert")),
+        "train_file": str(tiny_squad(folder / "train.json", num_train, seed=1, longest=40)),
+        "validation_file": str(
+            tiny_squad(folder / "validation.json", num_validation, seed=2, longest=40, unanswerable=unanswerable)
+        ),
+    }
+
+
 def tiny_squad(path: Path, num_examples: int, *, seed: int, unanswerable: bool = False, longest: int = 150) -> Path:
     """A SQuAD file: the answer to "what follows X ?" is the word behind X. Lengths vary widely."""
     rng = np.random.default_rng(seed)

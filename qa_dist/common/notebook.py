@@ -36,15 +36,3 @@ def named_as_in_python() -> Iterator[None]:
 
 def _in_python(message: str) -> str:
     return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
-
-
-def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = ()) -> str:
-    """Rows of equally many cells in columns as wide as need be; those in `left` begin at the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(most) if place in left else cell.rjust(most)
-            for place, (cell, most) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

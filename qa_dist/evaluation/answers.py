@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.common.columns import aligned
 from qa_dist.common.errors import ScoringError
-from qa_dist.common.notebook import ShownAsText, table
+from qa_dist.common.notebook import ShownAsText
 from qa_dist.data.records import Prediction
 from qa_dist.evaluation.candidates import CandidateTable, Float32, Float64, Int32, Int64
 from qa_dist.features.table import FeatureMap
@@ -49,7 +50,7 @@ class ExampleAnswer(ShownAsText):
             text = repr(entry.text) if entry.text else "no answer"
             chosen = f"{text}  <- chosen" if entry is self.prediction else text
             rows.append((f"{number}", f"{entry.score:.3f}", f"{entry.probability:.4f}", place, chosen))
-        return f"{self.id}\n{table(rows, left=(4,))}"
+        return "\n".join([self.id, *aligned(rows, left=(4,))])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -185,7 +185,7 @@ def difference(found: Results, wanted: Results, rounded: Results, precision: Pre
 
     Distances are those of whole tensors, as Euclidean norms. `rounded` are the same results with one rounding more
     before each layer: what a rounding does to each of them is measured and not guessed, so that a gradient which is
-    nothing but rounding (of a key's bias, by which scores do not change) is no difference.
+    nothing but rounding (as of the bias of a norm that no softmax sees) is no difference.
     """
     if found.keys() != wanted.keys():
         return f"gradients are missing or too many ({', '.join(sorted(found.keys() ^ wanted.keys())[:3])})"

@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as PeftLinear
-from torch import nn
 
 from qa_dist.model.equality import largest_difference
-from qa_dist.model.lora_layers import GroupedAdapters, LoraGroup
+from qa_dist.model.lora_layers import GroupedAdapters, LoraGroup, library_class
 
 NUM_TOKENS = 64
 """Rows of the inputs that are compared."""
@@ -50,8 +47,7 @@ def _outputs(group: LoraGroup, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, 
     """Output of each layer as the group gives it, and as peft does."""
     found = [layer(x) for layer in group.layers]
     for layer, output in zip(group.layers, found, strict=True):
-        plain: Any = PeftLinear if isinstance(layer, PeftLinear) else nn.Linear
-        yield output, plain.forward(layer, x)
+        yield output, library_class(layer).forward(layer, x)
 
 
 @contextmanager

@@ -163,8 +163,13 @@ class GroupedAdapters:
         self._hook.remove()
         for group in self.groups:
             for layer in group.layers:
-                layer.__class__ = PeftLinear if isinstance(layer, PeftLinear) else nn.Linear
+                layer.__class__ = library_class(layer)
                 del layer.group, layer.place
+
+
+def library_class(layer: nn.Linear | PeftLinear) -> Any:
+    """The class that a layer of a group has outside of it: peft's, or torch's where it has no adapter."""
+    return PeftLinear if isinstance(layer, PeftLinear) else nn.Linear
 
 
 @contextmanager
@@ -173,7 +178,7 @@ def computed_by_peft(model: nn.Module) -> Iterator[None]:
     grouped: list[Any] = [layer for layer in model.modules() if isinstance(layer, GroupedLora | GroupedLinear)]
     kinds = [type(layer) for layer in grouped]
     for layer in grouped:
-        layer.__class__ = PeftLinear if isinstance(layer, PeftLinear) else nn.Linear
+        layer.__class__ = library_class(layer)
     try:
         yield
     finally:

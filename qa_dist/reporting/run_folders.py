@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from qa_dist.common.columns import aligned
 from qa_dist.common.errors import ConfigError, DataError
-from qa_dist.common.notebook import ShownAsText, table
+from qa_dist.common.notebook import ShownAsText
 from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_bytes, read_json_object
 from qa_dist.config.parsing import read_recipe
@@ -73,7 +74,7 @@ class Run(ShownAsText):
             tuple(columns[name].format(figures[name]) if name in figures else "" for name in known)
             for figures in self.evaluations
         ]
-        lines = [f"{self.name}: {self.num_steps:,} steps", *([table(rows)] if known else ["no evaluations"])]
+        lines = [f"{self.name}: {self.num_steps:,} steps", *(aligned(rows) if known else ["no evaluations"])]
         return "\n".join((*lines, *(f"note: {note}" for note in self.notes)))
 
     @property

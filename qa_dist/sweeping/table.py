@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qa_dist.common.columns import aligned
+
 HEADINGS = (
     "method",
     "trainable parameters",
@@ -83,13 +85,4 @@ def markdown(sweep: Mapping[str, Any]) -> str:
 
 def text(sweep: Mapping[str, Any]) -> str:
     """The table of a sweep in columns, for a terminal."""
-    table = [list(HEADINGS), *rows(sweep)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*aligned([HEADINGS, *rows(sweep)], left=(0,)), ""])

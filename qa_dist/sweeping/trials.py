@@ -5,12 +5,13 @@ import json
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from qa_dist.common.errors import DivergedError, UserError
+from qa_dist.common.reading import read_json_object
 from qa_dist.common.signals import Stopped
 from qa_dist.machine.usage import forget_peak_memory
 from qa_dist.sweeping.plan import Trial
@@ -48,8 +49,8 @@ def run_trial(
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
     else:
         figures = None if evaluation is None else {"loss": evaluation.loss, **evaluation.named_metrics}
-        written = _run_record(trial)
-        if written is None:
+        written = read_json_object(trial.folder / "run.json")
+        if not written:
             record |= {"status": "paused", "step": pause_after, "error": None}
             record["rungs"] = [*record["rungs"], {"step": pause_after, **(figures or {})}]
         else:
@@ -71,13 +72,7 @@ def _last_step(trial: Trial) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def _run_record(trial: Trial) -> dict[str, Any] | None:
-    """The run.json of a run that has ended."""
-    path = trial.folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _facts(trial: Trial, run: dict[str, Any]) -> Record:
+def _facts(trial: Trial, run: Mapping[str, Any]) -> Record:
     """What the table shows of a run beside its scores."""
     parameters = run.get("parameters") or {}
     return {

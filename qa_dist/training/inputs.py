@@ -4,8 +4,9 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from qa_dist.common.columns import aligned
 from qa_dist.common.errors import DataError
-from qa_dist.common.notebook import ShownAsText, table
+from qa_dist.common.notebook import ShownAsText
 from qa_dist.config.options import RunConfig
 from qa_dist.data.sources import available_splits
 from qa_dist.distributed.ranks import Ranks
@@ -38,7 +39,7 @@ class RunData(ShownAsText):
         for split, store in self.stores.items():
             counts = (store.num_examples, store.num_unanswerable, store.num_features)
             rows.append((split, *(f"{count:,}" for count in counts), f"{store.lengths.mean():.1f}"))
-        return table(rows, left=(0,))
+        return "\n".join(aligned(rows, left=(0,)))
 
     @property
     def is_validation_scored(self) -> bool:

@@ -28,3 +28,20 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(exist_ok=True, parents=True)
     return folder
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """The page at a test file's `address`; it may load nothing but itself, and leave no message in the console."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    said: list[str] = []
+    loaded: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda request: loaded.append(request.url))
+    opened.goto(address)
+    yield opened
+    context.close()
+    assert said == []
+    assert [url for url in loaded if not url.startswith("data:")] == [address]

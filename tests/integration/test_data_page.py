@@ -1,6 +1,5 @@
 """The page of `qa-dist inspect --html` in a real browser."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +33,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     lengths = ["--max_seq_length", "192", "--doc_stride", "8", "--max_answer_length", "8"]
     assert main([*words, *lengths, "--html", str(page)]) == 0
     return page.as_uri()
-
-
-@pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page without scripts; it may load nothing but itself."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    loaded: list[str] = []
-    opened.on("request", lambda request: loaded.append(request.url))
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert [url for url in loaded if not url.startswith("data:")] == [address]
 
 
 def test_light_dark_and_on_a_phone(page: Any, screenshots: Path) -> None:

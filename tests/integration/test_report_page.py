@@ -5,7 +5,6 @@ Screenshots are left in the tests' output folder, or in the one that QA_DIST_SCR
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +76,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     page = folder / "report.html"
     assert main([*map(str, sorted(folder.glob("a-run*"))), "--output", str(page), "--resamples", "100"]) == 0
     return page.as_uri()
-
-
-@pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    """A page that has loaded; it may load nothing but itself, and leave no message in the console."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    said: list[str] = []
-    loaded: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda request: loaded.append(request.url))
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert said == []
-    assert [url for url in loaded if not url.startswith("data:")] == [address]
 
 
 def test_a_wide_page_light_and_dark(page: Any, screenshots: Path) -> None:

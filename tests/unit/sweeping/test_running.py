@@ -16,7 +16,7 @@ from qa_dist.sweeping.record import read_record
 from qa_dist.sweeping.running import run_sweep
 from qa_dist.sweeping.trials import run_trial
 from qa_dist.sweeping.workers import Task
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_inputs
 
 SWEEP = """
 options:
@@ -56,12 +56,7 @@ class Inline:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("inputs")
-    return {
-        "model_name_or_path": str(tiny_model("bert", folder / "bert")),
-        "train_file": str(tiny_squad(folder / "train.json", 24, seed=1, longest=40)),
-        "validation_file": str(tiny_squad(folder / "validation.json", 6, seed=2, longest=40)),
-        "store_dir": str(folder / "store"),
-    }
+    return {**tiny_inputs(folder, num_train=24, num_validation=6), "store_dir": str(folder / "store")}
 
 
 def planned(inputs: dict[str, str], folder: Path, text: str = SWEEP, *flags: str) -> Plan:

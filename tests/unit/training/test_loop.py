@@ -18,18 +18,13 @@ from qa_dist.config.parsing import read_recipe
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from tests.distributed.launching import lines
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("inputs")
-    return {
-        "model_name_or_path": str(tiny_model("bert", folder / "bert")),
-        "train_file": str(tiny_squad(folder / "train.json", 24, seed=1, longest=40)),
-        "validation_file": str(tiny_squad(folder / "validation.json", 12, seed=2, longest=40)),
-        "store_dir": str(folder / "store"),
-    }
+    return {**tiny_inputs(folder, num_train=24, num_validation=12), "store_dir": str(folder / "store")}
 
 
 @pytest.fixture

@@ -16,17 +16,13 @@ from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.memory import estimate
 from qa_dist.training.plan import Plan
 from tests.distributed.launching import lines
-from tests.tiny import tiny_model, tiny_squad
+from tests.tiny import tiny_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("inputs")
-    return {
-        "model_name_or_path": str(tiny_model("bert", folder / "bert")),
-        "train_file": str(tiny_squad(folder / "train.json", 20, seed=1, longest=40)),
-        "validation_file": str(tiny_squad(folder / "validation.json", 12, seed=2, longest=40, unanswerable=True)),
-    }
+    return tiny_inputs(folder, num_train=20, num_validation=12, unanswerable=True)
 
 
 @pytest.fixture
