@@ -51,8 +51,8 @@ def recipe_path(name: str) -> Path:
     raise ConfigError([f"--config {shown(name)} is neither a file nor a recipe; recipes are: {names}"])
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """Options of a recipe under their flag names.
+def read_recipe(name: str, *, called: str = "--config") -> dict[str, Any]:
+    """Options of a recipe under their flag names; `called` is what messages call it.
 
     Raises:
         ConfigError: The file is missing, is not YAML, holds an option twice, or is not a mapping.
@@ -62,18 +62,18 @@ def read_recipe(name: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         loaded = read_yaml(text)
     except OSError as error:
-        raise ConfigError([f"--config {path} cannot be read: {error.strerror}"]) from error
+        raise ConfigError([f"{called} {path} cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([f"--config {path} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
+        raise ConfigError([f"{called} {path} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
     except ParseError as error:
-        raise ConfigError([f"--config {path} cannot be used as YAML: {error}"]) from error
+        raise ConfigError([f"{called} {path} cannot be used as YAML: {error}"]) from error
     if not text.strip():
-        raise ConfigError([f"--config {path} is empty; write a line `name: value` for each option"])
+        raise ConfigError([f"{called} {path} is empty; write a line `name: value` for each option"])
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         content = "a list" if isinstance(loaded, list) else f"only {shown(loaded)}"
-        raise ConfigError([f"--config {path} holds {content}; write a line `name: value` for each option"])
+        raise ConfigError([f"{called} {path} holds {content}; write a line `name: value` for each option"])
     return loaded
 
 

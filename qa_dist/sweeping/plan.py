@@ -151,7 +151,7 @@ def _of_trial(config: RunConfig, method: str, seed: int, rungs: Sequence[int]) -
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_recipe(str(path)) if path.is_file() else None
+    content = read_recipe(str(path), called="the sweep file") if path.is_file() else None
     if content is None:
         raise ConfigError([f"there is no sweep file {path}; give the name of a YAML file"])
     problems = [

@@ -75,6 +75,8 @@ def test_some_methods_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("", "^the sweep file .* is empty"),
+        ("- a", "^the sweep file .* holds a list"),
         ("seeds: [1]", "neither a grid nor trials"),
         ("grid: {lora_r: [1]}\nsteps: 3", "steps is none of a sweep's keys"),
         ("grid: [lora_r]", "grid is a list and must be names with lists"),
