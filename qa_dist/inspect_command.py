@@ -22,7 +22,9 @@ from qa_dist.model.folder import adapter_problems, as_tuned, base_options, load_
 from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
+    from qa_dist.answering.terminal import Style
     from qa_dist.data.folders import Split
+    from qa_dist.features.store import FeatureStore
 
 PROG = "qa_dist.inspect_command"
 
@@ -106,35 +108,47 @@ def _inspect(argv: Sequence[str]) -> int:
     sys.stderr.writelines(f"{PROG}: note: {note}\n" for note in notes)
     store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
     style = Style.of(sys.stdout, os.environ, shutil.get_terminal_size().columns)
-    if options.suggest:
-        from qa_dist.reporting.suggestions import suggestion_lines, suggestions
-
-        found = {"split": split, "suggestions": suggestions(store, tokenizer, config)}
-        lines = suggestion_lines(found, style)
-    elif example_id is None and options.feature is None:
-        from qa_dist.reporting.data_set import data_set_view
-        from qa_dist.reporting.data_set_lines import data_set_lines
-
-        found = {"split": split, **data_set_view(store, tokenizer, config)}
-        lines = data_set_lines(found, style)
-        if page is not None:
-            lines = _written_page(found, config, split, page)
-    else:
-        from qa_dist.reporting.example_lines import example_lines
-        from qa_dist.reporting.examples import chosen_features, example_view
-
-        features = chosen_features(store, example_id, options.feature)
-        found = {"split": split, **example_view(store, tokenizer, features)}
-        if options.adapter is not None:
-            from qa_dist.reporting.example_logits import add_answers
-
-            add_answers(found, store, config, options.adapter, tokenizer_pads_left=tokenizer.padding_side == "left")
-        lines = example_lines(found, style)
+    found, lines = _view(config, options, store, tokenizer, style, example_id)
+    if page is not None:
+        lines = _written_page(found, config, split, page)
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
+
+
+def _view(
+    config: RunConfig,
+    options: InspectConfig,
+    store: "FeatureStore",
+    tokenizer: Any,
+    style: "Style",
+    example_id: str | None,
+) -> tuple[dict[str, Any], Iterable[str]]:
+    """What was asked for - suggestions, the data set, or an example - as JSON holds it and as lines of text."""
+    split = _split(config, options)
+    if options.suggest:
+        from qa_dist.reporting.suggestions import suggestion_lines, suggestions
+
+        found = {"split": split, "suggestions": suggestions(store, tokenizer, config)}
+        return found, suggestion_lines(found, style)
+    if example_id is None and options.feature is None:
+        from qa_dist.reporting.data_set import data_set_view
+        from qa_dist.reporting.data_set_lines import data_set_lines
+
+        found = {"split": split, **data_set_view(store, tokenizer, config)}
+        return found, data_set_lines(found, style)
+    from qa_dist.reporting.example_lines import example_lines
+    from qa_dist.reporting.examples import chosen_features, example_view
+
+    features = chosen_features(store, example_id, options.feature)
+    found = {"split": split, **example_view(store, tokenizer, features)}
+    if options.adapter is not None:
+        from qa_dist.reporting.example_logits import add_answers
+
+        add_answers(found, store, config, options.adapter, tokenizer_pads_left=tokenizer.padding_side == "left")
+    return found, example_lines(found, style)
 
 
 def _written_page(found: Mapping[str, Any], config: RunConfig, split: "Split", path: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What a trained model says of an example: the logits of each token of its windows, and its n-best list."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from qa_dist.config.options import RunConfig
 from qa_dist.evaluation.answers import decode
 from qa_dist.evaluation.candidates import CandidateTable
-from qa_dist.evaluation.passes import candidates, logits_of
+from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.building import may_lack_answers
 from qa_dist.features.store import FeatureStore
@@ -40,35 +41,10 @@ def add_answers(
     Raises:
         UserError: The model cannot be loaded, its vocabulary is too small, or its logits are not numbers.
     """
-    example = found["example"]["index"]
-    rows = np.flatnonzero(store.example_index == example).tolist()
+    rows = np.flatnonzero(store.example_index == found["example"]["index"]).tolist()
     table = FeatureTable.of(FeatureColumns.of([replace(store.feature(row), example_index=0) for row in rows]))
-    device = torch.device("cpu")
-    model = load_trained(
-        config.model,
-        adapter,
-        max_seq_length=config.data.max_seq_length,
-        tokenizer_pads_left=tokenizer_pads_left,
-        device=device,
-    )
-    check_vocabulary(model, table.largest_token_id)
-    budget = config.evaluation.eval_tokens_per_device or EVALUATION_TOKENS["cpu"]
-    batches = evaluation_batches(table.lengths, budget, model.padded_length)
-    computed = list(logits_of(model, table, batches, device, autocast=lambda: autocast("cpu", "no")))
-    starts, ends = {}, {}
-    for logits in computed:
-        lengths = list(logits.batch.lengths)
-        for place, start, end in zip(
-            np.asarray(logits.batch.indices).tolist(),
-            torch.split(logits.start_T.float(), lengths),
-            torch.split(logits.end_T.float(), lengths),
-            strict=True,
-        ):
-            starts[rows[place]], ends[rows[place]] = start.tolist(), end.tolist()
-    for feature in found["features"]:
-        for token in feature["tokens"]:
-            token["start_logit"] = starts[feature["feature"]][token["position"]]
-            token["end_logit"] = ends[feature["feature"]][token["position"]]
+    computed = _logits(table, config, adapter, tokenizer_pads_left=tokenizer_pads_left)
+    _add_logits(found, rows, computed)
     evaluation = config.evaluation
     answers = decode(
         CandidateTable.concatenate(list(candidates(computed, evaluation))).ordered(table.num_features),
@@ -91,3 +67,37 @@ def add_answers(
         }
         for each in answers.nbest
     ]
+
+
+def _logits(table: FeatureTable, config: RunConfig, adapter: str, *, tokenizer_pads_left: bool) -> list[BatchLogits]:
+    """The logits of some windows, batch by batch."""
+    device = torch.device("cpu")
+    model = load_trained(
+        config.model,
+        adapter,
+        max_seq_length=config.data.max_seq_length,
+        tokenizer_pads_left=tokenizer_pads_left,
+        device=device,
+    )
+    check_vocabulary(model, table.largest_token_id)
+    budget = config.evaluation.eval_tokens_per_device or EVALUATION_TOKENS["cpu"]
+    batches = evaluation_batches(table.lengths, budget, model.padded_length)
+    return list(logits_of(model, table, batches, device, autocast=lambda: autocast("cpu", "no")))
+
+
+def _add_logits(found: dict[str, Any], rows: Sequence[int], computed: Sequence[BatchLogits]) -> None:
+    """Give the tokens that are shown their logits; `rows` are the features of the data set that were computed."""
+    starts, ends = {}, {}
+    for logits in computed:
+        lengths = list(logits.batch.lengths)
+        for place, start, end in zip(
+            np.asarray(logits.batch.indices).tolist(),
+            torch.split(logits.start_T.float(), lengths),
+            torch.split(logits.end_T.float(), lengths),
+            strict=True,
+        ):
+            starts[rows[place]], ends[rows[place]] = start.tolist(), end.tolist()
+    for feature in found["features"]:
+        for token in feature["tokens"]:
+            token["start_logit"] = starts[feature["feature"]][token["position"]]
+            token["end_logit"] = ends[feature["feature"]][token["position"]]
