@@ -38,8 +38,9 @@ fail() {
 module=${MODULE:-qa_dist.train}
 case $module in
   qa_dist.train) kept="a checkpoint is written" again=" with --resume_from_checkpoint auto" ;;
+  qa_dist.sweep) kept="a checkpoint is written" again="" ;;
   qa_dist.predict) kept="all answers so far are written" again="" ;;
-  *) fail "MODULE is $module; use qa_dist.train or qa_dist.predict" ;;
+  *) fail "MODULE is $module; use qa_dist.train, qa_dist.predict or qa_dist.sweep" ;;
 esac
 [ -n "${SLURM_JOB_ID:-}" ] || fail "this is no Slurm job; use sbatch launch/slurm.sh, or launch/torchrun.sh elsewhere"
 
@@ -73,7 +74,7 @@ mkdir -p "$LOG_DIR"
 export QA_DIST_EXIT_FILE=$LOG_DIR/exit_code
 rm -f "$QA_DIST_EXIT_FILE"
 
-# Predictions go on by themselves.
+# Predictions, and trials of a sweep, go on by themselves.
 [ "$restarts" -eq 0 ] || [ "$module" != qa_dist.train ] || set -- "$@" --resume_from_checkpoint auto
 echo "job $SLURM_JOB_ID, start $((restarts + 1)): ${nodes[*]}; a log per process is in $LOG_DIR"
 

@@ -6,7 +6,7 @@
 #   MODULE=qa_dist.predict bash launch/torchrun.sh --model outputs/run --input_file questions --output_file answers.jsonl
 #
 # Arguments go to MODULE, in the environment are:
-#   MODULE           qa_dist.train unless set, or qa_dist.predict
+#   MODULE           qa_dist.train unless set, or qa_dist.predict; qa-dist sweep --launcher slurm sets qa_dist.sweep
 #   NNODES           number of machines, 1 unless set; 1:4 starts with any number from one to four and goes on, from the
 #                    last checkpoint, whenever one joins or is lost, as long as that of RDZV_ENDPOINT stays; the output
 #                    folder must be one that all machines share
@@ -34,8 +34,8 @@ python=${PYTHON:-python}
 
 module=${MODULE:-qa_dist.train}
 case $module in
-  qa_dist.train | qa_dist.predict) ;;
-  *) fail "MODULE is $module; use qa_dist.train or qa_dist.predict" ;;
+  qa_dist.train | qa_dist.predict | qa_dist.sweep) ;;
+  *) fail "MODULE is $module; use qa_dist.train, qa_dist.predict or qa_dist.sweep" ;;
 esac
 
 # The file of this name: beside this script, in the folder above as in the repository, or in the installed package.

@@ -1,18 +1,25 @@
 """Train many ways side by side: `qa-dist sweep SWEEP.yaml --output_dir outputs/sweep`, with training's own options."""
 
 import os
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from qa_dist.common.command import run_command
+from qa_dist.common.command import EXIT_FAILURE, note_exit, run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import read_json
 from qa_dist.common.signals import EXIT_STOPPED, Stopped, StopSignals
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse
+from qa_dist.machine.cuda_environment import prepare_cuda
+
+if TYPE_CHECKING:
+    from qa_dist.sweeping.running import Runner
 
 PROG = "qa_dist.sweep"
 
@@ -21,16 +28,53 @@ PROG = "qa_dist.sweep"
 class SweepConfig:
     """How the trials are run."""
 
-    jobs: int = option(1, "trials at once, a process each; on GPUs they share the device", minimum=1, maximum=256)
+    jobs: int = option(1, "trials at once, a process or a job each; processes share the GPU", minimum=1, maximum=256)
     seconds: float | None = option(
         None, "stop after so many seconds; the same command goes on from there; none: when all is done", above=0
     )
     results_file: str | None = option(None, "the file of results; auto: sweep.json in --output_dir")
     only: tuple[str, ...] = option((), "names of the trials to run, separated by commas, with all their seeds")
+    launcher: Literal["local", "slurm"] = option(
+        "local", "where trials run: in processes of this machine, or each as a job of launch/slurm.sh"
+    )
+    sbatch_options: str | None = option(
+        None,
+        "what every job is submitted with, in one text, such as '--gpus-per-node 1 --time 60'; needs --launcher slurm",
+    )
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be done."""
+        if self.sbatch_options is not None and self.launcher != "slurm":
+            yield "--sbatch_options are for jobs, and trials run in processes here; add --launcher slurm, or drop them"
+        try:
+            shlex.split(self.sbatch_options or "")
+        except ValueError as error:
+            yield f"--sbatch_options {self.sbatch_options}: {error}; write them as in a shell"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(PROG, lambda: _sweep(list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and Path(words[0]).name == "task.json":
+        return note_exit(run_command(PROG, lambda: _task(words)))
+    return run_command(PROG, lambda: _sweep(words))
+
+
+def _task(words: list[str]) -> int:
+    """One trial of a sweep whose trials are jobs; this process is the run, or a rank of it."""
+    from qa_dist.sweeping.jobs import read_task
+
+    if words[1:]:
+        raise ConfigError([f"{words[0]} is one trial with all its options; drop {words[1]}"])
+    trial, pause_after = read_task(Path(words[0]))
+    # Before torch is imported.
+    prepare_cuda(os.environ, deterministic=trial.config.training.deterministic)
+    with StopSignals() as stop:
+        from qa_dist.distributed.failures import failures_named
+        from qa_dist.sweeping.trials import run_trial
+
+        with failures_named():
+            status = run_trial(trial, pause_after, asked_to_stop=lambda: stop.received)["status"]
+    return EXIT_STOPPED if status == "stopped" else 0 if status in ("done", "paused") else EXIT_FAILURE
 
 
 def _sweep(words: list[str]) -> int:
@@ -39,15 +83,19 @@ def _sweep(words: list[str]) -> int:
         # For --help; without it, one thing is missing for certain.
         parse(words if {"-h", "--help"} & set(words) else [], prog=PROG, description=description, entry=SweepConfig)
         raise ConfigError(["the sweep file is missing; name it before the options: qa-dist sweep SWEEP.yaml ..."])
+    if "RANK" in os.environ:
+        raise ConfigError(["a sweep starts its trials itself; call it without a launcher, or with --launcher slurm"])
     begun = time.monotonic()
     path, flags = Path(os.path.expanduser(words[0])), words[1:]
     config, options = parse(flags, prog=PROG, description=description, entry=SweepConfig)
     from qa_dist.sweeping.plan import read_plan
 
     plan = read_plan(path, flags, SweepConfig, options.only)
-    from qa_dist.sweeping.running import run_sweep
+    if plan.search:
+        from qa_dist.sweeping.searching import run_search as run
+    else:
+        from qa_dist.sweeping.running import run_sweep as run
     from qa_dist.sweeping.table import text
-    from qa_dist.sweeping.workers import Workers
 
     results = Path(options.results_file or Path(str(config.training.output_dir)) / "sweep.json")
 
@@ -55,18 +103,28 @@ def _sweep(words: list[str]) -> int:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
-    with StopSignals() as stop, Workers(options.jobs) as workers:
+    with StopSignals() as stop, _runner(options) as runner:
 
         def is_over() -> bool:
             is_late = options.seconds is not None and time.monotonic() - begun > options.seconds
             return stop.received is not None or is_late
 
-        is_whole = run_sweep(plan, workers, results, is_over=is_over, notice=notice)
+        is_whole = run(plan, runner, results, is_over=is_over, notice=notice)
         received = stop.received
     sys.stdout.write(f"{text(read_json(results.read_text(encoding='utf-8')))}\n{results}\n")
     if received is not None:
         raise Stopped(received)
     return 0 if is_whole else EXIT_STOPPED
+
+
+def _runner(options: SweepConfig) -> "AbstractContextManager[Runner]":
+    if options.launcher == "slurm":
+        from qa_dist.sweeping.jobs import SlurmJobs
+
+        return nullcontext(SlurmJobs(options.jobs, shlex.split(options.sbatch_options or "")))
+    from qa_dist.sweeping.workers import Workers
+
+    return Workers(options.jobs)
 
 
 if __name__ == "__main__":

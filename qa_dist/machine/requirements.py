@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qa_dist.common.errors import ConfigError
 
-_EXTRAS = ("quant", "deepspeed", "onnx")
+_EXTRAS = ("quant", "deepspeed", "onnx", "sweep")
 # Not named in pyproject.toml, but what a token is, and what a hub id means, depends on them.
 _INDIRECT = ("huggingface_hub", "tokenizers")
 

@@ -1,10 +1,10 @@
-"""A sweep file, read: methods, seeds and rungs, and the run that each of them makes."""
+"""A sweep file, read: methods or a search, seeds and rungs, and the run that each of them makes."""
 
 import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from qa_dist.common.parsers import type_name
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import layered, parse, peek, read_recipe
 from qa_dist.config.texts import shown
+from qa_dist.sweeping.space import Search, read_search, value_text
 
 PROG = "qa_dist.sweep"
-KEYS = ("config", "options", "seeds", "grid", "trials", "rungs")
+KEYS = ("config", "options", "seeds", "grid", "trials", "search", "rungs")
 MOST_TRIALS = 10_000
 """A grid of more is a slip of the pen."""
 
@@ -70,13 +71,28 @@ class Plan:
 
     Attributes:
         name: Of the sweep file.
-        trials: In the order of the file, the seeds of a method one after the other.
-        rungs: After how many steps only the better half of the methods goes on; in increasing order.
+        trials: In the order of the file, the seeds of a method one after the other; none where there is a search.
+        rungs: After how many steps only some of the methods go on; in increasing order.
+        seeds: Every method is tried with each of them.
+        output_dir: The folder of all of it.
+        metric: By which methods are compared.
+        search: What is searched; None: the trials are all there is.
+        runs: The trials of a method, with all seeds; it raises a ConfigError if the options do not go together.
     """
 
     name: str
     trials: Sequence[Trial]
     rungs: Sequence[int]
+    seeds: Sequence[int]
+    output_dir: Path
+    metric: str
+    search: Search | None
+    runs: Callable[[Method], list[Trial]]
+
+    @property
+    def num_trials(self) -> int:
+        """How many runs there will be."""
+        return self.search.trials * len(self.seeds) if self.search else len(self.trials)
 
 
 def folder_name(method: str, seed: int) -> str:
@@ -97,13 +113,17 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
         ConfigError: With every problem of the file and of its trials.
     """
     content = _read(path)
-    seeds, rungs, methods = _seeds(path, content), _rungs(path, content), _methods(path, content)
+    seeds, rungs = _seeds(path, content), _rungs(path, content)
+    search = read_search(path, content, rungs)
+    methods = [] if search else _methods(path, content)
+    if search and only:
+        raise ConfigError([f"--only names trials, and {path} has a search, which proposes them; drop one of the two"])
     if unknown := [name for name in only if name not in {method.name for method in methods}]:
         raise ConfigError(
             [f"--only {unknown[0]}: no such trial in {path}; there are {', '.join(method.name for method in methods)}"]
         )
     flags = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
-    varied = {"seed"}.union(*(method.options for method in methods))
+    varied = {"seed"}.union(*(method.options for method in methods), search.parameters if search else ())
     problems = [
         f"--{name} would overwrite what the trials of {path} differ in; drop it, or change the file"
         for name in sorted(flags & varied)
@@ -113,24 +133,34 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
     if problems:
         raise ConfigError(problems)
     common = layered(read_recipe(str(content["config"])) if "config" in content else {}, content.get("options") or {})
-    trials = []
-    for method in methods:
+
+    def runs(method: Method) -> list[Trial]:
+        raw = layered(common, method.options)
+        where = f"{path}, trial {method.name}"
+        config, _ = parse(argv, prog=PROG, description="", entry=entry, base=raw, base_name=where)
+        return [
+            Trial(method.name, seed, dict(method.options), _of_trial(config, method.name, seed, rungs))
+            for seed in seeds
+        ]
+
+    trials: list[Trial] = []
+    configs = []
+    points = [Method(*corner) for corner in search.corners()] if search else methods
+    for point in points:
         try:
-            raw = layered(common, method.options)
-            config, _ = parse(
-                argv, prog=PROG, description="", entry=entry, base=raw, base_name=f"{path}, trial {method.name}"
-            )
+            made = runs(point)
         except ConfigError as error:
             problems += error.problems
             continue
-        if not only or method.name in only:
-            trials += [
-                Trial(method.name, seed, dict(method.options), _of_trial(config, method.name, seed, rungs))
-                for seed in seeds
-            ]
+        configs.append(made[0].config)
+        trials += made if not search and (not only or point.name in only) else []
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return Plan(path.stem, trials, rungs)
+    if search and not (configs[0].data.validation_file or configs[0].data.dataset_name):
+        raise ConfigError([f"{path} has a search, which goes by scores; give --validation_file"])
+    training = configs[0].training
+    metric, folder = training.metric_for_best_model, Path(str(training.output_dir)).parent.parent
+    return Plan(path.stem, trials, rungs, seeds, folder, metric, search, runs)
 
 
 def _of_trial(config: RunConfig, method: str, seed: int, rungs: Sequence[int]) -> RunConfig:
@@ -166,8 +196,8 @@ def _read(path: Path) -> dict[str, Any]:
     ):
         if content.get(name) is not None and not isinstance(content[name], kind):
             problems.append(f"{path}: {name} is {type_name(content[name])} and must be {words}")
-    if not content.get("grid") and not content.get("trials"):
-        problems.append(f"{path} has neither a grid nor trials; write what the runs differ in")
+    if not any(content.get(name) for name in ("grid", "trials", "search")):
+        problems.append(f"{path} has neither a grid nor trials nor a search; write what the runs differ in")
     if problems:
         raise ConfigError(problems)
     return content
@@ -212,7 +242,7 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
     if grid:
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            methods.append(Method(" ".join(f"{name}={_text(value)}" for name, value in point.items()), point))
+            methods.append(Method(" ".join(f"{name}={value_text(value)}" for name, value in point.items()), point))
     for number, item in enumerate(content.get("trials") or [], 1):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise ConfigError([f"{path}: trial {number} has no name; write `- name: ...` and its options below"])
@@ -232,7 +262,3 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
     if problems:
         raise ConfigError(problems)
     return methods
-
-
-def _text(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else re.sub(r"[/,]", ".", str(value))

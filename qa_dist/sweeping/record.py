@@ -80,6 +80,12 @@ def write_record(trial: Trial, record: Mapping[str, Any]) -> None:
     write_json(trial.folder / FILE, record)
 
 
+def note_failure(trial: Trial, error: str) -> None:
+    """Write the record of a trial whose process could not."""
+    record = read_record(trial) or new_record(trial)
+    write_record(trial, {**record, "status": "failed", "error": error})
+
+
 def is_at(record: Record | None, step: int | None) -> bool:
     """Whether a trial needs no more work to be after `step` optimiser steps; None: at its end."""
     if record is None:
@@ -119,7 +125,8 @@ def write_sweep(path: Path, plan: Plan, records: Sequence[Record], about: Mappin
             **about,
             **shared,
             "rungs": list(plan.rungs),
-            "num_trials": len(plan.trials),
+            **({"search": plan.search.described()} if plan.search else {}),
+            "num_trials": plan.num_trials,
             "shared_options": {
                 name: without_folders(value) for name, value in _shared([each["config"] for each in records]).items()
             },

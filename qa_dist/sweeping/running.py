@@ -3,7 +3,7 @@
 import datetime
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,14 +11,76 @@ from qa_dist.common.secrets import masked
 from qa_dist.sweeping.halving import better_half
 from qa_dist.sweeping.plan import Plan, Trial
 from qa_dist.sweeping.record import Record, is_at, read_record, score_at, without_folders, write_sweep
-from qa_dist.sweeping.workers import Task
+
+Task = tuple[Trial, int | None]
+"""A trial, and after how many steps it pauses (None: it goes to its end)."""
 
 
 class Runner(Protocol):
-    """What runs tasks: `Workers`."""
+    """What runs tasks: `Workers`, or `SlurmJobs`."""
 
-    def run(self, tasks: Sequence[Task], *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
-        """Run tasks; whether none is left over."""
+    def run(
+        self,
+        tasks: Sequence[Task],
+        *,
+        is_over: Callable[[], bool],
+        ended: Callable[[Trial], object],
+        more: Callable[[], Task | None] = lambda: None,
+    ) -> bool:
+        """Run tasks in their order, as many at once as this can; whether none is left over.
+
+        Args:
+            tasks: What is to be done.
+            is_over: Whether nothing more may be started, and what runs is to stop.
+            ended: Called when a trial has paused, ended, failed or stopped, and its record is written.
+            more: Called when there is room and all of `tasks` has been started: another task, if there is one now.
+        """
+
+
+class Ledger:
+    """What is known of the trials of a sweep; the file of results holds it as long as they run, and after."""
+
+    def __init__(self, plan: Plan, results: Path, notice: Callable[[str], object]) -> None:
+        """Open it.
+
+        Args:
+            plan: The sweep.
+            results: The file of results.
+            notice: Hears what happens.
+        """
+        self._plan = plan
+        self._results = results
+        self._begun = time.monotonic()
+        self._about = {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": ["qa-dist", "sweep", *(without_folders(masked(word)) for word in sys.argv[1:])],
+        }
+        self.records: dict[str, Record | None] = {}
+        self.notice = notice
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Read what earlier calls have left of some trials.
+
+        Raises:
+            UserError: A folder holds a trial with other options.
+        """
+        self.records |= {trial.name: read_record(trial) for trial in trials}
+
+    def note(self) -> None:
+        """Write the file of results."""
+        about = {**self._about, "seconds": round(time.monotonic() - self._begun, 1)}
+        known = [record for record in self.records.values() if record is not None]
+        write_sweep(self._results, self._plan, known, about)
+
+    def ended(self, trial: Trial) -> Record | None:
+        """Take in what a trial has left, say it, and return it."""
+        record = self.records[trial.name] = read_record(trial)
+        if record is not None:
+            num_ended = sum(each is not None and each["status"] != "stopped" for each in self.records.values())
+            seconds = time.monotonic() - self._begun
+            self.notice(f"{num_ended} of {self._plan.num_trials} trials, {seconds:.0f} s: {_line(record)}")
+        self.note()
+        return record
 
 
 def run_sweep(
@@ -35,7 +97,7 @@ def run_sweep(
     end. As long as trials run, and after, `results` holds what is known of all of them.
 
     Args:
-        plan: The sweep.
+        plan: The sweep, without a search.
         runner: Runs the trials.
         results: The file of results.
         is_over: Whether to stop.
@@ -44,41 +106,28 @@ def run_sweep(
     Raises:
         UserError: A folder holds a trial with other options.
     """
-    begun = time.monotonic()
-    about = {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": ["qa-dist", "sweep", *(without_folders(masked(word)) for word in sys.argv[1:])],
-    }
-    records = {trial.name: read_record(trial) for trial in plan.trials}
-
-    def note() -> None:
-        about_now = {**about, "seconds": round(time.monotonic() - begun, 1)}
-        write_sweep(results, plan, [record for record in records.values() if record is not None], about_now)
-
-    def ended(trial: Trial) -> None:
-        record = records[trial.name] = read_record(trial)
-        if record is not None:
-            num_ended = sum(each is not None and each["status"] != "stopped" for each in records.values())
-            notice(f"{num_ended} of {len(plan.trials)} trials, {time.monotonic() - begun:.0f} s: {_line(record)}")
-        note()
-
-    note()
+    ledger = Ledger(plan, results, notice)
+    ledger.add(plan.trials)
+    ledger.note()
     methods = list(dict.fromkeys(trial.method for trial in plan.trials))
     for step in (*plan.rungs, None):
         trials = [trial for trial in plan.trials if trial.method in methods]
-        tasks: list[Task] = [(trial, step) for trial in trials if not is_at(records[trial.name], step)]
-        if tasks and not runner.run(tasks, is_over=is_over, ended=ended):
+        tasks: list[Task] = [(trial, step) for trial in trials if not is_at(ledger.records[trial.name], step)]
+        if tasks and not runner.run(tasks, is_over=is_over, ended=ledger.ended):
             return False
         if step is not None:
-            metric = plan.trials[0].config.training.metric_for_best_model
             scores = {
-                method: [score_at(records[trial.name], step, metric) for trial in trials if trial.method == method]
+                method: [
+                    score_at(ledger.records[trial.name], step, plan.metric)
+                    for trial in trials
+                    if trial.method == method
+                ]
                 for method in methods
             }
             kept = better_half(scores)
             notice(f"after {step} steps, {len(kept)} of {len(methods)} methods go on: {', '.join(kept) or 'none'}")
             methods = kept
-    note()
+    ledger.note()
     return True
 
 

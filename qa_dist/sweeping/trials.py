@@ -13,6 +13,7 @@ import torch
 from qa_dist.common.errors import DivergedError, UserError
 from qa_dist.common.reading import read_json_object
 from qa_dist.common.signals import Stopped
+from qa_dist.distributed.failures import launched_rank
 from qa_dist.machine.usage import forget_peak_memory
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import Record, new_record, read_record, write_record
@@ -25,6 +26,8 @@ def run_trial(
     trial: Trial, pause_after: int | None, *, asked_to_stop: Callable[[], signal.Signals | None] = lambda: None
 ) -> Record:
     """Take a trial to its end, or to a rung; returns and writes its record.
+
+    Where it runs as several ranks, rank 0 writes the record, and that of the others says no more than how it ended.
 
     Args:
         trial: The trial, which goes on from its newest checkpoint.
@@ -48,6 +51,8 @@ def run_trial(
         traceback.print_exc()
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
     else:
+        if launched_rank():
+            return {**record, "status": "paused", "error": None}
         figures = None if evaluation is None else {"loss": evaluation.loss, **evaluation.named_metrics}
         written = read_json_object(trial.folder / "run.json")
         if not written:
@@ -57,7 +62,8 @@ def run_trial(
             record |= {"status": "done", "step": written["num_steps"], "error": None, **_facts(trial, written)}
             record["final"] = figures
     record["seconds"] = round(record["seconds"] + time.monotonic() - begun, 3)
-    write_record(trial, record)
+    if not launched_rank():
+        write_record(trial, record)
     # What a failed run held, the next one may need.
     gc.collect()
     if torch.cuda.is_available():

@@ -17,10 +17,8 @@ from qa_dist.common.signals import StopSignals
 from qa_dist.machine.cuda_environment import prepare_cuda
 from qa_dist.machine.usage import num_cores
 from qa_dist.sweeping.plan import Trial
-from qa_dist.sweeping.record import new_record, read_record, write_record
-
-Task = tuple[Trial, int | None]
-"""A trial, and after how many steps it pauses (None: it goes to its end)."""
+from qa_dist.sweeping.record import note_failure, read_record
+from qa_dist.sweeping.running import Task
 
 Body = Callable[[Trial, int | None, Callable[[], signal.Signals | None]], bool]
 """What a worker does with a task; it is told by which signal it was asked to stop, if it was. Returns whether the
@@ -69,35 +67,43 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._stop(lambda trial: None)
 
-    def run(self, tasks: Sequence[Task], *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
-        """Run tasks in their order, as many at once as there are workers; whether none is left over.
-
-        Args:
-            tasks: What is to be done.
-            is_over: Whether nothing more may be started, and what runs is to stop.
-            ended: Called when a trial has paused, ended, failed or stopped, and its record is written.
-        """
+    def run(
+        self,
+        tasks: Sequence[Task],
+        *,
+        is_over: Callable[[], bool],
+        ended: Callable[[Trial], object],
+        more: Callable[[], Task | None] = lambda: None,
+    ) -> bool:
+        """Run tasks in their order, as many at once as there are workers; whether none is left over (see `Runner`)."""
         waiting = list(tasks)
-        while waiting or any(worker.task for worker in self._workers):
+        while True:
             if is_over():
                 self._stop(ended)
                 return False
-            self._start(waiting)
+            self._start(waiting, more)
+            if not any(worker.task for worker in self._workers):
+                return True
             handles = [handle for each in self._workers for handle in (each.pipe, each.process.sentinel)]
             connection.wait(handles, _POLL_SECONDS)
             for worker in list(self._workers):
                 self._collect(worker, ended)
-        return True
 
-    def _start(self, waiting: list[Task]) -> None:
+    def _start(self, waiting: list[Task], more: Callable[[], Task | None]) -> None:
         """Give each idle worker its next task, and start workers as long as there is something for them."""
+
+        def is_one_waiting() -> bool:
+            if not waiting and (task := more()) is not None:
+                waiting.append(task)
+            return bool(waiting)
+
         for worker in list(self._workers):
-            if worker.task is None and waiting:
+            if worker.task is None and is_one_waiting():
                 if worker.kind != _kind(waiting[0]):
                     self._end(worker)
                 else:
                     _give(worker, waiting.pop(0))
-        while waiting and len(self._workers) < self._num_workers:
+        while len(self._workers) < self._num_workers and is_one_waiting():
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_live, args=(theirs, self._body))
             process.start()
@@ -150,12 +156,6 @@ class Workers:
             if worker.task is not None and read_record(worker.task[0]) is not None:
                 ended(worker.task[0])
         self._workers = []
-
-
-def note_failure(trial: Trial, error: str) -> None:
-    """Write the record of a trial whose process could not."""
-    record = read_record(trial) or new_record(trial)
-    write_record(trial, {**record, "status": "failed", "error": error})
 
 
 def _kind(task: Task) -> object:

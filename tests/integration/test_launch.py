@@ -137,7 +137,7 @@ def test_the_scripts_start_the_module_that_is_named(tmp_path: Path) -> None:
     for script in ("torchrun.sh", "local.sh", "slurm.sh"):
         done = run(["bash", str(ROOT / "launch" / script)], MODULE="qa_dist.score", **job)
         assert done.returncode == 2
-        assert "MODULE is qa_dist.score; use qa_dist.train or qa_dist.predict" in done.stderr
+        assert "MODULE is qa_dist.score; use qa_dist.train" in done.stderr
 
 
 def test_a_range_of_machines_may_restart_and_meets_in_a_new_store_each_time(tmp_path: Path) -> None:

@@ -4,12 +4,18 @@ import json
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from qa_dist.sweep import SweepConfig
+from qa_dist.sweeping.jobs import SlurmJobs
+from qa_dist.sweeping.plan import read_plan
+from qa_dist.sweeping.record import read_record
+from qa_dist.sweeping.running import run_sweep
 from tests.distributed.forking import run_main
 from tests.distributed.launching import ROOT, await_held, held, stand_in
 from tests.integration.slurm_cluster import NODES, Cluster, cluster, missing_programs
@@ -157,6 +163,25 @@ def test_gpus_that_torch_does_not_see_are_not_replaced_by_the_cpu(slurm: Cluster
     ended = slurm.wait_for(job, "COMPLETED", "FAILED")
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), output(workplace, job)
     assert "torch sees 0 of 1 GPUs that Slurm gave" in output(workplace, job)
+
+
+def test_a_trial_of_a_sweep_is_a_job_of_two_ranks(slurm: Cluster, workplace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rates.yaml"
+    file.write_text("grid: {learning_rate: [1e-3]}", encoding="utf-8")
+    plan = read_plan(file, [*tiny_run(tmp_path), "--output_dir", str(tmp_path / "rates")], SweepConfig)
+
+    def call(words: Sequence[str], variables: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+        return slurm.run(words, workplace, **variables, NPROC_PER_NODE="1")
+
+    said: list[str] = []
+    jobs = SlurmJobs(4, ["--nodes", "2"], call=call, poll_seconds=0.5)
+    assert run_sweep(plan, jobs, tmp_path / "sweep.json", notice=said.append), said
+    log = (plan.trials[0].folder / "log.txt").read_text(encoding="utf-8")
+    record: Any = read_record(plan.trials[0])
+    assert (record["status"], record["starts"], record["world_size"]) == ("done", 1, 2), log
+    metrics = json.loads((plan.trials[0].folder / "metrics.json").read_text(encoding="utf-8"))
+    assert record["final"]["f1"] == metrics["f1"]
+    assert "start 1: n1 n2" in log
 
 
 # What launchers see of a training run that takes a while to write its checkpoint.

@@ -23,7 +23,8 @@ def test_every_package_has_a_tested_version() -> None:
 
 
 def test_names_are_compared_as_registries_do() -> None:
-    extras = '[project.optional-dependencies]\nquant = ["bitsandbytes>=0.48"]\ndeepspeed = ["deepspeed"]\nonnx = []\n'
+    extras = '[project.optional-dependencies]\nquant = ["bitsandbytes>=0.48"]\ndeepspeed = ["deepspeed"]\n'
+    extras += "onnx = []\nsweep = []\n"
     pyproject = f'[project]\ndependencies = ["Py.Yaml_x>=6.0"]\n{extras}'
     entries = json.loads(generated(pyproject, "# pins\nPy-YAML-X==6.0.3\ntokenizers==1.0\nbitsandbytes==0.50.2\n"))
     assert [Requirement(**entry) for entry in entries] == [

@@ -1,12 +1,10 @@
 """A sweep of tiny runs: halving by exact resume, a trial that diverges, and a sweep that was stopped and goes on."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from qa_dist.common.errors import UserError
 from qa_dist.sweep import SweepConfig
@@ -15,8 +13,8 @@ from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import read_record
 from qa_dist.sweeping.running import run_sweep
 from qa_dist.sweeping.trials import run_trial
-from qa_dist.sweeping.workers import Task
 from tests.tiny import tiny_inputs
+from tests.unit.sweeping.inline import Inline, forget_ranks
 
 SWEEP = """
 options:
@@ -33,24 +31,6 @@ trials:
   - {name: diverges, learning_rate: 1e+30}
 rungs: [2, 4]
 """
-
-
-class Inline:
-    """Runs tasks in this process, up to a number of them; notes which."""
-
-    def __init__(self, most: int = 99) -> None:
-        self.most = most
-        self.done: list[tuple[str, int | None]] = []
-
-    def run(self, tasks: Sequence[Task], *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
-        for trial, step in tasks:
-            if len(self.done) == self.most:
-                return False
-            AcceleratorState._reset_state(reset_partial_state=True)
-            run_trial(trial, step)
-            self.done.append((trial.name, step))
-            ended(trial)
-        return True
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +77,7 @@ def test_a_sweep_halves_goes_on_where_it_was_stopped_and_repeats_nothing(
     assert record["starts"] == 3
     assert record["resumed_at_steps"] == [2, 4]
     assert [rung["step"] for rung in record["rungs"]] == [2, 4]
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_ranks()
     once = next(trial for trial in alone.trials if trial.name == "learns-seed2")
     assert run_trial(once_in(once, tmp_path / "once"), None)["resumed_at_steps"] == []
     assert (tmp_path / "once" / "adapter_model.safetensors").read_bytes() == halted

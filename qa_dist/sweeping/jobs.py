@@ -1,0 +1,210 @@
+"""Trials as jobs of Slurm: each task is a job of launch/slurm.sh, which this process waits for.
+
+A job is known by its name, which is made from the folder of its trial: a sweep that was killed finds those of its jobs
+that are still in the queue, and waits for them instead of submitting them again.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.files import write_json
+from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.common.shipped import find_shipped
+from qa_dist.config.parsing import parse
+from qa_dist.sweeping.plan import PROG, Trial
+from qa_dist.sweeping.record import is_at, note_failure, read_record
+from qa_dist.sweeping.running import Task
+
+TASK = "task.json"
+"""The file in a trial's folder that says what its job has to do."""
+
+LOG = "log.txt"
+_FORMAT = 1
+_COMMANDS = ("sbatch", "squeue", "scancel")
+_SECONDS_TO_STOP = 120.0
+_MOST_SILENCES = 60
+"""Slurm's controller may be restarted, or busy for a while."""
+
+Call = Callable[[Sequence[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
+"""Runs a command of Slurm's, with these variables on top of the environment's."""
+
+
+def write_task(trial: Trial, pause_after: int | None) -> Path:
+    """Write what a trial's job has to do, and return the file."""
+    path = trial.folder / TASK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    task = {"method": trial.method, "seed": trial.seed, "options": dict(trial.options), "pause_after": pause_after}
+    write_json(path, {"format": _FORMAT, **task, "config": trial.config.flat()})
+    return path
+
+
+def read_task(path: Path) -> Task:
+    """The trial of a file that `write_task` wrote, and after how many steps it pauses.
+
+    Raises:
+        UserError: The file cannot be read, or is none of them.
+    """
+    try:
+        task = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ParseError) as error:
+        raise UserError(f"{path} cannot be read ({error}); start the sweep again, which writes it anew") from error
+    if not isinstance(task, dict) or task.get("format") != _FORMAT:
+        raise UserError(f"{path} is no task of this version of qa-dist sweep; start the sweep again")
+    config, _ = parse([], prog=PROG, description="", base=task["config"], base_name=str(path))
+    return Trial(task["method"], task["seed"], task["options"], config), task["pause_after"]
+
+
+def call_slurm(words: Sequence[str], variables: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run a command of Slurm's."""
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **variables}, check=False)
+
+
+@dataclass
+class _Job:
+    trial: Trial
+    step: int | None
+    number: str
+    is_gone: bool = False
+    """Whether it was not in the queue when that was last looked at."""
+
+
+class SlurmJobs:
+    """Runs tasks as jobs, so many at a time in Slurm's queue."""
+
+    def __init__(
+        self,
+        most_at_once: int,
+        options: Sequence[str] = (),
+        *,
+        call: Call = call_slurm,
+        poll_seconds: float = 5.0,
+    ) -> None:
+        """Prepare to submit them.
+
+        Args:
+            most_at_once: How many jobs wait or run at once.
+            options: What every job is submitted with, as words of sbatch's.
+            call: Runs Slurm's commands.
+            poll_seconds: How often the queue is looked at.
+
+        Raises:
+            ConfigError: Slurm's commands are missing.
+        """
+        if call is call_slurm and (missing := [name for name in _COMMANDS if shutil.which(name) is None]):
+            raise ConfigError(
+                [f"--launcher slurm needs {', '.join(missing)}, which are not here; run the sweep where sbatch works"]
+            )
+        self._most = most_at_once
+        self._options = list(options)
+        self._call = call
+        self._poll_seconds = poll_seconds
+        self._jobs: dict[str, _Job] = {}
+        self._is_one_stopped = False
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        *,
+        is_over: Callable[[], bool],
+        ended: Callable[[Trial], object],
+        more: Callable[[], Task | None] = lambda: None,
+    ) -> bool:
+        """Run tasks in their order, so many at once; whether none is left over (see `Runner`).
+
+        A job that ends without having brought its trial where it was to go has failed; one that was stopped, and is not
+        queued again by itself, is left over.
+
+        Raises:
+            UserError: Slurm takes no job, or does not answer.
+        """
+        waiting = list(tasks)
+        self._is_one_stopped = False
+        queue = self._queue()
+        while True:
+            if is_over():
+                self._stop(ended)
+                return False
+            while len(self._jobs) < self._most and (task := waiting.pop(0) if waiting else more()):
+                name = job_name(task[0])
+                self._jobs[name] = _Job(*task, queue[name] if name in queue else self._submit(name, task))
+            if not self._jobs:
+                return not self._is_one_stopped
+            time.sleep(self._poll_seconds)
+            queue = self._queue()
+            self._collect(queue, ended)
+
+    def _submit(self, name: str, task: Task) -> str:
+        """Number of the job that a task becomes."""
+        trial, step = task
+        path = write_task(trial, step)
+        folder = path.parent.resolve()
+        # In names of files Slurm fills in what stands behind a per cent sign.
+        log = str(folder / LOG).replace("%", "%%")
+        words = ["sbatch", "--parsable", "--job-name", name, "--output", log, *self._options]
+        variables = {"MODULE": "qa_dist.sweep", "LOG_DIR": str(folder / "logs")}
+        variables["PYTHON"] = os.environ.get("PYTHON", sys.executable)
+        done = self._call([*words, str(find_shipped("launch/slurm.sh")[1]), str(folder / TASK)], variables)
+        if done.returncode:
+            raise UserError(f"sbatch took no job for {trial.name}: {_said(done)}; see --sbatch_options")
+        # With several clusters: number;cluster.
+        return done.stdout.strip().partition(";")[0]
+
+    def _queue(self) -> dict[str, str]:
+        """Numbers of this user's jobs that wait, run or are ending, by name."""
+        words = ["squeue", "--noheader", "--me", "--format", "%i|%j"]
+        for _ in range(_MOST_SILENCES):
+            done = self._call(words, {})
+            if not done.returncode:
+                lines = [line.strip().partition("|") for line in done.stdout.splitlines() if line.strip()]
+                return {name: number for number, _, name in lines}
+            time.sleep(self._poll_seconds)
+        raise UserError(f"squeue does not answer: {_said(done)}; the jobs go on, and so does the same command")
+
+    def _collect(self, queue: Mapping[str, str], ended: Callable[[Trial], object]) -> None:
+        """Take in the jobs that have left the queue."""
+        for name, job in list(self._jobs.items()):
+            was_gone, job.is_gone = job.is_gone, name not in queue
+            record = read_record(job.trial) if job.is_gone else None
+            # Folders that nodes share may be late with what the job wrote last.
+            if not job.is_gone or not (was_gone or is_at(record, job.step)):
+                continue
+            del self._jobs[name]
+            if not is_at(record, job.step):
+                if record is not None and record["status"] == "stopped" and record["starts"]:
+                    self._is_one_stopped = True
+                else:
+                    log = job.trial.folder / LOG
+                    note_failure(job.trial, f"its job {job.number} ended without a result; {log} has its last words")
+            ended(job.trial)
+
+    def _stop(self, ended: Callable[[Trial], object]) -> None:
+        """Cancel the jobs: what runs writes a checkpoint first."""
+        if self._jobs:
+            self._call(["scancel", *(job.number for job in self._jobs.values())], {})
+        until = time.monotonic() + _SECONDS_TO_STOP
+        while self._jobs.keys() & (queue := self._queue()).keys() and time.monotonic() < until:
+            time.sleep(self._poll_seconds)
+        for name, job in self._jobs.items():
+            if name not in queue and read_record(job.trial) is not None:
+                ended(job.trial)
+        self._jobs = {}
+
+
+def job_name(trial: Trial) -> str:
+    """Name of the job of a trial: what a person knows it by, and what tells it from one in another folder."""
+    digest = hashlib.sha256(str(trial.folder.resolve()).encode()).hexdigest()[:10]
+    return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', trial.name)[:60]}-{digest}"
+
+
+def _said(done: "subprocess.CompletedProcess[str]") -> str:
+    lines = [*done.stderr.strip().splitlines(), *done.stdout.strip().splitlines()]
+    return lines[-1] if lines else f"it ended with code {done.returncode}"

@@ -1,0 +1,288 @@
+"""A search: what its file may hold, what a study proposes and is told, and that it goes on after a kill."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.sweep import SweepConfig
+from qa_dist.sweeping import table
+from qa_dist.sweeping.plan import Plan, Trial, read_plan
+from qa_dist.sweeping.record import new_record, read_record, write_record
+from qa_dist.sweeping.searching import run_search
+from qa_dist.sweeping.space import Choice, Range
+from tests.tiny import tiny_inputs
+from tests.unit.sweeping.inline import Inline
+
+SEARCH = """
+seeds: [1, 2]
+rungs: [10, 20]
+search:
+  trials: 12
+  sampler: {name: tpe, seed: 5, n_startup_trials: 4}
+  pruner: {name: median, n_startup_trials: 2}
+  parameters:
+    learning_rate: {low: 1e-5, high: 1e-1, log: true}
+    lora_r: {low: 2, high: 16, step: 2}
+    lora_target_modules: [[query, value], all-linear]
+"""
+
+
+def planned(folder: Path, text: str = SEARCH, *flags: str) -> Plan:
+    folder.mkdir(exist_ok=True)
+    file = folder / "some.yaml"
+    file.write_text(text, encoding="utf-8")
+    data = [] if "--train_file" in flags else ["--dataset_name", "sample"]
+    return read_plan(file, ["--output_dir", str(folder / "out"), *data, *flags], SweepConfig)
+
+
+def test_what_is_searched(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    assert plan.search is not None
+    assert (plan.trials, plan.num_trials) == ([], 24)
+    layers = Choice({"query+value": ["query", "value"], "all-linear": "all-linear"})
+    assert plan.search.parameters == {
+        "learning_rate": Range(1e-5, 1e-1, log=True),
+        "lora_r": Range(2, 16, step=2),
+        "lora_target_modules": layers,
+    }
+    assert [point["lora_r"] for _, point in plan.search.corners()] == [2, 2, 2, 16, 2, 2]
+    name = plan.search.point_name(3, {"learning_rate": 0.00123456, "lora_r": 4, "lora_target_modules": ["a/b", "c"]})
+    assert name == "3 learning_rate=0.001235 lora_r=4 lora_target_modules=a.b+c"
+
+
+SMALL = "search: {trials: 2, parameters: {lora_r: [1, 2]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("search: [lora_r]", "search is a list and must be names with values"),
+        (f"{SMALL}, sampling: 3}}", "sampling is none of a search's keys"),
+        (f"{SMALL}}}\ngrid: {{lora_alpha: [1]}}", "has a search and grid"),
+        ("search: {parameters: {lora_r: [1, 2]}}", "trials of the search is null and must be how many points"),
+        ("search: {trials: 3}", "the search has no parameters"),
+        ("search: {trials: 3, parameters: {lora_r: 4}}", "the parameter lora_r is a number; give it a list"),
+        ("search: {trials: 3, parameters: {lora_r: {low: 4}}}", "the parameter lora_r has low; give it a list"),
+        ("search: {trials: 3, parameters: {lora_r: {low: 4, high: 4}}}", "goes from 4 to 4; both must be numbers"),
+        ("search: {trials: 3, parameters: {lora_r: {low: 1, high: 4, step: 0.5}}}", "make it a whole number too"),
+        ("search: {trials: 3, parameters: {ema_decay: {low: 0, high: 0.9, log: true}}}", "a low above 0, and no step"),
+        ("search: {trials: 3, parameters: {lora_r: [1, 1]}}", "a list of different values"),
+        ("search: {trials: 3, parameters: {lora_r: {low: 0, high: 4}}}", "trial lora_r 0: --lora_r 0 is out of range"),
+        ("search: {trials: 3, parameters: {lora_rank: [1, 4]}}", "--lora_rank is no option here"),
+        (f"{SMALL}, sampler: grid}}", "sampler is grid; use one of tpe, random, gp"),
+        (f"{SMALL}, pruner: best}}\nrungs: [3]", "pruner is best; use one of none, median, halving, hyperband"),
+        (f"{SMALL}, pruner: median}}", "the pruner median decides at rungs, and there are none"),
+        (f"{SMALL}, storage: 3}}", "storage of the search is a number and must be text"),
+    ],
+)
+def test_a_mistake_in_a_search_is_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        planned(tmp_path, text)
+
+
+def test_what_does_not_go_with_a_search(tmp_path: Path) -> None:
+    for flags, sentence in (
+        (["--lora_r", "4"], "--lora_r would overwrite what the trials"),
+        (["--train_file", "a.json"], "goes by scores; give --validation_file"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            planned(tmp_path, SEARCH, *flags)
+    file = tmp_path / "some.yaml"
+    with pytest.raises(ConfigError, match=r"--only names trials, and .* has a search"):
+        read_plan(file, ["--output_dir", "out", "--dataset_name", "sample"], SweepConfig, ("a",))
+
+
+def test_without_optuna_one_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"a sweep file with a search needs optuna; .* pip install 'qa-dist\[sweep\]'"
+    ):
+        run_search(planned(tmp_path), Inline(), tmp_path / "sweep.json")
+
+
+def known_score(options: Any, seed: int, step: int) -> float:
+    """Best near a rate of 1e-3 and with all layers, and a little better with each step."""
+    near = 60 - 15 * abs(math.log10(options["learning_rate"]) + 3)
+    return near + (5 if options["lora_target_modules"] == "all-linear" else 0) + step / 10 + seed / 100
+
+
+def as_if_trained(trial: Trial, step: int | None) -> None:
+    """Write the record of a run of 40 steps; with rates above 3e-2 it diverges."""
+    record = read_record(trial) or new_record(trial)
+    record["starts"] += 1
+    score = known_score(trial.options, trial.seed, step or 40)
+    figures = {"exact_match": score - 10, "f1": score, "loss": 100 - score}
+    if trial.options["learning_rate"] > 3e-2:
+        record |= {"status": "diverged", "error": "the loss is infinite"}
+    elif step is None:
+        record |= {"status": "done", "step": 40, "num_steps": 40, "final": figures}
+    else:
+        record |= {"status": "paused", "step": step, "rungs": [*record["rungs"], {"step": step, **figures}]}
+    write_record(trial, record)
+
+
+@pytest.fixture(scope="module")
+def optuna() -> Any:
+    return pytest.importorskip("optuna", reason="the sweep extra is not installed")
+
+
+def told(optuna: Any, folder: Path) -> list[Any]:
+    """What the study holds of each point."""
+    storage = f"sqlite:///{folder / 'out' / 'study.db'}"
+    return [
+        (trial.number, trial.params, trial.state.name, trial.value, trial.intermediate_values)
+        for trial in optuna.load_study(study_name="some", storage=storage).trials
+    ]
+
+
+def search(folder: Path, *runners: Any, text: str = SEARCH, said: list[str] | None = None) -> list[bool]:
+    """Whether each of some calls of the command, one after the other, found nothing left to do."""
+    notice: Callable[[str], object] = (lambda line: None) if said is None else said.append
+    return [run_search(planned(folder, text), runner, folder / "sweep.json", notice=notice) for runner in runners]
+
+
+@pytest.fixture(scope="module")
+def whole(optuna: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, int | None]]]:
+    """The folder of a search that was never interrupted, and what it ran."""
+    folder = tmp_path_factory.mktemp("whole")
+    runner = Inline(body=as_if_trained)
+    assert search(folder, runner) == [True]
+    return folder, runner.done
+
+
+def test_points_are_pruned_as_the_median_says_and_one_that_diverges_has_failed(optuna: Any, whole: Any) -> None:
+    folder, done = whole
+    assert len(set(done)) == len(done)
+    points = told(optuna, folder)
+    assert [number for number, *_ in points] == list(range(12))
+    assert {state for _, _, state, _, _ in points} == {"COMPLETE", "PRUNED", "FAIL"}
+    ended: list[dict[int, float]] = []
+    for number, params, state, value, reported in points:
+        if params["learning_rate"] > 3e-2:
+            assert (state, value, reported) == ("FAIL", None, {})
+            continue
+        expected = {step: (known_score(params, 1, step) + known_score(params, 2, step)) / 2 for step in (10, 20, 40)}
+        # After two points with an end, one goes on only if it is not below the median of those that have one.
+        last = 40
+        for step in (20, 10):
+            others = sorted(scores[step] for scores in ended)
+            middle = (others[(len(others) - 1) // 2] + others[len(others) // 2]) / 2 if others else 0.0
+            last = step if len(ended) >= 2 and expected[step] < middle else last
+        assert (state, value) == ("COMPLETE" if last == 40 else "PRUNED", pytest.approx(expected[last])), number
+        assert reported == pytest.approx({step: score for step, score in expected.items() if step <= last})
+        ended += [expected] if last == 40 else []
+    written = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    assert written["search"]["sampler"] == {"name": "tpe", "seed": 5, "n_startup_trials": 4}
+    assert (written["num_trials"], len(written["trials"])) == (24, 24 - sum(p[2] == "FAIL" for p in points))
+    best = max((value, number) for number, _, state, value, _ in points if state == "COMPLETE")[1]
+    assert table.rows(written)[0][0].startswith(f"{best} learning_rate=")
+
+
+def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(optuna: Any, whole: Any, tmp_path: Path) -> None:
+    folder, done = whole
+    runners = [*(Inline(most, body=as_if_trained) for most in (0, 7, 16)), Inline(body=as_if_trained)]
+    assert search(tmp_path, *runners) == [False] * 3 + [True]
+    assert [each for runner in runners for each in runner.done] == done
+    assert told(optuna, tmp_path) == told(optuna, folder)
+    # With more trials the same study goes on.
+    last = Inline(body=as_if_trained)
+    assert search(tmp_path, last, last, text=SEARCH.replace("trials: 12", "trials: 13")) == [True, True]
+    assert {name.partition("_")[0] for name, _ in last.done} == {"12"}
+
+
+class Three:
+    """Has three tasks at once; the last one started ends first."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, int | None]] = []
+
+    def run(self, tasks: Any, *, is_over: Any, ended: Any, more: Any) -> bool:
+        running: list[Any] = []
+        while True:
+            while len(running) < 3 and (task := more()):
+                running.append(task)
+            if not running:
+                return True
+            trial, step = running.pop()
+            as_if_trained(trial, step)
+            self.done.append((trial.name, step))
+            ended(trial)
+
+
+def test_several_at_once_try_as_many_points_and_nothing_twice(optuna: Any, tmp_path: Path) -> None:
+    pytest.importorskip("scipy", reason="the sweep extra is not installed")
+    runner = Three()
+    text = SEARCH.replace("{name: tpe, seed: 5, n_startup_trials: 4}", "{name: gp, n_startup_trials: 4}")
+    assert search(tmp_path, runner, text=text.replace("trials: 12", "trials: 8")) == [True]
+    assert len(set(runner.done)) == len(runner.done)
+    points = told(optuna, tmp_path)
+    assert len(points) == 8
+    assert {state for _, _, state, _, _ in points} <= {"COMPLETE", "PRUNED", "FAIL"}
+
+
+def test_a_loss_is_to_be_small(optuna: Any, tmp_path: Path) -> None:
+    text = SEARCH.replace("trials: 12", "trials: 3")
+    plan = planned(tmp_path, text, "--metric_for_best_model", "loss")
+    assert run_search(plan, Inline(body=as_if_trained), tmp_path / "sweep.json")
+    study = optuna.load_study(study_name="some", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}")
+    assert study.direction.name == "MINIMIZE"
+    trial = next(trial for trial in study.trials if trial.state.name == "COMPLETE")
+    seeds = [known_score(trial.params, seed, 40) for seed in (1, 2)]
+    assert trial.value == pytest.approx(100 - sum(seeds) / 2)
+
+
+def test_what_the_study_cannot_do_is_a_sentence(optuna: Any, tmp_path: Path) -> None:
+    for old, new, sentence in (
+        (
+            "n_startup_trials: 4",
+            "startups: 4",
+            "the sampler tpe cannot be used with what the sweep file gives it: .*startups",
+        ),
+        ("seed: 5", "seed: -1", "the sampler's seed is -1 and must be a whole number"),
+        (
+            "{name: median, n_startup_trials: 2}",
+            "{name: median, n_startup_trials: -2}",
+            "the pruner median cannot be used",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            search(tmp_path, Inline(), text=SEARCH.replace(old, new))
+    storage = "search:\n  storage: nodatabase://user:secret@host/a"
+    with pytest.raises(UserError, match=r"the study in nodatabase://\*\*\*@host/a cannot be used"):
+        search(tmp_path, Inline(), text=SEARCH.replace("search:", storage))
+    search(tmp_path, Inline(0))
+    with pytest.raises(UserError, match="is of a search with another rungs, parameters; choose another --output_dir"):
+        search(tmp_path, Inline(), text=SEARCH.replace("high: 1e-1", "high: 1e-2").replace("[10, 20]", "[10]"))
+
+
+def test_trials_of_a_search_stop_at_a_checkpoint_and_end_as_if_they_had_not(optuna: Any, tmp_path: Path) -> None:
+    inputs = {**tiny_inputs(tmp_path, num_train=24, num_validation=6), "store_dir": str(tmp_path / "store")}
+    flags = [word for name, value in inputs.items() for word in (f"--{name}", value)]
+    text = """
+options: {max_seq_length: 64, doc_stride: 16, global_batch_size: 4, num_train_epochs: 1, lora_dropout: 0.1, keep: last}
+search: {trials: 1, pruner: PRUNER, parameters: {learning_rate: {low: 1e-3, high: 1e-2}}}
+"""
+    ends = {}
+    for name, pruner, rungs in (
+        # Whatever comes first is pruned.
+        ("pruned", "{name: halving, bootstrap_count: 1}", "rungs: [2, 4]"),
+        ("halted", "none", "rungs: [2, 4]"),
+        ("whole", "none", ""),
+    ):
+        asked = text.replace("PRUNER", pruner)
+        plan = planned(tmp_path / name, asked + rungs, *flags)
+        assert run_search(plan, Inline(), tmp_path / name / "sweep.json")
+        (folder,) = (tmp_path / name / "out" / "trials").iterdir()
+        ends[name] = (folder, json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+    folder, record = ends["pruned"]
+    assert (record["status"], record["step"], record["final"]) == ("paused", 2, None)
+    assert any((folder / "checkpoints").iterdir())
+    assert not (folder / "adapter_model.safetensors").exists()
+    assert ends["halted"][1]["resumed_at_steps"] == [2, 4]
+    adapters = [(ends[name][0] / "adapter_model.safetensors").read_bytes() for name in ("halted", "whole")]
+    assert adapters[0] == adapters[1]
