@@ -12,7 +12,7 @@ from qa_dist.data.records import Answer, Example
 from qa_dist.data.rows import Reading, Record, listed, printable
 from qa_dist.data.values import RawAnswer, is_nothing, read_answers, read_name, read_truth
 
-READING_RULES = 3
+READING_RULES = 4
 """Changes with whatever in this room decides what becomes of a file; stores are named after it."""
 
 PROBLEMS = {
@@ -247,6 +247,9 @@ class _Found:
         examples = self.examples
         if examples and all(example.is_unanswerable for example in examples):
             notes = (*notes, "no question has an answer")
+        num_without_place = sum(bool(example.other_texts) and not example.answers for example in examples)
+        if num_without_place > 1 and not any(example.answers for example in examples):
+            notes = (*notes, "no answer stands in its context")
         return Report(
             num_records=num_records,
             num_invalid=num_records - len(examples),
@@ -256,7 +259,7 @@ class _Found:
             first_mended=tuple(self._mended_ids[:_NUM_IDS_SHOWN]),
             problems=_counted(self._ids_by_problem),
             num_without_references=sum(not example.has_references for example in examples),
-            num_without_place=sum(bool(example.other_texts) and not example.answers for example in examples),
+            num_without_place=num_without_place,
             notes=notes,
         )
 

@@ -61,20 +61,32 @@ def is_object(line: str) -> bool:
 
 
 def _load_jsonl(content: bytes, path: Path) -> Content:
+    text = decoded(content, path)
     rows: list[Any] = []
     # Not splitlines: JSON strings may hold U+2028 and other characters that it takes for line ends.
-    for number, line in enumerate(decoded(content, path).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             rows.append(read_json(line))
         except ParseError as error:
+            if not rows and (whole := _document(text)) is not None:
+                return whole
             what = f"{error.reason} at line {number}" + (f", column {error.column}" if error.column else "")
             raise DataError(f"{path} is not JSONL: {what}; write one JSON object per line") from error
-    if len(rows) == 1 and isinstance(rows[0], dict) and isinstance(rows[0].get("data"), list):
+    (only,) = rows if len(rows) == 1 else (None,)
+    if isinstance(only, list) or (isinstance(only, dict) and isinstance(only.get("data"), list)):
         # A whole JSON file in one line.
-        return Content(rows[0], "record")
+        return Content(only, "record")
     return Content(rows, "record")
+
+
+def _document(text: str) -> Content | None:
+    """What a text holds that is one JSON value in several lines; None if it is none."""
+    try:
+        return Content(read_json(text))
+    except ParseError:
+        return None
 
 
 def _load_csv(content: bytes, path: Path) -> Content:
@@ -141,7 +153,8 @@ def parse(content: bytes, path: Path) -> Reading:
         DataError: They cannot be parsed, or are in no layout that is known.
     """
     loaded = load(content, path)
-    if loaded.columns is not None:
+    # Parquet may hold articles or paragraphs too.
+    if loaded.columns is not None and not {"paragraphs", "qas"} & {*loaded.columns}:
         require_columns(loaded.columns, path)
     reading = lay_out(loaded.value, path, loaded.word)
     if not loaded.shifted:

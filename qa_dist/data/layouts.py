@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_dist.common.errors import DataError
-from qa_dist.common.parsers import type_name
-from qa_dist.data.rows import CONTEXTS, IDS, Columns, Reading, Record, Row, listed, read_rows
+from qa_dist.common.parsers import ParseError, read_json, type_name
+from qa_dist.data.rows import CONTEXTS, IDS, Columns, Reading, Record, Row, listed, no_answers_note, read_rows
 
 ALLOWED = (
     'allowed are SQuAD ({"data": [articles]}), lists of {context, qas}, rows with id, context, question and answers '
@@ -24,25 +24,26 @@ ALLOWED = (
 def _read_articles(articles: Sequence[Any], word: str) -> Reading:
     """SQuAD's articles → paragraphs → questions, flattened; what is broken on the way is a record with a problem."""
     records: list[Record] = []
-    renamed: dict[str, str] = {}
+    keys = _Keys()
     for article_number, article in enumerate(articles, 1):
         place = f"article {article_number}"
         if problem := _list_problem(article, "paragraphs"):
             records.append(Record(place, {}, problem))
             continue
         for number, paragraph in enumerate(article["paragraphs"], 1):
-            records += _questions(paragraph, f"{place}, paragraph {number}", article.get("title"), renamed)
-    note = tuple(f"{actual} is taken for {usual}" for actual, usual in renamed.items())
-    return Reading(records, note)
+            records += _questions(paragraph, f"{place}, paragraph {number}", article.get("title"), keys)
+    note = tuple(f"{actual} is taken for {usual}" for actual, usual in keys.renamed.items())
+    return Reading(records, (*note, *keys.notes()))
 
 
 def _read_paragraphs(paragraphs: Sequence[Any], word: str) -> Reading:
     """Questions under their contexts, without articles around them."""
     records: list[Record] = []
+    keys = _Keys()
     for number, paragraph in enumerate(paragraphs, 1):
         title = paragraph.get("title") if isinstance(paragraph, dict) else None
-        records += _questions(paragraph, f"paragraph {number}", title, {})
-    return Reading(records, (f"read as {_kind_of_paragraphs(paragraphs)}",))
+        records += _questions(paragraph, f"paragraph {number}", title, keys)
+    return Reading(records, (f"read as {_kind_of_paragraphs(paragraphs)}", *keys.notes()))
 
 
 def _kind_of_paragraphs(paragraphs: Sequence[Any]) -> str:
@@ -52,7 +53,30 @@ def _kind_of_paragraphs(paragraphs: Sequence[Any]) -> str:
     return "CMRC 2018" if "context_text" in first else "paragraphs of {context, qas}"
 
 
-def _questions(paragraph: Any, place: str, title: Any, renamed: dict[str, str]) -> Iterator[Record]:
+class _Keys:
+    """What the keys of questions are called.
+
+    Attributes:
+        renamed: The usual name of each that has another one.
+    """
+
+    def __init__(self) -> None:
+        self.renamed: dict[str, str] = {}
+        self._names: dict[str, None] = {}
+        self._has_answers = False
+
+    def add(self, names: Sequence[str], columns: Columns) -> None:
+        """Take the keys of a question, and what they mean."""
+        self.renamed.update((actual, usual) for actual, usual in columns.renamed.items() if usual != "context")
+        self._names.update(dict.fromkeys(names))
+        self._has_answers = self._has_answers or columns.answers is not None or columns.is_impossible is not None
+
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying of questions none of which has answers."""
+        return () if self._has_answers or not self._names else (no_answers_note([*self._names]),)
+
+
+def _questions(paragraph: Any, place: str, title: Any, keys: _Keys) -> Iterator[Record]:
     if problem := _list_problem(paragraph, "qas"):
         yield Record(place, {}, problem)
         return
@@ -63,7 +87,7 @@ def _questions(paragraph: Any, place: str, title: Any, renamed: dict[str, str]) 
             yield Record(where, {}, "not_object")
             continue
         columns = Columns.of(list(qa))
-        renamed.update((actual, usual) for actual, usual in columns.renamed.items() if usual != "context")
+        keys.add(list(qa), columns)
         yield Record(where, {**columns.row(qa), "context": context, "title": title})
 
 
@@ -89,7 +113,7 @@ def _read_mrqa(items: Sequence[Any], word: str) -> Reading:
         if problem := _list_problem(nested, "qas"):
             records.append(Record(place, {}, problem))
             continue
-        for qa, record in zip(nested["qas"], _questions(nested, place, None, {}), strict=True):
+        for qa, record in zip(nested["qas"], _questions(nested, place, None, _Keys()), strict=True):
             if record.problem:
                 records.append(record)
                 continue
@@ -180,7 +204,12 @@ def _mark(value: Row) -> dict[str, Any]:
 
 
 def _is_marks(value: Any) -> bool:
-    """Whether a value is what JSON-MIN writes for marked spans."""
+    """Whether a value is what JSON-MIN, or a cell of CSV, has for marked spans."""
+    if isinstance(value, str) and value.startswith("[{"):
+        try:
+            value = read_json(value)
+        except ParseError:
+            return False
     return isinstance(value, list) and any(
         isinstance(item, dict) and {"start", "end", "text"} <= set(item) for item in value
     )
@@ -195,6 +224,7 @@ def _is_mrqa(items: Sequence[Any]) -> bool:
         items,
         lambda item: (
             "detected_answers" in item
+            or ("header" in item and _some(items, lambda other: "qas" in other))
             or (isinstance(item.get("qas"), list) and _some(item["qas"], lambda qa: "detected_answers" in qa))
         ),
     )
@@ -291,6 +321,8 @@ def _wrapped(value: Mapping[str, Any]) -> Sequence[Any] | None:
     if isinstance(data, list):
         rows = split_rows(value)
         return data if rows is None else rows
+    if isinstance(data, dict) and "paragraphs" in data:
+        return [data]
     if "paragraphs" in value or "qas" in value:
         return [value]
     is_row = _is_row(value) and not any(isinstance(value.get(name), list | dict) for name in CONTEXTS)

@@ -9,7 +9,7 @@ Offsets of other programs count other things than characters. `find_unit` tells 
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -140,10 +140,21 @@ def _joins(context: str, border: int, *, at_end: bool) -> bool:
         # An accent or a vowel sign belongs to the letter before it, in every script.
         return True
     if not (is_of_word(before) and is_of_word(after)):
-        return False
+        return _is_in_number(context, border)
     if _is_together(before) or _is_together(after):
         return False
     return not (at_end and _is_hangul(after))
+
+
+def _is_in_number(context: str, border: int) -> bool:
+    """Whether a border lies beside the point or comma of a number: "5" is no part of its own in "1.5"."""
+    return any(
+        0 < mark < len(context) - 1
+        and context[mark] in ".,"
+        and context[mark - 1].isdecimal()
+        and context[mark + 1].isdecimal()
+        for mark in (border - 1, border)
+    )
 
 
 @cache
@@ -198,6 +209,16 @@ def _from_double_line_ends(start: int, context: str) -> int | None:
     return start - context.count("\n")
 
 
+def _behind(convert: Callable[[int, str], int | None]) -> Callable[[int, str], int | None]:
+    """The conversion of offsets that count as `convert` says, in a text whose line ends were one character each."""
+
+    def converted(start: int, context: str) -> int | None:
+        within = convert(start, context.replace("\r\n", "\n"))
+        return None if within is None else _from_single_line_ends(within, context)
+
+    return converted
+
+
 Convert = Callable[[int, str], int | None]
 
 UNITS: dict[str, Convert] = {
@@ -205,6 +226,8 @@ UNITS: dict[str, Convert] = {
     "UTF-16 units": _from_utf16,
     "CR LF as one character": _from_single_line_ends,
     "line ends as two characters": _from_double_line_ends,
+    "UTF-8 bytes, with CR LF as one": _behind(_from_utf8),
+    "UTF-16 units, with CR LF as one": _behind(_from_utf16),
 }
 """What offsets may count, and how to turn one into characters (None: it is no offset of this kind)."""
 
@@ -212,17 +235,23 @@ UNITS: dict[str, Convert] = {
 def find_unit(answers: Iterable[tuple[str, int, str]]) -> str | None:
     """What the offsets of a file count, a key of `UNITS`; None if that is characters, or nothing that fits all.
 
+    Answers that stand nowhere in their contexts fit nothing, and say nothing of it.
+
     Args:
         answers: Text, offset and context of all answers that have an offset of 0 or more.
     """
-    known = list(answers)
-    # Those that tell most come first: the search for another unit mostly ends with the first of them.
-    off = [answer for answer in known if at(*answer) is None]
+    placed: list[tuple[str, int, str]] = []
+    off: list[tuple[str, int, str]] = []
+    for text, start, context in answers:
+        if at(text, start, context) is not None:
+            placed.append((text, start, context))
+        elif _stands(text, context):
+            off.append((text, start, context))
     if not off:
         return None
-    candidates: Sequence[tuple[str, int, str]] = [*off, *known]
+    # Those that tell most come first: the search for another unit mostly ends with the first of them.
     for name, convert in UNITS.items():
-        if all(_fits(convert, *answer) for answer in candidates):
+        if all(_fits(convert, *answer) for answer in (*off, *placed)):
             return name
     return None
 
@@ -230,3 +259,9 @@ def find_unit(answers: Iterable[tuple[str, int, str]]) -> str | None:
 def _fits(convert: Convert, text: str, start: int, context: str) -> bool:
     converted = convert(start, context)
     return converted is not None and at(text, converted, context) is not None
+
+
+def _stands(text: str, context: str) -> bool:
+    """Whether an answer stands anywhere in its context."""
+    pattern = None if text in context else _loose(text)
+    return pattern is None or pattern.search(context) is not None

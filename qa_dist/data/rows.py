@@ -1,26 +1,29 @@
 """Raw records, and rows of questions in which each stands for itself, whatever their columns are called."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qa_dist.data.values import is_nothing
+from qa_dist.data.values import is_nothing, snake_case
 
 Row = Mapping[str, Any]
 
 COLUMNS = ("id", "context", "question", "answers")
 """What a row should have; `title` is optional, and `is_impossible` is honoured where it occurs."""
 
-# What a column may be called, the usual name first. `text` is the context where no other column is.
+# What a column may be called, the usual name first. `text` is the context where no other column is. Capitals, and
+# blanks or dashes for underscores, make no difference: "Answer Start" and "answerStart" are `answer_start`.
 IDS = ("id", "qid", "question_id", "query_id", "qas_id", "example_id", "_id")
 CONTEXTS = ("context", "context_text", "passage", "paragraph", "document", "text")
 _QUESTIONS = ("question", "query", "question_text", "query_text")
 _ANSWERS = ("answers", "answer", "answer_text", "answers.text", "answers_text", "text")
 _STARTS = ("answer_start", "answers.answer_start", "answers_answer_start", "answer_starts", "start")
-_KEPT = ("title", "is_impossible")
 _NUM_NAMES_SHOWN = 8
 _NO_ANSWER = "NONE"
 """What Haystack's annotation tool writes as `answer_category` of a question without an answer."""
+_WHOLE = re.compile(r"-?\d+\.0")
+"""A whole number in a cell of CSV that was a float, as in a column with a cell that is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,9 @@ class Reading:
 
 def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
     """Records of rows in which every question stands for itself."""
-    names = dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row)
-    columns = Columns.of(list(names))
+    names = list(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row))
+    columns = Columns.of(names)
+    rows = _without_points(rows, columns)
     records = [
         Record(f"{word} {number}", columns.row(row))
         if isinstance(row, Mapping)
@@ -67,7 +71,31 @@ def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
         for number, row in enumerate(rows, 1)
     ]
     taken = ", ".join(f"{actual} for {usual}" for actual, usual in columns.renamed.items())
-    return Reading(records, (f"read as rows, taking {taken}",) if taken else ())
+    notes = [f"read as rows, taking {taken}"] if taken else []
+    if columns.answers is None and columns.is_impossible is None:
+        notes.append(no_answers_note(names))
+    return Reading(records, tuple(notes))
+
+
+def no_answers_note(names: Sequence[str]) -> str:
+    """What to say of questions with these keys, none of which is known to hold answers."""
+    return f"no answers are among the keys {listed(names, len(names))}"
+
+
+def _without_points(rows: Sequence[Any], columns: "Columns") -> Sequence[Any]:
+    """The rows of a table with the whole numbers of a column that was one of floats as they were: `7.0` is 7.
+
+    That is a column of ids, or one of answers none of which is in its context as it is.
+    """
+    for name in (columns.id, columns.answers):
+        cells = [(row[name], row) for row in rows if isinstance(row, Mapping) and not is_nothing(row.get(name))]
+        if not cells or not all(isinstance(cell, str) and _WHOLE.fullmatch(cell) for cell, _ in cells):
+            continue
+        if name == columns.id or not any(cell in str(row.get(columns.context)) for cell, row in cells):
+            rows = [
+                {**row, name: row[name].removesuffix(".0")} if isinstance(row.get(name), str) else row for row in rows
+            ]
+    return rows
 
 
 class Columns(NamedTuple):
@@ -78,21 +106,28 @@ class Columns(NamedTuple):
     question: str | None
     answers: str | None
     start: str | None
+    title: str | None
+    is_impossible: str | None
+    category: str | None
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Columns":
         """The columns among these names."""
+        spelled = {snake_case(name): name for name in reversed(names)} | {name: name for name in names}
 
         def first(wanted: Sequence[str]) -> str | None:
-            return next((name for name in wanted if name in names), None)
+            return next((spelled[name] for name in wanted if name in spelled), None)
 
         context = first(CONTEXTS)
         return cls(
             id=first(IDS),
             context=context,
             question=first(_QUESTIONS),
-            answers=first([name for name in _ANSWERS if name != context]),
+            answers=first([name for name in _ANSWERS if spelled.get(name) != context]),
             start=first(_STARTS),
+            title=first(("title",)),
+            is_impossible=first(("is_impossible",)),
+            category=first(("answer_category",)),
         )
 
     @property
@@ -103,13 +138,14 @@ class Columns(NamedTuple):
 
     def row(self, values: Row) -> Row:
         """A row under the usual names; what is not there stays away."""
-        found = {name: values[name] for name in _KEPT if name in values}
-        for usual, name in (("id", self.id), ("context", self.context), ("question", self.question)):
+        found: dict[str, Any] = {}
+        for usual in ("id", "context", "question", "title", "is_impossible"):
+            name = getattr(self, usual)
             if name is not None and name in values:
                 found[usual] = values[name]
         answers = None if self.answers is None else values.get(self.answers)
         start = None if self.start is None else values.get(self.start)
-        if values.get("answer_category") == _NO_ANSWER and is_nothing(answers):
+        if self.category is not None and values.get(self.category) == _NO_ANSWER and is_nothing(answers):
             answers = []
         elif self.start is not None and isinstance(answers, str):
             answers = _flat(answers, start)

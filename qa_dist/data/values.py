@@ -4,7 +4,9 @@ Each function gives the value that is meant, None where nothing is said, and a V
 """
 
 import math
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from qa_dist.common.parsers import ParseError, read_json
@@ -51,6 +53,8 @@ def read_answers(raw: Any) -> list[RawAnswer] | None:
 
 def _of_item(item: Any) -> list[RawAnswer] | None:
     """The answers in a member of a list; None if it says nothing."""
+    if _is_null(item):
+        return None
     if isinstance(item, Mapping):
         return _of_object(item)
     if isinstance(item, str):
@@ -75,10 +79,8 @@ def _of_object(value: Mapping[str, Any]) -> list[RawAnswer] | None:
                 raise ValueError("a text has several offsets")
             starts = starts[0]
         start = read_start(starts)
-        if texts is None or isinstance(texts, float):
-            if not is_nothing(texts) or (start is not None and start >= 0):
-                raise ValueError("an answer has an offset and no text")
-            return None if start is None else [RawAnswer("", start)]
+        if _is_null(texts) and start is None:
+            return None
         return [_answer(texts, start)]
     if is_nothing(starts):
         starts = [None] * len(texts)
@@ -94,12 +96,15 @@ def _of_object(value: Mapping[str, Any]) -> list[RawAnswer] | None:
 
 
 def _first(value: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The value of the first of these keys that there is; ... without any."""
+    """The value of the first of these keys that there is, in whatever way it is spelled; ... without any."""
+    if not any(name in value for name in names):
+        value = {snake_case(str(name)): item for name, item in value.items()}
     return next((value[name] for name in names if name in value), ...)
 
 
 def _answer(text: Any, start: int | None) -> RawAnswer:
-    if text is None and (start is None or start < 0):
+    if _is_null(text):
+        # Beside `is_impossible` it means that there is none, else it is an answer that got lost.
         text = ""
     if not isinstance(text, str):
         raise ValueError("an answer text is no text")
@@ -183,6 +188,12 @@ def read_name(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise ValueError("it is neither text nor a whole number")
+
+
+@lru_cache(maxsize=1024)
+def snake_case(name: str) -> str:
+    """A name in small letters, with underscores between its words: `Answer Start` and `answerStart` are the same."""
+    return re.sub(r"[\s-]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())).lower()
 
 
 def is_nothing(value: Any) -> bool:

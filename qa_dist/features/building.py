@@ -24,6 +24,7 @@ from qa_dist.data.checking import READING_RULES, Report
 from qa_dist.data.folders import Split
 from qa_dist.data.records import Example
 from qa_dist.data.sources import Source, load_source, max_samples, open_source
+from qa_dist.features.offsets import has_accents
 from qa_dist.features.store import (
     EXAMPLES,
     FEATURES,
@@ -134,19 +135,22 @@ def _earlier_fingerprint(
 ) -> str | None:
     """The name of a store of an earlier version that has the examples and labels of now, if there is one in `root`.
 
-    Then only the first answer of an example was a label, and a store did not say by which rules its data was read. They
-    make no difference where every question has an answer at its offset; elsewhere the source is read again and
-    compared.
+    At first, only the first answer of an example was a label, and a store did not say by which rules its data was read.
+    They make no difference where every question has an answer at its offset; elsewhere the source is read again and
+    compared. Accents that are characters of their own were not a letter's.
     """
     later = ("labels", "reading_rules", "for_training")
-    fingerprint = digest({name: value for name, value in ingredients.items() if name not in later})
-    if os.path.exists(root / digest(ingredients)) or not os.path.exists(root / fingerprint):
+    first = digest({name: value for name, value in ingredients.items() if name not in later})
+    known = [first, *(digest({**ingredients, "reading_rules": rules}) for rules in range(READING_RULES - 1, 0, -1))]
+    fingerprint = next((name for name in known if os.path.exists(root / name)), None)
+    if os.path.exists(root / digest(ingredients)) or fingerprint is None:
         return None
     store = FeatureStore(root / fingerprint)
-    if store.has_several_answers:
+    if (fingerprint == first and store.has_several_answers) or any(map(has_accents, {*store.contexts})):
         return None
     report = store.report
-    if report.num_mended or report.num_invalid or report.num_unanswerable:
+    is_plain = not (report.num_mended or report.num_invalid or report.num_unanswerable or report.notes)
+    if not is_plain or report.num_without_references:
         examples, _ = load_source(source, data, split)
         num_unanswerable = sum(example.is_unanswerable for example in examples)
         if num_unanswerable != store.num_unanswerable or not store.holds(_example_batch(examples)):

@@ -1,9 +1,10 @@
 """Which characters each token came from, made exact where a tokenizer is not.
 
-Three kinds of fast tokenizers are not. Byte-level ones that put a blank before a text count it as a character of that
+Four kinds of fast tokenizers are not. Byte-level ones that put a blank before a text count it as a character of that
 text. SentencePiece's (Metaspace), and byte-level ones that do not trim, count the blank before a word to the word. And
 some cover no character at all of a word's beginning: RobBERT's pre-tokenizer cuts words out and puts a blank before
-each, whose width its post-processor then takes off the word's first letter.
+each, whose width its post-processor then takes off the word's first letter. And many cover no accent or vowel sign that
+is a character of its own: they drop it, or make one character of it and the letter before it, where that letter stood.
 
 Legend: C context tokens.
 """
@@ -37,6 +38,18 @@ def ordered(offsets: Sequence[tuple[int, int]] | Int32) -> Int32:
     return np.stack((earliest, np.where(starts == ends, earliest, ends)), 1)
 
 
+def exact_offsets(context: str, offsets: Sequence[tuple[int, int]], *, are_exact: bool) -> Int32:
+    """The characters of each token, int32 [C, 2], as they should be.
+
+    Args:
+        context: The text.
+        offsets: The characters of each of its C tokens, as the tokenizer says.
+        are_exact: Whether it says it rightly, of texts without accents that are characters of their own.
+    """
+    in_order = ordered(offsets)
+    return in_order if are_exact and not has_accents(context) else mended(context, in_order)
+
+
 def cover_words(backend: tokenizers.Tokenizer) -> bool:
     """Whether tokens cover all letters and digits of words."""
     return all(
@@ -54,6 +67,11 @@ def _covered(backend: tokenizers.Tokenizer, text: str) -> set[int]:
     """Places of the characters of a text that some token covers."""
     offsets = ordered(backend.encode(text, add_special_tokens=False).offsets)
     return set(itertools.chain.from_iterable(range(start, end) for start, end in offsets.tolist()))
+
+
+def has_accents(context: str) -> bool:
+    """Whether a text has accents or vowel signs that are characters of their own (Unicode's categories M)."""
+    return not context.isascii() and any(unicodedata.category(character)[0] == "M" for character in set(context))
 
 
 def without_trimming(description: Any) -> Any:

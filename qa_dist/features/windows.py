@@ -34,7 +34,7 @@ import tokenizers
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.features.offsets import cover_words, leave_blanks_out, mended, ordered, without_trimming
+from qa_dist.features.offsets import cover_words, exact_offsets, leave_blanks_out, without_trimming
 
 Int32 = npt.NDArray[np.int32]
 Int8 = npt.NDArray[np.int8]
@@ -337,8 +337,8 @@ class FeatureBuilder:
     def _tokens_of(self, context: str) -> tuple[Int32, Int32]:
         """Token ids int32 [C] of a whole context, and their offsets int32 [C, 2]."""
         encoding = self._backend.encode(context, add_special_tokens=False)
-        offsets = ordered(encoding.offsets)
-        return np.array(encoding.ids, np.int32), offsets if self._has_exact_offsets else mended(context, offsets)
+        offsets = exact_offsets(context, encoding.offsets, are_exact=self._has_exact_offsets)
+        return np.array(encoding.ids, np.int32), offsets
 
     def _windows(
         self,
@@ -406,8 +406,8 @@ def answer_tokens(context_offsets: Int32, answer: Answer) -> tuple[int, int] | N
     `run_qa.py` finds, but for three cases in which that script is off. It runs to the end of the feature if the answer
     starts in the last token of the window (two features of SQuAD's train set), as special tokens have offset (0, 0).
     It can put the start behind the end where several tokens are pieces of one character, as with emoji in byte-level
-    vocabularies. And it takes a neighbour where the answer begins or ends with a character that no token has, such as
-    a combining accent that BERT drops.
+    vocabularies. And it takes a neighbour where the answer begins or ends with a character that no token has. (A
+    combining accent that BERT drops is the letter's here.)
 
     Args:
         context_offsets: int32 [C, 2], the characters of each token of the whole context.

@@ -281,6 +281,8 @@ def test_random_records_in_each_unit_read_back_to_the_same_examples(unit: str, r
         "UTF-16 units": lambda before: len(before.encode("utf-16-le")) // 2,
         "CR LF as one character": lambda before: len(before.replace("\r\n", "\n")),
         "line ends as two characters": lambda before: len(before) + before.count("\n"),
+        "UTF-8 bytes, with CR LF as one": lambda before: len(before.replace("\r\n", "\n").encode()),
+        "UTF-16 units, with CR LF as one": lambda before: len(before.replace("\r\n", "\n").encode("utf-16-le")) // 2,
     }[unit]
     written = [
         {
@@ -355,6 +357,12 @@ def test_whatever_is_wrong_in_a_layout_is_a_problem_or_one_sentence(layout: str,
 # ------------------------------------------------------------------------------------------------------ what is said
 
 
+MARKED = """text,id,question,{head},annotator
+Mora lies on a lake.,11,Where?,"[{{""start"":10,""end"":19,""text"":""on a lake"",""labels"":[""answer""]}}]",1
+"""
+"""What Label Studio exports as CSV: a column has the name of the tag that marks."""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "note"),
     [
@@ -363,6 +371,14 @@ def test_whatever_is_wrong_in_a_layout_is_a_problem_or_one_sentence(layout: str,
         ("a.json", label_studio([row()]), "read as Label Studio"),
         ("a.json", korquad2([row()]), "read as KorQuAD 2"),
         ("a.csv", flat_cells([row()]), "read as rows, taking answer_text for answers"),
+        (
+            "a.csv",
+            "ID;Context;Question;Answer Text;Answer Start\na;Mora lies on a lake.;Where?;on a lake;10\n",
+            "read as rows, taking ID for id, Context for context, Question for question, Answer Text for answers",
+        ),
+        ("a.csv", MARKED.format(head="label"), "read as Label Studio"),
+        ("a.csv", MARKED.format(head="answer"), "read as Label Studio"),
+        ("a.jsonl", mrqa([row()]).replace("detected_answers", "token_spans"), "read as MRQA"),
         ("a.json", squad([row()]).replace('"answers"', '"answer"'), "answer is taken for answers"),
         ("a.json", squad([row(id=...) | {"id": None}]), "no question has an id: they are numbered from 1"),
     ],
@@ -394,6 +410,66 @@ def test_a_column_of_years_is_one_of_texts(start: dict[str, int]) -> None:
     rows = [{"id": "a", "context": "In 1911.", "question": "When?", "answer": 1911.0, **start}]
     (example,), _ = read("a.jsonl", lines(rows))
     assert example.answers == (Answer("1911", 3),)
+
+
+def test_floats_of_a_table_are_the_whole_numbers_that_they_were() -> None:
+    head = "id,context,question,answer_text,answer_start\n"
+    rows = [
+        "1.0,In 1911.,When?,1911.0,3.0",
+        "2.0,It was 7.0 miles or 7 miles.,How far?,7.0,7.0",
+        "3.0,In 1911.,When?,,",
+    ]
+    examples, _ = read("a.csv", "\n".join([head.strip(), rows[0], rows[2]]), for_training=False)
+    assert [(e.id, e.answers) for e in examples] == [("1", (Answer("1911", 3),)), ("3", ())]
+    # One of them is in its context as it is.
+    examples, _ = read("a.csv", "\n".join([head.strip(), *rows]), for_training=False)
+    assert [(e.id, e.answers, e.other_texts) for e in examples] == [
+        ("1", (), ("1911.0",)),
+        ("2", (Answer("7.0", 7),), ()),
+        ("3", (), ()),
+    ]
+
+
+def test_articles_and_paragraphs_in_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for name, value in (("a", json.loads(squad([row()]))["data"]), ("b", json.loads(paragraphs([row()])))):
+        path = tmp_path / f"{name}.parquet"
+        parquet.write_table(pa.Table.from_pylist(value), path)
+        (example,), report = read(str(path), path.read_bytes())
+        assert (example.answers, report.problems) == ((Answer("on a lake", 10),), ())
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_document_under_the_name_of_lines(indent: int | None) -> None:
+    for write in (squad, paragraphs):
+        (example,), report = read("a.jsonl", json.dumps(json.loads(write([row()])), indent=indent))
+        assert (example.answers, report.problems) == ((Answer("on a lake", 10),), ())
+
+
+def test_an_article_that_stands_alone_under_data() -> None:
+    value = json.loads(squad([row()]))
+    assert read("a.json", json.dumps({"version": "1.1", "data": value["data"][0]}))[0][0].answers
+
+
+@pytest.mark.parametrize("write", [lines, paragraphs, squad])
+def test_where_no_answers_are_known_the_keys_are_listed(write: Callable[[Rows], str]) -> None:
+    content = write([row()]).replace('"answers"', '"anwsers"')
+    for for_training in (True, False):
+        _, report = read("a.jsonl", content, for_training=for_training)
+        (note,) = (note for note in report.notes if "among the keys" in note)
+        assert {"id", "question", "anwsers"} <= {*note.removeprefix("no answers are among the keys ").split(", ")}
+        assert report.num_without_references == (0 if for_training else 1)
+    # Not where it is said that there are none.
+    impossible = content.replace('"anwsers"', '"is_impossible": true, "anwsers"')
+    assert not any("keys" in note for note in read("a.jsonl", impossible)[1].notes)
+
+
+def test_answers_that_stand_in_no_context_are_worth_a_word() -> None:
+    rows = [row(name, answers={"text": ["a river"], "answer_start": [0]}) for name in ("a", "b")]
+    assert read("a.jsonl", lines(rows), for_training=False)[1].notes == ("no answer stands in its context",)
+    assert read("a.jsonl", lines([*rows, row("c")]), for_training=False)[1].notes == ()
 
 
 def test_a_file_in_which_no_question_has_an_answer_is_worth_a_word() -> None:

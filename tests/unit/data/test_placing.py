@@ -25,6 +25,11 @@ HARBOUR = "The Mayoress opened the mill in June. Her party danced until dawn."
         ("19", None, "Built in 1911.", None),
         ("70", None, "It is 70km away", None),
         ("km", None, "It is 70 km-posts away", (9, 11)),
+        ("5", 0, "It weighs 1.5 tons", None),
+        ("1", 0, "It weighs 1,000 tons", None),
+        ("000", None, "It weighs 1,000 tons", None),
+        ("1.5", None, "It weighs 1.5 tons", (10, 13)),
+        ("5", None, "It weighs 5. 1,2 or 3", (10, 11)),
         ("Ada", None, "This is Ada's mill", (8, 11)),
         # Of several places, the one that is near when the next is far.
         ("mill", 6, f"A mill {'x' * 30} a mill", (2, 6)),
@@ -102,6 +107,8 @@ def offsets(unit: str, text: str) -> int:
         "UTF-16 units": len(before.encode("utf-16-le")) // 2,
         "CR LF as one character": len(before.replace("\r\n", "\n")),
         "line ends as two characters": len(before) + before.count("\n"),
+        "UTF-8 bytes, with CR LF as one": len(before.replace("\r\n", "\n").encode()),
+        "UTF-16 units, with CR LF as one": len(before.replace("\r\n", "\n").encode("utf-16-le")) // 2,
     }[unit]
 
 
@@ -119,6 +126,9 @@ def test_units_are_found_and_converted(unit: str) -> None:
 def test_a_file_whose_offsets_do_not_all_fit_is_not_converted() -> None:
     answers: list[Any] = [(text, offsets("UTF-8 bytes", text), CONTEXT) for text in TEXTS]
     assert find_unit([*answers, ("Kerrow", 3, CONTEXT)]) is None
+    # What stands nowhere says nothing of units, for or against.
+    assert find_unit([*answers, ("a mill", 3, CONTEXT)]) == "UTF-8 bytes"
+    assert find_unit([("a mill", 3, CONTEXT), ("Café", 0, CONTEXT)]) is None
     assert find_unit((text, CONTEXT.index(text), CONTEXT) for text in TEXTS) is None
     assert find_unit([]) is None
 

@@ -392,3 +392,23 @@ def test_a_store_of_earlier_reading_rules_is_used_where_they_make_no_difference(
     again = prepared(config, "validation")
     assert (again.path == before.path) == is_same
     assert again.has_references.tolist() == [is_same, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({}, True),
+        ({"answers": {"text": ["Mora", "a lake"], "answer_start": [3, 13]}}, True),
+        # An accent that is a character of its own was not the letter's.
+        ({"context": "Mo\u0301ra lies on a lake.", "answers": {"text": ["Mo\u0301ra"], "answer_start": [0]}}, False),
+    ],
+)
+def test_a_store_of_the_last_reading_rules_is_used_where_they_make_no_difference(
+    changes: dict[str, Any], is_same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", row("a", **changes), row("b"))
+    config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores", train_file=path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(building, "READING_RULES", building.READING_RULES - 1)
+        before = prepared(config, "train")
+    assert (prepared(config, "train").path == before.path) == is_same

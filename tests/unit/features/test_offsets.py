@@ -16,7 +16,8 @@ from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
 from tests.tiny import tiny_tokenizer
 
 WORDS = (
-    "Amsterdam is de hoofdstad van 1871 a 7 x Kerrow quay Größe Adèle São 서울은 東京 Москва don't e-mail (Ada) end."
+    "Amsterdam is de hoofdstad van 1871 a 7 x Kerrow quay Größe Adèle São 서울은 東京 Москва don't e-mail (Ada) end. "
+    "Rene\u0301 नमस्ते"
 ).split()
 CORPUS = [" ".join(WORDS[first:] + WORDS[:first]) for first in range(len(WORDS))]
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -73,8 +74,8 @@ def dropping(pattern: str) -> Any:
 
 
 WHOLE = {
-    "wordpiece": tiny_tokenizer(words=("서울은", "東京", "Москва", "москва")),
-    "wordpiece cased": tiny_tokenizer(uncased=False, words=("서울은", "東京", "Москва")),
+    "wordpiece": tiny_tokenizer(words=("서울은", "東京", "Москва", "москва", "नमसत")),
+    "wordpiece cased": tiny_tokenizer(uncased=False, words=("서울은", "東京", "Москва", "Rene\u0301", "नमस्ते")),
     "byte-level": byte_level(prefix=False, trimmed=True),
     "byte-level untrimmed": byte_level(prefix=False, trimmed=False),
     "byte-level with a blank": byte_level(prefix=True, trimmed=True),
