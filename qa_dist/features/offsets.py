@@ -47,7 +47,9 @@ def exact_offsets(context: str, offsets: Sequence[tuple[int, int]], *, are_exact
         are_exact: Whether it says it rightly, of texts without accents that are characters of their own.
     """
     in_order = ordered(offsets)
-    return in_order if are_exact and not has_accents(context) else mended(context, in_order)
+    if not are_exact:
+        return mended(context, in_order)
+    return _with_lost_letters(context, in_order) if has_accents(context) else in_order
 
 
 def cover_words(backend: tokenizers.Tokenizer) -> bool:
@@ -102,10 +104,16 @@ def mended(context: str, offsets: Int32) -> Int32:
     preceding = np.maximum.accumulate(np.where(np.insert(blank, 0, False), 0, places))
     starts = np.minimum(following[starts], ends).astype(np.int32)
     ends = np.maximum(preceding[ends], starts).astype(np.int32)
+    return _with_lost_letters(context, np.stack((starts, ends), 1))
+
+
+def _with_lost_letters(context: str, offsets: Int32) -> Int32:
+    """Offsets int32 [C, 2] with the letters, digits and accents that no token covers."""
+    starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
     changes = np.zeros(len(context) + 1, np.int64)
     np.add.at(changes, starts, 1)
     np.add.at(changes, ends, -1)
-    uncovered = np.flatnonzero((np.cumsum(changes[:-1]) == 0) & ~blank).tolist()
+    uncovered = np.flatnonzero(np.cumsum(changes[:-1]) == 0).tolist()
     lost = [place for place in uncovered if is_of_word(context[place])]
     if lost:
         _give(lost, context, starts, ends)
@@ -127,7 +135,7 @@ def _give(lost: list[int], context: str, starts: Int32, ends: Int32) -> None:
         before = token_until.get(first) if first and is_of_word(context[first - 1]) else None
         if before is not None and (is_accent or behind is None):
             ends[before] = end
-        elif behind is not None:
+        elif behind is not None and not is_accent:
             starts[behind] = first
         elif here is not None:
             starts[here], ends[here] = first, end

@@ -254,6 +254,7 @@ def test_words_of_dropped_letters_alone_are_counted() -> None:
         ("bc a", [(0, 2)], [(0, 2)]),
         # Accents belong to the letter before them; other characters that were dropped are nobody's.
         ("e\u0301a", [(0, 1), (2, 3)], [(0, 2), (2, 3)]),
+        ("-\u0301a", [(0, 1), (2, 3)], [(0, 1), (2, 3)]),
         ("ab\u200b, c", [(0, 2), (5, 6)], [(0, 2), (5, 6)]),
         ("", [], []),
     ],

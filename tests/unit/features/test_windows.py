@@ -1,3 +1,4 @@
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.data.placing import is_of_word
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.features.windows import (
     FeatureBuilder,
@@ -61,10 +63,28 @@ def reference(tokenizer: Any, example: Example, max_seq_length: int, doc_stride:
     for i, ids in enumerate(encoded["input_ids"]):
         sequence_ids = encoded.sequence_ids(i)
         context = [j for j, number in enumerate(sequence_ids) if number == (1 if question_first else 0)]
-        offsets = [encoded["offset_mapping"][i][j] for j in context]
+        offsets = with_accents(tokenizer, example.context, [encoded["offset_mapping"][i][j] for j in context])
         types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
         windows.append({"ids": ids, "types": types, "offsets": offsets, "context": context})
     return windows
+
+
+def with_accents(tokenizer: Any, context: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Offsets in which an accent that no token of the context has belongs to the last token of the letter before it."""
+    pairs = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    covered = {place for start, end in pairs for place in range(start, end)}
+    found = []
+    for number, (start, end) in enumerate(offsets):
+        longer = end
+        if start < end and end not in (later for _, later in offsets[number + 1 :]) and is_of_word(context[end - 1]):
+            while context[longer : longer + 1] and is_accent(context[longer]) and longer not in covered:
+                longer += 1
+        found.append((start, longer))
+    return found
+
+
+def is_accent(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
 
 
 def reference_label(window: dict[str, Any], answer: Answer, cls_token: int) -> tuple[int, int]:
