@@ -14,7 +14,6 @@ import pytest
 
 from qa_dist import bench, documentation, evaluate, prepare, score, train
 from tests.refusals import contents, finished_run, refusal, sentence
-from tests.tiny import tiny_model
 from tests.unit.data_fixtures import FIXTURES, MALFORMED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -352,16 +351,12 @@ def test_odds_of_unknown_questions_are_mentioned(tmp_path: Path, capsys: Capture
     [
         (["qa_dist.train", "--output_dir", "out", "--config", str(RECIPES / "bomb.yaml")], "the alias of"),
         (["qa_dist.train", "--output_dir", "out", "--config", str(RECIPES / "deep.yaml")], "nested too deeply"),
-        (["qa_dist.prepare", "--train_file", str(MALFORMED / "deep.json")], "nested too deeply"),
         (["qa_dist.score", *scored(predictions="deep.json")], "nested too deeply"),
         (["qa_dist.evaluate", "--adapter", b"\xff"], "is not UTF-8"),
         (["qa_dist.cli", "tran"], "'tran' is no command"),
     ],
 )
 def test_a_process_ends_in_the_same_way(command: list[str | bytes], part: str, tmp_path: Path) -> None:
-    if command[0] == "qa_dist.prepare":
-        tokenizer = tiny_model("bert", tmp_path / "model")
-        command = [*command, "--model_name_or_path", str(tokenizer), "--store_dir", str(tmp_path / "stores")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False

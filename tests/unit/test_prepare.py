@@ -9,7 +9,6 @@ import pytest
 
 from qa_dist.features.store import FeatureStore
 from qa_dist.prepare import main
-from tests.distributed.forking import run_apart
 from tests.unit.data_fixtures import MALFORMED, TINY_SQUAD, row, save_tokenizer, tiny_examples, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,22 +166,22 @@ def test_nothing_is_prepared_for_a_model_that_is_not_trained(
     assert not stores.exists()
 
 
-@pytest.mark.parametrize("name", ["truncated.json.gz", "several.json"])
-def test_malformed_files_from_the_command_line(flags: list[str], name: str) -> None:
-    assert_one_sentence(*run_apart("qa_dist.prepare", ["--train_file", str(MALFORMED / name), *flags]))
+@pytest.mark.parametrize("name", ["truncated.json.gz", "several.json", "deep.json"])
+def test_malformed_files_from_the_command_line(capsys: pytest.CaptureFixture[str], flags: list[str], name: str) -> None:
+    code = main(["--train_file", str(MALFORMED / name), *flags])
+    assert_one_sentence(code, *capsys.readouterr())
 
 
 def test_a_second_run_from_the_command_line_finds_the_store_of_the_first(
     capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
-    # The first one has another seed of hashes than this one.
     words = ["--train_file", str(TINY_SQUAD), *flags]
-    code, out, err = run_apart("qa_dist.prepare", words)
-    assert code == 0, err
-    assert "100%" in err
+    assert main(words) == 0
+    first = capsys.readouterr()
+    assert "100%" in first.err
     assert main(words) == 0
     second = capsys.readouterr()
-    assert json.loads(out)["fingerprint"] == json.loads(second.out)["fingerprint"]
+    assert json.loads(first.out)["fingerprint"] == json.loads(second.out)["fingerprint"]
     assert second.err == ""
 
 

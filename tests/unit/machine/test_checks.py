@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qa_dist.distributed.rendezvous import try_backend
 from qa_dist.machine import checks, environment
 from qa_dist.machine.checks import GIB, MIB, Check, Device
 from qa_dist.machine.requirements import Requirement
@@ -172,8 +173,7 @@ def test_gloo_starts_here() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has NCCL")
 def test_nccl_does_not_start_without_a_gpu() -> None:
-    code = checks.TRY_BACKEND.format(name="nccl")
-    assert checks.backend("nccl", lambda: checks.try_python(code)).status == "failure"
+    assert checks.backend("nccl", lambda: try_backend("nccl")).status == "failure"
 
 
 def test_address() -> None:
