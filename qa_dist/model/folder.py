@@ -61,7 +61,7 @@ def _options(adapter: str) -> dict[str, Any]:
         return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
     base = check_adapter(adapter).get("base_model_name_or_path")
     options: dict[str, Any] = {"model_name_or_path": base} if base else {}
-    if _has_tokenizer(adapter):
+    if has_tokenizer(adapter):
         options["tokenizer_name"] = adapter
     return options
 
@@ -124,11 +124,14 @@ def load_tokenizer_of(adapter: str, model: ModelConfig) -> tuple[Any, list[str]]
     names = list(tokenizer.model_input_names)
     if check_adapter(adapter).get("task_type") == "QUESTION_ANS" and "token_type_ids" in names:
         tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
+        # What is saved, beside a model that the adapter was folded into, is this.
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
         notes[0] += ", and it reads no token types, as peft's question-answering model passes none on"
     return tokenizer, notes
 
 
-def _has_tokenizer(folder: str) -> bool:
+def has_tokenizer(folder: str) -> bool:
+    """Whether a tokenizer lies in a folder."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "tokenizer_config.json"))
 
 

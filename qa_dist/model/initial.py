@@ -1,14 +1,51 @@
 """A run that goes on from an adapter: its tensors in place of new ones, on new data."""
 
+import dataclasses
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter, resolve_model_path
+from qa_dist.model.folder import has_tokenizer
+from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter, load_tokenizer, resolve_model_path
 from qa_dist.model.saved import unfilled
 from qa_dist.model.span_model import SpanModel
+
+_FOLD = "fold it into its base model with qa-dist merge, and train new adapters on the result"
+# Of peft's LoraConfig: what this program's adapters never have, and loading the tensors alone would lose.
+_OTHER_KINDS = (
+    *("alpha_pattern", "rank_pattern", "layers_to_transform", "lora_bias", "target_parameters"),
+    *("trainable_token_indices", "alora_invocation_tokens"),
+)
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin that take something off the base model's weights."""
+_PROBE = "Größe of ABC, 1911"
+
+
+def require_its_tokenizer(config: ModelConfig, tokenizer: Any) -> None:
+    """Make sure that a run that goes on from an adapter has the adapter's tokenizer, if one lies beside it.
+
+    Raises:
+        ConfigError: It has another.
+        UserError: The one beside the adapter cannot be loaded.
+    """
+    folder = config.init_adapter
+    if folder is None or not has_tokenizer(folder):
+        return
+    own = load_tokenizer(dataclasses.replace(config, tokenizer_name=folder))
+    if _meaning(own) != _meaning(tokenizer):
+        raise ConfigError(
+            [
+                f"--init_adapter {folder} has a tokenizer of its own, which is not that of "
+                f"{config.tokenizer_name or config.model_name_or_path}; give --tokenizer_name {folder}"
+            ]
+        )
+
+
+def _meaning(tokenizer: Any) -> tuple[Any, ...]:
+    return tokenizer.get_vocab(), tokenizer.padding_side, tokenizer(_PROBE)["input_ids"]
 
 
 def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:
@@ -27,6 +64,8 @@ def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:
 
     folder = str(config.init_adapter)
     saved = check_adapter(folder)
+    if kind := next(_other_kinds(saved), None):
+        raise ConfigError([f"--init_adapter {folder} has {kind}, which adapters of this program have not; {_FOLD}"])
     peft_model: Any = model.model
     wanted = peft_model.peft_config["default"]
     problems = []
@@ -57,14 +96,29 @@ def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:
         raise ConfigError([f"--init_adapter {folder} lacks {lost[0]}; give a folder that training wrote"])
     weights = load_file(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in _state(peft_model).items()}
-    if other := [name for name, tensor in weights.items() if shapes.get(name, ()) != tuple(tensor.shape)]:
+    if more := sorted(weights.keys() - shapes.keys()):
+        # Embeddings, as with added tokens, or layers that were trained whole.
+        raise ConfigError([f"--init_adapter {folder} holds {more[0]}, which a run here would not train on; {_FOLD}"])
+    if other := [name for name, tensor in weights.items() if shapes[name] != tuple(tensor.shape)]:
         raise ConfigError(
             [
                 f"{other[0]} in --init_adapter {folder} has the shape {tuple(weights[other[0]].shape)} and this "
-                f"model's {shapes.get(other[0])}; give the model and options that it was trained with"
+                f"model's {shapes[other[0]]}; give the model and options that it was trained with"
             ]
         )
     set_peft_model_state_dict(peft_model, weights)
+
+
+def _other_kinds(saved: Mapping[str, Any]) -> Iterator[str]:
+    """What an adapter's configuration has that those of this program have not."""
+    yield from (f"{name} {saved[name]}" for name in _OTHER_KINDS if saved.get(name))
+    if isinstance(saved.get("target_modules"), str):
+        yield f"a pattern as target_modules ({saved['target_modules']})"
+    if saved.get("bias") == "lora_only":
+        yield "bias lora_only"
+    begun = saved.get("init_lora_weights")
+    if isinstance(begun, str) and begun.startswith(_CHANGE_THE_BASE):
+        yield f"init_lora_weights {begun}, which takes part of the base model's weights away"
 
 
 def _state(peft_model: Any) -> dict[str, Any]:

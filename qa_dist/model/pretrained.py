@@ -152,7 +152,8 @@ def check_adapter(directory: str | Path) -> dict[str, Any]:
     config = _read_object(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} describes an adapter of type {config.get('peft_type')}; only LORA is supported"
+            f"{folder / ADAPTER_CONFIG} describes an adapter of type {config.get('peft_type')}, and only LORA is read "
+            "here; fold it into its base model with peft (merge_and_unload, then save_pretrained), and name that model"
         )
     if config.get("megatron_config"):
         raise CheckpointError(

@@ -15,6 +15,7 @@ from qa_dist.evaluation.tuning import require_enough
 from qa_dist.features.building import may_lack_answers, prepare_store
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.families import require_trainable
+from qa_dist.model.initial import require_its_tokenizer
 from qa_dist.model.pretrained import load_tokenizer, model_configuration
 
 
@@ -76,9 +77,10 @@ def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
         UserError: The data cannot be used, or not with this model.
     """
     with contextlib.nullcontext() if ranks is None else ranks.local_main_first():
-        tokenizer = load_tokenizer(config.model)
-        # Before features are made for a model that cannot be trained on them.
+        # Before packages are asked for and features made for a model that cannot be trained on them.
         require_trainable(model_configuration(config.model), config.training.mixed_precision)
+        tokenizer = load_tokenizer(config.model)
+        require_its_tokenizer(config.model, tokenizer)
         splits = available_splits(config.data)
         if "train" not in splits:
             raise DataError(

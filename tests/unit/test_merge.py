@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from qa_dist import merge
 from qa_dist.config.options import ModelConfig
@@ -149,6 +149,21 @@ def test_an_adapter_made_elsewhere_keeps_its_tokenizer_embedding_and_lack_of_tok
             output = model(input_ids=ids[None], token_type_ids=torch.ones(1, 30, dtype=torch.long))
             start_T, _ = ours(ids, torch.zeros_like(ids), (30,))
         torch.testing.assert_close(start_T, output.start_logits[0], rtol=0, atol=1e-4)
+
+
+def test_a_tokenizer_without_token_types_is_saved_as_such(tmp_path: Path) -> None:
+    made_elsewhere(tmp_path)
+    # Of a class whose tokenizers make token types unless it is said that they do not.
+    described = tmp_path / "adapter" / "tokenizer_config.json"
+    settings = json.loads(described.read_bytes()) | {"tokenizer_class": "BertTokenizer"}
+    settings.pop("model_input_names", None)
+    described.write_text(json.dumps(settings), encoding="utf-8")
+    config = ModelConfig(**base_options(str(tmp_path / "adapter")))
+    tokenizer, _ = load_tokenizer_of(str(tmp_path / "adapter"), config)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert type(again).__name__.startswith("BertTokenizer")
+    assert "token_type_ids" not in again.model_input_names
 
 
 def test_an_adapter_trained_here_reads_token_types_also_where_it_was_copied_alone(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from qa_dist.common.errors import ConfigError
+from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
 from qa_dist.documentation import architecture_table
+from qa_dist.model import pretrained
 from qa_dist.model.building import build_model
 from qa_dist.model.families import FAMILIES, REFUSED, Family, require_trainable
 from qa_dist.model.merging import TOLERANCE, merge
@@ -21,6 +22,7 @@ from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.saved import load_trained, save_trained
 from qa_dist.model.span_model import SpanModel, span_loss
 from qa_dist.model.trainable import GradientCheck
+from qa_dist.training.inputs import load_data
 from tests.tiny import MODEL_TYPES, MORE_TYPES, tiny_config, tiny_model, tiny_tokenizer
 
 LENGTH = 64
@@ -81,6 +83,21 @@ def test_a_refused_model_is_refused_before_its_weights_are_read(tmp_path: Path) 
         ConfigError, match="gpt2 models are not trained here: each of its tokens sees only those before"
     ):
         build_model(ModelConfig(model_name_or_path=str(tmp_path)), seed=1, max_seq_length=LENGTH)
+
+
+def test_a_refused_model_is_refused_before_packages_for_its_tokenizer_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("t5", d_model=32, num_layers=2).save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"no model")
+    monkeypatch.setattr(pretrained, "_is_installed", lambda module: False)
+    config = ModelConfig(model_name_or_path=str(tmp_path))
+    with pytest.raises(UserError, match="SentencePiece"):
+        pretrained.load_tokenizer(config)
+    with pytest.raises(ConfigError, match="t5 models are not trained here"):
+        load_data(RunConfig(model=config))
 
 
 @pytest.mark.parametrize("language", [None, "de_DE"])

@@ -1,5 +1,6 @@
 """A run that goes on from an adapter begins with its numbers, or says what does not fit."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from qa_dist import train
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import build_model
-from qa_dist.model.initial import start_from_adapter
+from qa_dist.model.initial import require_its_tokenizer, start_from_adapter
+from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.saved import save_trained
 from tests.refusals import refusal
 from tests.tiny import tiny_model, tiny_squad, tiny_tokenizer
@@ -69,6 +71,58 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     other = str(tiny_model("bert", tmp_path / "other", seed=5))
     with pytest.raises(ConfigError, match=r"was trained on .* and not on --model_name_or_path"):
         started(tmp_path, model_name_or_path=other)
+
+
+def foreign(folder: Path, **options: Any) -> None:
+    """An adapter in folder/adapter as peft's own functions make one, on the model in folder/model."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForQuestionAnswering
+
+    base = AutoModelForQuestionAnswering.from_pretrained(tiny_model("bert", folder / "model"))
+    kind = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"], "task_type": "QUESTION_ANS", **options}
+    get_peft_model(base, LoraConfig(**kind)).save_pretrained(folder / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"alpha_pattern": {"query": 32}}, "has alpha_pattern {'query': 32}"),
+        ({"rank_pattern": {"query": 2}}, "has rank_pattern"),
+        ({"layers_to_transform": [1]}, "has layers_to_transform [1]"),
+        ({"bias": "lora_only"}, "has bias lora_only"),
+        ({"trainable_token_indices": [5, 6]}, "has trainable_token_indices"),
+        ({"init_lora_weights": "pissa"}, "takes part of the base model's weights away"),
+        ({"target_modules": r".*\.(query|value)"}, "a pattern as target_modules"),
+        ({"modules_to_save": ["word_embeddings"]}, "word_embeddings.weight, which a run here would not train on"),
+    ],
+    ids=str,
+)
+def test_what_loading_the_tensors_alone_would_lose_is_refused(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    foreign(tmp_path, **options)
+    with pytest.raises(ConfigError) as caught:
+        started(tmp_path)
+    assert said in str(caught.value)
+    assert "qa-dist merge" in str(caught.value)
+
+
+def test_an_adapter_of_peft_s_own_functions_is_gone_on_from(tmp_path: Path) -> None:
+    foreign(tmp_path)
+    assert len(started(tmp_path)) == 10
+
+
+def test_a_run_that_goes_on_has_the_adapter_s_tokenizer(tmp_path: Path) -> None:
+    config = saved(tmp_path)
+    going_on = dataclasses.replace(config, init_adapter=str(tmp_path / "adapter"))
+    require_its_tokenizer(going_on, load_tokenizer(going_on))
+    other = tiny_tokenizer(words=("ostrel", "kerrow"))
+    other.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"a tokenizer of its own, .*; give --tokenizer_name .*adapter"):
+        require_its_tokenizer(going_on, load_tokenizer(going_on))
+    named = dataclasses.replace(going_on, tokenizer_name=str(tmp_path / "adapter"))
+    require_its_tokenizer(named, load_tokenizer(named))
+    require_its_tokenizer(config, load_tokenizer(config))
 
 
 def test_a_run_goes_on_and_a_checkpoint_of_another_beginning_is_refused(
