@@ -1,5 +1,7 @@
 """Processes that take one trial after the other: what each must import, it imports once."""
 
+import ctypes
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -31,6 +33,9 @@ _DONE, _BROKEN = "done", "broken"
 """What a worker says when it is through with a task: that it waits for another, or ends."""
 
 _POLL_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1
+"""Of `linux/prctl.h`."""
+
 _SECONDS_TO_STOP = 120.0
 
 
@@ -172,6 +177,7 @@ def _give(worker: _Worker, task: Task) -> None:
 def _live(pipe: "Connection[Any, Any]", body: Body) -> None:
     """Life of a worker."""
     with StopSignals() as stop:
+        _end_with_parent()
         while stop.received is None:
             try:
                 task: Task | None = pipe.recv()
@@ -188,11 +194,39 @@ def _live(pipe: "Connection[Any, Any]", body: Body) -> None:
 
 def _train(trial: Trial, pause_after: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> bool:
     prepare_cuda(os.environ, deterministic=trial.config.training.deterministic)
+    _await_folder(trial)
     # Only now: these imports take seconds.
     from qa_dist.sweeping.trials import run_trial
 
     # An error of CUDA, say, stays with the process.
     return bool(run_trial(trial, pause_after, asked_to_stop=asked_to_stop)["status"] != "failed")
+
+
+def _end_with_parent() -> None:
+    """Let the kernel ask this process to stop when the sweep that started it has been killed; Linux alone does that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _await_folder(trial: Trial) -> None:
+    """Wait for a process of a sweep that was killed, which may still be writing this trial's checkpoint."""
+    until = time.monotonic() + _SECONDS_TO_STOP
+    while time.monotonic() < until:
+        folder = os.open(trial.folder, os.O_RDONLY)
+        try:
+            # What keeps other runs out of the folder of a run.
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(_POLL_SECONDS)
+        except OSError:
+            # A file system without locks.
+            return
+        finally:
+            os.close(folder)
 
 
 def _log_to(trial: Trial) -> None:

@@ -2,9 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.sweeping.plan import Trial
@@ -65,3 +69,28 @@ def test_all_hear_that_the_time_is_over(tmp_path: Path) -> None:
         "stopped",
         None,
     ]
+
+
+START = """
+import sys
+from pathlib import Path
+from qa_dist.sweeping.workers import Workers
+from tests.unit.sweeping.test_workers import body, trial
+with Workers(1, body) as workers:
+    each = trial(Path(sys.argv[1]), "waits")
+    workers.run([(each, None)], is_over=lambda: False, ended=lambda each: None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends processes with their parent on Linux alone")
+def test_a_trial_stops_when_its_sweep_is_killed(tmp_path: Path) -> None:
+    each = trial(tmp_path, "waits")
+    sweep = subprocess.Popen([sys.executable, "-c", START, str(tmp_path)], cwd=Path(__file__).parents[3])
+    end = time.monotonic() + 120
+    while not (each.folder / LOG).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    sweep.kill()
+    sweep.wait()
+    while read_record(each) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (read_record(each) or {})["status"] == "stopped"
