@@ -15,7 +15,8 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, as_tuned, base_options
+from qa_dist.model.folder import adapter_problems, as_tuned, base_options, options_of_run
+from qa_dist.model.hub import is_hub_id, local_copy
 
 if TYPE_CHECKING:
     from qa_dist.evaluation.results import Evaluation
@@ -29,14 +30,17 @@ class EvaluateConfig:
     """What is evaluated, and where the results go."""
 
     adapter: str | None = option(
-        None, "folder that training wrote: an adapter in peft's format, or a whole model", required=True
+        None,
+        "folder that training wrote: an adapter in peft's format, or a whole model; or the hub id of one",
+        required=True,
     )
     results_dir: str | None = option(
         None, "folder for metrics.json, predictions.json and the rest; none: print the metrics only"
     )
 
     def problems(self) -> Iterable[str]:
-        yield from adapter_problems(self.adapter)
+        if self.adapter is None or not is_hub_id(self.adapter):
+            yield from adapter_problems(self.adapter)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,13 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
+    named = peek(argv, "adapter")
+    on_hub = named is not None and is_hub_id(named)
+    folder = local_copy(str(named), peek(argv, "cache_dir")) if on_hub else str(named)
     config, options = parse(
         argv,
         prog=PROG,
         description=__doc__ or "",
         groups=("data", "model", "evaluation"),
         entry=EvaluateConfig,
-        base=base_options(peek(argv, "adapter")),
+        base=options_of_run(folder) if on_hub else base_options(named),
     )
     if config.evaluation.gather == "logits" and not options.results_dir:
         raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
@@ -59,7 +66,6 @@ def _evaluate(argv: Sequence[str]) -> int:
         from qa_dist.common.files import make_writable
         from qa_dist.evaluation.trained import evaluate_trained
 
-    folder = str(options.adapter)
     config = as_tuned(config, folder)
     directory = Path(options.results_dir) if options.results_dir else None
     evaluate_trained(

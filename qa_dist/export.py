@@ -22,6 +22,7 @@ from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.machine.requirements import require_package
 from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run
+from qa_dist.model.hub import local_copy
 
 PROG = "qa_dist.export"
 
@@ -62,17 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(argv: Sequence[str]) -> int:
     words = with_model_named(argv)
+    named = peek(words, "model")
+    name = None if named is None else local_copy(named)
     config, options = parse(
         words,
         prog=PROG,
         description=__doc__ or "",
         groups=("data", "model", "evaluation"),
         entry=ExportConfig,
-        base=_base_options(peek(words, "model")),
+        base=_base_options(name),
     )
     for package in _NEEDED:
         require_package(package, f"--format {options.format}")
-    name, folder = str(options.model), Path(str(options.output_dir))
+    name, folder = str(name), Path(str(options.output_dir))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Libraries greet on standard output, which belongs to the result.
@@ -88,7 +91,9 @@ def _export(argv: Sequence[str]) -> int:
             sys.stderr.writelines(f"{PROG}: {note}\n" for note in notes)
             examples, _, _ = load_examples(config.data, "validation")
             aside.mkdir()
-            report = export(config, name, tokenizer, examples, aside, quantize=options.quantize == "int8")
+            report = export(
+                config, name, tokenizer, examples, aside, quantize=options.quantize == "int8", called=options.model
+            )
     except OSError as error:
         raise CheckpointError(f"--output_dir {folder} cannot be written: {error.strerror or error}") from error
     sys.stdout.write(json.dumps({"output_dir": str(folder), **report}, indent=2) + "\n")

@@ -22,8 +22,11 @@ from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.config.texts import shown
 from qa_dist.machine.cuda_environment import prepare_cuda
+from qa_dist.machine.requirements import require_package
 
 if TYPE_CHECKING:
+    import torch
+
     from qa_dist.answering.journal import Sink
     from qa_dist.answering.prediction import Manner, Rounds
     from qa_dist.answering.question_files import QuestionFiles
@@ -105,6 +108,7 @@ def _predict(argv: Sequence[str]) -> int:
         entry=PredictConfig,
         base=lengths_of_run(peek(argv, "model")),
     )
+    require_package("torch", "qa-dist predict")
     # Before torch is imported.
     prepare_cuda(os.environ, deterministic=False)
     with StopSignals() as stop, _output_of_answers() as stdout:
@@ -170,7 +174,6 @@ def _predict_on_ranks(
 ) -> dict[str, float | int] | None:
     """Answer with whatever ranks a launcher started; returns the metrics on rank 0."""
     from qa_dist.answering.prediction import Manner, Rounds, predict, prediction_bar
-    from qa_dist.answering.reader import Reader
     from qa_dist.evaluation.normalization import normalization
 
     manner = Manner(
@@ -182,13 +185,8 @@ def _predict_on_ranks(
         compresses=str(options.output_file).endswith(".gz"),
     )
     with ranks.local_main_first():
-        reader = Reader(
-            str(options.model),
-            device=ranks.device,
-            tokens_per_batch=options.eval_tokens_per_device,
-            **options.for_reader(),
-        )
-    digest = _require_same(options, reader, ranks)
+        folder, reader = _opened_reader(options, ranks.device)
+    digest = _require_same(folder, reader, ranks)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(_opened(options, manner, reader, digest, ranks, files, stdout))
         rounds = None
@@ -205,7 +203,33 @@ def _predict_on_ranks(
         return None if rounds is None else rounds.progress.metrics()
 
 
-def _require_same(options: PredictConfig, reader: "Reader", ranks: "Ranks") -> str:
+def _opened_reader(options: PredictConfig, device: "torch.device") -> tuple[str, "Reader"]:
+    """The folder or name of the model, and what answers with it: on this device, but for an exported model.
+
+    Raises:
+        UserError: There is no such model, or an option does not fit it.
+    """
+    from qa_dist.answering.exported import is_exported
+    from qa_dist.answering.reader import Reader
+    from qa_dist.model.hub import local_copy
+
+    folder = local_copy(str(options.model))
+    runs_elsewhere = device.type != "cpu" and is_exported(folder)
+    reader = Reader(
+        folder,
+        device="cpu" if runs_elsewhere else device,
+        tokens_per_batch=options.eval_tokens_per_device,
+        **options.for_reader(),
+    )
+    if runs_elsewhere:
+        reader.notes += (
+            f"note: {options.model} is an exported model and runs on the CPU; to use the GPU, name the model that it "
+            "was exported from",
+        )
+    return folder, reader
+
+
+def _require_same(folder: str, reader: "Reader", ranks: "Ranks") -> str:
     """Digest of the model, once all ranks are found to have the same one and the same program.
 
     Raises:
@@ -214,7 +238,7 @@ def _require_same(options: PredictConfig, reader: "Reader", ranks: "Ranks") -> s
     from qa_dist.distributed.agreement import common_facts, require_same
     from qa_dist.model.folder import model_sha256
 
-    digest = model_sha256(str(options.model))
+    digest = model_sha256(folder)
     settings = {f"option {name}": value for name, value in _settings(reader).items()}
     require_same({**common_facts(), **settings, "bytes model": digest}, ranks)
     return digest
@@ -251,12 +275,11 @@ def _opened(
             "the version of qa_dist": __version__,
             "the content of --model": digest,
             **_settings(reader),
-            "--mixed_precision": options.mixed_precision,
             "--top_k": manner.top_k,
             "--overlap_threshold": manner.overlap_threshold,
             "--answer_normalization": manner.rules.name,
             "--questions_per_chunk": manner.questions_per_chunk,
-            "the device": ranks.device.type,
+            "the device": reader.backend.device.partition(":")[0],
             "--input_file": files.names,
         }
         try:
@@ -264,7 +287,9 @@ def _opened(
                 sink = Stream(stdout, "standard output")
             else:
                 output = Path(str(options.output_file))
-                sink = open_sink(output, identity, overwrite=options.overwrite_output_file)
+                # Journals of earlier versions have the option alone: none, where the run's precision was taken.
+                earlier = {} if options.mixed_precision else {"--mixed_precision": None}
+                sink = open_sink(output, identity, overwrite=options.overwrite_output_file, earlier=earlier)
         except UserError as error:
             problem = str(error)
     _refuse_together(problem, ranks)

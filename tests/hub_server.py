@@ -1,7 +1,8 @@
-"""A small hub at a free port of this machine: repositories are made, weights sent and commits taken as the hub does it.
+"""A small hub at a free port of this machine: repositories are made, weights sent, commits taken and files given out.
 
 What huggingface_hub 1.3 and 2.4 ask for: /api/repos/create, /api/models/ID, /api/validate-yaml,
-/api/models/ID/preupload/main, /ID.git/info/lfs/objects/batch, a PUT for each object, and /api/models/ID/commit/main.
+/api/models/ID/preupload/main, /ID.git/info/lfs/objects/batch, a PUT for each object, and /api/models/ID/commit/main;
+for downloads /api/models/ID/revision/main, /api/models/ID/tree/COMMIT and /ID/resolve/COMMIT/FILE.
 """
 
 import base64
@@ -81,6 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_HEAD(self) -> None:
+        self._serve()
+
     def do_POST(self) -> None:
         self._serve()
 
@@ -107,6 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
         if status is not None:
             self._answer(status, {"error": "no"})
             return
+        if "/resolve/" in path:
+            self._give_out(*path.strip("/").split("/resolve/"))
+            return
         code, value = self._work(path, body)
         if breaks:
             self._hang_up()
@@ -132,7 +139,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _give_out(self, repo_id: str, place: str) -> None:
+        """A file of a commit, or what a program wants to know before it asks for it."""
+        oid, _, name = place.partition("/")
+        content = self.server.files(repo_id).get(name) if repo_id in self.server.repositories else None
+        if content is None:
+            self._answer(404, {"error": "Entry not found"})
+            return
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", oid)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
 
     def _work(self, path: str, body: bytes) -> tuple[int, Any]:
         hub = self.server
@@ -164,8 +187,13 @@ class _Handler(BaseHTTPRequestHandler):
             repository["commits"].append(self._commit(body))
         oid = f"{len(repository['commits']):040x}"
         url = f"{hub.url}/{repo_id}/commit/{oid}"
+        names = sorted(hub.files(repo_id))
+        if "/tree/" in path:
+            sizes = {name: len(content) for name, content in hub.files(repo_id).items()}
+            return 200, [{"type": "file", "path": name, "size": sizes[name], "oid": oid} for name in names]
+        siblings = [{"rfilename": name} for name in names]
         return 200, {
-            **{"id": repo_id, "modelId": repo_id, "private": repository["private"], "sha": oid, "siblings": []},
+            **{"id": repo_id, "modelId": repo_id, "private": repository["private"], "sha": oid, "siblings": siblings},
             **{"commitUrl": url, "commitOid": oid, "tags": []},
         }
 

@@ -12,6 +12,7 @@ from qa_dist.features.windows import FeatureColumns, TokenizerSpec
 
 if TYPE_CHECKING:
     from qa_dist.evaluation.candidates import CandidateTable
+    from qa_dist.model.precision import Precision
 
 
 class Backend(ABC):
@@ -20,11 +21,13 @@ class Backend(ABC):
     Attributes:
         tokenizer: what its features are made with.
         device: where it computes, as "cpu" or "cuda:0".
+        mixed_precision: of its matrix products; "no" also where the model's file says what they are.
         notes: what the user should know about the model, one sentence each.
     """
 
     tokenizer: TokenizerSpec
     device: str
+    mixed_precision: "Precision" = "no"
     notes: Sequence[str] = ()
 
     @abstractmethod

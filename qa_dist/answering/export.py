@@ -7,6 +7,7 @@ Shapes: N features, B features of a batch, L tokens of the longest of them.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from qa_dist.answering.onnx_backend import TOKENS_PER_BATCH, OnnxBackend, best_s
 from qa_dist.answering.onnx_graph import write_graph, write_quantized
 from qa_dist.answering.opening import allows_no_answer
 from qa_dist.common.errors import CheckpointError, ConfigError
+from qa_dist.common.secrets import masked
 from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.data.records import Example
 from qa_dist.evaluation.answers import Answers, ExampleAnswer, decode
@@ -135,7 +137,14 @@ def require_exportable(model: ModelConfig, name: str) -> None:
 
 
 def export(
-    config: RunConfig, name: str, tokenizer: Any, examples: Sequence[Example], folder: Path, *, quantize: bool
+    config: RunConfig,
+    name: str,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    quantize: bool,
+    called: str | None = None,
 ) -> dict[str, Any]:
     """Write an exported model into a folder, and compare it; the report says with what result.
 
@@ -146,6 +155,7 @@ def export(
         examples: Questions to compare on.
         folder: Where the files go; what is in it after an error is worth nothing.
         quantize: Whether to write a second graph with weights of 8 bits.
+        called: The name that the user has for it; None: `name`.
 
     Raises:
         UserError: The model cannot be loaded or exported.
@@ -176,7 +186,11 @@ def export(
             "null_score_diff_threshold": config.evaluation.null_threshold,
             "version_2_with_negative": allows_no_answer(name, config),
         },
-        provenance={"model": name, "model_type": plain.config.model_type, "versions": installed(_PACKAGES)},
+        provenance={
+            "model": _public_name(called or name),
+            "model_type": plain.config.model_type,
+            "versions": installed(_PACKAGES),
+        },
     )
     del model, plain
     described.write(folder)
@@ -191,6 +205,12 @@ def export(
     described.write(folder)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.onnx*"))}
     return {"inputs": list(inputs), "bytes": sizes, **report}
+
+
+def _public_name(name: str) -> str:
+    """The name of a model for a file that others get: of a folder its last part, without secrets."""
+    is_folder = os.path.isabs(name) or os.path.isdir(name)
+    return masked(os.path.basename(os.path.abspath(name)) if is_folder else name)
 
 
 def _batches(table: FeatureTable) -> list[Indices]:

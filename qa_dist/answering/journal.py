@@ -20,6 +20,7 @@ from qa_dist.common.files import staged
 
 SUFFIX = ".journal"
 _FORMAT = 1
+_NOTHING: Mapping[str, Any] = {}
 _OVERWRITE = "name another file, or pass --overwrite_output_file true to replace it"
 
 
@@ -48,14 +49,16 @@ class Sink(Protocol):
         """Let go of the files."""
 
 
-def open_sink(output: Path, identity: Mapping[str, Any], *, overwrite: bool) -> "Journal | Stream":
+def open_sink(
+    output: Path, identity: Mapping[str, Any], *, overwrite: bool, earlier: Mapping[str, Any] = _NOTHING
+) -> "Journal | Stream":
     """A journal for a file; a stream where the name is that of something else, as /dev/stdout or a named pipe."""
     if os.path.lexists(output) and not os.path.isdir(output) and not os.path.isfile(output):
         try:
             return Stream(output.open("wb", buffering=0), str(output), is_own=True)
         except OSError as error:
             raise _unwritable(output, error) from error
-    return Journal(output, identity, overwrite=overwrite)
+    return Journal(output, identity, overwrite=overwrite, earlier=earlier)
 
 
 class Stream:
@@ -98,13 +101,21 @@ class Journal:
         path: The journal.
     """
 
-    def __init__(self, output: Path, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        output: Path,
+        identity: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        earlier: Mapping[str, Any] = _NOTHING,
+    ) -> None:
         """Begin the file, or find the place from which to go on.
 
         Args:
             output: The file of answers.
             identity: What they depend on, by name, as JSON has it: a file of other answers is not gone on with.
             overwrite: Whether a file that is there and holds other answers, or anything else, is replaced.
+            earlier: What a journal of an earlier version has in `identity` for the same.
 
         Raises:
             DataError: The file cannot be written, holds something else, or is another process's.
@@ -119,7 +130,7 @@ class Journal:
         if os.path.isdir(output):
             raise DataError(f"--output_file {output} is a folder; name a file in it")
         try:
-            self._open(json.loads(json.dumps(identity)), overwrite)
+            self._open(json.loads(json.dumps(identity)), json.loads(json.dumps(dict(earlier))), overwrite)
         except OSError as error:
             self.close()
             raise _unwritable(output, error) from error
@@ -127,11 +138,11 @@ class Journal:
             self.close()
             raise
 
-    def _open(self, identity: dict[str, Any], overwrite: bool) -> None:
+    def _open(self, identity: dict[str, Any], earlier: dict[str, Any], overwrite: bool) -> None:
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._answers = os.open(self._output, os.O_RDWR | os.O_CREAT, 0o666)
         self._hold()
-        problem = self._find_place(identity)
+        problem = self._find_place(identity, earlier)
         if problem and not overwrite:
             raise DataError(problem)
         if problem or not self.path.exists():
@@ -159,7 +170,7 @@ class Journal:
             aside.write_bytes(header)
         self._length = len(header)
 
-    def _find_place(self, identity: dict[str, Any]) -> str | None:
+    def _find_place(self, identity: dict[str, Any], earlier: dict[str, Any]) -> str | None:
         """Read the journal up to its last whole line; why its answers cannot be gone on with, if they cannot."""
         size = os.fstat(self._answers).st_size
         if not self.path.exists():
@@ -176,7 +187,10 @@ class Journal:
                 self._length += len(line)
         if not isinstance(header, dict) or header.get("answers_format") != _FORMAT:
             return f"{self.path} is no journal of this version; {_OVERWRITE}"
-        if difference := _difference(header.get("identity"), identity):
+        before = header.get("identity")
+        if isinstance(before, dict):
+            before |= {name: identity[name] for name, value in earlier.items() if before.get(name, ...) == value}
+        if difference := _difference(before, identity):
             return (
                 f"{self._output} holds answers of another run ({difference}); give the options of that run to go on "
                 f"with it, or {_OVERWRITE}"

@@ -3,6 +3,8 @@
 Shapes: B features of a batch, L tokens of the longest of them, T tokens of all of them.
 """
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ class OnnxBackend(Backend):
         Args:
             folder: What `qa-dist export` wrote.
             precision: "float32" or "int8"; None: int8 where the model was exported so.
-            num_threads: Threads that compute a batch together; None: one for each core.
+            num_threads: Threads that compute a batch together; None: as many as OMP_NUM_THREADS says, as launchers and
+                torch have it, else one for each core.
 
         Raises:
             UserError: There is no such model in the folder, it cannot be loaded, or onnxruntime is not installed.
@@ -109,6 +112,12 @@ def best_spans(
     )
 
 
+def _threads_of(environment: Mapping[str, str]) -> int:
+    """Threads that OMP_NUM_THREADS asks for, which onnxruntime does not read by itself; 0 if it does not ask."""
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
 def _session(path: Path, num_threads: int | None) -> Any:
     """The model in a file, ready to run by any number of threads at once.
 
@@ -118,7 +127,7 @@ def _session(path: Path, num_threads: int | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads or 0
+    options.intra_op_num_threads = num_threads or _threads_of(os.environ)
     options.inter_op_num_threads = 1
     # Errors are raised, and warnings are about the graph, which no user of it can change.
     options.log_severity_level = 3

@@ -12,8 +12,10 @@ from qa_dist.answering.exported import ExportPrecision, is_exported
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, defaults
 from qa_dist.config.parsing import parse
+from qa_dist.machine.requirements import require_package
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.folder import load_tokenizer_of, options_of_run
+from qa_dist.model.hub import local_copy
 
 if TYPE_CHECKING:
     from qa_dist.model.precision import Precision
@@ -46,7 +48,8 @@ class OnnxOptions:
 
     Attributes:
         quantized: whether the file with weights of 8 bits computes; None: if there is one.
-        num_threads: threads that compute a batch together; None: one for each core.
+        num_threads: threads that compute a batch together; None: as many as OMP_NUM_THREADS says, else one for each
+            core.
     """
 
     quantized: bool | None = None
@@ -73,12 +76,13 @@ def open_model(
     Raises:
         UserError: There is no such model, or an option does not fit it.
     """
-    name = os.path.expanduser(name)
+    name = local_copy(name)
     given = {option: value for option, value in options.items() if value is not None}
     if is_exported(name):
         return _opened_in_onnxruntime(name, given, device, mixed_precision, onnx)
     if asked := [option for option, value in dataclasses.asdict(onnx).items() if value is not None]:
         raise ConfigError([f"{' and '.join(asked)} can be set for an exported model only, and {name} is none"])
+    require_package("torch", f"the model {name}, which is not exported,")
     config = configuration_of(name, given)
     return _opened_in_torch(name, fitted(name, config, given), device, mixed_precision)
 

@@ -36,6 +36,7 @@ from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, TokenizerSpec
 from qa_dist.model.building import longest_feature
 from qa_dist.model.families import family_of
+from qa_dist.model.hub import local_copy
 from qa_dist.model.merging import fold, load_plain
 from qa_dist.model.precision import autocast
 from qa_dist.model.pretrained import ADAPTER_CONFIG
@@ -73,8 +74,9 @@ class _Models(transformers.AutoModelForQuestionAnswering):  # type: ignore[misc]
         Raises:
             UserError: Its head would be random.
         """
-        if os.path.isfile(os.path.join(name, ADAPTER_CONFIG)):
-            return fold(load_plain(configuration_of(name, {}), name, tokenizer_pads_left=False, padding="sorted"))
+        found = local_copy(name, options.get("cache_dir"))
+        if os.path.isfile(os.path.join(found, ADAPTER_CONFIG)):
+            return fold(load_plain(configuration_of(found, {}), found, tokenizer_pads_left=False, padding="sorted"))
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **options)
         if info["missing_keys"]:
             raise CheckpointError(

@@ -78,7 +78,8 @@ class Reader:
             tokens_per_batch: Tokens of one pass; None: 2048 on a CPU, 16384 on a GPU.
             mixed_precision: "no", "bf16" or "fp16"; None: on a GPU that of the run, on a CPU "no".
             quantized: Of an exported model, whether its file with weights of 8 bits computes; None: if there is one.
-            num_threads: Of an exported model, threads that compute a batch together; None: one for each core.
+            num_threads: Of an exported model, threads that compute a batch together; None: as many as OMP_NUM_THREADS
+                says, else one for each core.
 
         Raises:
             UserError: There is no such model, or an option does not fit it.
@@ -129,6 +130,7 @@ class Reader:
             "null_score_diff_threshold": evaluation.null_threshold,
             "temperature": self.temperature,
             "tokens_per_batch": evaluation.eval_tokens_per_device,
+            "mixed_precision": self.backend.mixed_precision,
         }
 
     @overload

@@ -44,7 +44,7 @@ class TorchBackend(Backend):
         self.device = str(device)
         self.notes = tuple(notes)
         self._device = device
-        self._mixed_precision = mixed_precision
+        self.mixed_precision = mixed_precision
         self._lock = device_lock(device)
 
     def candidates(self, features: FeatureColumns, config: EvaluationConfig) -> CandidateTable:
@@ -58,7 +58,7 @@ class TorchBackend(Backend):
                 table,
                 batches,
                 self._device,
-                autocast=lambda: autocast(self._device.type, self._mixed_precision),
+                autocast=lambda: autocast(self._device.type, self.mixed_precision),
             )
             found = list(candidates(computed, config))
         return CandidateTable.concatenate(found).ordered(table.num_features)

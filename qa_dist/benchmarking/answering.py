@@ -4,8 +4,8 @@ Answers the same questions of a SQuAD file with the same model in processes of t
 (`qa_dist.Reader`), `registered` (the pipeline of `qa_dist.register_pipeline`), `loop` (a plain loop over questions)
 and, where the Python of an environment with them is named, `pipeline` (of transformers 4) and `haystack` (its
 TransformersExtractiveReader); `exported` is `qa_dist.Reader` on what `qa-dist export` wrote. Loading and a first few
-questions are not timed. Prints medians of questions per second, peak memory, EM and F1, and in how many questions an
-answer is another one than that of `reader`.
+questions are not timed. Prints medians of questions per second and of processor time per question, peak memory, EM and
+F1, and in how many questions an answer is another one than that of `reader`.
 """
 
 import contextlib
@@ -150,6 +150,10 @@ def _figures(
         scores = score_v1(references, dict(zip(references, answers, strict=True)))
         figures[name] = {
             "questions_per_second": median(len(answers) / result["seconds"] for result in counted),
+            # Beside other work the clock says little, and this more.
+            "processor_ms_per_question": median(
+                1000 * result["processor_seconds"] / len(answers) for result in counted
+            ),
             "peak_memory_mib": max(result["peak_memory_mib"] for result in results),
             "exact_match": scores["exact_match"],
             "f1": scores["f1"],

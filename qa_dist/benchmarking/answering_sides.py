@@ -2,8 +2,8 @@
 
     python -P answering_sides.py SIDE MODEL QUESTIONS.JSON THREADS
 
-prints JSON: seconds, the process's peak memory, and the answers. At the top nothing but the standard library is
-imported, so that it runs where this project is not installed.
+prints JSON: seconds by the clock and of processors, the process's peak memory, and the answers. At the top nothing but
+the standard library is imported, so that it runs where this project is not installed.
 """
 
 import json
@@ -167,10 +167,11 @@ def main(side: str, model: str, questions_file: str, threads: str) -> None:
     questions = json.loads(Path(questions_file).read_text(encoding="utf-8"))
     ask = SIDES[side](model)
     ask(questions[:WARM_UP])
-    begin = time.perf_counter()
+    begin, processor_begin = time.perf_counter(), time.process_time()
     answers = ask(questions)
-    seconds = time.perf_counter() - begin
-    found = {"seconds": seconds, "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    seconds, processor_seconds = time.perf_counter() - begin, time.process_time() - processor_begin
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = {"seconds": seconds, "processor_seconds": processor_seconds, "peak_memory_mib": memory}
     sys.stdout.write(json.dumps({**found, "answers": answers, "versions": _versions()}) + "\n")
 
 

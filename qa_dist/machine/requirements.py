@@ -50,8 +50,9 @@ def require_package(name: str, option: str) -> None:
         ConfigError: The package is not installed.
     """
     if importlib.util.find_spec(name) is None:
-        extra = next((item.extra for item in requirements() if item.name == name), None)
-        wanted = f"'qa-dist[{extra}]'" if extra else name
+        known = next((item for item in requirements() if item.name == name), None)
+        # What the package itself depends on is missing where that was installed without its dependencies.
+        wanted = name if known is None else f"'qa-dist[{known.extra}]'" if known.extra else "qa-dist"
         raise ConfigError([f"{option} needs {name}; install it with: pip install {wanted}"])
 
 

@@ -24,6 +24,7 @@ from qa_dist.model.families import named_configurations
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
+SHARDS = "model-*.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -133,7 +134,7 @@ def _downloaded(name: str, model: ModelConfig) -> str:
     """The folder in the cache with a hub model's configuration and safetensors; nothing else is downloaded."""
     from huggingface_hub import snapshot_download
 
-    wanted = [MODEL_CONFIG, ADAPTER_CONFIG, MODEL_WEIGHTS, MODEL_INDEX, "model-*.safetensors"]
+    wanted = [MODEL_CONFIG, ADAPTER_CONFIG, MODEL_WEIGHTS, MODEL_INDEX, SHARDS]
     try:
         return str(
             snapshot_download(name, revision=model.model_revision, cache_dir=model.cache_dir, allow_patterns=wanted)

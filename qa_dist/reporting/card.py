@@ -66,7 +66,7 @@ def card(run: RunRecord, options: CardOptions, analysis: Mapping[str, Any] | Non
         f"# {title}",
         "",
         *_summary(run, base, is_adapter=is_adapter),
-        *usage_lines(name, base, is_adapter=is_adapter, is_on_hub=options.repo_id is not None),
+        *usage_lines(name, base, is_adapter=is_adapter),
         *data_lines(run),
         *result_lines(run, analysis),
         *calibration_lines(run),

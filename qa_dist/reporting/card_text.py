@@ -41,20 +41,17 @@ def named(source: Source) -> str:
     return code(source.name)
 
 
-def usage_lines(name: str, base: Source | None, *, is_adapter: bool, is_on_hub: bool) -> Iterator[str]:
+def usage_lines(name: str, base: Source | None, *, is_adapter: bool) -> Iterator[str]:
     """How to load the model.
 
     Args:
         name: Its hub id, or the name of its folder.
         base: The model below an adapter.
         is_adapter: Whether it is one.
-        is_on_hub: Whether `name` is a hub id.
     """
     here = json.dumps(name, ensure_ascii=False)
     yield from ("## How to use it", "", "```python", "import qa_dist")
-    if is_on_hub:
-        yield "from huggingface_hub import snapshot_download"
-    yield from ("", f"reader = qa_dist.Reader({f'snapshot_download({here})' if is_on_hub else here})")
+    yield from ("", f"reader = qa_dist.Reader({here})")
     yield 'print(reader.answer("When was the mill built?", "Ada Kerrow built the mill in 1911.").text)'
     yield from ("```", "")
     yield "This takes texts of any length, and cuts long ones into windows."

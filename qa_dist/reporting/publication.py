@@ -142,6 +142,9 @@ def _options(run: RunRecord, base: str | None) -> Iterator[File]:
         kept["model_name_or_path"] = base
     elif run.base is not None:
         kept["model_name_or_path"] = run.base.name
+    if kept.get("version_2_with_negative") is None and (run.folder / "null_odds.json").is_file():
+        # By that file, which stays here, a reader knows that "no answer" was a choice in the run's evaluation.
+        kept["version_2_with_negative"] = True
     yield File("config.yaml", yaml.safe_dump(_public(kept), sort_keys=False, allow_unicode=True).encode())
 
 

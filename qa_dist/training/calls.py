@@ -22,6 +22,7 @@ from qa_dist.features.store import FeatureStore
 from qa_dist.machine.cuda_environment import prepare_cuda
 from qa_dist.model.building import meta_parameter_report
 from qa_dist.model.folder import load_tokenizer_of
+from qa_dist.model.hub import is_hub_id, local_copy
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.saved import load_trained
 from qa_dist.model.span_model import SpanModel
@@ -94,7 +95,7 @@ def evaluate_model(
     """Answers and official scores of a model on a split, in this process.
 
     Args:
-        model: What `build_model` gave, or the folder of a trained adapter or model.
+        model: What `build_model` gave, or the folder or hub id of a trained adapter or model.
         config: Data, lengths and decoding; None: those of the run that wrote the folder.
         split: The questions.
         loss_only: Compute only the loss, on `max_eval_features` features where the configuration has that number, as
@@ -104,6 +105,8 @@ def evaluate_model(
         UserError: Data or model cannot be used, or do not belong together.
     """
     with named_as_in_python():
+        if not isinstance(model, SpanModel) and is_hub_id(os.fspath(model)):
+            model = local_copy(os.fspath(model), None if config is None else config.model.cache_dir)
         if config is None:
             if isinstance(model, SpanModel):
                 raise ConfigError(["config is missing; give the configuration that the model was built with"])
@@ -144,7 +147,7 @@ def _opened(
         tokenizer, loaded = load_tokenizer(config.model), model
     else:
         folder = os.path.expanduser(os.fspath(model))
-        if not Path(folder).is_dir():
+        if not Path(folder).is_dir() and not is_hub_id(folder):
             raise ConfigError([f"{folder} is not a folder; give the output_dir of a training run"])
         tokenizer, _ = load_tokenizer_of(folder, config.model)
         loaded = load_trained(

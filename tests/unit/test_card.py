@@ -97,7 +97,7 @@ def test_what_the_user_states(trained: Path, tmp_path: Path, capsys: Capture) ->
     assert (found["base_model"], found["base_model_relation"]) == ("them/base", "adapter")
     assert found["model-index"][0]["name"] == "x"
     assert "\n# x\n" in text
-    assert 'snapshot_download("me/x")' in text
+    assert 'reader = qa_dist.Reader("me/x")' in text
     assert "was a folder where this was trained" not in text
 
 
@@ -213,7 +213,7 @@ def test_the_code_for_qa_dist_runs(
     assert answer
     assert answer in "Ada Kerrow built the mill in 1911."
     on_hub = written(capsys, "adapter", "--output", tmp_path / "card.md", "--repo_id", "me/x")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", {"me/x": "adapter"}.__getitem__)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"me/x": "adapter"}[name])
     exec(blocks(on_hub)[0], {})
     assert capsys.readouterr().out.strip() == answer
 

@@ -1,17 +1,22 @@
 """An exported model gives the logits and answers of the model itself, or it is not written; it runs without torch."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from qa_dist import export
+from qa_dist import export, predict
 from qa_dist.answering import export as exporting
 from qa_dist.answering.exported import DESCRIPTION, INPUTS
 from qa_dist.answering.onnx_backend import OnnxBackend
@@ -110,6 +115,10 @@ def test_the_folder_is_laid_out_as_optimum_and_transformers_js_expect(
         "BertForQuestionAnswering"
     ]
     described = json.loads((folder / "exported" / DESCRIPTION).read_text())
+    assert described["provenance"]["model"] == "adapter"
+    texts = [path.read_text(encoding="utf-8") for path in (folder / "exported").glob("*.json")]
+    assert len(texts) == 4
+    assert not [text for text in texts if str(folder.parent) in text], "no path of this machine is in what others get"
     assert described["provenance"]["compared"] == {"float32": report["float32"], "int8": report["int8"]}
     assert report["float32"]["num_questions"] == 12
     assert report["float32"]["num_different_answers"] == 0
@@ -147,27 +156,58 @@ def test_the_head_keeps_its_precision(bert: tuple[Path, ModelConfig, dict[str, A
 
 
 WITHOUT_TORCH = """
-import importlib.abc, json, sys
+import json, sys
 
-class Missing(importlib.abc.MetaPathFinder):
+present = {"qa_dist", *sys.stdlib_module_names, *sys.argv[2:]}
+
+class Only:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "peft", "safetensors", "pyarrow", "datasets", "yaml"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return self.finder.find_spec(name, path, target) if name.partition(".")[0] in present else None
 
-sys.meta_path.insert(0, Missing())
+sys.meta_path[:] = map(Only, sys.meta_path)
 import qa_dist
+try:
+    qa_dist.Reader(sys.argv[1].replace("exported", "adapter"))
+except qa_dist.UserError as error:
+    print(error, file=sys.stderr)
 reader = qa_dist.Reader(sys.argv[1], quantized=False, num_threads=1)
 for _, answers in reader.answer_many(json.load(sys.stdin), top_k=3):
     print(json.dumps([answer.as_dict() for answer in answers]))
 """
 
 
+def modules_of(packages: Iterable[str]) -> set[str]:
+    """What can be imported where these packages are installed, and what they need."""
+    found, waiting = set(), list(packages)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        needed = [Requirement(line) for line in metadata.requires(name) or ()]
+        waiting += [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    there = metadata.packages_distributions()
+    return {module for module, names in there.items() if found & {canonicalize_name(name) for name in names}}
+
+
 def test_a_reader_without_torch_gives_the_answers_of_the_model(
     bert: tuple[Path, ModelConfig, dict[str, Any]], items: list[dict[str, str]]
 ) -> None:
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(bert[0] / "exported")]
+    page = (ROOT / "docs" / "answering.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^pip install --no-deps qa-dist\npip install (.*)$", page, re.MULTILINE)
+    modules = modules_of(line.split())
+    assert {"numpy", "onnxruntime", "tokenizers"} <= modules
+    assert not {"torch", "transformers", "peft", "safetensors", "pyarrow", "datasets"} & modules
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(bert[0] / "exported"), *sorted(modules)]
     done = subprocess.run(command, input=json.dumps(items), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    assert "which is not exported, needs torch; install it with: pip install qa-dist" in done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     with_torch = Reader(bert[0] / "adapter", device="cpu", max_seq_length=64, doc_stride=16)
     expected = [answers for _, answers in with_torch.answer_many(items, top_k=3)]
@@ -180,6 +220,44 @@ def test_a_reader_without_torch_gives_the_answers_of_the_model(
             wanted = other.as_dict()
             assert scores == pytest.approx({name: wanted.pop(name) for name in scores}, rel=1e-4)
             assert answer == wanted
+
+
+def test_predict_runs_it_on_the_cpu_where_there_is_a_gpu(bert: tuple[Path, ModelConfig, dict[str, Any]]) -> None:
+    options = predict.PredictConfig(model=str(bert[0] / "exported"), input_file="q", output_file="a")
+    _, alone = predict._opened_reader(options, torch.device("cpu"))
+    _, reader = predict._opened_reader(options, torch.device("cuda", 0))
+    assert reader.backend.device == alone.backend.device == "cpu"
+    assert reader.settings == alone.settings
+    assert alone.notes == ()
+    (note,) = reader.notes
+    assert note.endswith(
+        "exported is an exported model and runs on the CPU; to use the GPU, name the model that it was exported from"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "threads"),
+    [({}, None, 0), ({"OMP_NUM_THREADS": "3"}, None, 3), ({"OMP_NUM_THREADS": "3"}, 2, 2)],
+)
+@pytest.mark.parametrize("more", ["", ",1", "x"])
+def test_threads_are_as_many_as_the_launcher_says(
+    environment: dict[str, str],
+    given: int | None,
+    threads: int,
+    more: str,
+    bert: tuple[Path, ModelConfig, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value + more)
+    monkeypatch.setattr(
+        "onnxruntime.InferenceSession", lambda path, options, providers: seen.append(options.intra_op_num_threads)
+    )
+    OnnxBackend(bert[0] / "exported", num_threads=given)
+    # What is no number asks for nothing.
+    assert seen == [0 if more == "x" and given is None else threads]
 
 
 class _Echo:

@@ -127,6 +127,28 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     assert output.read_bytes() == before
 
 
+def test_a_journal_knows_the_precision_and_one_of_before_is_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "answers.jsonl"
+    assert predict.main(words(folder, path, output)) == 0
+    assert json.loads(capsys.readouterr().out) == {"num_answered": 3}
+    told = refusal(predict.main, words(folder, path, output, "--mixed_precision", "bf16"), capsys)
+    assert '(--mixed_precision was "no" and is "bf16")' in told
+    # On a CPU it is what is taken by itself.
+    assert predict.main(words(folder, path, output, "--mixed_precision", "no")) == 0
+    journal = tmp_path / "answers.jsonl.journal"
+    header, *others = journal.read_text(encoding="utf-8").splitlines(keepends=True)
+    before = json.loads(header)
+    before["identity"]["--mixed_precision"] = None
+    journal.write_text("".join([json.dumps(before) + "\n", *others]), encoding="utf-8")
+    capsys.readouterr()
+    assert predict.main(words(folder, path, output)) == 0
+    assert "every question is answered already" in capsys.readouterr().err
+    told = refusal(predict.main, words(folder, path, output, "--mixed_precision", "bf16"), capsys)
+    assert '(--mixed_precision was null and is "bf16")' in told
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -113,7 +113,7 @@ def test_a_program_of_its_own_publishes_to_the_hub_that_the_environment_names(fi
 
 
 def test_what_is_published_opens(run: Path, server: Hub, tmp_path: Path, capsys: Capture) -> None:
-    from qa_dist.answering.opening import configuration_of
+    from qa_dist.answering.opening import allows_no_answer, configuration_of
 
     assert main([str(run), *WORDS]) == 0
     there = tmp_path / "there"
@@ -123,7 +123,10 @@ def test_what_is_published_opens(run: Path, server: Hub, tmp_path: Path, capsys:
     config, before = (configuration_of(str(folder), {}) for folder in (there, run))
     assert config.evaluation == before.evaluation
     assert config.model == replace(before.model, model_name_or_path="them/base")
-    assert config.data == replace(before.data, train_file="train.json", validation_file="dev.json", store_dir=None)
+    # What a reader saw in null_odds.json, which is not published.
+    assert allows_no_answer(str(there), config) is allows_no_answer(str(run), before) is True
+    names = {"train_file": "train.json", "validation_file": "dev.json", "store_dir": None}
+    assert config.data == replace(before.data, version_2_with_negative=True, **names)
 
 
 def test_a_dry_run_lists_and_sends_nothing(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,10 @@ def test_what_is_printed(
     assert sides["loop"]["f1"] == sides["reader"]["f1"]
     assert sides["haystack"]["other_answers"] == 1
     assert all(side["questions_per_second"] > 0 and side["peak_memory_mib"] > 100 for side in sides.values())
+    for name, line in printed.items():
+        seconds = json.loads(line)["processor_seconds"]
+        assert sides[name]["processor_ms_per_question"] == pytest.approx(1000 * seconds / 6)
+        assert seconds > 0
     assert sides["reader"]["versions"]["torch"]
 
 
