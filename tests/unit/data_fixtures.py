@@ -1,11 +1,14 @@
 """A hand-written data set and small tokenizers for the tests of the data path."""
 
+import gzip
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -26,6 +29,19 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 TINY_SQUAD = FIXTURES / "tiny_squad.json"
 """Accents, emoji, combining marks, CRLF, unanswerable questions, and a context of several windows."""
 MALFORMED = FIXTURES / "malformed"
+
+THOROUGH = pytest.mark.skipif(
+    os.environ.get("QA_DIST_THOROUGH") != "1", reason="takes a minute more than its part: set QA_DIST_THOROUGH=1"
+)
+"""For tests that do the whole of what another test does a part of."""
+
+
+def every_eighth_article(path: Path, folder: Path, first: int = 0) -> str:
+    """A file with every eighth article of a gzipped SQuAD file, from one on."""
+    document = json.loads(gzip.decompress(path.read_bytes()))
+    made = folder / path.name.removesuffix(".gz")
+    made.write_text(json.dumps({**document, "data": document["data"][first::8]}), encoding="utf-8")
+    return str(made)
 
 
 def read_file(path: Path) -> list[Record]:
