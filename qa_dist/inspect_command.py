@@ -96,13 +96,7 @@ def _inspect(argv: Sequence[str]) -> int:
     from qa_dist.features.building import prepare_store
 
     normalization(config.evaluation.answer_normalization)
-    page = None if options.html is None else Path(os.path.expanduser(options.html))
-    if page is not None:
-        from qa_dist.reporting.drawings import require_matplotlib
-        from qa_dist.reporting.pages import require_page
-
-        require_matplotlib("a page")
-        require_page(page, "--html")
+    page = _page(options.html)
     split = _split(config, options)
     tokenizer, notes = _tokenizer(config, options)
     sys.stderr.writelines(f"{PROG}: note: {note}\n" for note in notes)
@@ -168,6 +162,19 @@ def _tokenizer(config: RunConfig, options: InspectConfig) -> tuple[Any, Sequence
     if options.adapter is None:
         return load_tokenizer(config.model), ()
     return load_tokenizer_of(options.adapter, config.model)
+
+
+def _page(html: str | None) -> Path | None:
+    """The file of `--html`, if there will be one and it can be written."""
+    if html is None:
+        return None
+    from qa_dist.reporting.drawings import require_matplotlib
+    from qa_dist.reporting.pages import require_page
+
+    page = Path(os.path.expanduser(html))
+    require_matplotlib("a page")
+    require_page(page, "--html")
+    return page
 
 
 def _split(config: RunConfig, options: InspectConfig) -> "Split":
