@@ -6,7 +6,7 @@ scaling     one process against several: weak and strong scaling, time by phase,
 evaluation  tokenising, forward pass, decoding and scoring against the Hugging Face way
 all         all of them
 report      `report BENCH.JSON ... --output FILE`: the results of several machines as one page
-memory      `memory measure|estimate|report`: measured peaks of memory, estimates beside them, and their page
+memory      `memory measure|estimate|long|report`: peaks of memory, estimates beside them, long runs, and their page
 decoding    decoding and scoring of a data set of SQuAD's size, against nested loops
 checkpoints what a checkpoint costs the training loop
 budgets     what a token costs on a CPU at different token budgets

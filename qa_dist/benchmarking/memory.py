@@ -2,6 +2,7 @@
 
     python -m qa_dist.bench memory measure docs/memory/cpu.json [NAME ...]
     python -m qa_dist.bench memory estimate docs/memory/cpu.json [NAME ...]
+    python -m qa_dist.bench memory long docs/memory/long_cpu.json --train_file FILE --validation_file FILE
     python -m qa_dist.bench memory report docs/memory/*.json --output docs/memory.md
 
 `measure` runs the training command for each combination (or those named), optimiser steps of two micro-batches, and
@@ -23,6 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_dist.benchmarking import long_run
 from qa_dist.benchmarking.report import write_page
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
@@ -95,12 +97,22 @@ def main(argv: Sequence[str], prog: str) -> int:
         command = commands.add_parser(name, help=help, allow_abbrev=False)
         command.add_argument("file", type=Path, metavar="MEMORY.JSON", help="what is added to; made by measure")
         command.add_argument("names", nargs="*", metavar="NAME", help="combinations; none: all")
+    command = commands.add_parser("long", help="run 2,000 steps with each allocator", allow_abbrev=False)
+    command.add_argument("file", type=Path, metavar="MEMORY.JSON", help="what is written")
+    command.add_argument("--train_file", required=True, metavar="FILE", help="questions to train on, of SQuAD")
+    command.add_argument("--validation_file", required=True, metavar="FILE", help="questions of which one is scored")
     command = commands.add_parser("report", help="write docs/memory.md", allow_abbrev=False)
-    command.add_argument("files", nargs="+", type=Path, metavar="MEMORY.JSON", help="what measure and estimate wrote")
+    command.add_argument(
+        "files", nargs="+", type=Path, metavar="MEMORY.JSON", help="what measure and estimate wrote, or long"
+    )
     command.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page, as docs/memory.md")
     options = parser.parse_args(argv)
     if options.command == "report":
-        write_page(page([_read_estimated(path) for path in options.files]), options.output)
+        wholes = {path: read(path, is_long_allowed=True) for path in options.files}
+        compared = [_with_estimates(whole, path) for path, whole in wholes.items() if "long_run" not in whole]
+        write_page(page(compared, [whole for whole in wholes.values() if "long_run" in whole]), options.output)
+    elif options.command == "long":
+        long_run.measure(options.file, options.train_file, options.validation_file)
     elif options.command == "measure":
         _measure(options.file, options.names)
     else:
@@ -108,24 +120,26 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What `measure` and `estimate` wrote.
+def read(path: Path, *, is_long_allowed: bool = False) -> dict[str, Any]:
+    """What `measure` and `estimate` wrote, or, where that is allowed, `long`.
 
     Raises:
         UserError: It is something else.
     """
     try:
         whole: dict[str, Any] = read_json(path.read_text(encoding="utf-8"))
-        dict(whole["compared"]), dict(whole["table"])
+        if is_long_allowed and "long_run" in whole:
+            dict(whole["long_run"]["allocators"])
+        else:
+            dict(whole["compared"]), dict(whole["table"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path} holds no measured memory ({reason}); give what {PROG} measure wrote") from error
     return whole
 
 
-def _read_estimated(path: Path) -> dict[str, Any]:
-    """What `read` returns, if `estimate` has been there too."""
-    whole = read(path)
+def _with_estimates(whole: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What was read from a file, if `estimate` has been there too."""
     without = [name for name, run in whole["compared"].items() if "estimated_bytes" not in run]
     if without:
         raise UserError(f"{path} has no estimates of {'; '.join(without)}; run {PROG} estimate {path}")
@@ -152,7 +166,10 @@ def _measure(path: Path, names: Sequence[str]) -> None:
     """Add peaks to a file, one after another."""
     whole = read(path) if path.exists() else {"compared": {}, "table": {}}
     chosen = _named(names, TO_COMPARE, "is no combination")
-    whole |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+    here = {"hardware": hardware(), "versions": versions()}
+    if names and whole["compared"] and whole["versions"] != here["versions"]:
+        raise UserError(f"{path} was measured with other versions; measure all anew, or name another file")
+    whole |= here
     if not names:
         # They are about what is measured anew.
         whole.pop("notes", None)
@@ -220,6 +237,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
         "strategy": strategy,
         "num_processes": ranks,
         "options": list(words),
+        "git_commit": git_commit(),
         "num_tokens": tokens,
         "measured_bytes": peak,
     }
@@ -264,8 +282,8 @@ def estimates(words: Sequence[str], options: EstimateConfig) -> list[dict[str, A
     return [each.to_json() for each in estimated]
 
 
-def page(files: Sequence[Mapping[str, Any]]) -> str:
-    """The text of docs/memory.md."""
+def page(files: Sequence[Mapping[str, Any]], long_runs: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The text of docs/memory.md, from what `measure` and `estimate` wrote and from what `long` did."""
     lines = [
         "# Memory",
         "",
@@ -281,18 +299,18 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
         hardware = whole["hardware"]
         lines += [
             *(line for note in whole.get("notes", ()) for line in (*textwrap.wrap(note, 118), "")),
-            f"**{hardware['cpu_count']} cores of {hardware['processor']}**, {_versions(whole)}",
+            f"**{hardware['cpu_count']} cores of {hardware['processor']}**, {_versions(whole['versions'])}",
             "",
-            "| run | strategy, ranks | tokens | measured | estimated | off by | without the process |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+            "| run | strategy, ranks | commit | tokens | measured | estimated | off by | without the process |",
+            "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for name, run in whole["compared"].items():
             process = run["parts"].get("process", 0)
             estimated, measured = run["estimated_bytes"], run["measured_bytes"]
             off, bare = ((estimated - less) / (measured - less) - 1 for less in (0, process))
             lines.append(
-                f"| {name} | {run['strategy']}, {run['num_processes']} | {run['num_tokens']:,} | "
-                f"{_mib(measured)} | {_mib(estimated)} | {off:+.1%} | {bare:+.1%} |"
+                f"| {name} | {run['strategy']}, {run['num_processes']} | {str(run['git_commit'])[:7]} | "
+                f"{run['num_tokens']:,} | {_mib(measured)} | {_mib(estimated)} | {off:+.1%} | {bare:+.1%} |"
             )
         missing = [*(name for name in TO_COMPARE if name not in whole["compared"]), "everything on CUDA"]
         lines += ["", "The estimates by part:", "", *_parts_table(whole["compared"]), ""]
@@ -302,7 +320,7 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
             *_device_table(whole["table"]),
             "",
         ]
-    lines += _LONG_RUN
+    lines += long_run.section(long_runs)
     return "\n".join(lines)
 
 
@@ -325,20 +343,6 @@ _METHOD = (
     f"{PROG} estimate docs/memory/cpu.json",
     "make docs",
     "```",
-    "",
-)
-
-
-_LONG_RUN = (
-    "## A long run on CPUs",
-    "",
-    "A row of tokens has another length in every step, and glibc's heap grows with the holes for as long as a run",
-    "lasts; jemalloc's does not. So `qa_dist.train`, however it is started, takes jemalloc where it is installed",
-    "(Debian's and Ubuntu's `libjemalloc2`, Fedora's `jemalloc`): it starts itself anew with LD_PRELOAD, once, before",
-    "it has imported anything. Where LD_PRELOAD is set already, be it to nothing, it does not, nor where there is a",
-    "GPU. `qa-dist doctor` says whether it will, `run.json` which allocator it was.",
-    "",
-    "How much the two take over 2,000 steps: not yet measured.",
     "",
 )
 
@@ -375,9 +379,8 @@ def _device_table(table: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _versions(whole: Mapping[str, Any]) -> str:
-    named = ", ".join(f"{name} {whole['versions'][name]}" for name in ("torch", "transformers", "deepspeed"))
-    return f"{named}, commit {str(whole['git_commit'])[:12]}"
+def _versions(used: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {used[name]}" for name in ("torch", "transformers", "deepspeed"))
 
 
 def _mib(size: int) -> str:

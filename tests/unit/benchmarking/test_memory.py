@@ -66,3 +66,22 @@ def test_a_memory_run_is_launched_as_its_strategy_asks() -> None:
             assert config.stem == strategy
             assert config.is_file()
             assert words[-2:] == ["--num_processes", str(ranks)]
+
+
+def test_rows_of_other_versions_are_not_put_into_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "memory.json"
+    monkeypatch.setattr(memory, "versions", lambda: {"torch": "2"})
+    monkeypatch.setattr(memory, "measured", lambda name, folder: {"measured_bytes": len(name)})
+    before = {"compared": {"full": {"measured_bytes": 9}}, "table": {}, "versions": {"torch": "1"}, "notes": ["Old."]}
+    path.write_text(json.dumps(before), encoding="utf-8")
+    assert bench.main(["memory", "measure", str(path), "lora"]) == 2
+    assert f"{path} was measured with other versions; measure all anew, or name another file" in capsys.readouterr().err
+    assert json.loads(path.read_text(encoding="utf-8")) == before
+    assert bench.main(["memory", "measure", str(path)]) == 0
+    after = json.loads(path.read_text(encoding="utf-8"))
+    assert after["versions"] == {"torch": "2"}
+    assert after["compared"] == {name: {"measured_bytes": len(name)} for name in memory.TO_COMPARE}
+    assert "notes" not in after
+    assert bench.main(["memory", "measure", str(path), "lora"]) == 0
