@@ -3,7 +3,7 @@
 Tensors are fake: they have a shape, a type and the device "cuda", and no memory. Autograd and autocast treat them as
 they treat real ones, so that operators, their types and their order are those of a real run. torch's build for CPUs
 ends the process where autograd meets such a device, unless a library of a few lines (`cuda_shim.cpp`) says that there
-is one; it must be loaded before torch, so what is counted runs in a process of its own:
+is one; it must be loaded before torch, so what is counted runs in forks of a process that has loaded it:
 
     counts = run("tests.unit.model.launch_counts:passes")      # in a test, marked with `needs_compiler`
 
@@ -13,6 +13,7 @@ is one; it must be loaded before torch, so what is counted runs in a process of 
             return {"bert": asdict(count(lambda: step(model)))}
 """
 
+import atexit
 import hashlib
 import importlib
 import json
@@ -21,10 +22,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -75,6 +78,11 @@ _NOT_ELEMENTWISE = frozenset(
         *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_efficient_attention_backward"),
     )
 ) | {"torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"}
+
+_PRELOADED = (
+    *("peft", "transformers.models.bert.modeling_bert", "qa_dist.model.building", "qa_dist.training.trainer"),
+    "qa_dist.distributed.ranks",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +217,28 @@ def run(function: str) -> Any:
     Raises:
         AssertionError: It failed; the message is what the process wrote.
     """
+    with tempfile.TemporaryDirectory() as name:
+        server, result, errors = _server(), Path(name) / "result", Path(name) / "errors"
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps([function, str(result), str(errors)]) + "\n")
+        server.stdin.flush()
+        code = server.stdout.readline().strip()
+        assert code == "0", f"{function} ended with {code or 'its server'}:\n{errors.read_text()[-4000:]}"
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+@cache
+def _server() -> "subprocess.Popen[str]":
+    """A process that has a fake CUDA device, and what it has imported so far; it ends with this one."""
     libraries = Path(torch.__file__).parent / "lib"
     environment = {**os.environ, "LD_PRELOAD": str(_shim()), "LD_LIBRARY_PATH": str(libraries)}
-    command = [sys.executable, "-W", "ignore", "-m", __name__, function]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, f"{function} ended with {done.returncode}:\n{done.stderr[-4000:]}"
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-W", "ignore", "-m", __name__]
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    atexit.register(server.communicate)
+    return server
 
 
 def _shim() -> Path:
@@ -232,9 +256,33 @@ def _shim() -> Path:
 
 
 def _main() -> None:
-    module, _, name = sys.argv[1].partition(":")
-    result = getattr(importlib.import_module(module), name)()
-    print(json.dumps(result))
+    """Serve requests for a function, until there are no more; each is done by a fork, which leaves nothing behind."""
+    answers = os.fdopen(os.dup(1), "w")
+    # What libraries print is no answer.
+    os.dup2(2, 1)
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        function, result, errors = json.loads(line)
+        with suppress(Exception):
+            # Here, so that others find it imported; the fork says what is wrong.
+            importlib.import_module(function.partition(":")[0])
+        if not (child := os.fork()):
+            _answer(function, Path(result), errors)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+
+
+def _answer(function: str, result: Path, errors: str) -> None:
+    """Write what a function returns, and end this process."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    os.dup2(2, 1)
+    try:
+        module, _, name = function.partition(":")
+        result.write_text(json.dumps(getattr(importlib.import_module(module), name)()), encoding="utf-8")
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

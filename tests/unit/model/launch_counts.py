@@ -43,6 +43,15 @@ WAYS: dict[str, dict[str, Any]] = {
 # the others that are left out are RoBERTa under other names.
 UNPADDED_TYPES = tuple(name for name in model_types_unpadded() if name in MODEL_TYPES)
 
+TRAINED = tuple(
+    (model_type, way)
+    for model_type in UNPADDED_TYPES
+    for way in WAYS
+    # The others replace linear layers, whatever these belong to.
+    if way in ("lora", "full") or model_type in ("bert", "modernbert")
+)
+"""Architectures and ways of training whose products are looked at."""
+
 ATTENTION = "aten::_flash_attention_forward"
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
@@ -115,8 +124,10 @@ def products() -> dict[str, dict[str, list[str]]]:
     models = {}
     with tempfile.TemporaryDirectory() as folder:
         for model_type in UNPADDED_TYPES:
-            base = str(tiny_model(model_type, Path(folder) / model_type))
-            for way, options in WAYS.items():
+            # ModernBERT's layers are of two kinds.
+            num_layers = 2 if model_type == "modernbert" else 1
+            base = str(tiny_model(model_type, Path(folder) / model_type, num_layers=num_layers))
+            for way, options in ((way, WAYS[way]) for name, way in TRAINED if name == model_type):
                 if options.get("quantization") and not find_spec("bitsandbytes"):
                     continue
                 config = ModelConfig(model_name_or_path=base, **options)

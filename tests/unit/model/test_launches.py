@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_cuda import needs_compiler, run
-from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, UNPADDED_TYPES, WAYS
+from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, TRAINED
 
 pytestmark = needs_compiler
 
@@ -40,8 +40,7 @@ def test_launches_of_the_loss_do_not_grow_with_the_number_of_features(counted: A
     assert 0 < losses["2"]["launches"] <= 16
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model_type", UNPADDED_TYPES)
+@pytest.mark.parametrize(("model_type", "way"), TRAINED)
 def test_everything_is_multiplied_in_half_precision(counted: Any, model_type: str, way: str) -> None:
     if way in ("8bit", "4bit"):
         pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
