@@ -28,6 +28,7 @@ from torch.distributed import TCPStore
 from torch.distributed import run as torch_launcher
 
 from tests.distributed.launching import ROOT, free_port
+from tests.support import forked_python
 
 PRELOADED = [
     "qa_dist.training.loop",
@@ -155,6 +156,8 @@ def start_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    # The server is itself a fork of one that has imported the libraries, for all processes of the tests.
+    context.set_executable(forked_python.program("python"))
     port = free_port()
     ranks: list[BaseProcess] = []
     for rank in range(num_processes):

@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from qa_dist.benchmarking import job, neighbours
 from qa_dist.benchmarking.report import HEADLINES
 from tests.distributed.forking import ForkedProcess, run_main
 from tests.distributed.launching import ROOT, run
+from tests.support import forked_python
 from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -50,7 +50,7 @@ def test_questions_without_answers_are_refused_before_anything_is_measured(
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes that measure are forked from one that has imported everything; `test_a_mistake...` starts one.
+    """The processes that measure are forked from one that has imported everything.
 
     The machine counts as quiet, whatever runs beside the tests, and one repeat makes a headline.
     """
@@ -181,7 +181,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 def test_a_mistake_that_a_measuring_process_finds_is_told_as_one(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the bench extra is not installed")
     words = ["--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "results"), *SMALL]
-    done = run([sys.executable, "-m", "qa_dist.bench", "trainer", *words])
+    done = run(["python", "-m", "qa_dist.bench", "trainer", *words], **forked_python.variables())
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -189,7 +189,7 @@ def test_a_mistake_that_a_measuring_process_finds_is_told_as_one(tmp_path: Path)
 def test_the_launch_script_measures_scaling(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the bench extra is not installed")
     script = ROOT / "launch" / "compare_throughput.sh"
-    done = run(["bash", str(script), "--num_processes", "none"], PYTHON=sys.executable)
+    done = run(["bash", str(script), "--num_processes", "none"], **forked_python.variables())
     assert done.returncode == 2, done.stderr
     assert "--output_dir is missing" in done.stderr
     assert len(script.read_text(encoding="utf-8").splitlines()) < 25

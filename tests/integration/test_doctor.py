@@ -1,19 +1,19 @@
 """The doctor on the machine that runs the tests."""
 
 import json
-import sys
 from importlib.util import find_spec
 
 import pytest
 
 from tests.distributed.launching import run
+from tests.support import forked_python
 
 pytestmark = [pytest.mark.integration, pytest.mark.distributed]
 
 
 def test_a_whole_examination() -> None:
-    command = [sys.executable, "-m", "qa_dist.doctor", "--launch", "--num_processes", "2", "--seconds", "1", "--json"]
-    done = run(command)
+    words = ["--launch", "--num_processes", "2", "--seconds", "0.1", "--json"]
+    done = run(["python", "-m", "qa_dist.doctor", *words], **forked_python.variables())
     whole = json.loads(done.stdout)
     checks = {check["name"]: check for check in whole["checks"]}
     failures = [check for check in checks.values() if check["status"] == "failure"]

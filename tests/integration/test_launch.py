@@ -12,6 +12,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from tests.distributed.forking import run_main
 from tests.distributed.launching import ROOT, free_port, of_accelerate, run, succeed, together
+from tests.support import forked_python
 from tests.tiny import tiny_run
 
 pytestmark = pytest.mark.integration
@@ -64,15 +65,16 @@ def test_every_configuration_for_one_machine_runs_and_gives_the_same_answers(wor
 def test_two_machines_rendezvous_and_train(words: list[str], tmp_path: Path) -> None:
     """Two launchers on this machine stand for two machines."""
     port = free_port()
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launcher = [forked_python.program("python"), "-m", "accelerate.commands.launch", "--config_file"]
     launcher += [str(ROOT / "accelerate_configs" / "multinode_ddp.yaml"), "--num_processes", "2"]
     launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     run = ["-m", "qa_dist.train", *words, "--output_dir", str(tmp_path / "out")]
-    together([[*launcher, "--machine_rank", rank, *run] for rank in ("0", "1")], [{}, {}])
+    together([[*launcher, "--machine_rank", rank, *run] for rank in ("0", "1")], [forked_python.variables()] * 2)
     assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["world_size"] == 2
 
 
 def test_the_local_launcher_starts_two_processes_without_a_gpu(words: list[str], tmp_path: Path) -> None:
+    """All of them are real: a shell, accelerate's launcher, and two ranks, which start anew with jemalloc."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     command = ["bash", str(ROOT / "launch" / "local.sh"), *words, "--output_dir", str(tmp_path)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import ROOT
+from tests.support import forked_python
 
 pytestmark = pytest.mark.integration
 
@@ -137,4 +138,5 @@ def test_copied_scripts_find_configurations_in_the_package_until_there_are_own_o
 
 def test_the_local_script_starts_a_run(installed: Path, tmp_path: Path) -> None:
     script = installed / "qa_dist" / "shipped" / "launch" / "local.sh"
-    assert "--output_dir" in succeed(installed, tmp_path, "bash", str(script), "--help", NUM_PROCESSES="1")
+    started = forked_python.variables(NUM_PROCESSES="1")
+    assert "--output_dir" in succeed(installed, tmp_path, "bash", str(script), "--help", **started)

