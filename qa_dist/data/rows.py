@@ -1,11 +1,10 @@
 """Raw records, and rows of questions in which each stands for itself, whatever their columns are called."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qa_dist.data.values import is_nothing, snake_case
+from qa_dist.data.values import are_floats, is_nothing, snake_case
 
 Row = Mapping[str, Any]
 
@@ -22,8 +21,6 @@ _STARTS = ("answer_start", "answers.answer_start", "answers_answer_start", "answ
 _NUM_NAMES_SHOWN = 8
 _NO_ANSWER = "NONE"
 """What Haystack's annotation tool writes as `answer_category` of a question without an answer."""
-_WHOLE = re.compile(r"-?\d+\.0")
-"""A whole number in a cell of CSV that was a float, as in a column with a cell that is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ def _without_points(rows: Sequence[Any], columns: "Columns") -> Sequence[Any]:
     """
     for name in (columns.id, columns.answers):
         cells = [(row[name], row) for row in rows if isinstance(row, Mapping) and not is_nothing(row.get(name))]
-        if not cells or not all(isinstance(cell, str) and _WHOLE.fullmatch(cell) for cell, _ in cells):
+        if not are_floats([cell for cell, _ in cells]):
             continue
         if name == columns.id or not any(cell in str(row.get(columns.context)) for cell, row in cells):
             rows = [

@@ -5,7 +5,7 @@ Each function gives the value that is meant, None where nothing is said, and a V
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ _STARTS = ("answer_start", "start")
 _OPENINGS = ("{", "[{", "[[", "['", '["')
 _NOTHING = ("None", "nan", "NaN", "null")
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 
 class RawAnswer(NamedTuple):
@@ -188,6 +191,11 @@ def read_name(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise ValueError("it is neither text nor a whole number")
+
+
+def are_floats(cells: Sequence[Any]) -> bool:
+    """Whether cells are whole numbers that a table took for floats, such as "7.0"; not if there are none."""
+    return bool(cells) and all(isinstance(cell, str) and _WHOLE_FLOAT.fullmatch(cell) for cell in cells)
 
 
 @lru_cache(maxsize=1024)

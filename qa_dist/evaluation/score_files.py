@@ -14,7 +14,7 @@ from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_bytes, read_json_file
 from qa_dist.data.formats import load
 from qa_dist.data.layouts import rows_by_column, split_rows
-from qa_dist.data.values import read_name
+from qa_dist.data.values import are_floats, read_name, snake_case
 from qa_dist.evaluation.scoring import counted
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _rows_of_object(value: Mapping[str, Any]) -> list[Any] | None:
 
 def _is_row(value: Mapping[str, Any]) -> bool:
     """Whether an object is one row and not a table of ids."""
-    return _named(value, _IDS) is not None and "prediction_text" in value
+    return "prediction_text" in value and _named(value, _IDS) is not None
 
 
 def _of_object(value: Mapping[str, Any], path: Path) -> Predictions:
@@ -154,11 +154,14 @@ def _of_rows(rows: Any, path: Path) -> Predictions:
     if identity is None or text is None:
         what = f"rows with {', '.join(map(str, names))}" if names else "a list without rows"
         raise DataError(f"{path} holds {what}; {_ALLOWED}.")
+    has_floats = are_floats([row.get(identity) for row in rows if isinstance(row, dict)])
     for number, row in enumerate(rows, 1):
         try:
             key = read_name(row.get(identity)) if isinstance(row, dict) else None
         except ValueError:
             key = None
+        if key is not None and has_floats:
+            key = key.removesuffix(".0")
         if key is None or not isinstance(row.get(text), str):
             raise DataError(f"{path}: row {number} has no {identity if key is None else text} that is text; mend it.")
         if key in texts:
@@ -171,7 +174,8 @@ def _of_rows(rows: Any, path: Path) -> Predictions:
 
 
 def _named(names: Mapping[str, Any], wanted: tuple[str, ...]) -> str | None:
-    return next((name for name in wanted if name in names), None)
+    spelled = {snake_case(str(name)): name for name in names} | {name: name for name in names}
+    return next((spelled[name] for name in wanted if name in spelled), None)
 
 
 def load_null_odds(path: str | Path) -> dict[str, float]:

@@ -106,6 +106,7 @@ PREDICTED = {
     "rows.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
     "rows.csv": "id,prediction_text\n1,Ada Kerrow\n2,the flood of 1911\n",
     "rows.tsv": "id\tprediction_text\n1\tAda Kerrow\n2\tthe flood of 1911\n",
+    "floats.csv": "ID,Prediction\n1.0,Ada Kerrow\n2.0,the flood of 1911\n",
     "semicolons.csv": "id;prediction_text\n1;Ada Kerrow\n2;the flood of 1911\n",
     "data.json": json.dumps({"data": ROWS}),
     "columns.json": json.dumps({name: {str(i): row[name] for i, row in enumerate(ROWS)} for name in ROWS[0]}),
@@ -122,6 +123,7 @@ REFERENCES = {
     "paragraphs.json": json.dumps([{"context": "x", "qas": QUESTIONS}]),
     "rows.jsonl": "".join(json.dumps(row) + "\n" for row in QUESTIONS),
     "rows.csv": "id,context,question,answer_text\n1,By Ada Kerrow.,Who?,Ada Kerrow\n2,In 1911.,When?,1911\n",
+    "floats.csv": "id,context,question,answer_text\n1.0,By Ada Kerrow.,Who?,Ada Kerrow\n2.0,In 1911.,When?,1911\n",
     "rows.tsv": "id\tcontext\tquestion\tanswer_text\n1\tBy Ada Kerrow.\tWho?\tAda Kerrow\n2\tIn 1911.\tWhen?\t1911\n",
 }
 
