@@ -28,7 +28,7 @@ quickstart: $(VENV)/.quickstart
 	PYTHON=$(BIN)/python bash launch/local.sh --config quickstart --output_dir outputs/quickstart $(ARGS)
 
 # Four at a time on two cores: a test that starts ranks waits as long as it computes. Tests of a file stay together,
-# they share what is costly to make; files go in their order, so that the long ones are not the last.
+# they share what is costly to make (tests/support/scheduling.py); long files come first.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 

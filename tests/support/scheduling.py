@@ -1,0 +1,37 @@
+"""Which files of tests one worker runs, and which come first."""
+
+from typing import Any
+
+TOGETHER = {
+    "fake CUDA": (
+        *("tests/unit/model/test_launches.py", "tests/unit/test_counted.py", "tests/unit/test_fake_cuda.py"),
+        "tests/unit/training/test_waits.py",
+    ),
+}
+"""Files that share a server whose start takes seconds: one worker runs them."""
+
+FIRST = ("tests/integration/test_slurm.py", "tests/distributed/test_resume.py", "tests/integration/test_readme.py")
+"""What takes longest begins first, so that no worker is left alone with it at the end."""
+
+
+def scope(name: str) -> str:
+    """What of a test's name all tests have in common that one worker runs: a group of files, or its file."""
+    file = name.partition("::")[0]
+    return next((group for group, files in TOGETHER.items() if file in files), file)
+
+
+def rank(name: str) -> int:
+    """The place of a test's scope among those that come first; the others follow in their order."""
+    found = scope(name)
+    return FIRST.index(found) if found in FIRST else len(FIRST)
+
+
+def scheduling(config: Any, log: Any) -> Any:
+    """As `--dist loadfile`, with some files for one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    return Scheduling(config, log)
