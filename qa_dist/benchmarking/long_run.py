@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from qa_dist.common.files import make_writable, write_json
 from qa_dist.machine.allocator import find_jemalloc
 from qa_dist.machine.environment import git_commit, hardware, versions
 
-STEPS = (5, 20, 50, 100, 200, 500, 1000, 1500, 2000)
+STEPS = (5, 20, 50, 100, 200, 300, 500, 1000, 1500, 2000)
 """Steps after which memory is noted; a run ends with the last."""
 
 RECIPE = ("--config", "squad_minilm_small", "--global_batch_size", "2", "--max_eval_samples", "1")
@@ -57,7 +58,8 @@ def measure(path: Path, train_file: str, validation_file: str) -> None:
     options = [*RECIPE, "--max_train_steps", str(STEPS[-1])]
     files = ["--train_file", train_file, "--validation_file", validation_file]
     noted: dict[str, list[dict[str, int]]] = {name: [] for name in by_name}
-    whole: dict[str, Any] = {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+    machine = {name: value for name, value in hardware().items() if name != "allocator"}
+    whole: dict[str, Any] = {"hardware": machine, "versions": versions(), "git_commit": git_commit()}
     whole["long_run"] = {"options": options, "allocators": noted}
     with tempfile.TemporaryDirectory() as folder:
         running = {}
@@ -148,9 +150,7 @@ def section(files: Iterable[Mapping[str, Any]]) -> list[str]:
         allocators: Mapping[str, Sequence[Mapping[str, int]]] = whole["long_run"]["allocators"]
         machine, used = whole["hardware"], whole["versions"]
         lines += [
-            f"One process with one thread each, side by side, of `{' '.join(whole['long_run']['options'])}`,",
-            "which is a quarter of the recipe's batch, on SQuAD v1.1; what was resident after so many steps, and in",
-            "brackets the most so far, in MiB. Cells are empty where a measurement was stopped before these steps.",
+            *textwrap.wrap(_described(whole["long_run"]), 118, break_on_hyphens=False),
             "",
             f"**{machine['cpu_count']} cores of {machine['processor']}**, shared with other programs, "
             f"torch {used['torch']}, transformers {used['transformers']}, commit {str(whole['git_commit'])[:12]}",
@@ -162,11 +162,25 @@ def section(files: Iterable[Mapping[str, Any]]) -> list[str]:
             # A look now and then comes a step late.
             after = [next((each for each in run if each["step"] >= wanted), None) for run in allocators.values()]
             cells = [f"{_mib(each['resident_bytes'])} ({_mib(each['peak_bytes'])})" if each else "" for each in after]
-            lines.append(f"| {wanted:,} | {' | '.join(cells)} |")
+            if any(cells):
+                lines.append(f"| {wanted:,} | {' | '.join(cells)} |")
         lines.append("")
     if whole is None:
         return [*lines, "How much the two take over 2,000 steps: not yet measured.", ""]
     return [*lines, "To measure again:", "", "```bash", _COMMAND, "```", ""]
+
+
+def _described(runs: Mapping[str, Any]) -> str:
+    """What was run, and how far it came if that was not to the last of `STEPS`."""
+    text = (
+        f"One process with one thread each, side by side, of `{' '.join(runs['options'])}`, which is a quarter of the "
+        "recipe's batch, on SQuAD v1.1; what was resident after so many steps, and in brackets the most so far, in MiB."
+    )
+    last = {name: run[-1]["step"] if run else 0 for name, run in runs["allocators"].items()}
+    if min(last.values()) >= STEPS[-1]:
+        return text
+    reached = " and ".join(f"{step:,} with {name}" for name, step in last.items())
+    return f"{text} The runs were stopped after {reached}: of more, nothing is measured yet."
 
 
 def _mib(size: int) -> str:

@@ -89,6 +89,7 @@ def test_what_was_got_to_is_written_and_a_failed_run_is_named(
     assert "bad luck" in error
     runs = json.loads(path.read_text(encoding="utf-8"))["long_run"]["allocators"]
     assert {name: [each["step"] for each in run] for name, run in runs.items()} == {"glibc": [1], "jemalloc": [1]}
+    assert "allocator" not in json.loads(path.read_text(encoding="utf-8"))["hardware"], "that of the process that looks"
 
 
 def test_a_page_is_made_of_both_kinds_of_files_and_one_is_not_taken_for_the_other(
@@ -119,12 +120,17 @@ def test_the_part_of_the_page_has_what_was_reached_and_nothing_else() -> None:
     }
     lines = long_run.section([{**SECTION, "long_run": {"options": ["--config", "x"], "allocators": runs}}])
     table = [line for line in lines if line.startswith("|")]
-    assert table[:5] == [
+    # Of steps that neither came to there is no row.
+    assert table == [
         "| steps | glibc | jemalloc |",
         "| ---: | ---: | ---: |",
         "| 5 | 700 (710) | 600 (1,610) |",
         "| 20 |  | 601 (1,611) |",
-        "| 50 |  |  |",
     ]
-    assert len(table) == 2 + len(long_run.STEPS)
     assert not any("not yet measured" in line for line in lines)
+    stopped = "The runs were stopped after 5 with glibc and 20 with jemalloc: of more, nothing is measured yet."
+    assert stopped in " ".join(lines)
+    whole = {name: [{"step": 2000, "resident_bytes": mib, "peak_bytes": mib}] for name in runs}
+    lines = long_run.section([{**SECTION, "long_run": {"options": [], "allocators": whole}}])
+    assert "| 2,000 | 1 (1) | 1 (1) |" in lines
+    assert "stopped" not in " ".join(lines)
