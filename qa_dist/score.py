@@ -90,7 +90,8 @@ def _scores(options: argparse.Namespace) -> dict[str, Any]:
     predictions, notes = load_predictions(options.predictions)
     for note in (*references.notes, *notes):
         _notice(note)
-    _notice(unknown_predictions(references.answers, predictions))
+    known: dict[str, object] = {**references.answers, **dict.fromkeys(references.unlabelled)}
+    _notice(unknown_predictions(known, predictions))
     _notice(unfit_note(references.answers.values(), rules))
     named = {} if rules.name == "squad" else {"answer_normalization": rules.name}
     return {**named, **_official(options, references, predictions, rules)}

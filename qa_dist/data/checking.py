@@ -100,8 +100,8 @@ class Report:
         ]
         if self.num_mended:
             parts.append(
-                f"mended: {self.num_mended:,}, whose answer text was found although it is not at its answer_start "
-                f"({listed(self.first_mended, self.num_mended)})"
+                f"mended: {self.num_mended:,}, whose answer text was found although its answer_start is wrong or not "
+                f"given ({listed(self.first_mended, self.num_mended)})"
             )
         if self.num_without_references:
             parts.append(f"without known answers, predicted but not scored: {self.num_without_references:,}")

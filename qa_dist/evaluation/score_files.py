@@ -36,11 +36,13 @@ class References:
         answers: the texts of the reference answers of each question, in the order of the file.
         version_2: whether the data set may hold unanswerable questions.
         notes: what was taken in another way than usual.
+        unlabelled: ids of questions whose answers are not known, which are not scored.
     """
 
     answers: dict[str, tuple[str, ...]]
     version_2: bool
     notes: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
 
 
 def load_references(path: str | Path) -> References:
@@ -89,7 +91,8 @@ def references_in(reading: "Reading", path: str | Path) -> References:
     if unknown:
         notes.append(f"{counted(unknown, 'question')} without known answers are not scored")
     may_lack_answers = reading.is_version_2 is None and not all(answers.values())
-    return References(answers, bool(reading.is_version_2) or found.has_impossible or may_lack_answers, tuple(notes))
+    version_2 = bool(reading.is_version_2) or found.has_impossible or may_lack_answers
+    return References(answers, version_2, tuple(notes), tuple(unknown))
 
 
 class Predictions(NamedTuple):

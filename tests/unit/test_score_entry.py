@@ -149,6 +149,7 @@ def test_questions_without_known_answers_are_not_scored(files, capsys):
     output = capsys.readouterr()
     assert json.loads(output.out) == {"exact_match": 100.0, "f1": 100.0}
     assert "1 question ('b') without known answers are not scored" in output.err
+    assert "unknown" not in output.err
     assert main(["--references", paths["none"], "--predictions", paths["predictions"]]) == 2
     assert "holds no answers (answers is missing for 1 question ('b'))" in capsys.readouterr().err
 
