@@ -75,15 +75,6 @@ def num_graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-@pytest.fixture
-def _plain_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch write C++ without vector instructions, for which it need not try compilers out."""
-    from torch._inductor import cpu_vec_isa
-
-    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", list)
-
-
-@pytest.mark.usefixtures("_plain_code")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_the_compiler_gives_what_the_layers_gave_for_any_row_with_the_same_dropout(tmp_path: Path) -> None:
     folder = tiny_model("bert", tmp_path)
