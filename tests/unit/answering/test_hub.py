@@ -124,7 +124,7 @@ def test_a_refusal_of_the_hub_is_one_sentence(server: Hub, adapter: Path, capsys
     put(server, "me/x", adapter)
     edit_json(adapter / "adapter_config.json", peft_type="IA3")
     put(server, "me/other", adapter)
-    with pytest.raises(UserError, match="describes an adapter of type IA3; only LORA is supported"):
+    with pytest.raises(UserError, match="describes an adapter of type IA3, and only LORA is read"):
         Reader("me/other", device="cpu")
     server.status_at["me/x"] = 403
     with pytest.raises(UserError, match=r"the model me/x cannot be loaded \(.*403") as caught:
