@@ -44,6 +44,8 @@ PRELOADED = [
     # What is not installed is passed over.
     "deepspeed",
     "tests.distributed.forking",
+    # Last: nothing that it makes is to be imported anew.
+    "tests.distributed.warm",
 ]
 
 
