@@ -80,7 +80,8 @@ def test_it_runs_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("matplotlib", reason="the bench extra is not installed")
     for name in ("runtime", "config", "data"):
         monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / name))
-    # A kernel called python3 that a user has installed is another interpreter.
+    # A kernel called python3 that a user has installed is another interpreter; this one is a fork.
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     kernel = tmp_path / "data" / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     command = [forked_python.program("python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -88,7 +89,10 @@ def test_it_runs_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     notebook = from_text()
     set_parameters(notebook, SHORT)
     # Its cells compare what they compute with what they expect.
-    execute(notebook, tmp_path, seconds=600)
+    execute(notebook, tmp_path, seconds=600, TQDM_DISABLE="", LD_PRELOAD="")
+    forked = (forked_python.folder() / "log").read_text(encoding="utf-8")
+    assert "'ipykernel_launcher'" in forked
+    assert forked.count("'outputs/tutorial-one/config.yaml'") == 2, "two ranks"
     (losses,) = cells_with(notebook, "losses = ")
     rows = [line.split() for line in text_of(losses).splitlines()[1:]]
     assert [row[:2] for row in rows] == [["step", "1"], ["step", "2"]]

@@ -37,8 +37,8 @@ def set_parameters(notebook: Any, values: Mapping[str, Any]) -> None:
             raise ValueError(f"the tutorial sets {name} {count} times")
 
 
-def execute(notebook: Any, folder: Path, *, seconds: int) -> None:
-    """Run the cells in `folder`, without a network; `seconds` is the limit of a cell.
+def execute(notebook: Any, folder: Path, *, seconds: int, **variables: str) -> None:
+    """Run the cells in `folder`, without a network; `seconds` is the limit of a cell, `variables` are set for it.
 
     Raises:
         nbclient.exceptions.CellExecutionError: A cell raised.
@@ -50,6 +50,7 @@ def execute(notebook: Any, folder: Path, *, seconds: int) -> None:
     own["PYTHONWARNINGS"] = "ignore:IProgress not found"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment |= variables
     NotebookClient(
         notebook,
         timeout=seconds,

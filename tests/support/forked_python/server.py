@@ -28,20 +28,18 @@ from typing import Any, NoReturn
 LIBRARIES = (
     "torch.distributed.run accelerate.commands.accelerate_cli accelerate.commands.launch transformers.trainer "
     "transformers.models.bert.modeling_bert transformers.models.bert.tokenization_bert peft datasets safetensors.torch "
-    "deepspeed bitsandbytes evaluate matplotlib.pyplot fastapi uvicorn torch.utils.tensorboard"
+    "deepspeed bitsandbytes evaluate fastapi uvicorn torch.utils.tensorboard"
 ).split()
 
-BY_THE_SYSTEM = ("GLIBC_", "GOMP_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON")
-"""How the names of variables begin that are read when a process starts or a library is loaded, not by Python code."""
-HONOURED = {
-    *("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED"),
-    "PYTHONWARNINGS",
-}
+BY_THE_SYSTEM = tuple("GLIBC_ GOMP_ KMP_ LANG LC_ LD_ MALLOC_ MKL_ OMP_ OPENBLAS_ PYTHON TQDM_".split())
+"""How the names of variables begin that are read when a process starts or a library is loaded, but not one by one."""
+HONOURED = set(
+    "OMP_NUM_THREADS PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONSAFEPATH PYTHONUNBUFFERED PYTHONWARNINGS".split()
+)
 """What a forked process does as these say."""
-AS_THEY_COME = {
-    *("COLUMNS", "LINES", "OLDPWD", "PATH", "PWD", "PYTHON", "SHLVL", "TOKENIZERS_PARALLELISM", "_"),
-    "TORCHINDUCTOR_CACHE_DIR",
-}
+AS_THEY_COME = set(
+    "COLUMNS LINES OLDPWD PATH PWD PYTHON SHLVL TERM TOKENIZERS_PARALLELISM TORCHINDUCTOR_CACHE_DIR _".split()
+)
 """Of scripts, or what a library asks for when it needs it, or copies with all others; so it is with these:"""
 OF_OTHERS = ("PYTEST_", "QA_DIST_")
 FLAGS = {"-B", "-u"}
@@ -146,7 +144,7 @@ class Server:
                 words = words[1:]
             found = None if different or words[:1] not in (["-m"], ["-c"]) else (words[0], words[1], words[2:])
         with (self.folder / "log").open("a", encoding="utf-8") as log:
-            print("forked" if found else f"real, for {different}", [name, *words][:6], file=log)
+            print("forked" if found else f"real, for {different}", [name, *words][:8], file=log)
         return found
 
     def hand_on(self, connection: socket.socket) -> None:
