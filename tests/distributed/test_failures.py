@@ -11,6 +11,7 @@ import torch
 from tests.distributed import forking
 from tests.distributed.launching import ROOT, run, torchrun
 from tests.refusals import contents
+from tests.support import forked_python
 from tests.tiny import tiny_training
 from tests.unit.trained import trained_folder
 
@@ -40,7 +41,9 @@ def test_a_rank_that_raises_ends_all_and_is_named(tmp_path: Path) -> None:
     """Under a real launcher, which ends the ranks that are left."""
     (tmp_path / "broken_train.py").write_text(BROKEN, encoding="utf-8")
     began = time.monotonic()
-    done = run(torchrun(2, "broken_train", words(tmp_path)), PYTHONPATH=f"{tmp_path}:{ROOT}")
+    _, *launched = torchrun(2, "broken_train", words(tmp_path))
+    variables = forked_python.variables(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    done = run([forked_python.program("python"), *launched], **variables)
     assert done.returncode != 0
     assert "[rank 1] failed: RuntimeError: the disk of this node has gone" in done.stderr, done.stderr
     assert time.monotonic() - began < 120, "the other rank must not wait for a time-out"
