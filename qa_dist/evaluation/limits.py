@@ -43,9 +43,18 @@ class Limits:
     ceiling: Ceiling | None
 
 
+def unknown_token(tokenizer: Any) -> str | None:
+    """What a tokenizer puts for text that it does not know; None if it has no such token.
+
+    Where its files do not name it, it is what its model (of the `tokenizers` library) has.
+    """
+    named: str | None = tokenizer.unk_token or getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    return named
+
+
 def unknown_token_share(store: FeatureStore, tokenizer: Any) -> float:
     """Share of the tokenizer's unknown token among the context tokens of all features; 0 if it has none."""
-    token_id = tokenizer.unk_token_id
+    token_id = tokenizer.get_vocab().get(unknown_token(tokenizer))
     return 0.0 if token_id is None else store.context_share(token_id)
 
 
@@ -100,7 +109,9 @@ def _key(config: EvaluationConfig, version_2: bool) -> str:
 def limit_lines(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *, version_2: bool) -> Iterator[str]:
     """The limits of scores on the validation data as sentences: one, and warnings where there is reason to."""
     found = limits(store, tokenizer, config, version_2=version_2)
-    unknown = f"{100 * found.unknown_token_share:.2f} % of the context tokens are {tokenizer.unk_token}"
+    unknown = (
+        f"{100 * found.unknown_token_share:.2f} % of the context tokens are {unknown_token(tokenizer) or 'unknown'}"
+    )
     best = found.ceiling
     if best is None:
         yield f"validation: {unknown}"

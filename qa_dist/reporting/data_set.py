@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qa_dist.config.options import RunConfig
 from qa_dist.data.records import Example
 from qa_dist.evaluation.ceiling import REASONS, reaches, summed
-from qa_dist.evaluation.limits import unknown_token_share
+from qa_dist.evaluation.limits import unknown_token, unknown_token_share
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.features.building import may_lack_answers
 from qa_dist.features.store import FeatureStore
@@ -64,7 +64,7 @@ def data_set_view(store: FeatureStore, tokenizer: Any, config: RunConfig) -> dic
         "windows_per_example": _counts(windows.tolist()),
         "lengths": {name: distribution(values) for name, values in lengths.items()},
         "question_words": dict(words.most_common()),
-        "unknown_token": tokenizer.unk_token,
+        "unknown_token": unknown_token(tokenizer) or "none",
         "unknown_token_share": unknown_token_share(store, tokenizer),
         "ceiling": ceiling_view(store, config),
     }

@@ -1,5 +1,6 @@
 """What scores on a store are limited by: computed once, kept beside the features, and said."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ import pytest
 
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.evaluation import limits as module
-from qa_dist.evaluation.limits import FILE, Limits, limit_lines, limits
+from qa_dist.evaluation.limits import FILE, Limits, limit_lines, limits, unknown_token, unknown_token_share
 from qa_dist.features.store import FeatureStore
 from tests.tiny import tiny_tokenizer
-from tests.unit.data_fixtures import prepared, row, run_config, save_tokenizer, write_rows
+from tests.unit.data_fixtures import byte_tokenizer, prepared, row, run_config, save_tokenizer, write_rows
 
 TOKENIZER = tiny_tokenizer(words=("mora", "lies", "on", "a", "lake", "is", "deep"))
 LONG = "on a lake. The lake is deep"
@@ -105,6 +106,22 @@ def test_what_is_said(store: FeatureStore) -> None:
         "warning: 2 of 4 questions cannot be answered exactly by any model, as their reference answers: 1 do not "
         "begin and end with tokens, 1 are longer than --max_answer_length",
     ]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_unknown_token_is_told_also_where_the_files_do_not_name_it(is_named: bool, store: FeatureStore) -> None:
+    tokenizer = copy.deepcopy(TOKENIZER)
+    if not is_named:
+        tokenizer.unk_token = None
+    assert unknown_token(tokenizer) == "[UNK]"
+    assert unknown_token_share(store, tokenizer) == unknown_token_share(store, TOKENIZER) > 0
+
+
+def test_a_tokenizer_of_bytes_knows_all_text(store: FeatureStore) -> None:
+    tokenizer = byte_tokenizer("bare")
+    assert (unknown_token(tokenizer), unknown_token_share(store, tokenizer)) == (None, 0.0)
+    said = list(limit_lines(store, tokenizer, EvaluationConfig(max_answer_length=6), version_2=False))
+    assert said[0].endswith("0.00 % of the context tokens are unknown")
 
 
 def test_a_good_fit_is_one_line(tmp_path: Path) -> None:
