@@ -16,6 +16,8 @@ from unittest import mock
 
 import pytest
 
+from tests.support import forked_python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -84,12 +86,19 @@ def torchrun(num_processes: int, module: str, arguments: Sequence[str]) -> list[
 
 
 def stand_in(folder: Path, text: str) -> dict[str, str]:
-    """Variables with which the scripts of launch/ run a module of this text in the place of qa_dist.train."""
+    """Variables with which the scripts of launch/ run a module of this text in the place of qa_dist.train.
+
+    The launchers are real processes, which have their ranks for children, and these are forked
+    (`tests.support.forked_python`): what signals a whole tree of processes reaches the ranks.
+    """
     (folder / "stand_in.py").write_text(text, encoding="utf-8")
     python = folder / "python"
     python.write_text(f'#!/bin/bash\nexec {sys.executable} "${{@/#qa_dist.train/stand_in}}"\n', encoding="utf-8")
     python.chmod(0o755)
-    return {"PYTHON": str(python), "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder)))}
+    paths = os.pathsep.join((str(ROOT), str(folder)))
+    # torchrun starts ranks with PYTHON_EXEC.
+    forked = forked_python.variables(PYTHONPATH=paths)
+    return {**forked, "PYTHON_EXEC": forked["PYTHON"], "PYTHON": str(python)}
 
 
 # A training that each rank holds before some steps, until somebody opens them or asks it to stop.

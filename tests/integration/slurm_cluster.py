@@ -3,13 +3,13 @@
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.distributed.launching import ROOT, environment
+from tests.support import forked_python
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "setpriv", "unshare", "nsenter", "ip")
 NODES = ("n1", "n2")
@@ -87,7 +87,7 @@ class Cluster:
 
     def run(self, command: Sequence[str], cwd: Path = ROOT, **changes: str) -> subprocess.CompletedProcess[str]:
         """The finished command, whatever its exit code."""
-        variables = environment(**{"SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHON": sys.executable, **changes})
+        variables = environment(**forked_python.variables(SLURM_CONF=str(self.folder / "slurm.conf"), **changes))
         inside = [*self._prefix, "env", "--chdir", str(cwd), *command]
         return subprocess.run(inside, capture_output=True, text=True, env=variables, timeout=60, check=False)
 

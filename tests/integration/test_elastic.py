@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import forking
 from tests.distributed.launching import ROOT, await_held, environment, free_port, held, lines
+from tests.support import forked_python
 from tests.tiny import tiny_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -33,7 +33,8 @@ def test_a_machine_is_lost_and_another_one_joins(tmp_path: Path) -> None:
     small = ["--global_batch_size", "8", "--num_train_epochs", "10", "--checkpointing_steps", "5", "--eval_steps", "5"]
     words = [*tiny_run(tmp_path), *small, "--disable_tqdm", "--output_dir"]
     alone, output, log = (tmp_path / name for name in ("alone", "output", "log"))
-    reference = forking.start([*words, str(alone)], tmp_path / "alone.log")
+    command = [forked_python.program("python"), "-m", "qa_dist.train", *words, str(alone)]
+    reference = subprocess.Popen(command, env=environment(**forked_python.variables()), stderr=subprocess.PIPE)
     variables = {
         **held(tmp_path, 12, 16),
         "NNODES": "1:2",
@@ -71,7 +72,8 @@ def test_a_machine_is_lost_and_another_one_joins(tmp_path: Path) -> None:
     assert codes == [0, 0], told()
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert (record["world_size"], record["resumed_at_steps"]) == (2, [10, 17])
-    assert reference.wait() == [0], reference.text()
+    said = reference.communicate(timeout=240)[1]
+    assert reference.returncode == 0, said
     found, expected = ([line for line in lines(each / "metrics.jsonl") if "loss" in line] for each in (output, alone))
     assert [line["step"] for line in found] == list(range(1, 21))
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=1e-5)

@@ -16,10 +16,10 @@ from qa_dist.sweeping.jobs import SlurmJobs
 from qa_dist.sweeping.plan import read_plan
 from qa_dist.sweeping.record import read_record
 from qa_dist.sweeping.running import run_sweep
-from tests.distributed.forking import run_main
-from tests.distributed.launching import ROOT, await_held, held, stand_in
+from tests.distributed.launching import ROOT, await_held, held, stand_in, succeed
 from tests.integration.slurm_cluster import NODES, Cluster, cluster, missing_programs
 from tests.integration.test_readme import COMMANDS
+from tests.support import forked_python
 from tests.tiny import tiny_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -81,7 +81,7 @@ class Jobs:
         self._command = [*command, *words]
         recipe = command[command.index("--config") : command.index("--config") + 2]
         alone = [*recipe, *words, "--output_dir", str(workplace / "outputs" / "alone")]
-        run_main("qa_dist.train", alone, workplace / "alone.log")
+        succeed([forked_python.program("python"), "-m", "qa_dist.train", *alone], **forked_python.variables())
 
     def submit(self, folder: Path, options: Sequence[str] = (), *, held_before: Sequence[int]) -> str:
         """Number of a job that writes to outputs/<folder's name>, and that its ranks hold before these steps."""
@@ -114,29 +114,16 @@ def jobs(slurm: Cluster, workplace: Path) -> Jobs:
     return Jobs(slurm, workplace)
 
 
-def test_a_job_on_two_nodes_that_comes_near_its_time_limit_gives_what_one_process_gives(
+def test_a_job_on_two_nodes_goes_on_after_its_time_limit_a_requeue_and_a_lost_node_as_one_process_would(
     jobs: Jobs, slurm: Cluster, workplace: Path, tmp_path: Path
 ) -> None:
-    job = jobs.submit(tmp_path, ["--time", "30"], held_before=[12])
-    jobs.await_held(job, tmp_path, 12)
+    job = jobs.submit(tmp_path, ["--time", "30"], held_before=[8, 12, 16])
+    jobs.await_held(job, tmp_path, 8)
     # 90 to 150 seconds from now, which are less than the two minutes before which Slurm, looking twice a minute, sends
     # the signal. The limit is set only now, and back again later, so that a slow start does not take the time.
     set_time_limit(slurm, job, (run_seconds(slurm, job) + 90) // 60 + 1)
     wait_until(lambda: slurm.job(job)["Restarts"] == "1", workplace, job)
     set_time_limit(slurm, job, 30)
-    assert jobs.assert_ends_as_alone(job, tmp_path) == [13]
-    shown = output(workplace, job)
-    assert "[rank 0] stopped by SIGUSR1 after step 13" in shown
-    assert "a checkpoint is written; the job is in the queue again" in shown
-    for node in NODES:
-        starts = (workplace / f"slurm-{job}" / node).glob("*/attempt_0/0/stderr.log")
-        assert len({path.parts[-4] for path in starts}) >= 2, "a log per process of each start"
-
-
-def test_a_job_that_is_queued_again_by_hand_and_then_loses_a_node_goes_on(
-    jobs: Jobs, slurm: Cluster, workplace: Path, tmp_path: Path
-) -> None:
-    job = jobs.submit(tmp_path, held_before=[12, 16])
     jobs.await_held(job, tmp_path, 12)
     slurm.ask(["scontrol", "requeue", job])
     jobs.await_held(job, tmp_path, 16)
@@ -144,8 +131,14 @@ def test_a_job_that_is_queued_again_by_hand_and_then_loses_a_node_goes_on(
     slurm.wait_for(job, "PENDING", seconds=240)
     (tmp_path / "open-16").touch()
     slurm.start_slurmd("n2")
-    assert jobs.assert_ends_as_alone(job, tmp_path) == [13, 16]
-    assert "stopped by SIGTERM after step 13" in output(workplace, job)
+    assert jobs.assert_ends_as_alone(job, tmp_path) == [9, 13, 16]
+    shown = output(workplace, job)
+    assert "[rank 0] stopped by SIGUSR1 after step 9" in shown
+    assert "a checkpoint is written; the job is in the queue again" in shown
+    assert "stopped by SIGTERM after step 13" in shown
+    for node in NODES:
+        starts = (workplace / f"slurm-{job}" / node).glob("*/attempt_0/0/stderr.log")
+        assert len({path.parts[-4] for path in starts}) >= 4, "a log per process of each start"
 
 
 def test_the_job_ends_with_the_exit_code_of_the_run(slurm: Cluster, workplace: Path) -> None:
@@ -165,7 +158,10 @@ def test_gpus_that_torch_does_not_see_are_not_replaced_by_the_cpu(slurm: Cluster
     assert "torch sees 0 of 1 GPUs that Slurm gave" in output(workplace, job)
 
 
-def test_a_trial_of_a_sweep_is_a_job_of_two_ranks(slurm: Cluster, workplace: Path, tmp_path: Path) -> None:
+def test_a_trial_of_a_sweep_is_a_job_of_two_ranks(
+    slurm: Cluster, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON", forked_python.program("python"))
     file = tmp_path / "rates.yaml"
     file.write_text("grid: {learning_rate: [1e-3]}", encoding="utf-8")
     plan = read_plan(file, [*tiny_run(tmp_path), "--output_dir", str(tmp_path / "rates")], SweepConfig)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.distributed.forking import run_main
-from tests.distributed.launching import ROOT, environment, run
+from tests.distributed.launching import ROOT, environment, run, succeed
 from tests.integration.test_readme import COMMANDS
+from tests.support import forked_python
 from tests.tiny import tiny_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.distributed]
@@ -42,7 +42,7 @@ def start_host(address: str, command: list[str], cwd: Path, **changes: str) -> "
     host = subprocess.Popen(
         ["unshare", "--net", "bash", "-c", HOST, "host", address, *command],
         cwd=cwd,
-        env=environment(PYTHON=sys.executable, **changes),
+        env=environment(**forked_python.variables(**changes)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -81,7 +81,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
     words = tiny_run(folder)
     recipe = COMMAND[COMMAND.index("--config") :][:2]
     alone = [*recipe, *words, "--output_dir", str(folder / "outputs" / "alone")]
-    run_main("qa_dist.train", alone, folder / "alone.log")
+    succeed([forked_python.program("python"), "-m", "qa_dist.train", *alone], **forked_python.variables())
     return folder, words
 
 

@@ -63,9 +63,9 @@ def main() -> None:
         name = os.path.basename(sys.argv[0])
         real = os.path.join(os.path.dirname(sys.executable), name)
         os.execv(real, [real, *sys.argv[1:]])
+    # Also what is ignored here: the other process may have come to act on it.
     for number in HANDED_ON:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: server.send(bytes([number])))
+        signal.signal(number, lambda number, _: server.send(bytes([number])))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     answer = server.recv(4)
     # None: the server is gone, and with it the process.

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import types
 import warnings
@@ -38,7 +39,8 @@ HONOURED = set(
 )
 """What a forked process does as these say."""
 AS_THEY_COME = set(
-    "COLUMNS LINES OLDPWD PATH PWD PYTHON SHLVL TERM TOKENIZERS_PARALLELISM TORCHINDUCTOR_CACHE_DIR _".split()
+    "COLUMNS LINES OLDPWD PATH PWD PYTHON PYTHON_EXEC SHLVL TERM TMPDIR TOKENIZERS_PARALLELISM TORCHINDUCTOR_CACHE_DIR "
+    "TQDM_MININTERVAL _".split()
 )
 """Of scripts, or what a library asks for when it needs it, or copies with all others; so it is with these:"""
 OF_OTHERS = ("PYTEST_", "QA_DIST_")
@@ -260,6 +262,8 @@ def execute(program: tuple[str, str, list[str]], words: list[str], path: list[st
     is_safe = bool(os.environ.get("PYTHONSAFEPATH"))
     sys.path[:] = [*([] if is_safe else [first]), *filter(None, own.split(os.pathsep)), *path]
     importlib.invalidate_caches()
+    # TMPDIR says it anew.
+    tempfile.tempdir = None
     sys.executable = str(Path(words[0]).parent / "python")
     sys.orig_argv = [sys.executable, *words[1:]] if kind != "script" else [sys.executable, *words]
     sys.argv = [words[0] if kind == "script" else kind, *arguments]
