@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from qa_dist.data.values import are_floats, is_nothing, snake_case
@@ -19,6 +20,7 @@ _QUESTIONS = ("question", "query", "question_text", "query_text")
 _ANSWERS = ("answers", "answer", "answer_text", "answers.text", "answers_text", "text")
 _STARTS = ("answer_start", "answers.answer_start", "answers_answer_start", "answer_starts", "start")
 _NUM_NAMES_SHOWN = 8
+_FEW_NAMES = 64
 _NO_ANSWER = "NONE"
 """What Haystack's annotation tool writes as `answer_category` of a question without an answer."""
 
@@ -110,22 +112,8 @@ class Columns(NamedTuple):
     @classmethod
     def of(cls, names: Sequence[str]) -> "Columns":
         """The columns among these names."""
-        spelled = {snake_case(name): name for name in reversed(names)} | {name: name for name in names}
-
-        def first(wanted: Sequence[str]) -> str | None:
-            return next((spelled[name] for name in wanted if name in spelled), None)
-
-        context = first(CONTEXTS)
-        return cls(
-            id=first(IDS),
-            context=context,
-            question=first(_QUESTIONS),
-            answers=first([name for name in _ANSWERS if spelled.get(name) != context]),
-            start=first(_STARTS),
-            title=first(("title",)),
-            is_impossible=first(("is_impossible",)),
-            category=first(("answer_category",)),
-        )
+        # The questions of a file mostly have the same few keys; an object may have one for each question.
+        return (_columns if len(names) <= _FEW_NAMES else _columns.__wrapped__)(tuple(names))
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -154,6 +142,27 @@ class Columns(NamedTuple):
             answers = {"text": answers, "answer_start": start}
         found["answers"] = answers
         return found
+
+
+@lru_cache(maxsize=256)
+def _columns(names: tuple[str, ...]) -> Columns:
+    """The columns among these names."""
+    spelled = {snake_case(name): name for name in reversed(names)} | {name: name for name in names}
+
+    def first(wanted: Sequence[str]) -> str | None:
+        return next((spelled[name] for name in wanted if name in spelled), None)
+
+    context = first(CONTEXTS)
+    return Columns(
+        id=first(IDS),
+        context=context,
+        question=first(_QUESTIONS),
+        answers=first([name for name in _ANSWERS if spelled.get(name) != context]),
+        start=first(_STARTS),
+        title=first(("title",)),
+        is_impossible=first(("is_impossible",)),
+        category=first(("answer_category",)),
+    )
 
 
 def _flat(text: str | int | float, start: Any) -> Any:
