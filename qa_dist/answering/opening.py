@@ -154,6 +154,7 @@ def _is_run(name: str) -> bool:
 def _opened_in_torch(name: str, config: RunConfig, device_name: str | None, mixed_precision: str | None) -> OpenModel:
     from qa_dist.answering.torch_backend import TorchBackend, chosen_device
     from qa_dist.features.windows import TokenizerSpec
+    from qa_dist.model.residual_stream import set_residual_dtype
     from qa_dist.model.saved import load_trained
 
     device = chosen_device(device_name)
@@ -166,6 +167,8 @@ def _opened_in_torch(name: str, config: RunConfig, device_name: str | None, mixe
         device=device,
         fold=True,
     )
+    # It shows in products of bfloat16 alone.
+    set_residual_dtype(span_model, config.training.residual_dtype)
     backend = TorchBackend(
         span_model,
         TokenizerSpec.of(tokenizer),

@@ -59,6 +59,11 @@ def training_problems(training: Any) -> Iterable[str]:
     """What contradicts what in a `TrainingConfig`, a sentence each."""
     if training.tf32 and training.mixed_precision != "no":
         yield f"--tf32 is about float32 products and --mixed_precision is {training.mixed_precision}; keep one of them"
+    if training.residual_dtype == "bf16" and training.mixed_precision != "bf16":
+        yield (
+            f"--residual_dtype bf16 rounds what layers hand on and --mixed_precision is {training.mixed_precision}; "
+            "use --mixed_precision bf16, or --residual_dtype float32"
+        )
     if training.eval_steps not in ("epoch", "no") and whole_number(training.eval_steps) < 1:
         yield f"--eval_steps {shown(training.eval_steps)} is not a number of 1 or more, `epoch` or `no`"
     every = training.checkpointing_steps
@@ -78,3 +83,13 @@ def run_problems(config: Any) -> Iterable[str]:
     training, tuning = config.training, config.model.tuning
     if tuning == "full" and training.loraplus_lr_ratio is not None:
         yield "--loraplus_lr_ratio is about LoRA adapters but --tuning is full; drop it or use --tuning lora"
+    if config.model.quantization != "no" and training.residual_dtype == "bf16":
+        yield (
+            f"--residual_dtype bf16 rounds what norms give and --quantization {config.model.quantization} leaves them "
+            "in float32; drop one"
+        )
+    if config.model.padding not in ("auto", "unpadded") and training.residual_dtype == "bf16":
+        yield (
+            f"--residual_dtype bf16 is for rows without padding and --padding is {config.model.padding}; drop one of "
+            "them"
+        )

@@ -275,6 +275,13 @@ class TrainingConfig:
         "precision of the matrix products, over float32 weights; fp16 scales the loss, and skips a step that overflows",
         fixed=True,
     )
+    residual_dtype: Literal["float32", "bf16"] = option(
+        "float32",
+        "type in which layers hand on to each other: float32, or with `--mixed_precision bf16` and rows without "
+        "padding bf16, in which residuals are added and norms are read and written; that halves what they move, and "
+        "rounds it",
+        fixed=True,
+    )
     tf32: bool = option(
         False, "let CUDA round the inputs of float32 matrix products to 10 bits of mantissa", fixed=True
     )
@@ -299,8 +306,8 @@ class TrainingConfig:
     )
     cuda_graphs: Literal["auto", "no"] = option(
         "auto",
-        "on a GPU, replay the passes of a step as CUDA graphs where they can be recorded and give the same losses and "
-        "gradients; no: launch every operation",
+        "on a GPU, replay the passes of training and evaluation as CUDA graphs where they can be recorded and give the "
+        "same losses and gradients, and the same logits; no: launch every operation",
     )
     eval_steps: str = option("epoch", "evaluate every N steps, every `epoch`, or `no` times during training")
     eval_on_start: bool = option(False, "evaluate before the first step too")

@@ -20,6 +20,7 @@ from qa_dist.config.options import EvaluationConfig
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.answers import Answers, decode
 from qa_dist.evaluation.candidates import CandidateTable
+from qa_dist.evaluation.graph_passes import EvaluationGraphs
 from qa_dist.evaluation.normalization import SQUAD, Normalization, normalization
 from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.evaluation.results import Evaluation, Metrics
@@ -62,6 +63,7 @@ def evaluate(
     *,
     version_2: bool,
     forward_needs_all_ranks: bool = False,
+    graphs: EvaluationGraphs | None = None,
     logits_path: Path | None = None,
     advance: Callable[[int, int], object] = lambda done, total: None,
 ) -> Evaluation:
@@ -75,6 +77,7 @@ def evaluate(
         version_2: Whether the null answer is a choice.
         forward_needs_all_ranks: Whether a forward pass must be done by all ranks together, as the engine of a model in
             training says.
+        graphs: What replays passes of the model; None: they are launched.
         logits_path: With `config.gather` "logits": where rank 0 keeps them, float32 [tokens of the store, 2] in the
             order of the features, start logits in column 0. A file that is there is replaced when the answers are
             scored, and not before.
@@ -93,7 +96,7 @@ def evaluate(
     answers = None
     metrics: Metrics = {}
     with ExitStack() as stack:
-        passes = stack.enter_context(closing(forward(model, store, ranks, mine, forward_needs_all_ranks)))
+        passes = stack.enter_context(closing(forward(model, store, ranks, mine, forward_needs_all_ranks, graphs)))
         logits = _noted(passes, losses, sum(map(len, mine)), advance)
         if config.gather == "logits":
             path = stack.enter_context(staged(logits_path)) if logits_path and ranks.is_main else None
@@ -117,13 +120,14 @@ def evaluate_loss(
     features: Indices,
     *,
     forward_needs_all_ranks: bool = False,
+    graphs: EvaluationGraphs | None = None,
 ) -> Evaluation:
     """Mean loss on these features of a store; every rank must call this. For the arguments see `evaluate`."""
     lengths = store.lengths[features]
     batches = evaluation_batches(lengths, _budget(config, ranks), model.padded_length)
     mine = share_batches(batches, lengths, world_size=ranks.world_size, rank=ranks.rank)
     losses = _Losses()
-    for logits in forward(model, store, ranks, [features[batch] for batch in mine], forward_needs_all_ranks):
+    for logits in forward(model, store, ranks, [features[batch] for batch in mine], forward_needs_all_ranks, graphs):
         losses.add(logits)
     ranks.stop_if_asked()
     summed = losses.summed(ranks, store.num_features)
@@ -209,6 +213,7 @@ def forward(
     ranks: Ranks,
     batches: Sequence[Indices],
     needs_all_ranks: bool = False,
+    graphs: EvaluationGraphs | None = None,
 ) -> Generator[BatchLogits, None, None]:
     """The logits and losses of each batch, in the order of the batches.
 
@@ -232,6 +237,7 @@ def forward(
         one_by_one=needs_all_ranks,
         # A rank with nothing left computes one feature for nothing, so that the others get its shard of the model.
         compute_empty=needs_all_ranks,
+        graphs=graphs,
     )
 
 

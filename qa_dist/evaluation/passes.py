@@ -14,6 +14,7 @@ import torch
 
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.evaluation.candidates import CandidateTable
+from qa_dist.evaluation.graph_passes import EvaluationGraphs
 from qa_dist.evaluation.top_spans import pad_rows, top_spans
 from qa_dist.features.batching import Indices
 from qa_dist.features.collate import FeatureBatch
@@ -51,6 +52,7 @@ def logits_of(
     with_losses: bool = False,
     one_by_one: bool = False,
     compute_empty: bool = False,
+    graphs: EvaluationGraphs | None = None,
 ) -> Generator[BatchLogits, None, None]:
     """The logits, and the losses where they are asked for, of each batch, in the order of the batches.
 
@@ -60,9 +62,10 @@ def logits_of(
         batches: Places of features; they are taken as they are needed, a few ahead.
         device: Where the model is.
         autocast: Makes the context of a pass.
-        with_losses: Whether losses are computed.
+        with_losses: Whether losses are computed; they are in graphs.
         one_by_one: Whether a batch has to be done before the next begins.
         compute_empty: Whether an empty batch computes a feature all the same, for nothing.
+        graphs: What replays passes of this model; None: they are launched.
     """
     model.eval()
     shortest = features.lengths.argmin(0, keepdims=True)
@@ -77,6 +80,8 @@ def logits_of(
         return BatchLogits(batch, no_logits, no_logits)
 
     def compute_batch(batch: FeatureBatch) -> BatchLogits:
+        if graphs is not None:
+            return BatchLogits(batch, *graphs.run(features, batch))
         # Not inference_mode: what a strategy gathers here may stay for the next step's backward pass.
         with torch.no_grad(), autocast():
             start_T, end_T = model(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
@@ -85,7 +90,7 @@ def logits_of(
             losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).double()
         return BatchLogits(batch, start_T, end_T, losses_B)
 
-    alone = device.type != "cpu" or one_by_one or not model.is_thread_safe
+    alone = device.type != "cpu" or one_by_one or graphs is not None or not model.is_thread_safe
     yield from map(compute, batches) if alone else _side_by_side(compute, iter(batches))
 
 

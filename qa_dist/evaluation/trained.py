@@ -12,6 +12,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.distributed.failures import failures_named
 from qa_dist.distributed.lora_choice import group_for_evaluation
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.evaluation.graph_passes import choose_evaluation_graphs
 from qa_dist.evaluation.limits import limit_lines
 from qa_dist.evaluation.loop import evaluate, evaluation_bar
 from qa_dist.evaluation.normalization import normalization
@@ -21,6 +22,7 @@ from qa_dist.features.store import FeatureStore
 from qa_dist.model.families import require_trainable
 from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.pretrained import model_configuration
+from qa_dist.model.residual_stream import set_residual_dtype
 from qa_dist.model.saved import load_trained
 from qa_dist.model.trainable import check_vocabulary
 
@@ -79,11 +81,13 @@ def evaluate_trained(
             tokenizer_pads_left=tokenizer.padding_side == "left",
             device=ranks.device,
         ).to(ranks.device)
+        set_residual_dtype(model, config.training.residual_dtype)
         check_vocabulary(model, store.largest_token_id)
         group_for_evaluation(config, ranks, model, lambda text: sys.stderr.write(f"{prog}: {text}\n"))
         if ranks.is_main:
             lines = limit_lines(store, tokenizer, config.evaluation, version_2=questions.version_2)
             sys.stderr.writelines(f"{prog}: {line}\n" for line in (*notes, *lines))
+        graphs = choose_evaluation_graphs(config, ranks, model, lambda text: sys.stderr.write(f"{prog}: {text}\n"))
         with evaluation_bar(shown=ranks.is_main) as advance:
             evaluation = evaluate(
                 model,
@@ -91,6 +95,7 @@ def evaluate_trained(
                 ranks,
                 config.evaluation,
                 version_2=questions.version_2,
+                graphs=graphs,
                 logits_path=logits_path,
                 advance=advance,
             )

@@ -132,7 +132,7 @@ def estimate(
     """
     import torch
 
-    from qa_dist.training.pass_choice import uses_graphs
+    from qa_dist.distributed.graph_choice import uses_graphs
 
     has_cuda = torch.cuda.is_available()
     kind: DeviceKind = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
@@ -181,6 +181,7 @@ def _measure(
     from qa_dist.model.casts import spare_casts
     from qa_dist.model.families import require_trainable
     from qa_dist.model.loading import library_errors
+    from qa_dist.model.residual_stream import set_residual_dtype
     from qa_dist.model.span_model import transformers_model
 
     precision, device = config.training.mixed_precision, torch.device(kind)
@@ -192,6 +193,7 @@ def _measure(
     )
     model_config = transformers_model(model.model).config
     require_trainable(model_config, precision)
+    set_residual_dtype(model, config.training.residual_dtype)
     spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
     sizes = sizes_of(model)
     kernels = nullcontext() if kind == "cpu" else cuda_kernels()

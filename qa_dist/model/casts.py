@@ -11,6 +11,7 @@ from torch import nn
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.families import UNKNOWN, family_of
 from qa_dist.model.precision import DTYPES, Precision
+from qa_dist.model.residual_stream import HalfStreamNorm
 from qa_dist.model.span_model import SpanModel, head_names, transformers_model
 
 
@@ -39,11 +40,14 @@ def spare_casts(
 
 
 def round_frozen(model: SpanModel, dtype: torch.dtype) -> None:
-    """Hold the frozen weights and biases of plain linear layers in this type; those of the head stay."""
+    """Hold frozen weights and biases in this type: those of plain linear layers, and of norms that give bfloat16.
+
+    Those of the head stay.
+    """
     plain = transformers_model(model.model)
     heads = head_names(plain)
     for name, layer in plain.named_modules():
-        if type(layer) is not nn.Linear or name.partition(".")[0] in heads:
+        if type(layer) not in (nn.Linear, HalfStreamNorm) or name.partition(".")[0] in heads:
             continue
         for kind, parameter in list(layer.named_parameters(recurse=False)):
             if not parameter.requires_grad:

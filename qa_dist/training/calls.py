@@ -24,6 +24,7 @@ from qa_dist.model.building import meta_parameter_report
 from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.hub import is_hub_id, local_copy
 from qa_dist.model.pretrained import load_tokenizer
+from qa_dist.model.residual_stream import set_residual_dtype
 from qa_dist.model.saved import load_trained
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
@@ -157,6 +158,7 @@ def _opened(
             tokenizer_pads_left=tokenizer.padding_side == "left",
             device=ranks.device,
         )
+        set_residual_dtype(loaded, config.training.residual_dtype)
     store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
     check_vocabulary(loaded, store.largest_token_id)
     loaded = loaded.to(ranks.device)

@@ -38,6 +38,7 @@ class Evaluator:
             self._config.evaluation,
             subset(data.validation.num_features, limit, self._config.data.subset_seed),
             forward_needs_all_ranks=trainer.engine.forward_needs_all_ranks,
+            graphs=trainer.evaluation_graphs,
         )
 
     def whole(self, trainer: Trainer, data: RunData) -> Evaluation:
@@ -57,6 +58,7 @@ class Evaluator:
                 self._config.evaluation,
                 version_2=data.version_2,
                 forward_needs_all_ranks=trainer.engine.forward_needs_all_ranks,
+                graphs=trainer.evaluation_graphs,
                 logits_path=self._logits_path,
                 advance=advance,
             )

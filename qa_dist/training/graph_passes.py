@@ -21,9 +21,9 @@ from qa_dist.common.libraries import reason
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.buckets import Bucket, BucketBatch, BucketInputs
+from qa_dist.machine.cuda_graphs import Graph, Recorder
 from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.span_model import span_loss
-from qa_dist.training.cuda_graphs import Graph, Recorder
 from qa_dist.training.distances import norm, relative_distance
 from qa_dist.training.passes import Passes
 from qa_dist.training.step_inputs import MicroBatch

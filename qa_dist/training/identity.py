@@ -26,6 +26,7 @@ _SINCE: Mapping[str, Any] = {
     "head_lr_ratio": None,
     "layer_decay": None,
     "ema_decay": None,
+    "residual_dtype": "float32",
 }
 """Options that checkpoints of earlier versions do not name, and what those versions did."""
 

@@ -271,7 +271,7 @@ class Run:
             self.log.notice(summary("final", final))
         self.log.close_bar()
         memory = self.ranks.peak_memory_bytes()
-        passes = self.ranks.gather(trainer.passes.describe())
+        passes = self.ranks.gather(trainer.describe_passes())
         weights = trainer.engine.weights()
         if self.ranks.is_main:
             directory = self.folder.directory

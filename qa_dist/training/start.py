@@ -13,6 +13,7 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.model.building import build_model
 from qa_dist.model.initial import start_from_adapter
+from qa_dist.model.residual_stream import set_residual_dtype
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
 from qa_dist.training.inputs import RunData
@@ -79,6 +80,7 @@ def build_trainable(
         tokenizer_pads_left=tokenizer_pads_left if data is None else data.tokenizer.padding_side == "left",
         device=ranks.device,
     )
+    set_residual_dtype(model, config.training.residual_dtype)
     if config.model.init_adapter is not None:
         start_from_adapter(model, config.model)
     for store in data.stores.values() if data else ():

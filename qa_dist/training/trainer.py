@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -89,7 +90,7 @@ class Trainer:
         # On the device, and before anything is captured or measured.
         group_adapters(config, ranks, model, notice)
         compile_where_right(config, ranks, model, self.inputs, notice)
-        self.passes = choose_passes(config, ranks, self.engine, model, notice)
+        self.passes, self.evaluation_graphs = choose_passes(config, ranks, self.engine, model, notice)
         self.inputs.uses_buckets = self.passes.takes_buckets
         self.notice = notice
         self.max_tokens = token_budget(
@@ -153,6 +154,11 @@ class Trainer:
             outcome = report.read()
         self.engine.conclude_step(is_whole=not outcome.is_out_of_memory)
         return outcome
+
+    def describe_passes(self) -> dict[str, Any]:
+        """How this rank computed its passes, for run.json; {} where there was no choice."""
+        evaluation = {} if self.evaluation_graphs is None else self.evaluation_graphs.describe()
+        return {**self.passes.describe(), **({"evaluation": evaluation} if evaluation else {})}
 
     def final_weights(self) -> AbstractContextManager[None]:
         """Context in which the model has the weights that are evaluated and kept: their average, if one is kept."""
@@ -218,6 +224,8 @@ class Trainer:
         """
         self.engine.zero_grad()
         self.passes.release()
+        if self.evaluation_graphs is not None:
+            self.evaluation_graphs.release()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         least = self.model.padded_length or int(self.store.lengths[features].max())

@@ -97,6 +97,7 @@ def test_every_item_passes_in_miniature(
     # Figures of what the items promise, and not of nothing.
     assert said["resume"]["figures"]["same_bytes"] is True
     assert said["train q, v, batch 32"]["figures"]["tokens_per_second"] > 0
+    assert said["evaluation with graphs"]["figures"]["launched_ms_256"] > 0
     assert said["epoch"]["figures"]["features_per_second"] > 0
     assert said["SQuAD lora, seed 1"]["figures"]["num_examples"] == 12
     assert said["out of memory"]["figures"]["budget_after"] < said["out of memory"]["figures"]["budget"]

@@ -147,7 +147,7 @@ def _driver() -> str | None:
 
 def all_items(scene: "Scene") -> list["Item"]:
     """Every item, the most important first: what is wrong spoils figures, so short checks come before them."""
-    from qa_dist.benchmarking.gpu import graphs, lora, numerics, processes, squad, steps
+    from qa_dist.benchmarking.gpu import evaluation_graphs, graphs, lora, numerics, processes, squad, steps
     from qa_dist.benchmarking.gpu.running import Item
 
     def check(name: str, seconds: float, work: Callable[["Scene"], Any], least: float = 3) -> Item:
@@ -165,6 +165,7 @@ def all_items(scene: "Scene") -> list["Item"]:
         check("evaluation", 40, squad.evaluation),
         check("syncs", 20, steps.syncs),
         check("CUDA graphs", 60, graphs.graphs, 15),
+        check("evaluation with graphs", 60, evaluation_graphs.evaluation_graphs, 15),
         *_first_measurements(scene),
         check("families", 60, numerics.families),
         check("out of memory", 40, steps.out_of_memory),

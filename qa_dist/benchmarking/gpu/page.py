@@ -18,6 +18,7 @@ Results = dict[str, dict[str, Any]]
 
 _LAUNCHED = "train q, v, batch 32"
 _GRAPHS = f"{_LAUNCHED}, graphs"
+_EVALUATION = "evaluation with graphs"
 _COMPILED = f"{_LAUNCHED}, compiled layers"
 
 PREDICTIONS: tuple[tuple[str, str, str, str, float], ...] = (
@@ -32,6 +33,10 @@ PREDICTIONS: tuple[tuple[str, str, str, str, float], ...] = (
     (f"{_GRAPHS}, compiled layers", "ms_per_step", "ms a step with both", "12 to 14", 1),
     (_COMPILED, "launches_per_step", "launches a step with compiled layers", "at most 700", 1),
     (_COMPILED, "start_seconds", "seconds to compile and compare them", "70 to 100", 1),
+    (_EVALUATION, "launched_ms_16384", "ms an evaluation batch of 16,384 tokens, launched", "9 to 13", 1),
+    (_EVALUATION, "replayed_ms_16384", "ms the same, replayed", "9 to 12", 1),
+    (_EVALUATION, "launched_ms_2048", "ms an evaluation batch of 2,048 tokens, launched", "6 to 10", 1),
+    (_EVALUATION, "replayed_ms_2048", "ms the same, replayed", "1.2 to 2.5", 1),
     ("machine", "bf16_flops_per_second", "TFLOP/s of large bf16 products", "about 800", 1e-12),
 )
 """Item, figure, what it is, what was predicted for one H100, and the factor of the unit."""

@@ -12,7 +12,8 @@ from qa_dist.evaluation import loop as evaluation_loop
 from qa_dist.training.evaluator import Evaluator
 
 RANKS: Any = SimpleNamespace(is_main=False)
-TRAINER: Any = SimpleNamespace(model="model", engine=SimpleNamespace(forward_needs_all_ranks=True))
+ENGINE = SimpleNamespace(forward_needs_all_ranks=True)
+TRAINER: Any = SimpleNamespace(model="model", engine=ENGINE, evaluation_graphs="graphs")
 DATA: Any = SimpleNamespace(validation=SimpleNamespace(num_features=20), version_2=True)
 
 
@@ -38,7 +39,8 @@ def test_without_a_limit_every_evaluation_is_whole(called: Any) -> None:
         name, given, options = called.pop()
         assert (name, given[:3]) == ("evaluate", ("model", DATA.validation, RANKS))
         assert options.pop("advance")
-        assert options == {"version_2": True, "forward_needs_all_ranks": True, "logits_path": Path("logits.npy")}
+        assert options.pop("logits_path") == Path("logits.npy")
+        assert options == {"version_2": True, "forward_needs_all_ranks": True, "graphs": "graphs"}
 
 
 def test_with_a_limit_training_sees_the_loss_of_some_features_and_the_end_is_whole(called: Any) -> None:
@@ -50,7 +52,7 @@ def test_with_a_limit_training_sees_the_loss_of_some_features_and_the_end_is_who
     assert len(set(given[4].tolist())) == 6
     assert given[4].max() < 20
     assert np.array_equal(given[4], again[4]), "evaluations are compared with each other"
-    assert options == {"forward_needs_all_ranks": True}
+    assert options == {"forward_needs_all_ranks": True, "graphs": "graphs"}
     limited.whole(TRAINER, DATA)
     assert called[-1][0] == "evaluate"
 

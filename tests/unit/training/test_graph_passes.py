@@ -2,8 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,15 +11,17 @@ import torch
 from qa_dist.benchmarking.synthetic import SyntheticStore
 from qa_dist.common.errors import TrainingError
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from qa_dist.distributed.graph_choice import graph_problem
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features import buckets
 from qa_dist.model.building import build_model
-from qa_dist.training import graph_passes, trainer
+from qa_dist.training import graph_passes, pass_choice, trainer
 from qa_dist.training.graph_passes import GraphPasses
-from qa_dist.training.pass_choice import choose_passes, graph_problem
+from qa_dist.training.pass_choice import choose_passes
 from qa_dist.training.passes import EagerPasses
 from qa_dist.training.run_state import RunState
 from qa_dist.training.trainer import Trainer
+from tests.support.simulated_graphs import Simulated
 from tests.tiny import tiny_model
 from tests.unit.trained import reset_accelerate
 
@@ -34,53 +35,6 @@ def narrow() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buckets, "TOKEN_STEP", 32)
         yield
-
-
-class Recorded:
-    """A graph that does again what was recorded; `spoil` comes after it."""
-
-    def __init__(self, recorder: "Simulated", work: Callable[[], object]) -> None:
-        self.recorder, self.work, self.is_reset = recorder, work, False
-
-    def replay(self) -> None:
-        assert not self.is_reset
-        self.recorder.replays += 1
-        self.work()
-        self.recorder.spoil()
-
-    def reset(self) -> None:
-        assert not self.is_reset
-        self.is_reset = True
-        self.recorder.resets += 1
-
-
-class Simulated:
-    """A recorder without a device."""
-
-    def __init__(self) -> None:
-        self.records = self.replays = self.resets = 0
-        self.error: RuntimeError | None = None
-        self.found: list[str] = []
-        self.spoil: Callable[[], object] = lambda: None
-
-    def beside(self) -> Any:
-        return nullcontext()
-
-    @contextmanager
-    def waits(self) -> Iterator[list[str]]:
-        yield self.found
-
-    def record(self, work: Callable[[], object]) -> Recorded:
-        self.records += 1
-        if self.error is not None:
-            raise self.error
-        return Recorded(self, work)
-
-    def dropout_state(self) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    def set_dropout_state(self, state: torch.Tensor) -> None:
-        torch.set_rng_state(state)
 
 
 class Scene:
@@ -108,7 +62,7 @@ class Scene:
         model, _ = build_model(self.config.model, seed=1, max_seq_length=128)
 
         def passes(config: Any, ranks: Any, engine: Any, model: Any, notice: Any) -> Any:
-            return GraphPasses(ranks, engine, model, self.recorder, notice)
+            return GraphPasses(ranks, engine, model, self.recorder, notice), None
 
         with pytest.MonkeyPatch.context() as patch:
             if graphs:
@@ -363,15 +317,19 @@ def test_what_is_known_not_to_work_is_not_tried(
 
 
 @pytest.mark.parametrize("wanted", ["auto", "no"])
-def test_a_cpu_has_none_and_nothing_is_said(scene: Scene, wanted: Any) -> None:
+def test_a_cpu_has_none_and_nothing_is_said(scene: Scene, wanted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     object.__setattr__(scene.config.training, "cuda_graphs", wanted)
     made = scene.trainer(graphs=False)
     assert type(made.passes) is EagerPasses
     assert not made.inputs.uses_buckets
     assert not made.engine.keeps_gradients
-    assert (scene.notices, made.passes.describe()) == ([], {})
+    assert made.evaluation_graphs is None
+    assert (scene.notices, made.describe_passes()) == ([], {})
     cuda: Any = type("OnCuda", (), {"device": torch.device("cuda"), "launch_config": made.ranks.launch_config})
     object.__setattr__(scene.config.training, "gradient_checkpointing", True)
-    chosen = choose_passes(scene.config, cuda, made.engine, made.model, scene.notices.append)
+    monkeypatch.setattr(pass_choice, "CudaRecorder", lambda device: scene.recorder)
+    chosen, of_evaluation = choose_passes(scene.config, cuda, made.engine, made.model, scene.notices.append)
     assert type(chosen) is EagerPasses
+    # An evaluation keeps no activations that could be computed again.
+    assert (of_evaluation is not None) == (wanted == "auto")
     assert len(scene.notices) == (wanted == "auto")

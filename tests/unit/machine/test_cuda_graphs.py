@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qa_dist.training.cuda_graphs import CudaRecorder
+from qa_dist.machine.cuda_graphs import CudaRecorder
 
 CUDA = torch.device("cuda", 0)
 
