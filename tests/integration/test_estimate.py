@@ -2,30 +2,42 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from qa_dist import estimate
+from qa_dist.memory import estimate as parts
 from tests.distributed.launching import succeed
 from tests.tiny import tiny_squad, tiny_tokenizer
 
 pytestmark = pytest.mark.integration
 
-TOKENS = 16 * 160
+BATCH = 64
+TOKENS = BATCH * 160
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration whose passes take more than the process does, and seconds."""
+    """A configuration whose passes take more than the process does: few layers, and many tokens, which take seconds."""
     from transformers import BertConfig
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = tiny_tokenizer()
-    sizes = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1024}
+    sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
     BertConfig(vocab_size=len(tokenizer), max_position_embeddings=160, **sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process() -> Iterator[None]:
+    """What a process holds without a model is the same for both, and is measured once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "process_bytes", cache(parts.process_bytes))
+        yield
 
 
 @pytest.mark.parametrize("more", [["--lora_target_modules", "all-linear"], ["--tuning", "full"]], ids=["lora", "full"])
@@ -35,10 +47,10 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
     options = ["--model_config", str(model), "--model_name_or_path", str(model), *more, "--padding", "max_length"]
     options += ["--max_seq_length", "160", "--doc_stride", "16", "--max_tokens_per_device", str(TOKENS)]
     options += ["--checkpointing_steps", "no"]
-    data = ["--train_file", str(tiny_squad(tmp_path / "train.json", 32, seed=1, longest=100))]
+    data = ["--train_file", str(tiny_squad(tmp_path / "train.json", 2 * BATCH, seed=1, longest=100))]
     data += ["--store_dir", str(tmp_path / "store"), "--output_dir", str(tmp_path / "out"), "--disable_tqdm"]
     # A pass a step; the second step has the moments.
-    steps = ["--global_batch_size", "16", "--max_train_steps", "2", "--eval_steps", "no"]
+    steps = ["--global_batch_size", str(BATCH), "--max_train_steps", "2", "--eval_steps", "no"]
     # Otherwise glibc's heap keeps holes, and the resident set tells more about it than about tensors.
     command = [sys.executable, "-m", "qa_dist.train", *options, *data, *steps]
     succeed(command, MALLOC_MMAP_THRESHOLD_="131072", LD_PRELOAD="")
