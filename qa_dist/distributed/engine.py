@@ -87,6 +87,13 @@ class Engine(ABC):
         """Drop this rank's gradients of a step that is given up, which can only be where no shards are held."""
         self.module.zero_grad(set_to_none=not self.keeps_gradients)
 
+    def give_up_step(self) -> None:
+        """Drop this rank's gradients of a step of which it cannot finish its passes; to the others they are zeros.
+
+        Only where no shards are held. `sync_gradients` must follow, as after passes that were finished.
+        """
+        self.zero_grad()
+
     @abstractmethod
     def sync_gradients(self) -> None:
         """After the last backward pass of a step: every gradient is the mean over the ranks from here on."""

@@ -143,7 +143,7 @@ class Trainer:
         report = StepReport(len(features), self.ranks.device)
         if not self._accumulate(step, report):
             # What is missing counts as zero, so that the others do not wait for it.
-            self.engine.zero_grad()
+            self.engine.give_up_step()
             report.note_out_of_memory()
         report.exchange(self.ranks)
         self.engine.sync_gradients()
