@@ -282,6 +282,9 @@ class TrainingConfig:
         "rounds it",
         fixed=True,
     )
+    gradient_exchange_dtype: Literal["float32", "bf16"] = option(
+        "float32", "type in which data-parallel ranks add up gradients; bf16 sends half the bytes, rounded", fixed=True
+    )
     tf32: bool = option(
         False, "let CUDA round the inputs of float32 matrix products to 10 bits of mantissa", fixed=True
     )

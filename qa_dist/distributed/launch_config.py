@@ -202,6 +202,12 @@ def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
             f"--ema_decay does not work with {strategy}, which holds the weights in shards; drop it, or use "
             "accelerate_configs/ddp.yaml"
         )
+    if training.gradient_exchange_dtype != "float32" and strategy != "ddp":
+        own = "its communication_data_type" if strategy.startswith("zero") else "float32 alone"
+        yield (
+            f"--gradient_exchange_dtype {training.gradient_exchange_dtype} does not work with {strategy}, whose ranks "
+            f"exchange in {own}; drop it, or use accelerate_configs/ddp.yaml"
+        )
     if training.cpu_offload and strategy in ("ddp", "fsdp2"):
         yield (
             f"--cpu_offload does not work with {strategy}; drop it, or use accelerate_configs/zero2.yaml or zero3.yaml"

@@ -40,7 +40,7 @@ FLOAT = 4
 """Bytes of a float32 number: weights that train, gradients and moments are of no other kind."""
 
 REDUCE_BUCKET = GRADIENT_BUCKET * FLOAT
-"""Bytes of gradients that are reduced at once: what plain data parallelism takes of them, and DeepSpeed's buffer.
+"""Bytes of gradients that are reduced at once: what plain data parallelism holds twice, and DeepSpeed's buffer.
 
 The latter is made whole; the files of ds_configs/ set it as `reduce_bucket_size`, and where all gradients together are
 smaller it has their size.
@@ -103,6 +103,7 @@ class Setup:
         keeps_checkpoints: whether copies of the weights and moments are taken while training goes on.
         optim: which AdamW.
         has_graphs: whether passes are replayed as CUDA graphs.
+        exchanges_halves: whether plain data parallelism sends gradients in bf16, for which it keeps a copy.
         has_average: whether an average of the weights is kept. An evaluation puts the weights aside meanwhile, but has
             no gradients.
     """
@@ -114,6 +115,7 @@ class Setup:
     keeps_checkpoints: bool = False
     optim: OptimizerName = "adamw"
     has_graphs: bool = False
+    exchanges_halves: bool = False
     has_average: bool = False
 
 
@@ -252,7 +254,7 @@ def _gathered(sizes: Sizes) -> int:
 
 
 def _sharing_bytes(sizes: Sizes, setup: Setup) -> int:
-    """Gathered layers and buffers during a pass."""
+    """Gathered layers and buffers during a pass; those of plain data parallelism are there all the time."""
     if setup.strategy == "fsdp2":
         # What is in no layer stays gathered until its gradients are there. It comes through a buffer of the same size
         # when the backward pass begins; later there are a layer at work and the buffer of the next one.
@@ -262,6 +264,8 @@ def _sharing_bytes(sizes: Sizes, setup: Setup) -> int:
     if setup.strategy == "zero2" or (setup.strategy == "zero1" and setup.device == "cuda"):
         # It is there until the next backward pass. ZeRO-1 fills it with gradients that it drops elsewhere.
         return _bucket(sizes)
+    if setup.strategy == "ddp" and setup.exchanges_halves and setup.num_processes > 1:
+        return sizes.trained_bytes // 2
     return 0
 
 

@@ -158,6 +158,7 @@ def estimate(
             keeps_checkpoints=config.training.checkpointing_steps != "no",
             optim=config.training.optim,
             has_average=config.training.ema_decay is not None,
+            exchanges_halves=config.training.gradient_exchange_dtype == "bf16",
             has_graphs=kind == "cuda" and uses_graphs(config, strategy, padding),
         )
         process = processes[_imports(strategy, config)].result() if processes else 0

@@ -85,7 +85,10 @@ class Trainer:
         num_elements = [weight.numel() for _, weight in model.trainable()]
         fused = is_fused(training.optim, strategy, ranks.device.type)
         make = partial(make_optimizer, training, fused=fused, rate_factors=rate_factors(model, training))
-        self.engine = make_engine(ranks, model, make, max_grad_norm=training.max_grad_norm)
+        exchange_dtype = _exchange_dtype(config, ranks, notice)
+        self.engine = make_engine(
+            ranks, model, make, max_grad_norm=training.max_grad_norm, exchange_dtype=exchange_dtype
+        )
         self.average = None if training.ema_decay is None else WeightAverage(model.trainable(), training.ema_decay)
         # On the device, and before anything is captured or measured.
         group_adapters(config, ranks, model, notice)
@@ -257,3 +260,11 @@ class Trainer:
     def _names(self, features: Indices) -> str:
         names = [f"{self.store.example_ids[self.store.example_index[i]]}#{self.store.window[i]}" for i in features[:8]]
         return ", ".join(names) + (" ..." if len(features) > 8 else "")
+
+
+def _exchange_dtype(config: RunConfig, ranks: Ranks, notice: Callable[[str], object]) -> torch.dtype:
+    """In which type gradients are exchanged; with a notice if it was chosen and nothing is exchanged."""
+    name = config.training.gradient_exchange_dtype
+    if name != "float32" and ranks.world_size == 1:
+        notice(f"--gradient_exchange_dtype {name} changes nothing here: one process exchanges no gradients")
+    return {"float32": torch.float32, "bf16": torch.bfloat16}[name]

@@ -15,7 +15,12 @@ from qa_dist.distributed.strategies.zero import Zero
 
 
 def make_engine(
-    ranks: Ranks, model: TrainableModel, make_optimizer: MakeOptimizer, *, max_grad_norm: float | None
+    ranks: Ranks,
+    model: TrainableModel,
+    make_optimizer: MakeOptimizer,
+    *,
+    max_grad_norm: float | None,
+    exchange_dtype: torch.dtype = torch.float32,
 ) -> Engine:
     """The model, held by the ranks as their launcher asks; all ranks must call this.
 
@@ -24,6 +29,7 @@ def make_engine(
         model: The model, on any device; this moves or shards it.
         make_optimizer: Makes the optimiser of the trainable parameters that the engine ends up with.
         max_grad_norm: Gradients are clipped to this global norm; None: they are not.
+        exchange_dtype: In which plain data parallelism exchanges gradients; of others it must be float32.
 
     Raises:
         ConfigError: It cannot be done, or a library dropped something on the way.
@@ -31,7 +37,14 @@ def make_engine(
     launch, device, watchdog = ranks.launch_config, ranks.device, ranks.watchdog
     if launch.strategy == "ddp":
         scaler = torch.amp.GradScaler(device.type) if ranks.mixed_precision == "fp16" else None
-        return DataParallel(ranks.place(model), make_optimizer, max_grad_norm, watchdog=watchdog, scaler=scaler)
+        return DataParallel(
+            ranks.place(model),
+            make_optimizer,
+            max_grad_norm,
+            watchdog=watchdog,
+            scaler=scaler,
+            exchange_dtype=exchange_dtype,
+        )
     _require_group(launch.strategy, device)
     if launch.strategy == "fsdp2":
         return FullyShard(

@@ -28,10 +28,11 @@ class DataParallel(TorchEngine):
         *,
         watchdog: Watchdog,
         scaler: torch.amp.GradScaler | None = None,
+        exchange_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(model, make_optimizer, max_grad_norm, watchdog=watchdog, scaler=scaler)
         has_others = dist.is_initialized() and dist.get_world_size() > 1
-        self._exchange = GradientExchange(list(self._parameters.values())) if has_others else None
+        self._exchange = GradientExchange(list(self._parameters.values()), exchange_dtype) if has_others else None
 
     @override
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:

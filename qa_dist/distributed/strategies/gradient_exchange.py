@@ -23,8 +23,9 @@ from qa_dist.distributed.launch_config import GRADIENT_BUCKET
 class GradientExchange:
     """Averages the gradients of some parameters over all ranks, each of which has one of the same parameters."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Prepare to exchange; the buffers are made when the first pass needs them."""
+    def __init__(self, parameters: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
+        """Prepare to exchange in a type; the buffers are made when the first pass needs them."""
+        self._dtype = dtype
         self._groups = neighbours(parameters, GRADIENT_BUCKET)[::-1]
         self._made: list[_Bucket] = []
         self._works: list[Any] = []
@@ -62,8 +63,9 @@ class GradientExchange:
     def average(self) -> None:
         """Make every gradient the mean over the ranks, whatever has been sent by now."""
         self.send_rest()
-        for work in self._works:
+        for bucket, work in zip(self._buckets, self._works, strict=True):
             work.wait()
+            bucket.receive()
         self._works.clear()
 
     def _note(self, place: int, _: torch.Tensor) -> None:
@@ -80,26 +82,41 @@ class GradientExchange:
             self._send_next()
 
     def _send_next(self) -> None:
-        flat = self._buckets[len(self._works)].flat
-        self._works.append(dist.all_reduce(flat, op=dist.ReduceOp.AVG, async_op=True))
+        self._works.append(self._buckets[len(self._works)].send())
 
     @property
     def _buckets(self) -> "list[_Bucket]":
         if not self._made:
-            self._made = list(map(_Bucket, self._groups))
+            self._made = [_Bucket(group, self._dtype) for group in self._groups]
         return self._made
 
 
 class _Bucket:
-    """Parameters, and a flat buffer in which their gradients lie one behind the other."""
+    """Parameters, and a flat buffer in which their gradients lie one behind the other.
 
-    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+    What is sent is this buffer, or a copy in another type, for which there is a buffer too.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
         self._parameters = parameters
         sizes = [parameter.numel() for parameter in parameters]
-        self.flat = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device=parameters[0].device)
-        self._views = [
-            piece.view_as(parameter) for piece, parameter in zip(torch.split(self.flat, sizes), parameters, strict=True)
-        ]
+        self._flat = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device=parameters[0].device)
+        self._sent = self._flat if dtype == self._flat.dtype else torch.empty_like(self._flat, dtype=dtype)
+        pieces = torch.split(self._flat, sizes)
+        self._views = [piece.view_as(each) for piece, each in zip(pieces, parameters, strict=True)]
+
+    def send(self) -> Any:
+        """Begin to average over the ranks; `receive` is for when the work that is returned has been waited for."""
+        if self._sent is self._flat:
+            return dist.all_reduce(self._sent, op=dist.ReduceOp.AVG, async_op=True)
+        self._sent.copy_(self._flat)
+        # Divided later, in float32: NCCL multiplies by 1 / W in the type that it adds up in.
+        return dist.all_reduce(self._sent, async_op=True)
+
+    def receive(self) -> None:
+        """Let the gradients be what came."""
+        if self._sent is not self._flat:
+            self._flat.copy_(self._sent).div_(dist.get_world_size())
 
     def take_in(self) -> None:
         """Let gradients lie in the buffer; a parameter without one has zeros there, and goes on without one."""
@@ -107,7 +124,7 @@ class _Bucket:
         places = list(zip(self._parameters, gradients, self._views, strict=True))
         others = [gradient for _, gradient, view in places if gradient is not None and gradient is not view]
         if len(others) == len(places):
-            torch.cat([gradient.reshape(-1) for gradient in others], out=self.flat)
+            torch.cat([gradient.reshape(-1) for gradient in others], out=self._flat)
         for parameter, gradient, view in places:
             if gradient is None:
                 # The parameter stays without: with a gradient of zeros an optimiser would decay it.

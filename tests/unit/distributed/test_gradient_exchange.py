@@ -63,12 +63,12 @@ class OtherRank:
     def get_world_size(self) -> int:
         return 2
 
-    def all_reduce(self, tensor: torch.Tensor, *, op: str, async_op: bool) -> Work:
-        assert (op, async_op) == ("average", True)
-        other = self.sent[len(self.received)]
+    def all_reduce(self, tensor: torch.Tensor, *, op: str = "sum", async_op: bool) -> Work:
+        assert async_op
+        other = self.sent[len(self.received)].to(tensor.dtype)
         self.received.append(tensor.clone())
         self.tops.append(self.model.layers[0].weight.grad is None)
-        return Work(lambda: tensor.add_(other).div_(2))
+        return Work(lambda: tensor.add_(other).div_(2 if op == "average" else 1))
 
 
 class Concatenations(TorchDispatchMode):
@@ -88,13 +88,15 @@ Make = Callable[..., tuple[DataParallel, OtherRank]]
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setattr(gradient_exchange, "GRADIENT_BUCKET", BUCKET)
 
-    def made(*, keeps_gradients: bool = False, num_steps: int = 1) -> tuple[DataParallel, OtherRank]:
+    def made(
+        *, keeps_gradients: bool = False, num_steps: int = 1, dtype: torch.dtype = torch.float32
+    ) -> tuple[DataParallel, OtherRank]:
         model: Any = Model()
         other = OtherRank(model, num_steps)
         assert [len(group) for group in other.groups] == [2, 3]
         for module in (data_parallel, gradient_exchange):
             monkeypatch.setattr(module, "dist", other)
-        engine = DataParallel(model, adamw, 1.0, watchdog=Watchdog(math.inf))
+        engine = DataParallel(model, adamw, 1.0, watchdog=Watchdog(math.inf), exchange_dtype=dtype)
         engine.keeps_gradients = keeps_gradients
         return engine, other
 
@@ -136,6 +138,23 @@ def test_gradients_are_the_mean_of_both_ranks(make: Make, keeps_gradients: bool)
     assert found.keys() == wanted.keys() == {name for name, _ in Model().named_parameters()} - {"idle"}
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("keeps_gradients", [False, True])
+def test_an_exchange_in_bf16_rounds_what_is_sent_and_nothing_else(make: Make, keeps_gradients: bool) -> None:
+    engine, other = make(keeps_gradients=keeps_gradients, dtype=torch.bfloat16)
+    plain = Model()
+    for number, last in ((0, False), (1, True)):
+        loss(plain, number).backward()  # type: ignore[no-untyped-call]
+        engine.backward(loss(engine.module, number), last=last)
+    engine.sync_gradients()
+    assert [each.dtype for each in other.received] == [torch.bfloat16] * 2
+    theirs = torch.cat(other.sent[::-1])[2:].bfloat16()
+    ours = torch.cat([each.grad.reshape(-1) for each in plain.layers.parameters() if each.grad is not None]).bfloat16()
+    found = torch.cat([each.grad.reshape(-1) for each in engine.module.layers.parameters()])
+    assert found.dtype == torch.float32
+    assert torch.equal(found, (ours + theirs).float() / 2)
+    assert engine.module.idle.grad is None
 
 
 def test_gradients_lie_in_as_many_buffers_as_there_are_buckets(make: Make) -> None:

@@ -56,6 +56,12 @@ def test_what_four_ranks_hold(
     assert held.device_bytes == base + adapters + gradients + optimiser + sharing + 5510
 
 
+def test_an_exchange_in_bf16_keeps_a_copy_of_half_the_bytes() -> None:
+    plain, halves = (in_pass(SIZES, setup("ddp", exchanges_halves=has), MADE).device for has in (False, True))
+    assert halves == {**plain, "sharing": SIZES.trained_bytes // 2}
+    assert in_pass(SIZES, setup("ddp", 1, exchanges_halves=True), MADE).device["sharing"] == 0
+
+
 def test_offload_moves_parts_to_the_host() -> None:
     assert in_pass(SIZES, setup("zero1", cpu_offload=True), MADE).host == {"optimiser": 1200}
     assert in_pass(SIZES, setup("zero2", cpu_offload=True), MADE).host == {"optimiser": 1200, "gradients": 400}
