@@ -3,10 +3,13 @@
 Warm-up steps come before, steps that are taken apart into phases come after.
 
 **Phases.** Hooks of the model, its engine and `Ranks` note the time at which one phase ends and the next begins; on
-CUDA each first waits for the device, which is why these steps are not among the measured ones. The ranks of a run
-exchange nothing during the backward pass: `gradient_sync` is the time in `Ranks.sum` (the losses) and
-`Engine.sync_gradients`, the wait for the slowest rank included. `optimizer` is all else behind the backward pass:
-checks, clipping, the update.
+CUDA each first waits for the device, which is why these steps are not among the measured ones. `gradient_sync` is the
+time in `Ranks.sum` (the losses) and `Engine.sync_gradients`, the wait for the slowest rank included, and of the
+gradients what the backward pass has not hidden. `optimizer` is all else behind the backward pass: checks, clipping, the
+update.
+
+**Exchange.** The bytes of gradients of a step, and what they are per second of training and in an all-reduce of as many
+bytes alone, both as `qa_dist.distributed.bandwidth` counts: what each rank sends and receives.
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ from qa_dist.benchmarking.flops import StepFlops, matmul_rates
 from qa_dist.benchmarking.job import Job, Result
 from qa_dist.benchmarking.measuring import rates, synchronize, synthetic_store
 from qa_dist.config.options import DataConfig, RunConfig
+from qa_dist.distributed import bandwidth
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation import loop as evaluating
@@ -43,6 +47,7 @@ from qa_dist.training.trainer import Trainer
 PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")
 
 _CEILING_SECONDS = 0.5
+_EXCHANGE_SECONDS = 0.5
 _RENDEZVOUS_SECONDS = 300.0
 
 
@@ -131,6 +136,7 @@ def train(job: Job, config: RunConfig, spec: Mapping[str, Any]) -> Result | None
     if ceiling:
         ceiling.measure()
     phases = _profile(job, trainer, first)
+    exchange = _exchange(trainer, median(seconds))
     result = None
     if ranks.is_main:
         result = rates(store.num_features, num_tokens, seconds)
@@ -139,6 +145,7 @@ def train(job: Job, config: RunConfig, spec: Mapping[str, Any]) -> Result | None
         result["max_tokens_per_device"] = trainer.max_tokens
         if phases:
             result["phase_seconds"] = phases
+        result.update(exchange)
         if ceiling:
             result.update(ceiling.results(store.lengths.tolist(), sum(seconds)))
     ranks.close()
@@ -224,6 +231,19 @@ def _profile(job: Job, trainer: Trainer, first: int) -> dict[str, float]:
         clock.mark("optimizer")
         steps.append(clock.stop())
     return {name: median(phases[name] for phases in steps) for name in PHASES} if steps else {}
+
+
+def _exchange(trainer: Trainer, step_seconds: float) -> Result:
+    """Bytes of gradients in a step and per second, in training and alone; nothing where ranks exchange none."""
+    num_bytes, ranks = trainer.engine.exchanged_bytes, trainer.ranks
+    if not num_bytes:
+        return {}
+    (alone,) = bandwidth.measure(ranks, seconds=_EXCHANGE_SECONDS, sizes=(num_bytes,))
+    return {
+        "exchanged_bytes_per_step": num_bytes,
+        "exchanged_bytes_per_second": bandwidth.bus_bandwidth(num_bytes, step_seconds, ranks.world_size),
+        "exchanged_bytes_per_second_alone": alone.bus_bytes_per_second,
+    }
 
 
 class _Ceiling:

@@ -41,6 +41,9 @@ HEADLINES = {
     "weak_scaling_efficiency": "features/s of all ranks over as many independent processes at the same time",
     "weak_scaling_vs_one_process": "features/s of all ranks over as many times one process alone",
     "strong_scaling_efficiency": "features/s of all ranks sharing one process's batch over as many times one process",
+    "weak_scaling_efficiency_full": "features/s with full fine-tuning, over as many independent processes",
+    "weak_scaling_vs_one_process_full": "the same, over as many times one process alone",
+    "strong_scaling_efficiency_full": "the same, the ranks sharing one process's batch",
     "evaluation_speedup": "seconds of the Hugging Face way over qa_dist's, from questions to scores",
     "evaluation_speedup_vs_dynamic_padding": "the same, where the Hugging Face way pads batches to their longest",
     "decoding_speedup": "seconds of decoding and scoring alone",
@@ -251,9 +254,29 @@ def _scaling_table(section: Section) -> list[str]:
     )
 
 
+def _exchange_table(section: Section) -> list[str]:
+    rows = [
+        [
+            _name(result),
+            _spread(result["exchanged_bytes_per_step"], 1, 1e6),
+            _spread(result["exchanged_bytes_per_second"], 1, 1e6),
+            _spread(result["exchanged_bytes_per_second_alone"], 1, 1e6),
+        ]
+        for result in section["results"]
+        if "exchanged_bytes_per_step" in result
+    ]
+    if not rows:
+        return []
+    return markdown_table(["", "gradients of a step, MB", "MB/s in training", "MB/s in an all-reduce alone"], rows)
+
+
 def _efficiency_table(section: Section) -> list[str]:
     names = ("weak_over_independent", "weak_over_one_process", "strong_over_one_process")
-    rows = [[str(entry["world_size"]), *(_spread(entry[name], 3) for name in names)] for entry in section["efficiency"]]
+    rows = [
+        [f"{entry['world_size']}{trained}", *(_spread(entry[name], 3) for name in names)]
+        for key, trained in (("efficiency", ""), ("efficiency_full", ", full"))
+        for entry in section.get(key, ())
+    ]
     if not rows:
         return ["One world size only: no efficiency."]
     return markdown_table(["ranks", "weak, over independent processes", "weak, over one process", "strong"], rows)
@@ -299,9 +322,11 @@ _TEXTS: dict[str, tuple[str, tuple[Callable[[Section], list[str]], ...]]] = {
     ),
     "scaling": (
         "*Weak*: every rank has the features of one process per step. *Strong*: the ranks share them. *Independent*:"
-        " single processes at the same time, which share the machine as ranks do but exchange nothing. `gradient_sync`"
-        " holds the wait for the slowest rank.",
-        (_scaling_table, _efficiency_table, _balance_table),
+        " single processes at the same time, which share the machine as ranks do but exchange nothing. *Full* is full"
+        " fine-tuning, all else LoRA. `gradient_sync` holds the wait for the slowest rank, and of the exchange what the"
+        " backward pass does not hide. Exchanged MB/s are what each rank sends and receives, 2 (n - 1) / n times the"
+        " gradients of n ranks.",
+        (_scaling_table, _exchange_table, _efficiency_table, _balance_table),
     ),
     "evaluation": (
         "From questions to exact match and F1. *Hugging Face* is `Dataset.map`, `Trainer.predict` on features padded to"

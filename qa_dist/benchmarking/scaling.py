@@ -7,7 +7,9 @@
   scaling over independent processes is what communication and waiting cost; over one process alone, it is that and
   what the machine cannot do twice at once.
 
-Processes have the same number of threads everywhere. World sizes and kinds take turns in every repeat.
+All of it is measured with LoRA, whose gradients are a few MB, and with full fine-tuning, where they are as large as the
+model and ranks exchange them during the backward pass. Processes have the same number of threads everywhere. World
+sizes and kinds take turns in every repeat.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,10 @@ from qa_dist.benchmarking.settings import NO_DROPOUT, Settings
 from qa_dist.common.errors import ConfigError
 
 ALONE = "1 process"
+PREFIXES = {"lora": "", "full": "full, "}
+"""What names of measurements begin with, by what is trained."""
+EXCHANGED = ("exchanged_bytes_per_step", "exchanged_bytes_per_second", "exchanged_bytes_per_second_alone")
+"""Figures of ranks that exchange gradients."""
 
 
 def world_sizes(settings: Settings) -> list[int]:
@@ -53,11 +59,13 @@ def jobs(settings: Settings, sizes: Sequence[int]) -> dict[str, Job | list[Job]]
     threads = threads_per_process(settings, sizes)
     profiled_steps = (3 if options.quick else 8) if settings.device == "cpu" else 20
 
-    def job(ranks: int, *, factor: int = 1, part: tuple[int, int] = (0, 1), device: int | None = None) -> Job:
-        batch = {"global_batch_size": options.global_batch_size * factor}
+    def job(
+        tuning: str, ranks: int, *, factor: int = 1, part: tuple[int, int] = (0, 1), device: int | None = None
+    ) -> Job:
+        changes = {"tuning": tuning, "global_batch_size": options.global_batch_size * factor, **NO_DROPOUT}
         return Job(
             kind="train",
-            options=settings.run_options(**NO_DROPOUT, **batch, mixed_precision=settings.best_precision),
+            options=settings.run_options(**changes, mixed_precision=settings.best_precision),
             num_features=settings.num_features * factor,
             warmup_steps=settings.warmup_steps,
             num_processes=ranks,
@@ -68,14 +76,16 @@ def jobs(settings: Settings, sizes: Sequence[int]) -> dict[str, Job | list[Job]]
         )
 
     on_cuda = settings.device == "cuda"
-    cells: dict[str, Job | list[Job]] = {ALONE: job(1, device=settings.single_device)}
-    for size in sizes:
-        if size > 1:
-            cells[f"{size} independent"] = [
-                job(1, part=(index, size), device=index if on_cuda else None) for index in range(size)
-            ]
-            cells[f"{size} ranks, weak"] = job(size, factor=size)
-            cells[f"{size} ranks, strong"] = job(size)
+    cells: dict[str, Job | list[Job]] = {}
+    for tuning, prefix in PREFIXES.items():
+        cells[prefix + ALONE] = job(tuning, 1, device=settings.single_device)
+        for size in sizes:
+            if size > 1:
+                cells[f"{prefix}{size} independent"] = [
+                    job(tuning, 1, part=(index, size), device=index if on_cuda else None) for index in range(size)
+                ]
+                cells[f"{prefix}{size} ranks, weak"] = job(tuning, size, factor=size)
+                cells[f"{prefix}{size} ranks, strong"] = job(tuning, size)
     return cells
 
 
@@ -84,18 +94,21 @@ def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[s
     sizes = world_sizes(settings)
     planned = jobs(settings, sizes)
     measured = alternate(planned, repeats=settings.repeats, notice=notice)
-    efficiencies = [efficiency(measured, size) for size in sizes if size > 1]
+    lora, full = ([efficiency(measured, size, prefix) for size in sizes if size > 1] for prefix in PREFIXES.values())
     return {
-        "headline": headline(efficiencies),
+        "headline": {**headline(lora), **{f"{key}_full": value for key, value in headline(full).items()}},
         "world_sizes": sizes,
         "threads_per_process": threads_per_process(settings, sizes),
-        "efficiency": efficiencies,
+        "efficiency": lora,
+        "efficiency_full": full,
         "balance": simulate(seed=settings.options.seed),
         "results": [
             {
                 "name": name,
                 **medians(
-                    results, "features_per_second", "tokens_per_second", "median_step_seconds", "peak_memory_bytes"
+                    results,
+                    *("features_per_second", "tokens_per_second", "median_step_seconds", "peak_memory_bytes"),
+                    *(figure for figure in EXCHANGED if all(figure in result for result in results)),
                 ),
                 "phase_shares": phase_shares(results),
             }
@@ -104,8 +117,10 @@ def measure_section(settings: Settings, notice: Callable[[str], None]) -> dict[s
     }
 
 
-def efficiency(measured: Mapping[str, Sequence[Result]], size: int) -> dict[str, Any]:
-    """Efficiencies at a world size: the ratio within each repeat, so that what slows a repeat slows both sides.
+def efficiency(measured: Mapping[str, Sequence[Result]], size: int, prefix: str = "") -> dict[str, Any]:
+    """Efficiencies at a world size, of measurements whose names begin with `prefix`.
+
+    Each is the ratio within each repeat, so that what slows a repeat slows both sides.
 
     A repeat counts if neither side was disturbed, or if this is so of none; `undisturbed_repeats` are those.
     """
@@ -117,7 +132,7 @@ def efficiency(measured: Mapping[str, Sequence[Result]], size: int) -> dict[str,
     figures: dict[str, Any] = {"world_size": size}
     num_undisturbed: dict[str, int] = {}
     for key, (name, base, factor) in compared.items():
-        pairs = list(zip(measured[name], measured[base], strict=True))
+        pairs = list(zip(measured[prefix + name], measured[prefix + base], strict=True))
         if any(result.get("out_of_memory") for pair in pairs for result in pair):
             figures[key] = None
             continue

@@ -285,9 +285,7 @@ class TrainingConfig:
     gradient_exchange_dtype: Literal["float32", "bf16"] = option(
         "float32", "type in which data-parallel ranks add up gradients; bf16 sends half the bytes, rounded", fixed=True
     )
-    tf32: bool = option(
-        False, "let CUDA round the inputs of float32 matrix products to 10 bits of mantissa", fixed=True
-    )
+    tf32: bool = option(False, "let CUDA round the inputs of float32 products to 10 bits of mantissa", fixed=True)
     deterministic: bool = option(
         False,
         "take only operations that give the same bits in every run, so that a resumed run ends as an uninterrupted one "

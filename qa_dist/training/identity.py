@@ -27,6 +27,7 @@ _SINCE: Mapping[str, Any] = {
     "layer_decay": None,
     "ema_decay": None,
     "residual_dtype": "float32",
+    "gradient_exchange_dtype": "float32",
 }
 """Options that checkpoints of earlier versions do not name, and what those versions did."""
 

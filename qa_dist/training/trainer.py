@@ -165,7 +165,11 @@ class Trainer:
 
     def final_weights(self) -> AbstractContextManager[None]:
         """Context in which the model has the weights that are evaluated and kept: their average, if one is kept."""
-        return nullcontext() if self.average is None else self.average.in_place()
+        if self.average is None:
+            return nullcontext()
+        # The weights are put aside meanwhile; what gradients take is room for them.
+        self.engine.release()
+        return self.average.in_place()
 
     def checkpoint(self, step: int, best: Weights | None, state: RunState) -> Checkpoint:
         """What a run needs to go on after `step` optimiser steps; the tensors are copies.

@@ -123,8 +123,15 @@ def test_paths(results: Path) -> None:
 def test_scaling(results: Path) -> None:
     section = measured(results, "scaling", "--num_processes", "1", "2")
     found = throughput(section)
-    assert set(found) == {"1 process", "2 independent", "2 ranks, weak", "2 ranks, strong"}
-    assert section["headline"].keys() >= {"weak_scaling_efficiency", "weak_scaling_vs_one_process"}
+    names = {"1 process", "2 independent", "2 ranks, weak", "2 ranks, strong"}
+    assert set(found) == names | {f"full, {name}" for name in names}
+    for key in ("weak_scaling_efficiency", "weak_scaling_vs_one_process", "strong_scaling_efficiency"):
+        assert {key, f"{key}_full"} <= section["headline"].keys()
+    # Gradients of adapters on two layers, and of everything.
+    sizes = [found[name]["exchanged_bytes_per_step"]["median"] for name in ("2 ranks, weak", "full, 2 ranks, weak")]
+    assert 10 * sizes[0] < sizes[1] < found["full, 2 ranks, weak"]["peak_memory_bytes"]["median"]
+    assert found["full, 2 ranks, weak"]["exchanged_bytes_per_second"]["median"] > 0
+    assert "exchanged_bytes_per_step" not in found["full, 2 independent"]
     weak, alone, independent = (found[name]["repeats"][0] for name in ("2 ranks, weak", "1 process", "2 independent"))
     assert weak["num_features"] == 2 * alone["num_features"]
     assert weak["num_tokens"] == independent["num_tokens"], "not the same features"

@@ -234,6 +234,16 @@ def test_the_fastest_trainer_is_the_rival() -> None:
     }
 
 
+def test_scaling_measures_adapters_and_full_fine_tuning() -> None:
+    planned = scaling.jobs(settings(), [1, 2])
+    cells = ["1 process", "2 independent", "2 ranks, weak", "2 ranks, strong"]
+    assert list(planned) == [*cells, *(f"full, {name}" for name in cells)]
+    for name, jobs in planned.items():
+        for job in jobs if isinstance(jobs, list) else [jobs]:
+            assert job.options["tuning"] == ("full" if name.startswith("full") else "lora"), name
+            parse([], prog="t", description="", groups=(), base={**job.options, "output_dir": "x"})
+
+
 def test_efficiency_compares_within_each_repeat() -> None:
     def rate(*values: float) -> list[dict[str, Any]]:
         return [{"features_per_second": value} for value in values]
@@ -245,6 +255,7 @@ def test_efficiency_compares_within_each_repeat() -> None:
         "2 ranks, strong": rate(14, 28),
     }
     found = scaling.efficiency(measured, 2)
+    assert scaling.efficiency({f"full, {name}": each for name, each in measured.items()}, 2, "full, ") == found
     assert found["weak_over_independent"] == spread([15 / 16, 15 / 16])
     assert found["weak_over_one_process"]["median"] == 0.75
     assert scaling.headline([found]) == {
@@ -285,7 +296,16 @@ def scaling_section() -> dict[str, Any]:
             }
         ],
         "balance": [{"world_size": 2, "dealt": 1.003, "plain": 1.05}],
-        "results": [{**trainer_section()["results"][0], "name": "2 ranks, weak", "phase_shares": {"data": 1.0}}],
+        "results": [
+            {
+                **trainer_section()["results"][0],
+                "name": "2 ranks, weak",
+                "phase_shares": {"data": 1.0},
+                "exchanged_bytes_per_step": {"median": 9e7, "min": 9e7, "max": 9e7},
+                "exchanged_bytes_per_second": {"median": 3.25e7, "min": 3e7, "max": 4e7},
+                "exchanged_bytes_per_second_alone": {"median": 5e8, "min": 5e8, "max": 5e8},
+            }
+        ],
     }
 
 
@@ -323,6 +343,7 @@ def test_the_page_shows_what_was_measured_and_says_what_was_not(tmp_path: Path) 
     assert "2.00 (1.00-3.00)" in rows["qa_dist, no dropout"]
     assert "out of memory" in rows["Trainer, tutorial"]
     assert "0.980 (0.970-0.990)" in text
+    assert "| 2 ranks, weak | 90.0 | 32.5 (30.0-40.0) | 500.0 |" in text
     assert "Not yet measured." in text, "paths and evaluation"
     for name in report.HEADLINES:
         assert f"`{name}`" in rows

@@ -66,6 +66,16 @@ class DataParallel(TorchEngine):
                 self._exchange.average()
 
     @override
+    def release(self) -> None:
+        if self._exchange is not None and not self.keeps_gradients:
+            self._exchange.release()
+
+    @property
+    @override
+    def exchanged_bytes(self) -> int:
+        return 0 if self._exchange is None else self._exchange.num_bytes
+
+    @override
     def optimizer_step(self, learning_rate: float, check: torch.Tensor | None = None) -> torch.Tensor:
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)

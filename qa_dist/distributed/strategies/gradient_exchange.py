@@ -35,7 +35,12 @@ class GradientExchange:
         # A single bucket is ready when the pass is over.
         for place, group in enumerate(self._groups if len(self._groups) > 1 else ()):
             for parameter in group:
-                parameter.register_post_accumulate_grad_hook(partial(self._note, place))
+                parameter.register_post_accumulate_grad_hook(partial(self._note, place))  # type: ignore[no-untyped-call]
+
+    @property
+    def num_bytes(self) -> int:
+        """What a rank sends of its own in a step."""
+        return sum(tensor.numel() for group in self._groups for tensor in group) * self._dtype.itemsize
 
     @contextmanager
     def backward_pass(self, *, sends: bool) -> Iterator[None]:
@@ -67,6 +72,10 @@ class GradientExchange:
             work.wait()
             bucket.receive()
         self._works.clear()
+
+    def release(self) -> None:
+        """Give the buffers back, when no parameter has a gradient any more; the next pass makes others."""
+        self._made.clear()
 
     def _note(self, place: int, _: torch.Tensor) -> None:
         """A gradient of this bucket is there, as far as this pass goes; passes of others are none of our business."""
