@@ -304,6 +304,7 @@ class TrainingConfig:
         "and faster operations in every step. auto: layers on CUDA, where rows are without padding, the run is long "
         "enough and they are found to compute the same",
         booleans=("no", "model"),
+        fixed=True,
     )
     cuda_graphs: Literal["auto", "no"] = option(
         "auto",

@@ -23,6 +23,13 @@ def group_for_evaluation(
     return group_adapters(config, ranks, model, notice)
 
 
+def wants_groups(config: RunConfig, device_type: str, strategy: str) -> bool:
+    """Whether groups are tried: where they are asked for by name, and by themselves on CUDA in data parallel."""
+    wanted = config.model.lora_implementation
+    is_usual = wanted == "auto" and device_type == "cuda" and strategy == "ddp"
+    return config.model.tuning == "lora" and (wanted == "grouped" or is_usual)
+
+
 def group_adapters(config: RunConfig, ranks: Ranks, model: SpanModel, notice: Callable[[str], object]) -> int:
     """Let the model compute its LoRA layers in groups, as `--lora_implementation` says; how many groups there are.
 
@@ -31,11 +38,8 @@ def group_adapters(config: RunConfig, ranks: Ranks, model: SpanModel, notice: Ca
     Raises:
         ConfigError: Groups were asked for by name, and there are none, or they do not compute what peft does.
     """
-    wanted, precision = config.model.lora_implementation, config.training.mixed_precision
-    is_automatic = wanted == "auto"
-    if config.model.tuning != "lora" or wanted == "peft":
-        return 0
-    if is_automatic and (ranks.device.type != "cuda" or ranks.launch_config.strategy != "ddp"):
+    is_automatic, precision = config.model.lora_implementation == "auto", config.training.mixed_precision
+    if not wants_groups(config, ranks.device.type, ranks.launch_config.strategy):
         return 0
     # It imports peft.
     from qa_dist.model.lora_check import difference_from_peft

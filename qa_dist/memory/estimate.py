@@ -133,6 +133,7 @@ def estimate(
     import torch
 
     from qa_dist.distributed.graph_choice import uses_graphs
+    from qa_dist.distributed.lora_choice import wants_groups
 
     has_cuda = torch.cuda.is_available()
     kind: DeviceKind = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
@@ -142,14 +143,17 @@ def estimate(
         # Without autocast nothing is held in another type.
         return strategy.startswith("zero") and config.training.mixed_precision != "no"
 
+    def ways(strategy: Strategy) -> tuple[bool, bool]:
+        return shards_one_type(strategy), wants_groups(config, kind, strategy)
+
     measured = {
-        one_type: _measure(config, kind, has_cuda=has_cuda, shards_one_type=one_type)
-        for one_type in set(map(shards_one_type, strategies))
+        pair: _measure(config, kind, has_cuda=has_cuda, shards_one_type=pair[0], groups_adapters=pair[1])
+        for pair in set(map(ways, strategies))
     }
     memory = num_bytes(options.device_memory) if options.device_memory else _memory_here(kind, options.num_processes)
     estimates = []
     for strategy in strategies:
-        sizes, passes, padding, notes = measured[shards_one_type(strategy)]
+        sizes, passes, padding, notes = measured[ways(strategy)]
         setup = Setup(
             strategy=strategy,
             num_processes=options.num_processes,
@@ -171,7 +175,7 @@ def estimate(
 
 
 def _measure(
-    config: RunConfig, kind: DeviceKind, *, has_cuda: bool, shards_one_type: bool
+    config: RunConfig, kind: DeviceKind, *, has_cuda: bool, shards_one_type: bool, groups_adapters: bool
 ) -> tuple[Sizes, list[TracedPass], str, tuple[str, ...]]:
     """Sizes and passes of the model as it trains, how it pads, and what the user should know about it."""
     import torch
@@ -205,6 +209,7 @@ def _measure(
             length=config.data.max_seq_length,
             device=torch.device(kind if has_cuda else "cpu"),
             precision=precision,
+            groups_adapters=groups_adapters,
         )
     return sizes, passes, model.padding, model.notes
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qa_dist.memory.by_strategy import TracedPass
-from qa_dist.model.precision import Precision, autocast
+from qa_dist.model.precision import DTYPES, Precision, autocast
 from qa_dist.model.span_model import SpanModel, head_names, span_loss, transformers_model
 
 Part = Literal["weights", "gradients", "activations", "logits", "workspace"]
@@ -116,6 +116,7 @@ def trace_passes(
     length: int,
     device: torch.device,
     precision: Precision,
+    groups_adapters: bool = False,
 ) -> list[TracedPass]:
     """What the passes of some batches make, each as the second micro-batch of a step: all gradients are there already.
 
@@ -125,11 +126,14 @@ def trace_passes(
         length: Tokens of every feature. Equal lengths are the worst case of attention that computes whole squares.
         device: Where the tensors pretend to be; torch must have been built for such devices.
         precision: Of the matrix products.
+        groups_adapters: Whether layers with adapters are computed in groups, as training does that finds them equal.
     """
     model.train()
     passes = []
     with FakeTensorMode(), StorageTracer() as tracer:
         fake_weights(model, device)
+        if groups_adapters:
+            _group(model, precision)
         for head in head_names(transformers_model(model.model)):
             module = transformers_model(model.model).get_submodule(head)
             module.register_forward_pre_hook(lambda *_: setattr(tracer, "part", "logits"))
@@ -141,6 +145,14 @@ def trace_passes(
             run_pass(model, (length,) * size, device, precision, tracer)
             passes.append(TracedPass(size * length, {part: tracer.peak.get(part, 0) for part in MADE}))
     return passes
+
+
+def _group(model: SpanModel, precision: Precision) -> None:
+    # It imports peft.
+    from qa_dist.model.lora_layers import GroupedAdapters, group_layers
+
+    if groups := group_layers(model, DTYPES.get(precision, torch.float32)):
+        GroupedAdapters(model, groups)
 
 
 def run_pass(

@@ -31,6 +31,9 @@ _SINCE: Mapping[str, Any] = {
 }
 """Options that checkpoints of earlier versions do not name, and what those versions did."""
 
+_UNTOLD = ("torch_compile",)
+"""Options that checkpoints of earlier versions do not name, and which their runs may have had with any value."""
+
 
 def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks: Ranks) -> dict[str, Any]:
     """JSON values by name, to be compared by `differences`; all ranks must ask, before the model is sharded.
@@ -48,7 +51,8 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
-    saved = {**{name: value for name, value in _SINCE.items() if name in wanted}, **saved}
+    untold = {name: wanted[name] for name in _UNTOLD if name in wanted}
+    saved = {**{name: value for name, value in _SINCE.items() if name in wanted}, **untold, **saved}
 
     def shown(identity: Mapping[str, Any], name: str) -> str:
         return f"{identity[name]!s:.40}" if name in identity else "absent"

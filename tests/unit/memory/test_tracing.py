@@ -12,6 +12,9 @@ from qa_dist.features.rows import Row
 from qa_dist.memory.by_strategy import TracedPass
 from qa_dist.memory.tracing import MADE, StorageTracer, run_pass, trace_passes
 from qa_dist.model.building import build_meta_model, build_model
+from qa_dist.model.casts import spare_casts
+from qa_dist.model.lora_layers import GroupedAdapters, GroupedLora, group_layers
+from qa_dist.model.precision import DTYPES
 from qa_dist.model.span_model import SpanModel
 from tests.tiny import MODEL_TYPES, tiny_model
 
@@ -130,6 +133,19 @@ def test_so_it_does_over_quantised_weights(tmp_path: Path, kind: Literal["8bit",
     pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
     traced, real = both(ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)), quantization=kind))
     assert peaks(traced) == pytest.approx(peaks(real), rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_so_it_does_with_lora_layers_in_groups(tmp_path: Path, precision: Precision) -> None:
+    options = {"lora_target_modules": ("all-linear",), "lora_implementation": "grouped"}
+    config = ModelConfig(model_name_or_path=str(tiny_model("bert", tmp_path)), **options)  # type: ignore[arg-type]
+    made = build_meta_model(config, max_seq_length=LENGTH), build_model(config, seed=1, max_seq_length=LENGTH)[0]
+    for model in made:
+        spare_casts(model, config, precision, CPU, shards_one_type=False)
+    traced = trace_passes(made[0], SIZES, length=LENGTH, device=CPU, precision=precision, groups_adapters=True)
+    GroupedAdapters(made[1], group_layers(made[1], DTYPES.get(precision, torch.float32)))
+    assert peaks(traced) == pytest.approx(peaks(real_passes(made[1], precision)), rel=0.01)
+    assert any(isinstance(part, GroupedLora) for part in made[0].modules())
 
 
 def traced(folder: Path, sizes: tuple[int, ...], *, checkpointing: bool = False, **options: Any) -> list[TracedPass]:
