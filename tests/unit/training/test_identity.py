@@ -113,8 +113,7 @@ def test_rules_of_scores_are_fixed_and_those_of_earlier_checkpoints_were_squads(
 
 def test_another_compiler_s_choice_is_another_run_and_earlier_checkpoints_do_not_tell() -> None:
     layers, none = (
-        identity(RunConfig(training=TrainingConfig(torch_compile=wanted)), model())  # type: ignore[arg-type]
-        for wanted in ("layers", "no")
+        identity(RunConfig(training=TrainingConfig(torch_compile=wanted)), model()) for wanted in ("layers", "no")
     )
     assert differences(layers, none) == ["torch_compile is no here and layers there"]
     earlier = {name: value for name, value in layers.items() if name != "torch_compile"}
@@ -123,7 +122,7 @@ def test_another_compiler_s_choice_is_another_run_and_earlier_checkpoints_do_not
 
 def test_the_type_of_the_stream_is_part_of_it_and_was_float32_before_there_was_a_choice() -> None:
     wide, narrow = (
-        identity(RunConfig(training=TrainingConfig(mixed_precision="bf16", residual_dtype=dtype)), model())  # type: ignore[arg-type]
+        identity(RunConfig(training=TrainingConfig(mixed_precision="bf16", residual_dtype=dtype)), model())
         for dtype in ("float32", "bf16")
     )
     earlier = {name: value for name, value in wide.items() if name != "residual_dtype"}
