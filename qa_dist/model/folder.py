@@ -11,7 +11,17 @@ from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.config.parsing import read_recipe
 from qa_dist.model.calibration import read_calibration
-from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG, check_adapter, load_tokenizer, resolve_model_path
+from qa_dist.model.pretrained import (
+    ADAPTER_CONFIG,
+    MODEL_CONFIG,
+    check_adapter,
+    is_download,
+    load_tokenizer,
+    resolve_model_path,
+)
+
+_PLACES = ("cache_dir", "store_dir")
+"""Options that say where files are written."""
 
 
 def adapter_problems(adapter: str | None) -> Iterable[str]:
@@ -56,7 +66,8 @@ def as_tuned(config: RunConfig, folder: str) -> RunConfig:
 def _options(adapter: str) -> dict[str, Any]:
     config, foreign, plain = (os.path.join(adapter, name) for name in ("config.yaml", ADAPTER_CONFIG, MODEL_CONFIG))
     if os.path.isfile(config):
-        return read_recipe(config)
+        of_run = read_recipe(config)
+        return {name: value for name, value in of_run.items() if name not in _PLACES or not is_download(adapter)}
     if not os.path.isfile(foreign):
         return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
     base = check_adapter(adapter).get("base_model_name_or_path")

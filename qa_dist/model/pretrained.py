@@ -61,6 +61,12 @@ def resolve_model_path(name: str) -> str:
     return name
 
 
+def is_download(folder: str) -> bool:
+    """Whether a folder is one that the hub's library keeps in a cache: what is in it was written elsewhere."""
+    above = Path(folder).parent
+    return above.name == "snapshots" and above.parent.name.startswith("models--")
+
+
 def _package_folder(name: str) -> str:
     package, _, folder = name.removeprefix(_PACKAGE_PREFIX).partition("/")
     if not package.isidentifier() or ".." in Path(folder).parts:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from qa_dist import evaluate
 from qa_dist.answering.exported import is_exported
+from qa_dist.answering.opening import configuration_of
 from qa_dist.answering.reader import Reader
 from qa_dist.common.errors import UserError
 from qa_dist.model.folder import model_sha256
@@ -85,12 +87,20 @@ def test_an_adapter_answers_by_its_hub_id_and_then_without_the_hub(
 def test_an_adapter_is_evaluated_by_its_hub_id(
     server: Hub, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Whoever wrote the options does not say where files go on this machine.
+    config, theirs = adapter / "config.yaml", tmp_path / "theirs"
+    options = yaml.safe_load(config.read_text(encoding="utf-8")) | {"store_dir": str(theirs), "cache_dir": str(theirs)}
+    config.write_text(yaml.safe_dump(options), encoding="utf-8")
     put(server, "me/x", adapter)
     metrics = json.loads((adapter / "metrics.json").read_text(encoding="utf-8"))
     reset_accelerate()
-    assert evaluate.main(["--adapter", "me/x", "--results_dir", str(tmp_path / "results")]) == 0
+    words = ["--adapter", "me/x", "--store_dir", str(tmp_path / "store"), "--results_dir", str(tmp_path / "results")]
+    assert evaluate.main(words) == 0
+    assert not theirs.exists()
     assert json.loads(capsys.readouterr().out) == metrics
     assert (tmp_path / "results" / "predictions.json").read_bytes() == (adapter / "predictions.json").read_bytes()
+    assert configuration_of(local_copy("me/x"), {}).data.store_dir is None
+    assert configuration_of(str(adapter), {}).data.store_dir == str(theirs)
     told = refusal(evaluate.main, ["--adapter", "me/y"], capsys)
     assert "the model me/y cannot be loaded" in told
 
