@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 LIBRARIES = (
     "torch.distributed.run accelerate.commands.accelerate_cli accelerate.commands.launch transformers.trainer "
     "transformers.models.bert.modeling_bert transformers.models.bert.tokenization_bert peft datasets safetensors.torch "
-    "deepspeed bitsandbytes evaluate fastapi uvicorn torch.utils.tensorboard"
+    "deepspeed bitsandbytes evaluate fastapi uvicorn"
 ).split()
 
 BY_THE_SYSTEM = tuple("GLIBC_ GOMP_ KMP_ LANG LC_ LD_ MALLOC_ MKL_ OMP_ OPENBLAS_ PYTHON TQDM_".split())
@@ -48,6 +48,14 @@ FLAGS = {"-B", "-u"}
 """Options of the interpreter that a forked process honours."""
 
 
+def is_there(name: str) -> bool:
+    """Whether a package is installed, and has this module in this version."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def preload() -> set[str]:
     """Import the libraries; the names of the variables that they read meanwhile."""
     read = set()
@@ -60,7 +68,7 @@ def preload() -> set[str]:
 
     kind.__getitem__ = noted  # type: ignore[method-assign]
     for name in LIBRARIES:
-        if find_spec(name.partition(".")[0]) is not None:
+        if is_there(name):
             importlib.import_module(name)
     kind.__getitem__ = real  # type: ignore[method-assign]
     return read
