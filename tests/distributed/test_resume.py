@@ -160,7 +160,7 @@ def test_killed_in_every_sub_step_of_a_save(runs: Runs, tmp_path: Path, num_proc
         names = [name for name in os.listdir(copy / "checkpoints") if not name.startswith(".")]
         assert set(names) <= {f"step-{step:08d}" for step in (5, 10, 15)}
         assert newest_checkpoint(copy / "checkpoints", pytest.fail) is not None
-        if number % (len(left) // 6) == 0 or IS_THOROUGH:
+        if number % (len(left) // 4) == 0 or IS_THOROUGH:
             # All of them are proven resumable above and in the unit tests; some go on to the end.
             assert runs.resume(copy, num_processes=num_processes).wait() == [0] * num_processes
             assert_same_run(copy, runs.whole(num_processes))
@@ -176,6 +176,8 @@ def test_any_number_of_ranks_and_any_token_budget_goes_on(runs: Runs, tmp_path: 
     fault = Fault("step", 23, signal=signal.SIGUSR1)
     assert runs.start(seed, *exact, num_processes=saved_by, fault=fault).wait() == [85] * saved_by
     for resumed_by, budget in ((1, "192"), (2, "64"), (3, "256")):
+        if resumed_by == saved_by and not IS_THOROUGH:
+            continue
         output = tmp_path / f"run-{resumed_by}"
         shutil.copytree(seed, output)
         shutil.copy(seed.with_suffix(".features.jsonl"), output.with_suffix(".features.jsonl"))
