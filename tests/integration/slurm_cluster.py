@@ -38,7 +38,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1,sched_interval=2
-KillWait=10
+KillWait=30
 SlurmdTimeout=12
 ReturnToService=2
 GresTypes=gpu
