@@ -17,6 +17,7 @@ from qa_dist.data.sources import available_splits, open_source
 from qa_dist.distributed.agreement import require_agreement
 from qa_dist.distributed.launch_config import Strategy
 from qa_dist.distributed.ranks import Ranks
+from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport
@@ -107,9 +108,11 @@ def _made(
                 notice=notice,
             )
         with _collecting(problems):
-            # Whether the data is there, even where the tokenizer is not that it is read with.
+            # Whether the data is there, even where model or tokenizer is not that it is read for.
             for split in available_splits(config.data):
                 open_source(config.data, split)
+        with _collecting(problems):
+            load_tokenizer(config.model)
     with _collecting(problems):
         data = load_data(config, ranks)
     with _collecting(problems):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from qa_dist.common.errors import DataError
 from qa_dist.data.checking import validate
 from qa_dist.data.formats import parse
+from qa_dist.data.placing import is_of_word
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.data.rows import read_rows
 from qa_dist.evaluation.answers import decode
@@ -203,6 +204,8 @@ def built(draw: st.DrawFn) -> tuple[str, Example, list[Feature], Any, int]:
     whole["with_blanks"] = whole["offset_mapping"]
     if not TokenizerSpec.of(tokenizer).has_exact_offsets:
         whole["offset_mapping"] = without_blanks(context, whole["offset_mapping"])
+    for name_of_offsets in ("offset_mapping", "with_blanks"):
+        whole[name_of_offsets] = with_accents(context, whole[name_of_offsets])
     offsets = [pair for pair in whole["offset_mapping"] if pair[0] < pair[1]]
     answers: tuple[Answer, ...] = ()
     if offsets and draw(st.booleans()):
@@ -218,6 +221,20 @@ def built(draw: st.DrawFn) -> tuple[str, Example, list[Feature], Any, int]:
     assert stats.num_features == len(features) >= 1
     assert all(len(feature.input_ids) <= spec.max_seq_length for feature in features)
     return name, example, features, whole, stride
+
+
+def with_accents(context: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Offsets in which accents that are characters of their own belong to the token of their letter, if to no other."""
+    covered = {place for start, end in offsets for place in range(start, end)}
+    mended, ends = list(offsets), set()
+    for token in reversed(range(len(offsets))):
+        start, end = offsets[token]
+        if start < end and end not in ends and is_of_word(context[end - 1]):
+            ends.add(end)
+            while end < len(context) and end not in covered and unicodedata.category(context[end])[0] == "M":
+                end += 1
+            mended[token] = start, end
+    return mended
 
 
 def context_of(feature: Feature) -> list[tuple[int, tuple[int, int]]]:
