@@ -455,14 +455,16 @@ def test_an_article_that_stands_alone_under_data() -> None:
 
 @pytest.mark.parametrize("write", [lines, paragraphs, squad])
 def test_where_no_answers_are_known_the_keys_are_listed(write: Callable[[Rows], str]) -> None:
-    content = write([row()]).replace('"answers"', '"anwsers"')
+    content = write([row()]).replace('"answers"', '"answers_of_mine"')
     for for_training in (True, False):
         _, report = read("a.jsonl", content, for_training=for_training)
         (note,) = (note for note in report.notes if "among the keys" in note)
-        assert {"id", "question", "anwsers"} <= {*note.removeprefix("no answers are among the keys ").split(", ")}
+        assert {"id", "question", "answers_of_mine"} <= {
+            *note.removeprefix("no answers are among the keys ").split(", ")
+        }
         assert report.num_without_references == (0 if for_training else 1)
     # Not where it is said that there are none.
-    impossible = content.replace('"anwsers"', '"is_impossible": true, "anwsers"')
+    impossible = content.replace('"answers_of_mine"', '"is_impossible": true, "answers_of_mine"')
     assert not any("keys" in note for note in read("a.jsonl", impossible)[1].notes)
 
 
