@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.launching import ROOT, run
 from tests.support import forked_python
-from tests.tiny import tiny_squad
+from tests.tiny import tiny_config, tiny_squad
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -57,6 +57,7 @@ SHORTENED = {
     "make quickstart": 'ARGS="--max_train_steps 2 --max_train_samples 40 --max_eval_samples 20"',
     # Ten minutes and 6 GiB, of which only the command line is looked at.
     "python -m qa_dist.bench memory ": "--help",
+    "torchrun --nproc_per_node 2 -m qa_dist.train --model_config tiny ": "--max_train_steps 3",
     # Minutes; tests/integration/test_bench_gpu.py runs all of it.
     "python -m qa_dist.bench gpu --output_dir ": "--rehearse --only machine",
     "python -m qa_dist.bench gpu --output_dir outputs/gpu --only ": "--rehearse --only attention",
@@ -84,6 +85,7 @@ class Workplace:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name, seed in (("train.json", 1), ("dev.json", 2)):
             tiny_squad(folder / name, 16, seed=seed, longest=40)
+        tiny_config("bert", 30_522).save_pretrained(folder / "tiny")
         # What `bench all` would have written.
         (folder / "outputs" / "bench").mkdir(parents=True)
         shutil.copy(ROOT / "docs" / "benchmarks" / "cpu-2-cores.json", folder / "outputs" / "bench" / "bench.json")
