@@ -43,7 +43,7 @@ AS_THEY_COME = set(
     "TQDM_MININTERVAL _".split()
 )
 """Of scripts, or what a library asks for when it needs it, or copies with all others; so it is with these:"""
-OF_OTHERS = ("PYTEST_", "QA_DIST_")
+OF_OTHERS = ("MAKE", "MFLAGS", "PYTEST_", "QA_DIST_")
 FLAGS = {"-B", "-u"}
 """Options of the interpreter that a forked process honours."""
 
@@ -63,7 +63,8 @@ def preload() -> set[str]:
     real = kind.__getitem__
 
     def noted(self: Any, name: str) -> str:
-        read.add(name)
+        # Bytes, where a library asks `os.environb`.
+        read.add(os.fsdecode(name))
         return real(self, name)
 
     kind.__getitem__ = noted  # type: ignore[method-assign]
