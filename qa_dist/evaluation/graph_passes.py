@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from qa_dist.common.libraries import reason
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.graph_choice import graph_problem, wants_graphs
 from qa_dist.distributed.ranks import Ranks
@@ -23,7 +22,8 @@ from qa_dist.features.buckets import Bucket, BucketBatch, BucketInputs
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.table import FeatureTable
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.machine.cuda_graphs import CudaRecorder, Graph, Recorder
+from qa_dist.machine.cuda_graphs import CudaRecorder, Recorder
+from qa_dist.machine.kept_graphs import KeptGraphs, Recorded, recording_problem
 from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.span_model import SpanModel, span_loss
 
@@ -36,18 +36,14 @@ _Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(slots=True, eq=False)
-class _Recorded:
-    """The graph of a bucket, and the tensors that it reads and writes.
+class _Recorded(Recorded):
+    """A forward pass and its losses, for a bucket.
 
     Attributes:
-        graph: forward pass and losses.
-        numbers: as those of a `BucketBatch`.
         outputs: what it computes.
         weights: where the weights were that it reads.
     """
 
-    graph: Graph
-    numbers: torch.Tensor
     outputs: _Outputs
     weights: Sequence[int]
 
@@ -75,10 +71,7 @@ class EvaluationGraphs:
         """
         self._model, self._ranks, self._recorder, self._notice = model, ranks, recorder, notice
         self._max_tokens = max_tokens
-        self._graphs: dict[Bucket, _Recorded] = {}
-        self._seen: set[Bucket] = set()
-        self._problem: str | None = None
-        self._num_replayed, self._num_launched = 0, 0
+        self._graphs: KeptGraphs[Bucket, _Recorded] = KeptGraphs()
 
     def run(self, features: FeatureTable, batch: FeatureBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Start and end logits, both float32 [T], and losses, float64 [B], of a batch of at least one feature.
@@ -101,42 +94,27 @@ class EvaluationGraphs:
 
     def release(self) -> None:
         """Give back the memory that is kept from one pass to the next."""
-        for recorded in self._graphs.values():
-            recorded.graph.reset()
-        self._graphs.clear()
-        self._seen.clear()
+        self._graphs.release()
 
     def describe(self) -> dict[str, Any]:
         """What was used, for run.json; {} if nothing was evaluated."""
-        counts = {"replayed": self._num_replayed, "launched": self._num_launched, "graphs": len(self._graphs)}
-        if self._problem is not None:
-            return {**counts, "problem": self._problem}
-        return counts if self._num_launched else {}
+        return self._graphs.describe() if self._graphs.num_launched or self._graphs.problem is not None else {}
 
     def give_up(self, problem: str) -> None:
         """Go on without graphs, because of a problem; ranks need not agree, as results are the same."""
-        self.release()
-        self._problem = problem
+        self._graphs.give_up(problem)
         self._notice(f"CUDA graphs are not used in evaluation from here on: {problem}")
 
     def _outputs(self, batch: BucketBatch) -> _Outputs:
-        recorded = self._graphs.pop(batch.bucket, None)
-        if recorded is not None and recorded.weights != self._addresses():
-            recorded.graph.reset()
-            recorded = None  # somebody moved the weights
+        # No graph is good any more if somebody moved the weights.
+        recorded = self._graphs.replay(
+            batch.bucket, batch.numbers, is_good=lambda each: each.weights == self._addresses()
+        )
         if recorded is not None:
-            self._graphs[batch.bucket] = recorded
-            recorded.numbers.copy_(batch.numbers)
-            recorded.graph.replay()
-            self._num_replayed += 1
             # The next replay writes there, before these are used.
             start, end, losses_S = (output.clone() for output in recorded.outputs)
             return start, end, losses_S
-        self._num_launched += 1
-        if self._problem is None and batch.bucket in self._seen:
-            return self._launch_and_record(batch)
-        self._seen.add(batch.bucket)
-        return self._launch(batch)
+        return self._launch_and_record(batch) if self._graphs.is_due(batch.bucket) else self._launch(batch)
 
     def _launch(self, batch: BucketBatch) -> _Outputs:
         """A pass operation by operation."""
@@ -166,7 +144,7 @@ class EvaluationGraphs:
         if waits:
             self.give_up(f"the device is waited for in a pass ({waits[0]})")
         # What is no number equals nothing; another batch will do.
-        elif self._problem is None and all(bool(output.isfinite().all()) for output in wanted):
+        elif self._graphs.problem is None and all(bool(output.isfinite().all()) for output in wanted):
             with self._problems_given_up():
                 self._record(batch, wanted)
         return wanted
@@ -177,8 +155,7 @@ class EvaluationGraphs:
         try:
             yield
         except RuntimeError as error:
-            why = "there is no memory for them" if is_out_of_memory(error) else reason(error)
-            self.give_up(f"one cannot be recorded ({why})")
+            self.give_up(recording_problem(error))
         finally:
             # Nothing is dropped here; but what follows a failed recording draws from where it was.
             self._recorder.set_dropout_state(state)
@@ -200,10 +177,8 @@ class EvaluationGraphs:
         if not all(map(torch.equal, found, wanted)):
             furthest = max(float((ours - theirs).abs().max()) for ours, theirs in zip(found, wanted, strict=True))
             self.give_up(f"a replay differs by up to {furthest:.2g} from what it replays, and must be the same")
-        elif len(self._graphs) > MOST_GRAPHS:
-            oldest = next(iter(self._graphs))
-            self._graphs.pop(oldest).graph.reset()
-            self._seen.discard(oldest)
+        else:
+            self._graphs.shrink(MOST_GRAPHS)
 
     def _addresses(self) -> list[int]:
         return [weight.data_ptr() for weight in self._model.parameters()]

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 
-from qa_dist.common.libraries import reason
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.buckets import Bucket, BucketBatch, BucketInputs
-from qa_dist.machine.cuda_graphs import Graph, Recorder
-from qa_dist.machine.usage import is_out_of_memory
+from qa_dist.machine.cuda_graphs import Recorder
+from qa_dist.machine.kept_graphs import KeptGraphs, Recorded, recording_problem
 from qa_dist.model.span_model import span_loss
 from qa_dist.training.distances import norm, relative_distance
 from qa_dist.training.passes import Passes
@@ -40,18 +39,14 @@ on an H100); another mask of dropout changes them by more than 0.1.
 
 
 @dataclass(slots=True, eq=False)
-class _Recorded:
-    """The graph of a bucket, and the tensors that it reads and writes.
+class _Recorded(Recorded):
+    """A forward pass, its losses and its backward pass, for a bucket.
 
     Attributes:
-        graph: forward pass, losses and backward pass.
-        numbers: as those of a `BucketBatch`.
         losses_S: float32 [S].
         gradients: those of the trained parameters; None for one that gets none.
     """
 
-    graph: Graph
-    numbers: torch.Tensor
     losses_S: torch.Tensor
     gradients: list[torch.Tensor | None]
 
@@ -66,10 +61,8 @@ class GraphPasses(Passes):
     ) -> None:
         self._ranks, self._engine, self._recorder, self._notice = ranks, engine, recorder, notice
         self._parameters = [parameter for _, parameter in model.trainable()]
-        self._graphs: dict[Bucket, _Recorded] = {}
-        self._seen: set[Bucket] = set()
-        self._problem: str | None = None
-        self._num_replayed, self._num_launched, self._is_training = 0, 0, False
+        self._graphs: KeptGraphs[Bucket, _Recorded] = KeptGraphs()
+        self._is_training = False
         # A graph adds to gradients where they were when it was recorded.
         engine.keeps_gradients = True
 
@@ -80,33 +73,23 @@ class GraphPasses(Passes):
     def run(self, micro_batch: MicroBatch, *, last: bool) -> torch.Tensor:
         batch = micro_batch.batch
         assert isinstance(batch, BucketBatch)
-        recorded = self._graphs.pop(batch.bucket, None)
-        if recorded is not None and any(map(is_not, recorded.gradients, self._gradients())):
-            recorded.graph.reset()
-            recorded = None  # somebody dropped the gradients that it adds to
+        # No graph is good any more if somebody dropped the gradients that it adds to.
+        recorded = self._graphs.replay(
+            batch.bucket, batch.numbers, is_good=lambda each: not any(map(is_not, each.gradients, self._gradients()))
+        )
         if recorded is not None:
-            self._graphs[batch.bucket] = recorded
-            recorded.numbers.copy_(batch.numbers)
-            recorded.graph.replay()
-            self._num_replayed += 1
-            return recorded.losses_S[: batch.num_features]
-        self._num_launched += 1
-        if self._problem is None and batch.bucket in self._seen:
+            losses_S = recorded.losses_S
+        elif self._graphs.is_due(batch.bucket):
             losses_S = self._launch_and_record(batch)
         else:
-            self._seen.add(batch.bucket)
             losses_S = self._launch(batch)
         return losses_S[: batch.num_features]
 
     def release(self) -> None:
-        for recorded in self._graphs.values():
-            recorded.graph.reset()
-        self._graphs.clear()
-        self._seen.clear()
+        self._graphs.release()
 
     def describe(self) -> dict[str, Any]:
-        counts = {"replayed": self._num_replayed, "launched": self._num_launched, "graphs": len(self._graphs)}
-        return counts if self._problem is None else {**counts, "problem": self._problem}
+        return self._graphs.describe()
 
     def _launch(self, batch: BucketBatch) -> torch.Tensor:
         """Losses [S] of a pass operation by operation."""
@@ -114,7 +97,7 @@ class GraphPasses(Passes):
         if not self._is_training:
             self._engine.module.train()
             self._is_training = True
-        if self._num_launched == 1:
+        if self._graphs.num_launched == 1:
             self._let_go(inputs)
         with self._recorder.beside():
             return self._compute(inputs)
@@ -147,8 +130,7 @@ class GraphPasses(Passes):
             try:
                 self._record(batch, losses_S, wanted, begin)
             except RuntimeError as error:
-                why = "there is no memory for them" if is_out_of_memory(error) else reason(error)
-                self.give_up(f"one cannot be recorded ({why})")
+                self.give_up(recording_problem(error))
             self._recorder.set_dropout_state(end)
         # As if nothing but the launched pass had been.
         for now, before, new in zip(self._gradients(), earlier, wanted, strict=True):
@@ -174,10 +156,8 @@ class GraphPasses(Passes):
         if not all(distance <= limit for distance in distances):
             share = f"{distances[0]:.2g} of the losses and {distances[1]:.2g} of the gradient"
             self.give_up(f"a replay differs by {share} from what it replays, and rounding explains {limit:.2g}")
-        elif len(self._graphs) > MOST_GRAPHS:
-            oldest = next(iter(self._graphs))
-            self._graphs.pop(oldest).graph.reset()
-            self._seen.discard(oldest)
+        else:
+            self._graphs.shrink(MOST_GRAPHS)
 
     def _let_go(self, inputs: BucketInputs) -> None:
         """Make the model forget the pass before.
@@ -193,8 +173,7 @@ class GraphPasses(Passes):
 
     def give_up(self, problem: str) -> None:
         """Go on without graphs, because of a problem; ranks need not agree: they exchange nothing in a pass."""
-        self.release()
-        self._problem = problem
+        self._graphs.give_up(problem)
         self._notice(f"CUDA graphs are not used from here on: {problem}")
 
     def _gradients(self) -> list[torch.Tensor | None]:

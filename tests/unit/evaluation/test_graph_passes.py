@@ -187,7 +187,7 @@ def test_a_pass_without_memory_is_tried_again_without_the_graphs(scene: Scene, m
     # The first batch has to be launched again, beside the graphs of the others.
     first = scene.buckets()[0]
     scene.graphs._graphs.pop(first).graph.reset()
-    scene.graphs._seen.discard(first)
+    scene.graphs._graphs.seen.discard(first)
     monkeypatch.setattr(scene.model, "forward", failing(scene.model.forward, 1))
     assert same(scene.run(scene.graphs), wanted)
     assert scene.recorder.resets == scene.recorder.records

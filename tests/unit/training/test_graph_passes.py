@@ -238,7 +238,7 @@ def test_out_of_memory_in_a_step_lets_graphs_go_and_they_come_back(
     assert kept
     forward, calls = GraphPasses._launch, iter(range(100))
     made.passes._graphs.popitem()[1].graph.reset()  # type: ignore[attr-defined]
-    monkeypatch.setattr(made.passes, "_seen", set())
+    monkeypatch.setattr(made.passes._graphs, "seen", set())
 
     def short(self: GraphPasses, batch: Any) -> torch.Tensor:
         if next(calls) == 0:
