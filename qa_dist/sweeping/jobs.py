@@ -17,12 +17,11 @@ from pathlib import Path
 
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.files import write_json
-from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.shipped import find_shipped
 from qa_dist.config.parsing import parse
 from qa_dist.sweeping.plan import PROG, Trial
-from qa_dist.sweeping.record import is_at, note_failure, read_record
-from qa_dist.sweeping.running import Task
+from qa_dist.sweeping.record import is_at, note_failure, read_record, read_versioned
+from qa_dist.sweeping.running import NextTask, Task
 
 TASK = "task.json"
 """The file in a trial's folder that says what its job has to do."""
@@ -53,12 +52,12 @@ def read_task(path: Path) -> Task:
     Raises:
         UserError: The file cannot be read, or is none of them.
     """
-    try:
-        task = read_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ParseError) as error:
-        raise UserError(f"{path} cannot be read ({error}); start the sweep again, which writes it anew") from error
-    if not isinstance(task, dict) or task.get("format") != _FORMAT:
-        raise UserError(f"{path} is no task of this version of qa-dist sweep; start the sweep again")
+    task = read_versioned(
+        path,
+        _FORMAT,
+        if_damaged="start the sweep again, which writes it anew",
+        if_other="is no task of this version of qa-dist sweep; start the sweep again",
+    )
     config, _ = parse([], prog=PROG, description="", base=task["config"], base_name=str(path))
     return Trial(task["method"], task["seed"], task["options"], config), task["pause_after"]
 
@@ -110,14 +109,7 @@ class SlurmJobs:
         self._jobs: dict[str, _Job] = {}
         self._is_one_stopped = False
 
-    def run(
-        self,
-        tasks: Sequence[Task],
-        *,
-        is_over: Callable[[], bool],
-        ended: Callable[[Trial], object],
-        more: Callable[[], Task | None] = lambda: None,
-    ) -> bool:
+    def run(self, next_task: NextTask, *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
         """Run tasks in their order, so many at once; whether none is left over (see `Runner`).
 
         A job that ends without having brought its trial where it was to go has failed; one that was stopped, and is not
@@ -126,14 +118,13 @@ class SlurmJobs:
         Raises:
             UserError: Slurm takes no job, or does not answer.
         """
-        waiting = list(tasks)
         self._is_one_stopped = False
         queue = self._queue()
         while True:
             if is_over():
                 self._stop(ended)
                 return False
-            while len(self._jobs) < self._most and (task := waiting.pop(0) if waiting else more()):
+            while len(self._jobs) < self._most and (task := next_task()):
                 name = job_name(task[0])
                 self._jobs[name] = _Job(*task, queue[name] if name in queue else self._submit(name, task))
             if not self._jobs:

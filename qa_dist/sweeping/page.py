@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qa_dist.common.errors import UserError
-from qa_dist.common.parsers import ParseError, read_json
-from qa_dist.sweeping.record import FORMAT
+from qa_dist.sweeping.record import FORMAT, read_versioned
 from qa_dist.sweeping.table import markdown
 
 NOTHING = "No results yet: `docs/results/` holds no file that `qa-dist sweep` wrote.\n"
@@ -23,12 +21,12 @@ def results_page(folder: Path) -> str:
 
 
 def _section(path: Path) -> str:
-    try:
-        sweep = read_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ParseError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the file of results again") from error
-    if not isinstance(sweep, dict) or sweep.get("format") != FORMAT:
-        raise UserError(f"{path} is no file of results of this version of qa-dist sweep; remove it")
+    sweep = read_versioned(
+        path,
+        FORMAT,
+        if_damaged="copy the file of results again",
+        if_other="is no file of results of this version of qa-dist sweep; remove it",
+    )
     title = path.stem.replace("_", " ").capitalize()
     return "\n".join([f"### {title}", "", *_facts(sweep), "", markdown(sweep)])
 

@@ -1,6 +1,7 @@
 """What is kept of a trial, in its folder, and of a sweep: plain JSON."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,27 @@ _APART = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "disab
 """Options of a run that say nothing about its result."""
 
 
+def read_versioned(path: Path, version: int, *, if_damaged: str, if_other: str) -> dict[str, Any]:
+    """The object in a JSON file, whose `format` is of this version.
+
+    Args:
+        path: The file.
+        version: Its format.
+        if_damaged: What to do where it cannot be read.
+        if_other: What a file of another kind or version is, and what to do with it.
+
+    Raises:
+        UserError: It cannot be read, or is of another format.
+    """
+    try:
+        found = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ParseError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {if_damaged}") from error
+    if not isinstance(found, dict) or found.get("format") != version:
+        raise UserError(f"{path} {if_other}")
+    return found
+
+
 def read_record(trial: Trial) -> Record | None:
     """What the folder of a trial says; None if it says nothing.
 
@@ -31,14 +53,14 @@ def read_record(trial: Trial) -> Record | None:
         UserError: The file is damaged, or of a run with other options.
     """
     path = trial.folder / FILE
-    try:
-        record = read_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, UnicodeDecodeError, ParseError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove the folder to run the trial again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} is not of this version; choose another --output_dir")
+    record = read_versioned(
+        path,
+        FORMAT,
+        if_damaged="remove the folder to run the trial again",
+        if_other="is not of this version; choose another --output_dir",
+    )
     wanted = json.loads(json.dumps(compared(trial)))
     if record.get("config") != wanted:
         earlier = record.get("config") or {}

@@ -3,7 +3,8 @@
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,26 +16,26 @@ from qa_dist.sweeping.record import Record, is_at, read_record, score_at, withou
 Task = tuple[Trial, int | None]
 """A trial, and after how many steps it pauses (None: it goes to its end)."""
 
+NextTask = Callable[[], Task | None]
+"""Gives the next task whenever there is room for one; None if there is none now."""
+
 
 class Runner(Protocol):
     """What runs tasks: `Workers`, or `SlurmJobs`."""
 
-    def run(
-        self,
-        tasks: Sequence[Task],
-        *,
-        is_over: Callable[[], bool],
-        ended: Callable[[Trial], object],
-        more: Callable[[], Task | None] = lambda: None,
-    ) -> bool:
-        """Run tasks in their order, as many at once as this can; whether none is left over.
+    def run(self, next_task: NextTask, *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
+        """Run tasks in their order, as many at once as this can, until there is no next one; whether none is left over.
 
         Args:
-            tasks: What is to be done.
+            next_task: Gives them.
             is_over: Whether nothing more may be started, and what runs is to stop.
             ended: Called when a trial has paused, ended, failed or stopped, and its record is written.
-            more: Called when there is room and all of `tasks` has been started: another task, if there is one now.
         """
+
+
+def in_order(tasks: Iterable[Task]) -> NextTask:
+    """Gives these tasks, one after the other."""
+    return partial(next, iter(tasks), None)
 
 
 class Ledger:
@@ -113,7 +114,7 @@ def run_sweep(
     for step in (*plan.rungs, None):
         trials = [trial for trial in plan.trials if trial.method in methods]
         tasks: list[Task] = [(trial, step) for trial in trials if not is_at(ledger.records[trial.name], step)]
-        if tasks and not runner.run(tasks, is_over=is_over, ended=ledger.ended):
+        if tasks and not runner.run(in_order(tasks), is_over=is_over, ended=ledger.ended):
             return False
         if step is not None:
             scores = {

@@ -51,7 +51,7 @@ def run_search(
         UserError: A folder, or the study, is of another sweep.
     """
     search = _Search(plan, Ledger(plan, results, notice))
-    is_done = runner.run((), is_over=is_over, ended=search.ended, more=search.next_task)
+    is_done = runner.run(search.next_task, is_over=is_over, ended=search.ended)
     search.ledger.note()
     return is_done
 

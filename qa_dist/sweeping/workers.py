@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -20,7 +20,7 @@ from qa_dist.machine.cuda_environment import prepare_cuda
 from qa_dist.machine.usage import num_cores
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import note_failure, read_record
-from qa_dist.sweeping.running import Task
+from qa_dist.sweeping.running import NextTask, Task
 
 Body = Callable[[Trial, int | None, Callable[[], signal.Signals | None]], bool]
 """What a worker does with a task; it is told by which signal it was asked to stop, if it was. Returns whether the
@@ -72,21 +72,15 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._stop(lambda trial: None)
 
-    def run(
-        self,
-        tasks: Sequence[Task],
-        *,
-        is_over: Callable[[], bool],
-        ended: Callable[[Trial], object],
-        more: Callable[[], Task | None] = lambda: None,
-    ) -> bool:
+    def run(self, next_task: NextTask, *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
         """Run tasks in their order, as many at once as there are workers; whether none is left over (see `Runner`)."""
-        waiting = list(tasks)
+        # A task that a worker of another kind made way for.
+        waiting: list[Task] = []
         while True:
             if is_over():
                 self._stop(ended)
                 return False
-            self._start(waiting, more)
+            self._start(waiting, next_task)
             if not any(worker.task for worker in self._workers):
                 return True
             handles = [handle for each in self._workers for handle in (each.pipe, each.process.sentinel)]
@@ -94,11 +88,11 @@ class Workers:
             for worker in list(self._workers):
                 self._collect(worker, ended)
 
-    def _start(self, waiting: list[Task], more: Callable[[], Task | None]) -> None:
+    def _start(self, waiting: list[Task], next_task: NextTask) -> None:
         """Give each idle worker its next task, and start workers as long as there is something for them."""
 
         def is_one_waiting() -> bool:
-            if not waiting and (task := more()) is not None:
+            if not waiting and (task := next_task()) is not None:
                 waiting.append(task)
             return bool(waiting)
 

@@ -1,11 +1,11 @@
 """Runs the tasks of a sweep in the test's own process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from accelerate.state import AcceleratorState
 
 from qa_dist.sweeping.plan import Trial
-from qa_dist.sweeping.running import Task
+from qa_dist.sweeping.running import NextTask
 from qa_dist.sweeping.trials import run_trial
 
 
@@ -27,16 +27,8 @@ class Inline:
         self.body = body
         self.done: list[tuple[str, int | None]] = []
 
-    def run(
-        self,
-        tasks: Sequence[Task],
-        *,
-        is_over: Callable[[], bool],
-        ended: Callable[[Trial], object],
-        more: Callable[[], Task | None] = lambda: None,
-    ) -> bool:
-        waiting = list(tasks)
-        while task := waiting.pop(0) if waiting else more():
+    def run(self, next_task: NextTask, *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
+        while task := next_task():
             if len(self.done) == self.most:
                 return False
             self.body(*task)

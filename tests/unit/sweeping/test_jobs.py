@@ -16,7 +16,7 @@ from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.jobs import SlurmJobs, job_name, read_task
 from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
-from qa_dist.sweeping.running import run_sweep
+from qa_dist.sweeping.running import in_order, run_sweep
 from tests.tiny import tiny_inputs
 from tests.unit.sweeping.inline import forget_ranks
 
@@ -95,7 +95,7 @@ def run(slurm: Slurm, trials: Sequence[Trial], most: int = 2, **more: Any) -> tu
     ended: list[str] = []
     is_over = more.pop("is_over", lambda ended: False)
     jobs = SlurmJobs(most, more.pop("options", ()), call=slurm, poll_seconds=0)
-    tasks = [(each, None) for each in trials]
+    tasks = in_order((each, None) for each in trials)
     is_done = jobs.run(tasks, is_over=lambda: is_over(ended), ended=lambda each: ended.append(each.method), **more)
     return is_done, ended
 
@@ -149,7 +149,7 @@ def test_a_killed_sweep_waits_for_the_jobs_that_are_still_there(tmp_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        jobs.run([(trials[1], None), (trials[0], None)], is_over=lambda: False, ended=kill)
+        jobs.run(in_order([(trials[1], None), (trials[0], None)]), is_over=lambda: False, ended=kill)
     assert [words[3] for words in slurm.submitted] == [job_name(trials[1]), job_name(trials[0])]
     # The one that waits is not submitted again.
     looks = []

@@ -201,10 +201,10 @@ class Three:
     def __init__(self) -> None:
         self.done: list[tuple[str, int | None]] = []
 
-    def run(self, tasks: Any, *, is_over: Any, ended: Any, more: Any) -> bool:
+    def run(self, next_task: Any, *, is_over: Any, ended: Any) -> bool:
         running: list[Any] = []
         while True:
-            while len(running) < 3 and (task := more()):
+            while len(running) < 3 and (task := next_task()):
                 running.append(task)
             if not running:
                 return True

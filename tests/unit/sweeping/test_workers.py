@@ -13,6 +13,7 @@ import pytest
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import new_record, read_record, write_record
+from qa_dist.sweeping.running import in_order
 from qa_dist.sweeping.workers import LOG, Workers
 
 
@@ -38,7 +39,7 @@ def test_every_task_is_done_once_and_a_process_that_dies_is_one_failed_trial(tmp
     ended: list[str] = []
     with Workers(1, body) as workers:
         assert workers.run(
-            [(each, 5) for each in trials], is_over=lambda: False, ended=lambda each: ended.append(each.method)
+            in_order((each, 5) for each in trials), is_over=lambda: False, ended=lambda each: ended.append(each.method)
         )
     assert ended == ["a", "dies", "b", "c", "breaks", "d"]
     records = [read_record(each) or {} for each in trials]
@@ -61,7 +62,7 @@ def test_all_hear_that_the_time_is_over(tmp_path: Path) -> None:
 
     with Workers(2, body) as workers:
         tasks = [(each, None) for each in trials]
-        assert not workers.run(tasks, is_over=is_over, ended=lambda each: ended.append(each.method))
+        assert not workers.run(in_order(tasks), is_over=is_over, ended=lambda each: ended.append(each.method))
     assert sorted(ended) == ["quick", "waits", "waits too"]
     assert [(read_record(each) or {"status": None})["status"] for each in trials] == [
         "done",
@@ -74,11 +75,12 @@ def test_all_hear_that_the_time_is_over(tmp_path: Path) -> None:
 START = """
 import sys
 from pathlib import Path
+from qa_dist.sweeping.running import in_order
 from qa_dist.sweeping.workers import Workers
 from tests.unit.sweeping.test_workers import body, trial
 with Workers(1, body) as workers:
     each = trial(Path(sys.argv[1]), "waits")
-    workers.run([(each, None)], is_over=lambda: False, ended=lambda each: None)
+    workers.run(in_order([(each, None)]), is_over=lambda: False, ended=lambda each: None)
 """
 
 
