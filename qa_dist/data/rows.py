@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from qa_dist.data.values import are_floats, is_nothing, snake_case
+from qa_dist.data.values import are_floats, is_nothing, spelled
 
 Row = Mapping[str, Any]
 
@@ -147,17 +147,17 @@ class Columns(NamedTuple):
 @lru_cache(maxsize=256)
 def _columns(names: tuple[str, ...]) -> Columns:
     """The columns among these names."""
-    spelled = {snake_case(name): name for name in reversed(names)} | {name: name for name in names}
+    known = spelled(names)
 
     def first(wanted: Sequence[str]) -> str | None:
-        return next((spelled[name] for name in wanted if name in spelled), None)
+        return next((known[name] for name in wanted if name in known), None)
 
     context = first(CONTEXTS)
     return Columns(
         id=first(IDS),
         context=context,
         question=first(_QUESTIONS),
-        answers=first([name for name in _ANSWERS if spelled.get(name) != context]),
+        answers=first([name for name in _ANSWERS if known.get(name) != context]),
         start=first(_STARTS),
         title=first(("title",)),
         is_impossible=first(("is_impossible",)),

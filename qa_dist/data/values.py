@@ -5,7 +5,7 @@ Each function gives the value that is meant, None where nothing is said, and a V
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -202,6 +202,12 @@ def are_floats(cells: Sequence[Any]) -> bool:
 def snake_case(name: str) -> str:
     """A name in small letters, with underscores between its words: `Answer Start` and `answerStart` are the same."""
     return re.sub(r"[\s-]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())).lower()
+
+
+def spelled(names: Iterable[str]) -> dict[str, str]:
+    """The names themselves by their usual spelling; of several that come to the same, the exact one, else the first."""
+    there = [*names]
+    return {snake_case(str(name)): name for name in reversed(there)} | {name: name for name in there}
 
 
 def is_nothing(value: Any) -> bool:

@@ -14,7 +14,7 @@ from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_bytes, read_json_file
 from qa_dist.data.formats import load
 from qa_dist.data.layouts import rows_by_column, split_rows
-from qa_dist.data.values import are_floats, read_name, snake_case
+from qa_dist.data.values import are_floats, read_name, spelled
 from qa_dist.evaluation.scoring import counted
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def _of_rows(rows: Any, path: Path) -> Predictions:
 
 
 def _named(names: Mapping[str, Any], wanted: tuple[str, ...]) -> str | None:
-    spelled = {snake_case(str(name)): name for name in names} | {name: name for name in names}
-    return next((spelled[name] for name in wanted if name in spelled), None)
+    known = spelled(names)
+    return next((known[name] for name in wanted if name in known), None)
 
 
 def load_null_odds(path: str | Path) -> dict[str, float]:

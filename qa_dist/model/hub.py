@@ -16,7 +16,7 @@ from qa_dist.model.pretrained import (
     MODEL_INDEX,
     MODEL_WEIGHTS,
     SHARDS,
-    loading_error,
+    download,
     resolve_model_path,
 )
 
@@ -60,23 +60,13 @@ def local_copy(name: str, cache_dir: str | None = None) -> str:
     if os.path.isdir(path):
         return name if name.startswith("package:") and not _marks(path) else path
     # Of a model that others made no file is asked for: without a network that would be an error where it is not there.
-    marks = _marks(_snapshot(name, _MARKS, cache_dir))
-    if not marks:
-        return name
-    wanted = _ADAPTER if ADAPTER_CONFIG in marks else _GRAPHS if _EXPORTED in marks else _WHOLE
-    return _snapshot(name, wanted, cache_dir)
+    with logs_held_back("huggingface_hub"):
+        marks = _marks(download(name, _MARKS, cache_dir=cache_dir))
+        if not marks:
+            return name
+        wanted = _ADAPTER if ADAPTER_CONFIG in marks else _GRAPHS if _EXPORTED in marks else _WHOLE
+        return download(name, wanted, cache_dir=cache_dir)
 
 
 def _marks(folder: str) -> list[str]:
     return [name for name in _MARKS if os.path.isfile(os.path.join(folder, name))]
-
-
-def _snapshot(name: str, wanted: tuple[str, ...], cache_dir: str | None) -> str:
-    """The folder in the cache, in which the wanted files are as far as they are on the hub."""
-    import huggingface_hub
-
-    try:
-        with logs_held_back("huggingface_hub"):
-            return str(huggingface_hub.snapshot_download(name, cache_dir=cache_dir, allow_patterns=list(wanted)))
-    except Exception as error:  # the library raises a dozen unrelated types
-        raise loading_error("model", name, error) from error

@@ -9,7 +9,7 @@ an index that names such files, and for an adapter that lies in the folder of a 
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ def weights_folder(name: str, model: ModelConfig) -> str:
     """
     path = resolve_model_path(name)
     if not os.path.isdir(path):
-        path = _downloaded(path, model)
+        wanted = [MODEL_CONFIG, ADAPTER_CONFIG, MODEL_WEIGHTS, MODEL_INDEX, SHARDS]
+        path = download(path, wanted, cache_dir=model.cache_dir, revision=model.model_revision)
     folder = Path(path)
     refuse_adapter(path, name)
     if (folder / MODEL_WEIGHTS).is_file():
@@ -136,15 +137,22 @@ def refuse_adapter(path: str, name: str) -> None:
         )
 
 
-def _downloaded(name: str, model: ModelConfig) -> str:
-    """The folder in the cache with a hub model's configuration and safetensors; nothing else is downloaded."""
+def download(name: str, wanted: Sequence[str], *, cache_dir: str | None, revision: str | None = None) -> str:
+    """The folder in the cache in which a hub model's wanted files are, as far as it has them; nothing else is loaded.
+
+    Args:
+        name: The hub id.
+        wanted: Names of files, or patterns of them.
+        cache_dir: Where downloads are kept; None: where the hub's library keeps them.
+        revision: A branch, tag or commit; None: the newest.
+
+    Raises:
+        UserError: There is no such model, or no way to it.
+    """
     from huggingface_hub import snapshot_download
 
-    wanted = [MODEL_CONFIG, ADAPTER_CONFIG, MODEL_WEIGHTS, MODEL_INDEX, SHARDS]
     try:
-        return str(
-            snapshot_download(name, revision=model.model_revision, cache_dir=model.cache_dir, allow_patterns=wanted)
-        )
+        return str(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(wanted)))
     except Exception as error:  # the library raises a dozen unrelated types
         raise loading_error("model", name, error) from error
 
