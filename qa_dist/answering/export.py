@@ -172,6 +172,7 @@ def export(
 
     plain = fold(model).eval()
     pad_token_id = plain.config.pad_token_id or 0
+    num_heads = getattr(plain.config, "num_attention_heads", None)
     write_graph(plain, inputs, pad_token_id, folder / ONNX_FILES["float32"])
     plain.config.architectures = [type(plain).__name__]
     plain.config.save_pretrained(folder)
@@ -199,7 +200,9 @@ def export(
         calibration.write(folder)
     report: dict[str, Any] = {"float32": _compared(compared, expected, folder)}
     if quantize:
-        write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"])
+        exact = OnnxBackend(folder, precision="float32")
+        batches = [exact.inputs(compared.table, indices) for indices in _batches(compared.table)]
+        write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"], num_heads, batches)
         report["int8"] = _quantization_report(questions, folder)
     described = dataclasses.replace(described, provenance={**described.provenance, "compared": report})
     described.write(folder)

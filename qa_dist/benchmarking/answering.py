@@ -3,9 +3,9 @@
 Answers the same questions of a SQuAD file with the same model in processes of their own, in turns: `reader`
 (`qa_dist.Reader`), `registered` (the pipeline of `qa_dist.register_pipeline`), `loop` (a plain loop over questions)
 and, where the Python of an environment with them is named, `pipeline` (of transformers 4) and `haystack` (its
-TransformersExtractiveReader); `exported` is `qa_dist.Reader` on what `qa-dist export` wrote. Loading and a first few
-questions are not timed. Prints medians of questions per second and of processor time per question, peak memory, EM and
-F1, and in how many questions an answer is another one than that of `reader`.
+TransformersExtractiveReader); `exported_float32` and `exported_int8` are `qa_dist.Reader` on what `qa-dist export`
+wrote. Loading and a first few questions are not timed. Prints medians of questions per second and of processor time per
+question, peak memory, EM and F1, and in how many questions an answer is another one than that of `reader`.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from qa_dist.answering.exported import ONNX_FILES
 from qa_dist.benchmarking import neighbours
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.libraries import shortened
@@ -106,7 +107,10 @@ def _measured(options: AnsweringConfig, questions: Path, threads: str) -> dict[s
     if options.haystack_python:
         sides["haystack"] = (options.haystack_python, "haystack", model)
     if options.exported:
-        sides["exported"] = (sys.executable, OURS, options.exported)
+        for precision, file in ONNX_FILES.items():
+            if (Path(options.exported) / file).is_file():
+                name = f"exported_{precision}"
+                sides[name] = (sys.executable, name, options.exported)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number in range(1, options.repeats + 1):
         for name, (python, side, folder) in sides.items():

@@ -26,10 +26,22 @@ Ask = Callable[[Questions], list[str]]
 
 def reader(model: str) -> Ask:
     """`qa_dist.Reader`."""
+    return _reader(model)
+
+
+def exported_float32(model: str) -> Ask:
+    """`qa_dist.Reader` on what `qa-dist export` wrote, in float32."""
+    return _reader(model, quantized=False)
+
+
+def exported_int8(model: str) -> Ask:
+    """The same with weights of 8 bits."""
+    return _reader(model, quantized=True)
+
+
+def _reader(model: str, *, quantized: bool | None = None) -> Ask:
     import qa_dist
 
-    # An exported model would take all cores; torch has read the variable by itself.
-    is_exported = (Path(model) / "onnx").is_dir()
     opened = qa_dist.Reader(
         model,
         device="cpu",
@@ -37,7 +49,9 @@ def reader(model: str) -> Ask:
         max_seq_length=WINDOW,
         doc_stride=STRIDE,
         allow_no_answer=False,
-        num_threads=int(os.environ["OMP_NUM_THREADS"]) if is_exported else None,
+        quantized=quantized,
+        # An exported model would take all cores; torch has read the variable by itself.
+        num_threads=None if quantized is None else int(os.environ["OMP_NUM_THREADS"]),
     )
     return lambda questions: [answer.text for _, answer in opened.answer_many(questions)]  # type: ignore[union-attr]
 
@@ -153,14 +167,16 @@ SIDES: Mapping[str, Callable[[str], Ask]] = {
     "pipeline": pipeline,
     "haystack": haystack,
     "loop": loop,
+    "exported_float32": exported_float32,
+    "exported_int8": exported_int8,
 }
 _PACKAGES = ("torch", "transformers", "haystack-ai", "transformers-haystack", "onnxruntime")
 
 
 def main(side: str, model: str, questions_file: str, threads: str) -> None:
     """Answer, and print."""
-    if side != "reader":
-        # The reader of an exported model needs none.
+    if side not in ("reader", "exported_float32", "exported_int8"):
+        # A reader has its threads from the environment, and that of an exported model needs no torch.
         import torch
 
         torch.set_num_threads(int(threads))

@@ -150,6 +150,18 @@ def test_what_eight_bits_cost_is_said(
     assert report["int8"]["f1_cost"] == report["int8"]["float32"]["f1"] - report["int8"]["int8"]["f1"]
 
 
+def test_attention_in_eight_bits_is_one_operation(bert: tuple[Path, ModelConfig, dict[str, Any]]) -> None:
+    import onnx
+
+    operations = {
+        name: [node.op_type for node in onnx.load(bert[0] / "exported" / "onnx" / f"{name}.onnx").graph.node]
+        for name in ("model", "model_quantized")
+    }
+    for name, fused in (("model", 0), ("model_quantized", 1)):
+        found = operations[name]
+        assert (found.count("MultiHeadAttention"), found.count("Softmax")) == (fused, 1 - fused)
+
+
 def test_the_head_keeps_its_precision(bert: tuple[Path, ModelConfig, dict[str, Any]]) -> None:
     import onnx
 
@@ -258,7 +270,7 @@ def test_threads_are_as_many_as_the_launcher_says(
     for name, value in environment.items():
         monkeypatch.setenv(name, value + more)
     monkeypatch.setattr(
-        "onnxruntime.InferenceSession", lambda path, options, providers: seen.append(options.intra_op_num_threads)
+        "onnxruntime.InferenceSession", lambda path, options, **others: seen.append(options.intra_op_num_threads)
     )
     OnnxBackend(bert[0] / "exported", num_threads=given)
     # What is no number asks for nothing.

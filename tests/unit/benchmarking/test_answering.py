@@ -30,6 +30,8 @@ def test_what_is_printed(
         calls.append(tuple(words[3:5]))
         assert options["env"]["OMP_NUM_THREADS"] == "1"
         side, *rest = words[3:]
+        if side.startswith("exported"):
+            return SimpleNamespace(returncode=0, stdout=printed["reader"], stderr="")
         if side == "haystack":
             answers = [*json.loads(printed["reader"])["answers"]]
             result = {**json.loads(printed["reader"]), "answers": ["nothing", *answers[1:]]}
@@ -45,10 +47,17 @@ def test_what_is_printed(
     monkeypatch.setattr(answering, "subprocess", SimpleNamespace(run=in_this_process))
     # Tests run beside others, and once is enough.
     monkeypatch.setattr(answering.neighbours, "undisturbed_result", lambda measure: measure())
+    exported = tmp_path / "exported"
+    (exported / "onnx").mkdir(parents=True)
+    for name in ("model.onnx", "model_quantized.onnx"):
+        (exported / "onnx" / name).touch()
     words = ["answering", "--model", str(model), "--validation_file", str(squad), "--num_questions", "6"]
-    assert bench.main([*words, "--repeats", "1", "--haystack_python", "/bin/sh"]) == 0
+    words += ["--repeats", "1", "--haystack_python", "/bin/sh", "--exported", str(exported)]
+    assert bench.main(words) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert [side for side, _ in calls] == ["reader", "registered", "loop", "haystack"]
+    ours = [("reader", str(model)), ("registered", str(model)), ("loop", str(model))]
+    others = [(name, str(exported)) for name in ("exported_float32", "exported_int8")]
+    assert calls == [*ours, ("haystack", str(model)), *others]
     assert figures["num_questions"] == 6
     sides = figures["threads"]["1"]
     # The best sum of logits of all windows in both; a pipeline multiplies probabilities of each window.
@@ -61,6 +70,18 @@ def test_what_is_printed(
         assert sides[name]["processor_ms_per_question"] == pytest.approx(1000 * seconds / 6)
         assert seconds > 0
     assert sides["reader"]["versions"]["torch"]
+
+
+def test_an_exported_model_is_read_in_its_precision_and_by_so_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool | None, int | None]] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(
+        "qa_dist.Reader",
+        lambda model, *, quantized, num_threads, **options: seen.append((quantized, num_threads)),
+    )
+    for side in ("reader", "exported_float32", "exported_int8"):
+        answering_sides.SIDES[side]("anything")
+    assert seen == [(None, None), (False, 2), (True, 2)]
 
 
 @pytest.mark.parametrize(
