@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,16 @@ def versions() -> dict[str, str | None]:
 
 def installed(packages: Iterable[str]) -> dict[str, str | None]:
     """The version of each of these packages; None where one is not installed."""
-    by_name: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            by_name[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            by_name[name] = None
-    return by_name
+    return {name: _version(name) for name in packages}
+
+
+@cache
+def _version(package: str) -> str | None:
+    """Reading it takes milliseconds, and what a process has imported stays the same."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def hardware() -> dict[str, Any]:

@@ -47,8 +47,11 @@ def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
     They are drawn from torch's default generator of the device, which is seeded.
     """
     number = int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+    # The generator of this device alone: `torch.manual_seed` goes through those of all kinds of devices, and for those
+    # that have not been used yet notes the call and its stack, which takes milliseconds, and memory that stays.
     if device.type == "cuda":
-        # The generator of this device alone: `torch.manual_seed` goes through those of all kinds of devices.
         torch.cuda.manual_seed(number)
+    elif device.type == "cpu":
+        torch.default_generator.manual_seed(number)
     else:
         torch.manual_seed(number)

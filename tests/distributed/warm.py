@@ -6,14 +6,21 @@ A model is built and saved, without a backward pass: torch's threads for those d
 import gc
 import tempfile
 import threading
+from functools import cache
 from pathlib import Path
 
+import jinja2
 from tqdm import tqdm
 
 from qa_dist.config.options import ModelConfig
+from qa_dist.machine.environment import versions
 from qa_dist.model.building import build_model
 from qa_dist.model.saved import save_trained
 from tests.tiny import tiny_model, tiny_tokenizer
+
+# The template of a model's card, which each save would compile anew.
+jinja2.Environment.compile = cache(jinja2.Environment.compile)  # type: ignore[method-assign]
+versions()
 
 # No thread that watches bars: it would not outlive a fork either.
 interval, tqdm.monitor_interval = tqdm.monitor_interval, 0
