@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qa_dist.config.options import EvaluationConfig
-from qa_dist.features.windows import FeatureColumns, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureColumns
 
 if TYPE_CHECKING:
     from qa_dist.evaluation.candidates import CandidateTable

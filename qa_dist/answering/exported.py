@@ -18,7 +18,7 @@ from typing import Any, Literal
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import write_json
 from qa_dist.common.parsers import ParseError, read_json
-from qa_dist.features.windows import TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
 
 DESCRIPTION = "reader.json"
 FORMAT_VERSION = 1

@@ -153,7 +153,7 @@ def _is_run(name: str) -> bool:
 
 def _opened_in_torch(name: str, config: RunConfig, device_name: str | None, mixed_precision: str | None) -> OpenModel:
     from qa_dist.answering.torch_backend import TorchBackend, chosen_device
-    from qa_dist.features.windows import TokenizerSpec
+    from qa_dist.features.tokenizer import TokenizerSpec
     from qa_dist.model.residual_stream import set_residual_dtype
     from qa_dist.model.saved import load_trained
 

@@ -33,7 +33,8 @@ from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.table import FeatureTable, Int32
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec
 from qa_dist.model.building import longest_feature
 from qa_dist.model.families import family_of
 from qa_dist.model.hub import local_copy

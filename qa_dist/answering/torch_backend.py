@@ -14,7 +14,8 @@ from qa_dist.evaluation.passes import candidates, logits_of
 from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.table import FeatureTable
 from qa_dist.features.token_budget import EVALUATION_TOKENS
-from qa_dist.features.windows import FeatureColumns, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureColumns
 from qa_dist.model.precision import Precision, autocast
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import check_vocabulary

@@ -36,7 +36,8 @@ from qa_dist.features.store import (
     digest,
 )
 from qa_dist.features.table import Int32
-from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats
 from qa_dist.features.workers import build_columns
 
 _logger = logging.getLogger(__name__)

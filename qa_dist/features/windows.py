@@ -12,34 +12,22 @@ its offsets, but put it in for the first token of every further window; here it 
 they put before a text that begins without one is placed before the first character, and not behind it. What else is
 wrong with the offsets of a tokenizer is mended (`offsets`).
 
-Text that spells a special token ("</s>" in a paragraph about HTML) is text, as with `split_special_tokens`: only the
-template says where a text begins and ends. RoBERTa would not even count the position of a `<pad>`. Masks, and tokens
-that somebody added for use in text, stay whole; so does what a SentencePiece vocabulary itself has as a word.
-
 Neither torch nor transformers is imported, so that a process that tokenises starts in a fraction of a second.
 
 Shapes: N features, L tokens of a feature, C context tokens of a feature, T tokens of all features.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.features.offsets import cover_words, exact_offsets, leave_blanks_out, without_trimming
-
-Int32 = npt.NDArray[np.int32]
-Int8 = npt.NDArray[np.int8]
-
-_NOT_IN_TEXT = ("bos_token", "cls_token", "eos_token", "pad_token", "sep_token", "unk_token")
+from qa_dist.features.offsets import exact_offsets
+from qa_dist.features.tokenizer import Int8, Int32, TokenizerSpec, template_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,75 +71,6 @@ class FeatureSpec:
                 ]
             )
         return self.max_question_length
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerSpec:
-    """What features depend on in a tokenizer, as plain values that can travel to another process.
-
-    Attributes:
-        backend: JSON of the `tokenizers.Tokenizer`, without the truncation and padding it may have been saved with.
-            Added tokens are `special` in it if text that spells them is text.
-        padding_side: "left" puts the context before the question.
-        cls_token_id: the token that stands for "no answer".
-        bos_token_id: stands for it where there is no CLS.
-        has_token_types: whether the model reads token types; if not, they are all zero.
-        has_exact_offsets: whether tokens come with the characters of words and no others; if not, they are mended.
-    """
-
-    backend: str
-    padding_side: str
-    cls_token_id: int | None
-    bos_token_id: int | None
-    has_token_types: bool
-    has_exact_offsets: bool = True
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> "TokenizerSpec":
-        """The spec of a tokenizer from transformers.
-
-        Raises:
-            ConfigError: It is a slow one, which cannot tell which characters a token came from.
-        """
-        name = type(tokenizer).__name__
-        if not getattr(tokenizer, "is_fast", False):
-            raise ConfigError(
-                [
-                    f"{name} of {tokenizer.name_or_path} is a slow tokenizer and does not keep character offsets; "
-                    "pass --tokenizer_name with a fast one (a folder with a tokenizer.json)"
-                ]
-            )
-        try:
-            backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        except Exception as error:  # the library raises bare Exception where a part is written in Python
-            problem = f"{name} of {tokenizer.name_or_path} cannot be written as JSON ({error})"
-            raise ConfigError([f"{problem}; pass another --tokenizer_name"]) from error
-        backend.no_truncation()
-        backend.no_padding()
-        description = json.loads(backend.to_str())
-        not_in_text = {str(tokenizer.special_tokens_map.get(kind)) for kind in _NOT_IN_TEXT}
-        for token in description["added_tokens"]:
-            token["special"] = token["content"] in not_in_text
-        covers_words = cover_words(backend)
-        if not covers_words:
-            # The blanks that it takes off tokens may be none of the text's.
-            description["post_processor"] = without_trimming(description["post_processor"])
-        return cls(
-            backend=json.dumps(description, ensure_ascii=False),
-            padding_side=tokenizer.padding_side,
-            cls_token_id=tokenizer.cls_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            has_token_types="token_type_ids" in tokenizer.model_input_names,
-            has_exact_offsets=covers_words and leave_blanks_out(backend),
-        )
-
-    def sha256(self) -> str:
-        """Hex digest over everything that features depend on."""
-        values = list(dataclasses.astuple(self))
-        # Exact offsets are what they were before others were mended: stores of then are those of now.
-        if self.has_exact_offsets:
-            del values[-1]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,23 +161,6 @@ class FeatureColumns:
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-class _Piece(NamedTuple):
-    """Special tokens between two texts: ids int32 [n] and token types int8 [n]."""
-
-    ids: Int32
-    types: Int8
-
-
-class _Template(NamedTuple):
-    """How a tokenizer joins two texts: before FIRST between SECOND after."""
-
-    before: _Piece
-    first_type: int
-    between: _Piece
-    second_type: int
-    after: _Piece
-
-
 class FeatureBuilder:
     """Makes the features of examples with one tokenizer and one set of lengths.
 
@@ -281,7 +183,7 @@ class FeatureBuilder:
         self._doc_stride = spec.doc_stride
         self._question_first = tokenizer.padding_side != "left"
         self._has_exact_offsets = tokenizer.has_exact_offsets
-        self._template = _template_of(self._backend, tokenizer.has_token_types)
+        self._template = template_of(self._backend, tokenizer.has_token_types)
         self._null_token_ids = [
             token_id for token_id in (tokenizer.cls_token_id, tokenizer.bos_token_id) if token_id is not None
         ]
@@ -420,34 +322,3 @@ def answer_tokens(context_offsets: Int32, answer: Answer) -> tuple[int, int] | N
     # A token without characters, such as a blank of a byte-level tokenizer, lies inside an answer but is no end of it.
     shared = np.flatnonzero((starts < answer.end_char) & (ends > answer.start_char) & (starts < ends))
     return (int(shared[0]), int(shared[-1])) if len(shared) else None
-
-
-def _template_of(backend: tokenizers.Tokenizer, has_token_types: bool) -> _Template:
-    """How the tokenizer joins a pair of texts, read off a pair that it joined.
-
-    Raises:
-        ConfigError: It does not put all tokens of one text before all tokens of the other.
-    """
-    for text in ("a", "the", "1", *sorted(backend.get_vocab())):
-        if backend.encode(text, add_special_tokens=False).ids:
-            break
-    encoding = backend.encode(text, text)
-    ids = np.array(encoding.ids, np.int32)
-    types = np.array(encoding.type_ids if has_token_types else [0] * len(ids), np.int8)
-    # Sequence numbers: 0 and 1 are the texts, None (here -1) is a special token.
-    sequences = np.array([-1 if number is None else number for number in encoding.sequence_ids])
-    first, second = np.flatnonzero(sequences == 0), np.flatnonzero(sequences == 1)
-    contiguous = all(len(part) and part[-1] - part[0] == len(part) - 1 for part in (first, second))
-    if not contiguous or first[-1] > second[0]:
-        raise ConfigError(["the tokenizer does not join pairs of texts one after the other; pass another one"])
-
-    def piece(start: int, end: int) -> _Piece:
-        return _Piece(ids[start:end], types[start:end])
-
-    return _Template(
-        before=piece(0, first[0]),
-        first_type=int(types[first[0]]),
-        between=piece(first[-1] + 1, second[0]),
-        second_type=int(types[second[0]]),
-        after=piece(second[-1] + 1, len(ids)),
-    )

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qa_dist.data.records import Example
-from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats
 from qa_dist.machine.usage import num_cores
 
 _CHUNK_EXAMPLES = 512

@@ -252,7 +252,8 @@ class Windows:
         if not any((system.run / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             return None, f"no slices by windows: {system.path} holds no tokenizer"
         from qa_dist.config.options import ModelConfig
-        from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
+        from qa_dist.features.tokenizer import TokenizerSpec
+        from qa_dist.features.windows import FeatureBuilder, FeatureSpec
         from qa_dist.model.pretrained import load_tokenizer
 
         try:

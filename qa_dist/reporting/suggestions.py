@@ -17,7 +17,8 @@ from qa_dist.evaluation.ceiling import Question, Reach, Window, reach_of, summed
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.features.building import may_lack_answers
 from qa_dist.features.store import FeatureStore
-from qa_dist.features.windows import FeatureBuilder, FeatureSpec, Int32, TokenizerSpec, window_starts
+from qa_dist.features.tokenizer import Int32, TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec, window_starts
 from qa_dist.reporting.columns import aligned, bright
 
 Int64 = npt.NDArray[np.int64]

@@ -11,7 +11,8 @@ from qa_dist.analyze import main
 from qa_dist.config.options import RunConfig
 from qa_dist.evaluation.score_files import load_null_odds, load_references
 from qa_dist.evaluation.scoring import score_v2
-from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec
 from qa_dist.reporting.mistakes import KINDS
 from qa_dist.reporting.questions import read_questions
 from qa_dist.reporting.systems import BESIDE_RESULTS

@@ -12,7 +12,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from qa_dist import merge
 from qa_dist.config.options import ModelConfig
-from qa_dist.features.windows import TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.model import merging
 from qa_dist.model.folder import base_options, load_tokenizer_of
 from qa_dist.model.saved import load_trained

@@ -32,7 +32,8 @@ from qa_dist.evaluation.score_files import load_predictions
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.evaluation.top_spans import top_spans
 from qa_dist.features.building import prepare_store
-from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import byte_tokenizer, map_of, run_config, without_blanks
 from tests.unit.evaluation.test_scoring import plain_exact, plain_f1, plain_percent, plain_v2

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.features.offsets import mended, ordered
-from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec
 from tests.tiny import tiny_tokenizer
 
 WORDS = (

@@ -19,7 +19,8 @@ from qa_dist.config.options import RunConfig
 from qa_dist.evaluation.normalization import SQUAD
 from qa_dist.features import building
 from qa_dist.features.store import FeatureStore
-from qa_dist.features.windows import FeatureBuilder, FeatureSpec, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureSpec
 from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (

@@ -6,9 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.features.windows import (
-    TokenizerSpec,
-)
+from qa_dist.features.tokenizer import TokenizerSpec
 from tests.tiny import tiny_tokenizer
 
 

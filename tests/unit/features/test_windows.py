@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 from qa_dist.common.errors import ConfigError
 from qa_dist.data.placing import is_of_word
 from qa_dist.data.records import Answer, Example, Feature
-from qa_dist.features.windows import (
-    FeatureBuilder,
-    FeatureColumns,
-    FeatureSpec,
-    FeatureStats,
-    TokenizerSpec,
-    answer_tokens,
-)
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats, answer_tokens
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import byte_tokenizer, tiny_examples, without_blanks
 

@@ -13,7 +13,8 @@ import pytest
 
 from qa_dist.data.records import Example
 from qa_dist.features import workers
-from qa_dist.features.windows import FeatureColumns, FeatureSpec, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureColumns, FeatureSpec
 from qa_dist.features.workers import build_columns
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import tiny_examples
