@@ -22,6 +22,32 @@ WORDS = (
 ).split()
 MAX_POSITIONS = 160
 
+_ENDS = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16, "classifier_dropout_prob": 0.0},
+    "big_bird": {"block_size": 16},
+    "convbert": {"embedding_size": 32},
+    "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "electra": {"embedding_size": 16},
+    "longformer": {"attention_window": 16, **_ENDS},
+    "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+    # MPNet's code takes 1 for the padding, whatever the configuration says.
+    "mpnet": {"pad_token_id": 1},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16, "classifier_dropout_prob": 0.0},
+    "roberta": {"type_vocab_size": 1},
+    "roformer": {"embedding_size": 32},
+    "ultrabert": {"num_key_value_heads": 2, "head_dim": 16, "attention_dropout": 0.0, **_ENDS},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    **{name: {"type_vocab_size": 1} for name in ("camembert", "xlm-roberta")},
+}
+"""What is added to the usual configuration of an architecture, or differs from it."""
+
 
 def tiny_tokenizer(*, padding_side: str = "right", uncased: bool = True, words: tuple[str, ...] = ()) -> Any:
     """A WordPiece tokenizer as BERT's: whole words above and given, all else by letters of Latin; emoji are unknown."""
@@ -47,13 +73,12 @@ def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    ends = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
     xlm = {
         **{"emb_dim": 32, "n_layers": num_layers, "n_heads": 2, "n_words": vocab_size, "dropout": 0.0},
         **{"attention_dropout": 0.0, "max_position_embeddings": MAX_POSITIONS, "pad_index": 0, "unk_index": 1},
     }
     # What stands instead of the usual.
-    own: dict[str, dict[str, Any]] = {
+    instead: dict[str, dict[str, Any]] = {
         "distilbert": {
             **{"dim": 32, "n_layers": num_layers, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0},
             **{"attention_dropout": 0.0, "qa_dropout": 0.0, "max_position_embeddings": MAX_POSITIONS},
@@ -67,36 +92,12 @@ def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:
         },
         "modernbert": {
             **{name: value for name, value in usual.items() if "dropout" not in name},
-            **{"global_attn_every_n_layers": 2, "local_attention": 16, **ends},
+            **{"global_attn_every_n_layers": 2, "local_attention": 16, **_ENDS},
         },
         "xlm": xlm,
-        "xlnet": {"d_model": 32, "n_layer": num_layers, "n_head": 2, "d_inner": 64, "dropout": 0.0, **ends},
+        "xlnet": {"d_model": 32, "n_layer": num_layers, "n_head": 2, "d_inner": 64, "dropout": 0.0, **_ENDS},
     }
-    # What is added to the usual, or differs.
-    special: dict[str, dict[str, Any]] = {
-        "albert": {"embedding_size": 16, "classifier_dropout_prob": 0.0},
-        "big_bird": {"block_size": 16},
-        "convbert": {"embedding_size": 32},
-        "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
-        "deberta-v2": {
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "position_biased_input": False,
-            "type_vocab_size": 0,
-        },
-        "electra": {"embedding_size": 16},
-        "longformer": {"attention_window": 16, **ends},
-        "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
-        # MPNet's code takes 1 for the padding, whatever the configuration says.
-        "mpnet": {"pad_token_id": 1},
-        "rembert": {"input_embedding_size": 16, "output_embedding_size": 16, "classifier_dropout_prob": 0.0},
-        "roberta": {"type_vocab_size": 1},
-        "roformer": {"embedding_size": 32},
-        "ultrabert": {"num_key_value_heads": 2, "head_dim": 16, "attention_dropout": 0.0, **ends},
-        "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    }
-    special |= {name: {"type_vocab_size": 1} for name in ("camembert", "xlm-roberta")}
-    options = {**common, **own.get(model_type, usual), **special.get(model_type, {})}
+    options = {**common, **instead.get(model_type, usual), **_SPECIAL.get(model_type, {})}
     config = AutoConfig.for_model(model_type, **options)
     for name, value in config.to_dict().items():
         if "dropout" in name and type(value) in (int, float):

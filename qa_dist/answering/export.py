@@ -29,7 +29,8 @@ from qa_dist.evaluation.normalization import normalization
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.features.batching import Indices, evaluation_batches
 from qa_dist.features.table import FeatureTable
-from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec
 from qa_dist.machine.environment import installed
 from qa_dist.model.building import longest_feature
 from qa_dist.model.calibration import read_calibration
@@ -163,8 +164,7 @@ def export(
     """
     questions = Questions.of(examples, TokenizerSpec.of(tokenizer), config)
     compared = Questions.of(examples[:NUM_COMPARED], TokenizerSpec.of(tokenizer), config)
-    pads_left = tokenizer.padding_side == "left"
-    model = load_plain(config, name, tokenizer_pads_left=pads_left, padding="sorted").eval()
+    model = load_plain(config, name, tokenizer_pads_left=tokenizer.padding_side == "left", padding="sorted").eval()
     check_vocabulary(model, questions.table.largest_token_id)
     reads_types = model.takes_token_types and "token_type_ids" in tokenizer.model_input_names
     inputs = INPUTS if reads_types else INPUTS[:2]
@@ -182,32 +182,42 @@ def export(
         inputs=inputs,
         pad_token_id=pad_token_id,
         longest_feature=longest_feature(plain.config),
-        options={
-            **{key: value for key, value in config.flat().items() if key in _READER_OPTIONS},
-            "null_score_diff_threshold": config.evaluation.null_threshold,
-            "version_2_with_negative": allows_no_answer(name, config),
-        },
-        provenance={
-            "model": _public_name(called or name),
-            "model_type": plain.config.model_type,
-            "versions": installed(_PACKAGES),
-        },
+        options=_reader_options(config, name),
+        provenance=_provenance(called or name, plain.config),
     )
     del model, plain
     described.write(folder)
-    calibration = read_calibration(name)
-    if calibration is not None:
+    if calibration := read_calibration(name):
         calibration.write(folder)
     report: dict[str, Any] = {"float32": _compared(compared, expected, folder)}
     if quantize:
-        exact = OnnxBackend(folder, precision="float32")
-        batches = [exact.inputs(compared.table, indices) for indices in _batches(compared.table)]
-        write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"], num_heads, batches)
+        _quantize(compared.table, folder, num_heads)
         report["int8"] = _quantization_report(questions, folder)
     described = dataclasses.replace(described, provenance={**described.provenance, "compared": report})
     described.write(folder)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.onnx*"))}
     return {"inputs": list(inputs), "bytes": sizes, **report}
+
+
+def _quantize(table: FeatureTable, folder: Path, num_heads: int | None) -> None:
+    """Write the graph with weights of 8 bits beside that in float32, tried on the features of a table."""
+    exact = OnnxBackend(folder, precision="float32")
+    batches = [exact.inputs(table, indices) for indices in _batches(table)]
+    write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"], num_heads, batches)
+
+
+def _reader_options(config: RunConfig, name: str) -> dict[str, Any]:
+    """What a reader of the exported model of this name does as the run that trained it did."""
+    return {
+        **{key: value for key, value in config.flat().items() if key in _READER_OPTIONS},
+        "null_score_diff_threshold": config.evaluation.null_threshold,
+        "version_2_with_negative": allows_no_answer(name, config),
+    }
+
+
+def _provenance(name: str, model_config: Any) -> dict[str, Any]:
+    """Where an exported model comes from, for those who get it."""
+    return {"model": _public_name(name), "model_type": model_config.model_type, "versions": installed(_PACKAGES)}
 
 
 def _public_name(name: str) -> str:

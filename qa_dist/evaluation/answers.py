@@ -194,13 +194,7 @@ def decode(
     is_entry_EW = entry_EW >= 0
     score_EW = np.full(entry_EW.shape, -np.inf, np.float32)
     score_EW[is_entry_EW] = entries.score_A[entry_EW[is_entry_EW]]
-    is_span_EW = is_entry_EW & (entry_EW < entries.num_candidates)
-    candidate = entry_EW[is_span_EW]
-    start_char_EW = np.full(entry_EW.shape, -1, np.int32)
-    end_char_EW = np.full(entry_EW.shape, -1, np.int32)
-    start_char_EW[is_span_EW] = features.start_chars(entries.feature_C[candidate], entries.start_token_C[candidate])
-    end_char_EW[is_span_EW] = features.end_chars(entries.feature_C[candidate], entries.end_token_C[candidate])
-    _leave_blanks_out(contexts, start_char_EW, end_char_EW)
+    start_char_EW, end_char_EW = _characters(entries, entry_EW, features, contexts)
 
     chosen_E, null_odds_E = np.zeros(len(example_ids), np.int64), None
     if version_2:
@@ -370,6 +364,20 @@ def _check_windows(example_N: Int64, window_N: Int32, example_ids: Sequence[str]
             f"window {window_N[first]} of example {example_ids[example_N[first]]!r} occurs more than once; "
             "every window has to be its own feature."
         )
+
+
+def _characters(
+    entries: Entries, entry_EW: Int64, features: FeatureMap, contexts: Sequence[str]
+) -> tuple[Int32, Int32]:
+    """First character of each entry of the n-best lists, and the one behind its last, int32 [E, W]; -1 without text."""
+    is_span_EW = (entry_EW >= 0) & (entry_EW < entries.num_candidates)
+    candidate = entry_EW[is_span_EW]
+    start_char_EW = np.full(entry_EW.shape, -1, np.int32)
+    end_char_EW = np.full(entry_EW.shape, -1, np.int32)
+    start_char_EW[is_span_EW] = features.start_chars(entries.feature_C[candidate], entries.start_token_C[candidate])
+    end_char_EW[is_span_EW] = features.end_chars(entries.feature_C[candidate], entries.end_token_C[candidate])
+    _leave_blanks_out(contexts, start_char_EW, end_char_EW)
+    return start_char_EW, end_char_EW
 
 
 def _leave_blanks_out(contexts: Sequence[str], start_char_EW: Int32, end_char_EW: Int32) -> None:

@@ -83,6 +83,23 @@ def top_spans(
     )
     # No span is longer than the feature.
     start_BK, end_BK = SEARCHES[search](batch, num_candidates, min(max_answer_length, num_tokens))
+    return _table(feature_index_B, batch, start_BK, end_BK, null_B, num_candidates)
+
+
+def _table(
+    feature_index_B: Int64 | Sequence[int],
+    batch: SearchBatch,
+    start_BK: Tensor,
+    end_BK: Tensor,
+    null_B: Tensor,
+    num_candidates: int,
+) -> CandidateTable:
+    """The spans that a search found, with their logits and those of "no answer", on the host.
+
+    Raises:
+        ScoringError: a logit is NaN or +inf.
+    """
+    start_logits_BL, end_logits_BL = batch.start_logits_BL, batch.end_logits_BL
     start_NK, end_NK, start_logit_NK, end_logit_NK, null_start, null_end, is_bad = _on_host(
         _filled_up(start_BK, num_candidates, -1),
         _filled_up(end_BK, num_candidates, -1),
@@ -90,9 +107,9 @@ def top_spans(
         _filled_up(_logits_at(end_logits_BL, end_BK), num_candidates, float("-inf")),
         start_logits_BL.gather(1, null_B[:, None]),
         end_logits_BL.gather(1, null_B[:, None]),
-        _are_bad(start_logits_BL, end_logits_BL, is_token_BL)[:, None],
+        _are_bad(start_logits_BL, end_logits_BL, batch.is_token_BL)[:, None],
     )
-    require_order(int(is_bad.sum()), num_features)
+    require_order(int(is_bad.sum()), len(is_bad))
     return CandidateTable(
         feature_index_N=np.asarray(feature_index_B, dtype=np.int64),
         start_token_NK=start_NK,

@@ -6,7 +6,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.failures import failures_named
@@ -24,6 +26,7 @@ from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.pretrained import model_configuration
 from qa_dist.model.residual_stream import set_residual_dtype
 from qa_dist.model.saved import load_trained
+from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import check_vocabulary
 
 
@@ -63,6 +66,10 @@ def evaluate_trained(
     Raises:
         UserError: The model or the data cannot be used.
     """
+
+    def notice(*lines: str) -> None:
+        sys.stderr.writelines(f"{prog}: {line}\n" for line in lines)
+
     normalization(config.evaluation.answer_normalization)
     with _ended_in_order(), failures_named():
         ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
@@ -74,20 +81,13 @@ def evaluate_trained(
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
         questions = Questions(store, may_lack_answers(config.data, [store]))
         look(questions)
-        model = load_trained(
-            config.model,
-            folder,
-            max_seq_length=config.data.max_seq_length,
-            tokenizer_pads_left=tokenizer.padding_side == "left",
-            device=ranks.device,
-        ).to(ranks.device)
-        set_residual_dtype(model, config.training.residual_dtype)
+        model = _loaded(config, folder, tokenizer, ranks.device)
         check_vocabulary(model, store.largest_token_id)
-        group_for_evaluation(config, ranks, model, lambda text: sys.stderr.write(f"{prog}: {text}\n"))
+        group_for_evaluation(config, ranks, model, notice)
         if ranks.is_main:
-            lines = limit_lines(store, tokenizer, config.evaluation, version_2=questions.version_2)
-            sys.stderr.writelines(f"{prog}: {line}\n" for line in (*notes, *lines))
-        graphs = choose_evaluation_graphs(config, ranks, model, lambda text: sys.stderr.write(f"{prog}: {text}\n"))
+            limits = limit_lines(store, tokenizer, config.evaluation, version_2=questions.version_2)
+            notice(*notes, *limits)
+        graphs = choose_evaluation_graphs(config, ranks, model, notice)
         with evaluation_bar(shown=ranks.is_main) as advance:
             evaluation = evaluate(
                 model,
@@ -109,6 +109,19 @@ def _require_known_model(config: RunConfig, folder: str) -> None:
     name = folder if config.model.tuning == "full" else config.model.model_name_or_path
     model = dataclasses.replace(config.model, model_name_or_path=name, model_config=None)
     require_trainable(model_configuration(model), config.training.mixed_precision)
+
+
+def _loaded(config: RunConfig, folder: str, tokenizer: Any, device: torch.device) -> SpanModel:
+    """The model in a folder, as its run computed it."""
+    model = load_trained(
+        config.model,
+        folder,
+        max_seq_length=config.data.max_seq_length,
+        tokenizer_pads_left=tokenizer.padding_side == "left",
+        device=device,
+    ).to(device)
+    set_residual_dtype(model, config.training.residual_dtype)
+    return model
 
 
 @contextlib.contextmanager

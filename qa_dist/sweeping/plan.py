@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,16 +122,8 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
         raise ConfigError(
             [f"--only {unknown[0]}: no such trial in {path}; there are {', '.join(method.name for method in methods)}"]
         )
-    flags = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     varied = {"seed"}.union(*(method.options for method in methods), search.parameters if search else ())
-    problems = [
-        f"--{name} would overwrite what the trials of {path} differ in; drop it, or change the file"
-        for name in sorted(flags & varied)
-    ]
-    if peek(argv, "config") is not None:
-        problems.append(f"--config is for single runs; write `config: NAME` into {path}")
-    if problems:
-        raise ConfigError(problems)
+    _check_flags(argv, varied, path)
     common = layered(read_recipe(str(content["config"])) if "config" in content else {}, content.get("options") or {})
 
     def runs(method: Method) -> list[Trial]:
@@ -144,6 +136,7 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
         ]
 
     trials: list[Trial] = []
+    problems: list[str] = []
     configs = []
     points = [Method(*corner) for corner in search.corners()] if search else methods
     for point in points:
@@ -161,6 +154,19 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
     training = configs[0].training
     metric, folder = training.metric_for_best_model, Path(str(training.output_dir)).parent.parent
     return Plan(path.stem, trials, rungs, seeds, folder, metric, search, runs)
+
+
+def _check_flags(argv: Sequence[str], varied: Collection[str], path: Path) -> None:
+    """Refuse flags that no trial can take, given which options the trials of the file differ in."""
+    flags = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    problems = [
+        f"--{name} would overwrite what the trials of {path} differ in; drop it, or change the file"
+        for name in sorted(flags & set(varied))
+    ]
+    if peek(argv, "config") is not None:
+        problems.append(f"--config is for single runs; write `config: NAME` into {path}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _of_trial(config: RunConfig, method: str, seed: int, rungs: Sequence[int]) -> RunConfig:

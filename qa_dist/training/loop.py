@@ -33,8 +33,7 @@ def train(
         UserError: The configuration, the data or the checkpoint cannot be used.
         Stopped: `asked_to_stop` returned a signal on some rank; a checkpoint was written.
     """
-    training = config.training
-    output_dir = Path(training.output_dir or "outputs")
+    output_dir = Path(config.training.output_dir or "outputs")
 
     # ----------------------------------------------------------------------------------------------- join the ranks
     ranks = join_ranks(config, output_dir, asked_to_stop)
@@ -45,18 +44,14 @@ def train(
         with run.clock.phase("prepare"):
             data = load_data(config, ranks)
             run.log.notice(*require_agreement(config, ranks, data.stores, output_dir))
-            run.log.describe_data(data.stores)
-            if ranks.is_main:
-                run.log.notice(*data.limit_lines(config))
+            run.describe_data(data)
 
-        # ------------------------------------------------------------------------------------------ build the model
+        # ------------------------------------------------------------------------- build the model, and restore it
         with run.clock.phase("model"):
             model, report = build_trainable(config, ranks, data)
             run.rehearse(model, data)
             trainer = Trainer(config, ranks, data.train, model, notice=run.log.notice)
             run.log.describe_model(model, report, structure=config.model.show_structure)
-
-            # ------------------------------------------------------------------------------------------- restore it
             start = run.resume(trainer)
             run.claim(data)
 

@@ -131,6 +131,12 @@ class Run:
         self.log.notice(f"resumed after step {checkpoint.step} of {trainer.num_steps}")
         return checkpoint.step
 
+    def describe_data(self, data: RunData) -> None:
+        """Note and show the features, and what scores they allow at best, which rank 0 finds out."""
+        self.log.describe_data(data.stores)
+        if self.ranks.is_main:
+            self.log.notice(*data.limit_lines(self.config))
+
     def rehearse(self, model: SpanModel, data: RunData) -> None:
         """Save the untrained model beside the results and read it back, so that no run fails only at its end.
 
