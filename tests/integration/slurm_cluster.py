@@ -114,7 +114,7 @@ class Cluster:
         end = time.monotonic() + seconds
         while (found := self.job(number))["JobState"] not in states:
             assert time.monotonic() < end, f"job {number} is {found} after {seconds} s"
-            time.sleep(0.3)
+            time.sleep(1)
         return found
 
 

@@ -67,7 +67,8 @@ def wait_until(condition: Callable[[], bool], workplace: Path, job: str, seconds
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not after {seconds} s:\n{output(workplace, job)}"
-        time.sleep(0.3)
+        # Minutes pass, and a question to Slurm takes a tenth of a second of a processor.
+        time.sleep(1)
 
 
 class Jobs:
