@@ -46,7 +46,8 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.words = [*tiny_run(folder), "--disable_tqdm"]
+        # Two steps: what ZeRO-3 notes down in the first it uses in the second. One evaluation.
+        self.words = [*tiny_run(folder), "--disable_tqdm", "--num_train_epochs", "1", "--global_batch_size", "8"]
         self.of_strategy = cache(self._of_strategy)
 
     def arguments(self, combination: Combination) -> list[str]:

@@ -18,7 +18,7 @@ from tests.tiny import tiny_model, tiny_squad
 
 pytestmark = pytest.mark.distributed
 
-NUM_STEPS = 12
+NUM_STEPS = 8
 STRATEGIES = ("zero1", "zero2", "zero3", "fsdp2")
 
 BUCKET = 1100
@@ -51,8 +51,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         # Several micro-batches per step, and an evaluation in which one rank has a batch less than the other.
         "max_tokens_per_device": 150,
         "eval_tokens_per_device": 640,
-        "eval_steps": 5,
-        "checkpointing_steps": 6,
+        "eval_steps": 3,
+        "checkpointing_steps": 4,
         "metric_for_best_model": "loss",
         "disable_tqdm": "true",
     }
@@ -118,7 +118,7 @@ def test_a_strategy_gives_what_one_process_gives(
         assert (again / name).read_bytes() == (output / name).read_bytes(), name
     # And it goes on from a checkpoint of the strategy, with adapters in groups, where peft had them.
     resumed = tmp_path / "resumed"
-    checkpoint = output / "checkpoints" / "step-00000006"
+    checkpoint = output / "checkpoints" / "step-00000004"
     options = words(inputs, resumed, resume_from_checkpoint=checkpoint, lora_implementation="grouped")
     assert in_this_process(train.main, options) == 0
     for name, tensor in load_file(single / "adapter_model.safetensors").items():
