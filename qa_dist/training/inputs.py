@@ -7,7 +7,7 @@ from typing import Any
 from qa_dist.common.columns import aligned
 from qa_dist.common.errors import DataError
 from qa_dist.common.notebook import ShownAsText
-from qa_dist.config.options import RunConfig
+from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.data.sources import available_splits
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.limits import limit_lines
@@ -93,9 +93,27 @@ def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
         raise DataError(
             "there is no validation data to evaluate on during training; give --validation_file, or --eval_steps no"
         )
+    _require_answers(config.data, train)
     if validation is not None:
         _require_scorable(config, validation)
     return RunData(train, validation, tokenizer, may_lack_answers(config.data, stores.values()))
+
+
+def _require_answers(data: DataConfig, train: FeatureStore) -> None:
+    """Make sure that there is an answer to learn, unless the user says that there is none.
+
+    Raises:
+        DataError: No window of the training data holds one.
+    """
+    num_cut, num_without = train.stats.num_unlabelled_examples, train.num_unanswerable
+    if num_cut + num_without < train.num_examples or (not num_cut and data.version_2_with_negative):
+        return
+    raise DataError(
+        f"no window of the training data holds an answer: of {train.num_examples:,} questions {num_without:,} have an "
+        f"empty list of answers and {num_cut:,} have answers longer than a window; check the file, or raise "
+        "--max_seq_length; if questions without answers are all that is to be learnt, give --version_2_with_negative "
+        "true"
+    )
 
 
 def _require_scorable(config: RunConfig, validation: FeatureStore) -> None:

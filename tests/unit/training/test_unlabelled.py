@@ -95,6 +95,21 @@ def test_training_data_without_answers_are_refused(folder: Path, tmp_path: Path,
     assert "12 where answers is missing" in refusal(train.main, argv, capsys)
 
 
+def test_training_data_in_which_nothing_is_to_be_found_are_refused(
+    folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    document = json.loads((folder / "train.json").read_bytes())
+    for qa in (qa for article in document["data"] for p in article["paragraphs"] for qa in p["qas"]):
+        qa["answers"] = []
+    (tmp_path / "train.json").write_text(json.dumps(document), encoding="utf-8")
+    others = {"train_file": str(tmp_path / "train.json"), "output_dir": str(tmp_path / "out")}
+    told = refusal(train.main, options(folder, "none.json", **others), capsys)
+    assert "no window of the training data holds an answer: of 12 questions 12 have an empty list of answers" in told
+    assert "--version_2_with_negative true" in told
+    meant = options(folder, "none.json", **others, version_2_with_negative="true", max_train_steps="1")
+    assert train.main(meant) == 0
+
+
 def test_dropped_records_are_counted_in_the_metrics(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
