@@ -302,8 +302,8 @@ def reference_texts(records: Iterable[Record]) -> ReferenceTexts:
     for record in rows:
         problems = {record.problem} if record.problem else set()
         identity = _value(record.row.get("id"), read_name, "wrong_id", problems)
-        if identity is None and not problems:
-            problems.add("missing_id")
+        if not identity and not problems:
+            problems.add("missing_id" if identity is None else "empty_id")
         is_impossible = _value(record.row.get("is_impossible"), read_truth, "wrong_is_impossible", problems)
         has_impossible = has_impossible or is_impossible is not None
         answers = _value(record.row.get("answers"), read_answers, "wrong_answers", problems)

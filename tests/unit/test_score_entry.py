@@ -11,6 +11,7 @@ import pytest
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, ScoringError
 from qa_dist.score import main
+from tests.refusals import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -298,3 +299,12 @@ def test_training_notes_its_exit_code_wherever_it_ends(tmp_path, monkeypatch, ca
         raise TrainingError("the loss is not finite")
     assert file.read_text() == "1\n"
     assert "the run stops: the loss is not finite" in capsys.readouterr().err
+
+
+def test_a_question_with_an_empty_id_is_refused_as_an_evaluation_refuses_it(files, capsys):
+    rows = [
+        {"id": name, "question": "q", "context": "c", "answers": [{"text": "c", "answer_start": 0}]} for name in "b"
+    ]
+    paths = files(references=[*rows, {**rows[0], "id": ""}], predictions={"b": "c", "": "c"})
+    told = refusal(main, ["--references", paths["references"], "--predictions", paths["predictions"]], capsys)
+    assert "1 where id is empty" in told
