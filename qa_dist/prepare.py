@@ -50,10 +50,11 @@ def prepare(config: RunConfig) -> dict[str, Any]:
 
     normalization(config.evaluation.answer_normalization)
 
-    # In this order: a wrong path is said before a tokenizer is looked for.
+    # In this order: a wrong path is said before a model is looked for, and packages for a tokenizer are not asked for
+    # if the model is refused.
     names = available_splits(config.data)
-    tokenizer = load_tokenizer(config.model)
     _refuse_what_is_not_trained(config.model)
+    tokenizer = load_tokenizer(config.model)
     splits: dict[str, dict[str, Any]] = {}
     stores: dict[str, FeatureStore] = {}
     for split in names:

@@ -9,6 +9,7 @@ import pytest
 
 from qa_dist.features.store import FeatureStore
 from qa_dist.prepare import main
+from tests.refusals import refusal
 from tests.unit.data_fixtures import MALFORMED, TINY_SQUAD, row, save_tokenizer, tiny_examples, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,3 +198,14 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "--preprocessing_num_workers" in done.stdout
+
+
+def test_a_model_that_is_not_trained_is_refused_before_packages_for_its_tokenizer_are_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
+    (tmp_path / "spiece.model").write_bytes(b"not to be read without the packages")
+    monkeypatch.setattr("qa_dist.model.pretrained._is_installed", lambda module: False)
+    told = refusal(main, ["--train_file", str(TINY_SQUAD), "--model_name_or_path", str(tmp_path)], capsys)
+    assert "t5 models are not trained here" in told
+    assert "pip install" not in told
