@@ -1,6 +1,7 @@
 """What libraries say: their errors in a few words, and their log lines not in front of a sentence of ours."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -50,6 +51,25 @@ def logs_held_back(*names: str) -> Iterator[None]:
     for logger, records in held:
         for record in records:
             logger.callHandlers(record)
+
+
+@contextmanager
+def hub_bars_at_terminals() -> Iterator[None]:
+    """Context in which the hub's library draws bars only where somebody sees them: not into a pipe or a log.
+
+    HF_HUB_DISABLE_PROGRESS_BARS, where it is set, decides instead.
+    """
+    from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if HF_HUB_DISABLE_PROGRESS_BARS is not None or sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """Where a model, adapter or tokenizer name points to, whether its files are data alone; its configuration or tokenizer.
 
-A name is a local folder, `package:NAME/FOLDER` for a folder shipped inside an installed Python package, or a hub id.
+A name is a local folder, `package:NAME/FOLDER` for a folder shipped inside an installed Python package, or a hub id. A
+name that can be both a folder and a hub id, such as outputs/mine, is looked for here first; where it is on neither side
+and outputs is a folder here, the folder is what was meant, and the error says so.
 Models and adapters of strangers are data: code that comes with them is never run, and weights are read from safetensors
 only. The usual libraries fall back to pickles, which run code when they are read: for a folder without safetensors, for
 an index that names such files, and for an adapter that lies in the folder of a model.
 """
 
+import glob
 import importlib.util
 import os
 import re
@@ -15,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import CheckpointError, ConfigError, UserError
-from qa_dist.common.libraries import logs_held_back, reason
+from qa_dist.common.libraries import hub_bars_at_terminals, logs_held_back, reason
 from qa_dist.common.parsers import ParseError, read_json, type_name
 from qa_dist.config.options import ModelConfig
+from qa_dist.data.rows import listed
 from qa_dist.model.families import named_configurations
 
 # Files by their names in transformers and peft.
@@ -90,6 +94,15 @@ def loading_error(what: str, name: str, error: Exception) -> UserError:
         )
     if name.startswith(_PACKAGE_PREFIX) or os.path.isdir(os.path.expanduser(name)):
         return UserError(f"the {what} in {name} cannot be loaded ({reason(error)}); check the files in that folder")
+    above, _, last = name.rpartition("/")
+    if above and os.path.isdir(above):
+        # Of a folder that may not be read, this gives nothing.
+        beside = sorted(Path(path).name for path in glob.glob(os.path.join(glob.escape(above), "*", "")))
+        there = listed(beside[:3], len(beside)) if beside else "no folders"
+        return UserError(
+            f"there is no folder {last} in {above}, which holds {there}, and as a hub id the {what} {name} cannot be "
+            f"loaded either ({reason(error)}); check the spelling"
+        )
     return UserError(
         f"the {what} {name} cannot be loaded ({reason(error)}); a hub id needs its exact spelling and either a network "
         "or a copy in the cache: else name a local folder or package:NAME/FOLDER"
@@ -152,7 +165,8 @@ def download(name: str, wanted: Sequence[str], *, cache_dir: str | None, revisio
     from huggingface_hub import snapshot_download
 
     try:
-        return str(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(wanted)))
+        with hub_bars_at_terminals():
+            return str(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(wanted)))
     except Exception as error:  # the library raises a dozen unrelated types
         raise loading_error("model", name, error) from error
 
@@ -307,9 +321,12 @@ def _is_installed(module: str) -> bool:
 
 @contextmanager
 def hub_logs_held_back() -> Iterator[None]:
-    """Context in which what is logged about a model, such as each attempt to reach the hub, waits until it is there."""
+    """Context in which what is logged about a model, such as each attempt to reach the hub, waits until it is there.
+
+    Bars of downloads are drawn at terminals only.
+    """
     # It sets up both loggers.
     import transformers  # noqa: F401
 
-    with logs_held_back("huggingface_hub", "transformers"):
+    with logs_held_back("huggingface_hub", "transformers"), hub_bars_at_terminals():
         yield

@@ -1,12 +1,11 @@
 """A model on the hub: all its files in one commit, or none."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qa_dist import __version__
 from qa_dist.common.errors import UserError
-from qa_dist.common.libraries import logs_held_back, reason
+from qa_dist.common.libraries import hub_bars_at_terminals, logs_held_back, reason
 from qa_dist.reporting.publication import File
 
 
@@ -27,17 +26,14 @@ def upload(files: Sequence[File], repo_id: str, *, private: bool) -> str:
             there and not private.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     token = get_token()
     if token is None:
         raise UserError("there is no access token for the hub; set HF_TOKEN, or log in with: hf auth login")
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     api = HfApi(token=token, library_name="qa-dist", library_version=__version__)
     may_be_done = False
     try:
-        with logs_held_back("huggingface_hub"):
+        with logs_held_back("huggingface_hub"), hub_bars_at_terminals():
             api.create_repo(repo_id, private=private or None, exist_ok=True)
             if private and not api.repo_info(repo_id).private:
                 raise UserError(

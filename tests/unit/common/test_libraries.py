@@ -1,11 +1,14 @@
 """Errors of libraries are cut between words, and their log lines do not stand before a sentence of ours."""
 
+import importlib
 import logging
 from collections.abc import Iterator
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
 
-from qa_dist.common.libraries import logs_held_back, reason, shortened
+from qa_dist.common.libraries import hub_bars_at_terminals, logs_held_back, reason, shortened
 
 ADDRESS = "https://huggingface.co/docs/transformers/installation#offline-mode"
 
@@ -73,3 +76,16 @@ def test_lines_of_a_library_do_not_stand_before_its_error(
     assert shown == caplog.messages == []
     logger.warning("afterwards")
     assert shown == ["afterwards"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_hub_draws_bars_at_terminals_alone(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As at the start of a process without HF_HUB_DISABLE_PROGRESS_BARS.
+    bars = importlib.import_module("huggingface_hub.utils.tqdm")
+    monkeypatch.setattr(bars, "progress_bar_states", {})
+    for place in (bars, constants):
+        monkeypatch.setattr(place, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    with hub_bars_at_terminals():
+        assert are_progress_bars_disabled() is not is_terminal
+    assert not are_progress_bars_disabled()

@@ -11,6 +11,7 @@ import transformers
 
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import ModelConfig
+from qa_dist.model.hub import local_copy
 from qa_dist.model.loading import library_errors
 from qa_dist.model.pretrained import load_tokenizer, model_configuration, resolve_model_path, weights_folder
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -194,6 +195,18 @@ def test_a_hub_model_that_is_not_in_the_cache_is_one_sentence(tmp_path: Path) ->
     with pytest.raises(UserError, match="the model somebody/tiny cannot be loaded") as caught:
         weights_folder("somebody/tiny", ModelConfig(cache_dir=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_in_a_folder_that_is_here_was_meant_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outputs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no folder typo in outputs, which holds mine, and as a hub id"):
+        local_copy("outputs/typo", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"outputs/typo/ does not exist; name a local folder"):
+        local_copy("outputs/typo/")
+    # An owner's name may be a folder's too.
+    cached_model = tiny_model("bert", cached(tmp_path / "cache", "outputs/theirs"))
+    assert weights_folder("outputs/theirs", ModelConfig(cache_dir=str(tmp_path / "cache"))) == str(cached_model)
 
 
 @pytest.mark.parametrize("part", ["AutoTokenizer", "AutoConfig", "snapshot_download"])
