@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,11 +73,13 @@ def test_two_machines_rendezvous_and_train(words: list[str], tmp_path: Path) -> 
 
 
 def test_the_local_launcher_starts_two_processes_without_a_gpu(words: list[str], tmp_path: Path) -> None:
-    """All of them are real: a shell, accelerate's launcher, and two ranks, which start anew with jemalloc."""
+    """A shell, accelerate's launcher, which is a fork, and two real ranks: they start anew with jemalloc."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     command = ["bash", str(ROOT / "launch" / "local.sh"), *words, "--output_dir", str(tmp_path)]
-    succeed(command, PYTHON=sys.executable)
+    variables = forked_python.variables()
+    del variables["LD_PRELOAD"]
+    succeed(command, **variables)
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["world_size"] == 2
 
 

@@ -257,7 +257,7 @@ def unit_tests(scene: Scene) -> Figures:
     if not folder.is_dir():
         raise Skipped("there are no tests beside the package")
     require_installed("pytest", "pytest_timeout", "hypothesis")
-    what = scene.choose(str(folder), str(folder / "features" / "test_batching.py"))
+    what = scene.choose(str(folder), str(folder / "features" / "test_token_budget.py"))
     command = [sys.executable, "-m", "pytest", "-W", "default", "-q", "-p", "no:cacheprovider", what]
     if find_spec("xdist") is not None and not scene.is_rehearsal:
         command += ["-n", str(max(2, min(12, (os.cpu_count() or 2) - 2))), "--dist", "loadfile"]
