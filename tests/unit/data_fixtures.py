@@ -36,11 +36,11 @@ THOROUGH = pytest.mark.skipif(
 """For tests that do the whole of what another test does a part of."""
 
 
-def every_eighth_article(path: Path, folder: Path, first: int = 0) -> str:
-    """A file with every eighth article of a gzipped SQuAD file, from one on."""
+def some_articles(path: Path, folder: Path, first: int = 0, every: int = 8) -> str:
+    """A file with every eighth article of a gzipped SQuAD file, or with fewer, from one on."""
     document = json.loads(gzip.decompress(path.read_bytes()))
     made = folder / path.name.removesuffix(".gz")
-    made.write_text(json.dumps({**document, "data": document["data"][first::8]}), encoding="utf-8")
+    made.write_text(json.dumps({**document, "data": document["data"][first::every]}), encoding="utf-8")
     return str(made)
 
 

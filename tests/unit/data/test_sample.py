@@ -177,7 +177,7 @@ def feature_lengths(examples: list[Example], tokenizer: Any) -> Iterator[int]:
 
 
 def test_synthetic_features_have_the_lengths_of_squad(tokenizer: Any) -> None:
-    examples = list(sample.synthetic_examples(8000, seed=0))
+    examples = list(sample.synthetic_examples(3000, seed=0))
     lengths = np.array(list(feature_lengths(examples, tokenizer)))
     # SQuAD v1.1 train: 88,524 features of 87,599 examples, of 170.75 tokens on average.
     assert len(lengths) / len(examples) == pytest.approx(88_524 / 87_599, rel=0.005)
