@@ -17,7 +17,7 @@ from qa_dist.common.files import staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of
-from qa_dist.model.pretrained import ADAPTER_CONFIG
+from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG
 
 PROG = "qa_dist.merge"
 
@@ -31,7 +31,8 @@ class MergeConfig:
 
     def problems(self) -> Iterable[str]:
         yield from adapter_problems(self.adapter)
-        if self.adapter and Path(self.adapter).is_dir() and not (Path(self.adapter) / ADAPTER_CONFIG).is_file():
+        folder = Path(self.adapter or "")
+        if self.adapter and (folder / MODEL_CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file():
             yield f"--adapter {self.adapter} holds a whole model; there is nothing to merge"
         if self.merged_dir and Path(self.merged_dir).exists():
             yield f"--merged_dir {self.merged_dir} exists already; name a folder that does not"

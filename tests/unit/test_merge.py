@@ -16,6 +16,7 @@ from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.model import merging
 from qa_dist.model.folder import base_options, load_tokenizer_of
 from qa_dist.model.saved import load_trained
+from tests.refusals import refusal
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
 from tests.unit.trained import random_adapter, trained_folder
 
@@ -97,6 +98,9 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     base = tiny_model("bert", tmp_path / "whole")
     assert merge.main(["--adapter", str(base), "--merged_dir", str(tmp_path / "merged")]) == 2
     assert "holds a whole model; there is nothing to merge" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    told = refusal(merge.main, ["--adapter", str(tmp_path / "empty"), "--merged_dir", str(tmp_path / "merged")], capsys)
+    assert told.endswith("empty holds no adapter and no model; give the --output_dir of a finished training run")
     random_adapter(tmp_path, "bert")
     assert merge.main(["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(base)]) == 2
     assert f"--merged_dir {base} exists already" in capsys.readouterr().err
