@@ -17,6 +17,7 @@ LOST = None
         ({"a": [1.0], "b": [1.0]}, ["a"]),
         # Without a score of every seed, a method does not go on, and its place stays empty.
         ({"a": [50.0, LOST], "b": [1.0, 1.0], "c": [2.0, float("nan")]}, ["b"]),
+        ({"a": [3.0], "b": [2.0], "c": [1.0], "d": [LOST], "e": [LOST]}, ["a", "b", "c"]),
         ({"a": [LOST]}, []),
         ({"a": [0.0]}, ["a"]),
     ],
