@@ -77,15 +77,16 @@ def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
         UserError: The data cannot be used, or not with this model.
     """
     with contextlib.nullcontext() if ranks is None else ranks.local_main_first():
-        # Before packages are asked for and features made for a model that cannot be trained on them.
-        require_trainable(model_configuration(config.model), config.training.mixed_precision)
-        tokenizer = load_tokenizer(config.model)
-        require_its_tokenizer(config.model, tokenizer)
+        # A wrong path is said before a model is looked for.
         splits = available_splits(config.data)
         if "train" not in splits:
             raise DataError(
                 "there is no training data; give --train_file, or --dataset_name of a set with a train split"
             )
+        # Before packages are asked for and features made for a model that cannot be trained on them.
+        require_trainable(model_configuration(config.model), config.training.mixed_precision)
+        tokenizer = load_tokenizer(config.model)
+        require_its_tokenizer(config.model, tokenizer)
         is_main = ranks is None or ranks.is_main
         stores = {split: prepare_store(config, split, tokenizer=tokenizer, progress=is_main) for split in splits}
     train, validation = stores["train"], stores.get("validation")

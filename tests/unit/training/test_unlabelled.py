@@ -95,6 +95,12 @@ def test_training_data_without_answers_are_refused(folder: Path, tmp_path: Path,
     assert "12 where answers is missing" in refusal(train.main, argv, capsys)
 
 
+def test_a_wrong_path_is_said_before_a_model_is_looked_for(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    wrong = {"train_file": str(tmp_path / "typo.json"), "model_name_or_path": str(tmp_path / "typo")}
+    told = refusal(train.main, options(folder, "none.json", **wrong, output_dir=str(tmp_path / "out")), capsys)
+    assert "typo.json does not exist" in told
+
+
 def test_training_data_in_which_nothing_is_to_be_found_are_refused(
     folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
