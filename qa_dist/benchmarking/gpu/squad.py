@@ -87,7 +87,7 @@ def squad(scene: Scene, recipe: str, seed: int) -> Figures:
         seed=seed,
         model_dropout=0.1,
         num_train_epochs=2,
-        global_batch_size=scene.choose(128, 4),
+        global_batch_size=scene.choose(128, 16),
         mixed_precision="bf16",
         lr_scheduler_type="linear",
         warmup_ratio=0.1,
