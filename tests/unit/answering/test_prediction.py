@@ -168,6 +168,9 @@ def test_another_file_is_replaced_only_when_that_is_asked_for(tmp_path: Path) ->
     run([path], output, reader, identity={"--model": "two"}, overwrite=True)
     assert len(reader.chunks) == 2
     assert len(lines(output)) == 4
+    write_jsonl(path, rows(1))
+    run([path], output, identity={"--model": "three"}, overwrite=True)
+    assert len(lines(output)) == 1, "nothing is left of a longer file"
 
 
 def with_bad_lines(folder: Path) -> Path:
