@@ -265,43 +265,43 @@ def _deepspeed_launch_config(
 
 
 def _deepspeed_problems(
-    found: Mapping[str, Any], environment: Mapping[str, str], training: TrainingConfig
+    ds_config: Mapping[str, Any], environment: Mapping[str, str], training: TrainingConfig
 ) -> Iterable[str]:
     """What of a DeepSpeed configuration contradicts the recipe or the launcher, or would be ignored."""
     for section in ("optimizer", "scheduler"):
-        if section in found:
+        if section in ds_config:
             yield f"it has a section {section}, but the recipe sets the {section}; remove it"
-    unknown = [name for name in found if name not in (*_DEEPSPEED_KEYS, "optimizer", "scheduler")]
+    unknown = [name for name in ds_config if name not in (*_DEEPSPEED_KEYS, "optimizer", "scheduler")]
     if unknown:
         yield f"{', '.join(unknown)} would have no effect; keep to {', '.join(_DEEPSPEED_KEYS)}"
-    yield from _batch_problems(found, training)
-    yield from _precision_problems(found, training)
-    if found.get("zero_force_ds_cpu_optimizer"):
+    yield from _batch_problems(ds_config, training)
+    yield from _precision_problems(ds_config, training)
+    if ds_config.get("zero_force_ds_cpu_optimizer"):
         yield "zero_force_ds_cpu_optimizer is true, but the optimiser is torch's AdamW; set it to false"
-    yield from _stage_problems(found["zero_optimization"], environment)
-    yield from _offload_problems(found["zero_optimization"], environment, training)
+    yield from _stage_problems(ds_config["zero_optimization"], environment)
+    yield from _offload_problems(ds_config["zero_optimization"], environment, training)
 
 
-def _batch_problems(found: Mapping[str, Any], training: TrainingConfig) -> Iterable[str]:
+def _batch_problems(ds_config: Mapping[str, Any], training: TrainingConfig) -> Iterable[str]:
     """What contradicts the recipe's batches and clipping."""
     for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        if found.get(name, "auto") != "auto":
+        if ds_config.get(name, "auto") != "auto":
             yield (
-                f"{name} is {found[name]}, but micro-batches follow from --global_batch_size and "
+                f"{name} is {ds_config[name]}, but micro-batches follow from --global_batch_size and "
                 "--max_tokens_per_device; set it to auto"
             )
-    if found.get("train_batch_size", "auto") not in ("auto", training.global_batch_size):
+    if ds_config.get("train_batch_size", "auto") not in ("auto", training.global_batch_size):
         yield _contradiction(
-            "train_batch_size", found["train_batch_size"], "global_batch_size", training.global_batch_size
+            "train_batch_size", ds_config["train_batch_size"], "global_batch_size", training.global_batch_size
         )
-    clipping = found.get("gradient_clipping", "auto")
+    clipping = ds_config.get("gradient_clipping", "auto")
     if clipping != "auto" and not _same_clipping(clipping, training.max_grad_norm):
         yield _contradiction("gradient_clipping", clipping, "max_grad_norm", training.max_grad_norm)
 
 
-def _precision_problems(found: Mapping[str, Any], training: TrainingConfig) -> Iterable[str]:
+def _precision_problems(ds_config: Mapping[str, Any], training: TrainingConfig) -> Iterable[str]:
     for name in ("bf16", "fp16", "torch_autocast"):
-        section = found.get(name, {})
+        section = ds_config.get(name, {})
         settings = section.items() if isinstance(section, dict) else [("enabled", section)]
         for key, value in settings:
             if value != "auto" and not (key == "enabled" and value is False):

@@ -113,12 +113,12 @@ def reach_of(question: "Question", example_index: int) -> Reach:
     return Reach(example_index, exact, f1, reason_of(question) if exact < 1 else None)
 
 
-def summed(found: Iterable[Reach]) -> Ceiling | None:
+def summed(reaches: Iterable[Reach]) -> Ceiling | None:
     """The ceiling of some questions; None of none."""
     exact_total = f1_total = 0.0
     num_examples = 0
     reasons: Counter[str] = Counter()
-    for reach in found:
+    for reach in reaches:
         exact_total += reach.exact_match
         f1_total += reach.f1
         num_examples += 1

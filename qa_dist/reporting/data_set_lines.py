@@ -12,27 +12,28 @@ _LONGEST_BAR = 40
 _LONGEST_TEXT = 70
 
 
-def data_set_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
+def data_set_lines(summary: Mapping[str, Any], style: Style) -> Iterator[str]:
     """The lines of what `data_set.data_set_view` gives, with the `split`."""
     yield (
-        f"{found['split']}: {found['num_examples']:,} questions about {found['num_contexts']:,} contexts, "
-        f"{found['num_features']:,} features of at most {found['max_seq_length']} tokens that share "
-        f"{found['doc_stride']}, {found['num_tokens']:,} tokens"
+        f"{summary['split']}: {summary['num_examples']:,} questions about {summary['num_contexts']:,} contexts, "
+        f"{summary['num_features']:,} features of at most {summary['max_seq_length']} tokens that share "
+        f"{summary['doc_stride']}, {summary['num_tokens']:,} tokens"
     )
-    yield f"without an answer: {found['num_unanswerable']:,} ({_percent(found['unanswerable_share'])})"
+    yield f"without an answer: {summary['num_unanswerable']:,} ({_percent(summary['unanswerable_share'])})"
     for name, what in (
         ("num_without_references", "whose answers are not known"),
         ("num_truncated_questions", "cut to fit a window"),
         ("num_unlabelled_examples", "with answers that no window holds as a whole"),
     ):
-        if found[name]:
-            yield f"questions {what}: {found[name]:,}"
-    yield f"unknown tokens ({found['unknown_token']}): {_percent(found['unknown_token_share'])} of the context tokens"
-    yield from _shares("answers per question", found["answers_per_question"], found["num_examples"], style)
-    yield from _shares("windows per question", found["windows_per_example"], found["num_examples"], style)
-    yield from _shares("question words (English)", found["question_words"], found["num_examples"], style)
-    yield from _lengths(found["lengths"], style)
-    yield from _ceiling(found["ceiling"], style)
+        if summary[name]:
+            yield f"questions {what}: {summary[name]:,}"
+    unknown = _percent(summary["unknown_token_share"])
+    yield f"unknown tokens ({summary['unknown_token']}): {unknown} of the context tokens"
+    yield from _shares("answers per question", summary["answers_per_question"], summary["num_examples"], style)
+    yield from _shares("windows per question", summary["windows_per_example"], summary["num_examples"], style)
+    yield from _shares("question words (English)", summary["question_words"], summary["num_examples"], style)
+    yield from _lengths(summary["lengths"], style)
+    yield from _ceiling(summary["ceiling"], style)
 
 
 def _percent(share: float) -> str:

@@ -24,9 +24,9 @@ class Length(NamedTuple):
     svg: str
 
 
-def data_set_page(found: Mapping[str, Any]) -> str:
+def data_set_page(summary: Mapping[str, Any]) -> str:
     """The page about what `data_set.data_set_view` gives, with the `split` and the `source`: the same for the same."""
-    total = max(1, found["num_examples"])
+    total = max(1, summary["num_examples"])
 
     def shares(counts: Mapping[str, int]) -> list[Share]:
         return [Share(name, count, count / total) for name, count in counts.items()]
@@ -34,17 +34,17 @@ def data_set_page(found: Mapping[str, Any]) -> str:
     return rendered(
         "data_set.html",
         {
-            "found": found,
-            "figures": _figures(found),
+            "found": summary,
+            "figures": _figures(summary),
             "counts": {
-                "Answers of a question": shares(found["answers_per_question"]),
-                "Windows of a question": shares(found["windows_per_example"]),
-                "Question words (English)": shares(found["question_words"]),
+                "Answers of a question": shares(summary["answers_per_question"]),
+                "Windows of a question": shares(summary["windows_per_example"]),
+                "Question words (English)": shares(summary["question_words"]),
             },
             "quantiles": ("min", *QUANTILES, "max"),
             "lengths": [
                 Length(LENGTHS[name], each, histogram(each["histogram"], f"lengths of {LENGTHS[name]} in tokens"))
-                for name, each in found["lengths"].items()
+                for name, each in summary["lengths"].items()
                 if each["n"]
             ],
             "reasons": WHY_NOT,
@@ -53,16 +53,16 @@ def data_set_page(found: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(found: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
+def _figures(summary: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
     """What stands at the top: name, figure, and what is to be said of it."""
-    best = found["ceiling"]
-    without = f"{100 * found['unanswerable_share']:.2f} %"
+    best = summary["ceiling"]
+    without = f"{100 * summary['unanswerable_share']:.2f} %"
     rows = [
-        ("Questions", f"{found['num_examples']:,}", f"about {found['num_contexts']:,} contexts"),
-        ("Features", f"{found['num_features']:,}", f"of at most {found['max_seq_length']} tokens"),
-        ("Tokens", f"{found['num_tokens']:,}", "without padding"),
-        ("Without an answer", f"{found['num_unanswerable']:,}", without),
-        ("Unknown tokens", f"{100 * found['unknown_token_share']:.2f} %", "of the context tokens"),
+        ("Questions", f"{summary['num_examples']:,}", f"about {summary['num_contexts']:,} contexts"),
+        ("Features", f"{summary['num_features']:,}", f"of at most {summary['max_seq_length']} tokens"),
+        ("Tokens", f"{summary['num_tokens']:,}", "without padding"),
+        ("Without an answer", f"{summary['num_unanswerable']:,}", without),
+        ("Unknown tokens", f"{100 * summary['unknown_token_share']:.2f} %", "of the context tokens"),
     ]
     if best is not None:
         rows.append(("At best", f"F1 {best['f1']:.2f}", f"exact match {best['exact_match']:.2f}"))

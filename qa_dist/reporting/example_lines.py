@@ -15,10 +15,10 @@ _INDENT = " " * 10
 _LONGEST_BAR = 16
 
 
-def example_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
+def example_lines(described: Mapping[str, Any], style: Style) -> Iterator[str]:
     """The lines of what `examples.example_view` gives, with the `split`; answers in colour where there are colours."""
-    example = found["example"]
-    yield f"example {example['index']:,} of {example['num_examples']:,} ({found['split']})"
+    example = described["example"]
+    yield f"example {example['index']:,} of {example['num_examples']:,} ({described['split']})"
     yield from _field("id", printable(example["id"]), style)
     if example["title"]:
         yield from _field("title", printable(example["title"]), style)
@@ -33,17 +33,17 @@ def example_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
         yield from _field("answer", "none: the text does not say", style)
     elif not example["has_references"]:
         yield from _field("answer", "nothing is known of it", style)
-    number = found["num_windows"]
+    number = described["num_windows"]
     yield (
-        f"{number:,} window{'s' if number > 1 else ''} of at most {found['max_seq_length']} tokens, of which "
-        f"consecutive ones share {found['doc_stride']}; nothing is padded, so the mask is 1 for every token"
+        f"{number:,} window{'s' if number > 1 else ''} of at most {described['max_seq_length']} tokens, of which "
+        f"consecutive ones share {described['doc_stride']}; nothing is padded, so the mask is 1 for every token"
     )
-    for feature in found["features"]:
+    for feature in described["features"]:
         yield ""
         yield from _feature(feature, number, style)
-    if "answers" in found:
+    if "answers" in described:
         yield ""
-        yield from _answers(found, style)
+        yield from _answers(described, style)
 
 
 def _field(name: str, text: str, style: Style) -> list[str]:
@@ -129,9 +129,9 @@ def _logits(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def _answers(found: Mapping[str, Any], style: Style) -> Iterator[str]:
-    answers = found["answers"]
-    yield f"the {len(answers)} best answers of {printable(found['adapter'])} from all windows"
+def _answers(described: Mapping[str, Any], style: Style) -> Iterator[str]:
+    answers = described["answers"]
+    yield f"the {len(answers)} best answers of {printable(described['adapter'])} from all windows"
     rows = [("", "probability", "score", "characters", "text")]
     for number, each in enumerate(answers, 1):
         is_none = each["start_char"] < 0

@@ -146,8 +146,8 @@ def _reaches(
         yield reach
 
 
-def _mark_suggested(found: Sequence[dict[str, Any]]) -> None:
-    scored = [each for each in found if each["f1"] is not None]
+def _mark_suggested(suggestions: Sequence[dict[str, Any]]) -> None:
+    scored = [each for each in suggestions if each["f1"] is not None]
     if not scored:
         return
     least = {name: max(each[name] for each in scored) - TOLERANCE for name in ("exact_match", "f1")}
@@ -157,11 +157,11 @@ def _mark_suggested(found: Sequence[dict[str, Any]]) -> None:
         min(fit, key=lambda each: (each["num_tokens"], each["num_features"]))["is_suggested"] = True
 
 
-def suggestion_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
+def suggestion_lines(weighed: Mapping[str, Any], style: Style) -> Iterator[str]:
     """The lines of what `suggestions` gives, under that name, with the `split`."""
-    yield f"{found['split']}: windows, tokens without padding, and the best scores that any model could reach"
+    yield f"{weighed['split']}: windows, tokens without padding, and the best scores that any model could reach"
     rows: list[tuple[str, ...]] = [("--max_seq_length", "--doc_stride", "windows", "tokens", "EM", "F1", "")]
-    for each in found["suggestions"]:
+    for each in weighed["suggestions"]:
         scores = ["-" if each[name] is None else f"{each[name]:.2f}" for name in ("exact_match", "f1")]
         marks = ["as configured"] if each["is_configured"] else []
         marks += ["suggested"] if each["is_suggested"] else []
@@ -169,6 +169,6 @@ def suggestion_lines(found: Mapping[str, Any], style: Style) -> Iterator[str]:
         rows.append((*counts, *scores, ", ".join(marks)))
     heading, *lines = aligned(rows, left=(6,))
     yield heading
-    for each, line in zip(found["suggestions"], lines, strict=True):
+    for each, line in zip(weighed["suggestions"], lines, strict=True):
         yield bright(line, has_colours=style.has_colours) if each["is_suggested"] else line
     yield f"suggested: the fewest tokens with EM and F1 at most {TOLERANCE} below the best of this table"

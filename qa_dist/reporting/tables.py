@@ -15,32 +15,32 @@ _WIDEST = 64
 Row = Sequence[str]
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
+def lines(analysis: Mapping[str, Any]) -> Iterator[str]:
     """The lines of what `analysis.analyze` gives."""
-    level = f"{100 * found['level']:.0f} %"
-    rules = "" if found["answer_normalization"] == "squad" else f", scored by {found['answer_normalization']}"
-    yield f"{found['num_questions']:,} questions about {found['num_contexts']:,} contexts{rules}"
+    level = f"{100 * analysis['level']:.0f} %"
+    rules = "" if analysis["answer_normalization"] == "squad" else f", scored by {analysis['answer_normalization']}"
+    yield f"{analysis['num_questions']:,} questions about {analysis['num_contexts']:,} contexts{rules}"
     yield (
-        f"{level} intervals by bootstrap over contexts, and over questions; {found['num_resamples']:,} resamples, "
-        f"seed {found['seed']}"
+        f"{level} intervals by bootstrap over contexts, and over questions; {analysis['num_resamples']:,} resamples, "
+        f"seed {analysis['seed']}"
     )
-    if found["warning"]:
-        yield f"{found['warning']}: intervals are too narrow"
+    if analysis["warning"]:
+        yield f"{analysis['warning']}: intervals are too narrow"
     yield ""
     heading = ("system", "EM", "contexts", "questions", "F1", "contexts", "questions")
-    yield from _table([heading, *(_overall(system) for system in found["systems"])])
-    if found["paired"]:
+    yield from _table([heading, *(_overall(system) for system in analysis["systems"])])
+    if analysis["paired"]:
         yield ""
         yield f"differences, first minus second, with {level} intervals over contexts; p by approximate randomisation"
         yield "of contexts, and by paired bootstrap"
         yield from _table(
             [
                 ("first", "second", *("EM", "", "p (rand.)", "p (boot.)"), *("F1", "", "p (rand.)", "p (boot.)")),
-                *(_pair(pair) for pair in found["paired"]),
+                *(_pair(pair) for pair in analysis["paired"]),
             ],
             num_names=2,
         )
-    for group in found["seeds"]:
+    for group in analysis["seeds"]:
         yield ""
         yield f"{len(group['seeds'])} seeds ({', '.join(map(str, group['seeds']))}), mean and standard deviation: " + (
             ", ".join(
@@ -48,7 +48,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
                 for key, name in (("exact_match", "EM"), ("f1", "F1"))
             )
         )
-    for system in found["systems"]:
+    for system in analysis["systems"]:
         yield ""
         yield f"== {_shown(system['name'])}"
         yield from _slices(system["slices"])
