@@ -48,7 +48,7 @@ def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
     """
     number = int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
     # The generator of this device alone: `torch.manual_seed` goes through those of all kinds of devices, and for those
-    # that have not been used yet notes the call and its stack, which takes milliseconds, and memory that stays.
+    # that have not been used yet notes the call and its stack each time.
     if device.type == "cuda":
         torch.cuda.manual_seed(number)
     elif device.type == "cpu":
