@@ -17,7 +17,7 @@ import torch
 
 from qa_dist.answering.exported import INPUTS, ONNX_FILES, Exported
 from qa_dist.answering.onnx_backend import TOKENS_PER_BATCH, OnnxBackend, best_spans
-from qa_dist.answering.onnx_graph import write_graph, write_quantized
+from qa_dist.answering.onnx_graph import TOLERANCE, write_graph, write_quantized
 from qa_dist.answering.opening import allows_no_answer
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.common.secrets import masked
@@ -40,8 +40,6 @@ from qa_dist.model.pretrained import model_configuration
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import check_vocabulary
 
-TOLERANCE = 1e-4
-"""Largest difference between the logits of the model and of its graph, as a share of the largest logit."""
 NUM_COMPARED = 64
 """Questions, of those at hand, on which the graph is compared with the model itself."""
 
@@ -189,21 +187,23 @@ def export(
     described.write(folder)
     if calibration := read_calibration(name):
         calibration.write(folder)
-    report: dict[str, Any] = {"float32": _compared(compared, expected, folder)}
+    exact = OnnxBackend(folder, precision="float32")
+    report: dict[str, Any] = {"float32": _compared(compared, expected, exact)}
     if quantize:
-        _quantize(compared.table, folder, num_heads)
-        report["int8"] = _quantization_report(questions, folder)
+        report["int8"] = _quantized(questions, compared.table, exact, folder, num_heads)
     described = dataclasses.replace(described, provenance={**described.provenance, "compared": report})
     described.write(folder)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.onnx*"))}
     return {"inputs": list(inputs), "bytes": sizes, **report}
 
 
-def _quantize(table: FeatureTable, folder: Path, num_heads: int | None) -> None:
-    """Write the graph with weights of 8 bits beside that in float32, tried on the features of a table."""
-    exact = OnnxBackend(folder, precision="float32")
-    batches = [exact.inputs(table, indices) for indices in _batches(table)]
+def _quantized(
+    questions: Questions, tried: FeatureTable, exact: OnnxBackend, folder: Path, num_heads: int | None
+) -> dict[str, Any]:
+    """Write the graph with weights of 8 bits beside that in float32, tried on some features; the report on it."""
+    batches = [exact.inputs(tried, indices) for indices in _batches(tried)]
     write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"], num_heads, batches)
+    return _quantization_report(questions, exact, OnnxBackend(folder, precision="int8"))
 
 
 def _reader_options(config: RunConfig, name: str) -> dict[str, Any]:
@@ -247,13 +247,14 @@ def _model_logits(model: SpanModel, table: FeatureTable) -> list[tuple[Float32, 
     return found
 
 
-def _compared(questions: Questions, expected: Sequence[tuple[Float32, Float32]], folder: Path) -> dict[str, Any]:
+def _compared(
+    questions: Questions, expected: Sequence[tuple[Float32, Float32]], backend: OnnxBackend
+) -> dict[str, Any]:
     """What the comparison of the float32 graph with the model gave.
 
     Raises:
         CheckpointError: They differ.
     """
-    backend = OnnxBackend(folder, precision="float32")
     table, config = questions.table, questions.config.evaluation
     differences, largest = [0.0], 0.0
     tables: tuple[list[CandidateTable], list[CandidateTable]] = ([], [])
@@ -313,13 +314,13 @@ def is_same(answer: ExampleAnswer, other: ExampleAnswer, *, margin: float, thres
     return place in scores and scores[place] >= answer.prediction.score - margin
 
 
-def _quantization_report(questions: Questions, folder: Path) -> dict[str, Any]:
+def _quantization_report(
+    questions: Questions, exact_backend: OnnxBackend, rounded_backend: OnnxBackend
+) -> dict[str, Any]:
     """What weights of 8 bits change: answers, and scores where references are known."""
     exact, rounded = (
-        questions.answers(
-            OnnxBackend(folder, precision=precision).candidates(questions.columns, questions.config.evaluation)
-        )
-        for precision in ("float32", "int8")
+        questions.answers(backend.candidates(questions.columns, questions.config.evaluation))
+        for backend in (exact_backend, rounded_backend)
     )
     before, after = questions.scores(exact), questions.scores(rounded)
     report: dict[str, Any] = {

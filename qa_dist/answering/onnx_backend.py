@@ -71,7 +71,7 @@ class OnnxBackend(Backend):
         self.tokenizer = self.exported.tokenizer
         self.device = "cpu"
         self.notes = ()
-        self._session = _session(Path(folder) / ONNX_FILES[self.precision], num_threads)
+        self._session = open_session(Path(folder) / ONNX_FILES[self.precision], num_threads)
 
     def candidates(self, features: FeatureColumns, config: EvaluationConfig) -> CandidateTable:
         table = FeatureTable.of(features)
@@ -134,8 +134,12 @@ def _threads_of(environment: Mapping[str, str]) -> int:
     return int(first) if first.isdecimal() else 0
 
 
-def _session(path: Path, num_threads: int | None) -> Any:
+def open_session(path: Path, num_threads: int | None = None) -> Any:
     """The model in a file, ready to run by any number of threads at once.
+
+    Args:
+        path: An ONNX graph.
+        num_threads: As `OnnxBackend` takes it.
 
     Raises:
         CheckpointError: It cannot be loaded.

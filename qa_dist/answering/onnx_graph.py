@@ -18,12 +18,16 @@ from qa_dist.answering.onnx_rewriting import (
     Links,
     Observed,
     fuse_attention,
+    is_of_head,
     level_channels,
     observed,
 )
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.libraries import reason
 from qa_dist.evaluation.candidates import Float32
+
+TOLERANCE = 1e-4
+"""Largest difference between the logits of a model and of its graph, as a share of the largest logit."""
 
 _AXES = {0: "batch_size", 1: "sequence_length"}
 """Names that optimum gives the axes of inputs and outputs, all of which are free."""
@@ -137,7 +141,7 @@ def _quantize(model: Any, target: Path, folder: Path) -> None:
         per_channel=True,
         reduce_range=True,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=_head_nodes(path),
+        nodes_to_exclude=_head_nodes(model.graph),
         # What comes behind an operation of onnxruntime's own has no type to onnx, which does not know it.
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
@@ -148,33 +152,36 @@ def _observed(model: Any, names: Sequence[str], folder: Path, batches: Sequence[
     """What a graph gives; it is written to a folder and taken away again."""
     import onnx
 
-    watched: Any = onnx.ModelProto()
-    watched.CopyFrom(model)
-    floats = onnx.TensorProto.FLOAT
-    watched.graph.output.extend(onnx.helper.make_tensor_value_info(name, floats, None) for name in names)
+    # Outputs for a while: weights are too many to copy the model for it.
+    outputs = model.graph.output
+    outputs.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     path = folder / "watched.onnx"
-    _save(watched, path)
-    found = observed(str(path), names, OUTPUTS, batches)
+    _save(model, path)
+    del outputs[len(OUTPUTS) :]
+    found = observed(path, names, batches)
     _remove(path)
     return found
 
 
 def _error(path: Path, expected: Float32, batches: Sequence[Batch]) -> float:
     """Root mean square of the differences between a graph's logits and others."""
-    return float(np.sqrt(np.square(observed(str(path), (), OUTPUTS, batches).logits - expected).mean()))
+    return float(np.sqrt(np.square(observed(path, (), batches).logits - expected).mean()))
 
 
 def _is_close(logits: Float32, expected: Float32) -> bool:
     """Whether logits are the same but for the order of sums."""
-    return bool(np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max())
+    return bool(np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max())
 
 
 def _save(model: Any, path: Path) -> None:
-    """Write a graph, with its weights in a second file where they are too many for one."""
+    """Write a graph, with its weights in a second file where they are too many for one; it keeps them."""
     import onnx
 
-    large = model.ByteSize() > _LARGEST_FILE
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_FILE
     onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+    if large:
+        # The library moves the weights out of the model that it is given.
+        onnx.load_external_data_for_model(model, str(path.parent))
 
 
 def _remove(path: Path) -> None:
@@ -183,12 +190,9 @@ def _remove(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _head_nodes(path: Path) -> list[str]:
+def _head_nodes(graph: Any) -> list[str]:
     """Names of the products with a weight of two columns: the start and the end logit."""
-    import onnx
-
-    graph: Any = onnx.load(str(path), load_external_data=False).graph
-    two_columns = {tensor.name for tensor in graph.initializer if 2 in tuple(tensor.dims)[:2] and len(tensor.dims) == 2}
+    two_columns = {tensor.name for tensor in graph.initializer if is_of_head(tensor)}
     return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and two_columns & set(node.input)]
 
 

@@ -8,11 +8,14 @@ large channels only, so that weights stay as they are elsewhere).
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.answering.exported import OUTPUTS
+from qa_dist.answering.onnx_backend import open_session
 from qa_dist.evaluation.candidates import Float32
 
 LEVEL = 3.0
@@ -56,9 +59,14 @@ class Links:
         found: dict[str, list[Any]] = {}
         for node in self._nodes:
             weight = self.constants.get(node.input[1]) if node.op_type == "MatMul" else None
-            if weight is not None and len(weight.dims) == 2 and weight.dims[1] != 2:
+            if weight is not None and len(weight.dims) == 2 and not is_of_head(weight):
                 found.setdefault(node.input[0], []).append(node)
         return found
+
+
+def is_of_head(weight: Any) -> bool:
+    """Whether a constant is the head's weight, which has two columns, or two rows where it is turned."""
+    return len(weight.dims) == 2 and 2 in weight.dims
 
 
 class _Attention(NamedTuple):
@@ -87,11 +95,11 @@ def fuse_attention(model: Any, num_heads: int) -> int:
         model: The graph with its opset, as `onnx.load` gives it; changed in place.
         num_heads: Heads of each layer.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     graph = model.graph
     links = Links(graph)
-    found = [_attention(node, links, numpy_helper.to_array) for node in graph.node if node.op_type == "Softmax"]
+    found = [_attention(node, links) for node in graph.node if node.op_type == "Softmax"]
     layers = [attention for attention in found if attention is not None]
     if not layers or len(layers) < len(found) or len({layer.mask for layer in layers}) > 1:
         return 0
@@ -118,8 +126,10 @@ def fuse_attention(model: Any, num_heads: int) -> int:
     return len(layers)
 
 
-def _attention(softmax: Any, links: Links, values: Any) -> _Attention | None:
+def _attention(softmax: Any, links: Links) -> _Attention | None:
     """The attention around a softmax; None: it is written in another way."""
+    from onnx import numpy_helper
+
     masked = links.maker(softmax.input[0], "Add")
     scaled = links.maker(masked.input[0], "Mul") if masked else None
     scores = links.maker(scaled.input[0], "MatMul") if scaled else None
@@ -139,7 +149,7 @@ def _attention(softmax: Any, links: Links, values: Any) -> _Attention | None:
             return None
         inputs.append(reshaped.input[0])
     query, key, value = inputs
-    return _Attention((query, key, value), float(values(scale)), masked.input[1], last)
+    return _Attention((query, key, value), float(numpy_helper.to_array(scale)), masked.input[1], last)
 
 
 def _replace(graph: Any, nodes: Sequence[Any]) -> None:
@@ -168,27 +178,22 @@ class Observed(NamedTuple):
     largest: dict[str, Float32]
 
 
-def observed(path: str, names: Sequence[str], outputs: Sequence[str], batches: Sequence[Batch]) -> Observed:
+def observed(path: Path, names: Sequence[str], batches: Sequence[Batch]) -> Observed:
     """Run a graph that gives logits and, behind them, what its products multiply.
 
     Args:
         path: The graph, with `names` among its outputs.
         names: What to look at, each float32 [..., channels].
-        outputs: Names of the logits, each float32 [B, L].
         batches: The graph's inputs, `attention_mask` among them: what stands at padding is not looked at.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     logits: list[Float32] = []
     largest: dict[str, Float32] = {}
     for batch in batches:
         is_real_BL = batch["attention_mask"].astype(bool)
-        results = session.run([*outputs, *names], dict(batch))
-        logits.append(np.stack([result[is_real_BL] for result in results[: len(outputs)]]))
-        for name, result in zip(names, results[len(outputs) :], strict=True):
+        results = session.run([*OUTPUTS, *names], dict(batch))
+        logits.append(np.stack([result[is_real_BL] for result in results[: len(OUTPUTS)]]))
+        for name, result in zip(names, results[len(OUTPUTS) :], strict=True):
             # Not all that is multiplied belongs to a token: there are products of tables of positions.
             of_tokens = result.ndim == 3 and result.shape[:2] == is_real_BL.shape
             rows = result[is_real_BL] if of_tokens else result.reshape(-1, result.shape[-1])

@@ -97,7 +97,7 @@ def batches() -> list[dict[str, Any]]:
 
 def logits_of(model: Any, folder: Path) -> Any:
     onnx.save(model, folder / "some.onnx")
-    return observed(str(folder / "some.onnx"), (), OUTPUTS, batches()).logits
+    return observed(folder / "some.onnx", (), batches()).logits
 
 
 def operations(model: Any) -> Counter[str]:
@@ -142,7 +142,7 @@ def test_large_channels_are_brought_down_and_products_stay(tmp_path: Path) -> No
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "attention")
     )
     onnx.save(watched, tmp_path / "watched.onnx")
-    largest = observed(str(tmp_path / "watched.onnx"), ("x", "attention"), OUTPUTS, batches()).largest
+    largest = observed(tmp_path / "watched.onnx", ("x", "attention"), batches()).largest
     real = batches()[0]["attention_mask"].astype(bool)
     table, channels = (onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer[:2])
     x = table[batches()[0]["input_ids"][real]] * channels
@@ -163,18 +163,30 @@ def test_large_channels_are_brought_down_where_that_gives_better_logits(
     row: float, leveled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx.save(encoder(row=row), tmp_path / "model.onnx")
-    expected = observed(str(tmp_path / "model.onnx"), (), OUTPUTS, batches()).logits
+    expected = observed(tmp_path / "model.onnx", (), batches()).logits
 
     def error(level: float) -> float:
         monkeypatch.setattr("qa_dist.answering.onnx_rewriting.LEVEL", level)
         write_quantized(tmp_path / "model.onnx", tmp_path / "quantized.onnx", HEADS, batches())
-        found = observed(str(tmp_path / "quantized.onnx"), (), OUTPUTS, batches()).logits
+        found = observed(tmp_path / "quantized.onnx", (), batches()).logits
         return float(np.sqrt(np.square(found - expected).mean()))
 
     without = error(1e9)
     assert error(LEVEL) <= (0.7 * without if leveled else without)
     names = {tensor.name for tensor in onnx.load(tmp_path / "quantized.onnx").graph.initializer}
     assert ("x_factors" in names) == leveled
+
+
+def test_weights_that_one_file_does_not_hold_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(encoder(row=1 / 40), tmp_path / "model.onnx")
+    write_quantized(tmp_path / "model.onnx", tmp_path / "quantized.onnx", HEADS, batches())
+    onnx.save(encoder(row=1 / 40), tmp_path / "large.onnx", save_as_external_data=True, location="large.onnx.data")
+    monkeypatch.setattr("qa_dist.answering.onnx_graph._LARGEST_FILE", 0)
+    write_quantized(tmp_path / "large.onnx", tmp_path / "other.onnx", HEADS, batches())
+    one, other = (observed(tmp_path / name, (), batches()).logits for name in ("quantized.onnx", "other.onnx"))
+    np.testing.assert_array_equal(one, other)
+    files = {"model.onnx", "quantized.onnx", "large.onnx", "large.onnx.data", "other.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
 @pytest.mark.parametrize("median", [0.0, 1.0])
