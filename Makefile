@@ -14,7 +14,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := $(BIN)/python -m qa_dist.machine.installation
 
 # Environments of their own, with all extras. torch is the one of constraints.txt in both.
 LOWEST := .venv-lowest
@@ -45,7 +45,7 @@ site: $(VENV)/.dev
 
 # Strict: a package without an answer is a failure, not a pass.
 audit: $(VENV)/bin/python
-	$(PIP) pip-audit
+	$(BIN)/python -m pip install --quiet -c constraints.txt pip-audit
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 docs: $(VENV)/.dev
@@ -90,9 +90,9 @@ $(LOWEST)/.dev: pyproject.toml constraints.txt
 
 # A stamp is written last: an interrupted installation is taken up again.
 $(VENV)/.quickstart: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[quickstart]'
+	$(INSTALL) '.[quickstart]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[quickstart,quant,deepspeed,sentencepiece,cmrc,serve,onnx,dev]'
+	$(INSTALL) '.[quickstart,quant,deepspeed,sentencepiece,cmrc,serve,onnx,dev]'
 	touch $@ $(VENV)/.quickstart
