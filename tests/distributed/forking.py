@@ -282,10 +282,10 @@ def run_rank(words: list[str], fault: Fault | None, rank: int) -> int:
     return main(words)
 
 
-def run_rank_and_copy(words: list[str], copies: Path, rank: int) -> int:
+def run_rank_and_copy(words: list[str], copies: Path, last: str, rank: int) -> int:
     """Train on this rank; the first one copies its run to `copies` before each change that a save makes to the disk.
 
-    Each copy is what a SIGKILL at that instant would leave. No more are made when there is a checkpoint of step 20.
+    Each copy is what a SIGKILL at that instant would leave. No more are made when there is a checkpoint named `last`.
     """
     from qa_dist.training import checkpoints
 
@@ -295,7 +295,7 @@ def run_rank_and_copy(words: list[str], copies: Path, rank: int) -> int:
 
     def copy() -> None:
         nonlocal is_saved
-        is_saved = is_saved or (output / "checkpoints" / "step-00000020").exists()
+        is_saved = is_saved or (output / "checkpoints" / last).exists()
         if not is_saved:
             folder = copies / f"{next(copied):03d}"
             shutil.copytree(output, folder)
