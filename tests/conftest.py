@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support import forked_python
-from tests.support.scheduling import rank, scheduling
+from tests.support.scheduling import place, rotated, scheduling
 
 # The same examples in every run, and no time limit for one: a busy machine is no failure. To look further:
 # pytest --hypothesis-profile search
@@ -32,6 +32,9 @@ sys.executable = str(Path(sys.prefix) / "bin" / "python") if "PYTEST_XDIST_WORKE
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Let the workers of xdist be forks of one process that has imported the libraries, which takes ten seconds."""
+    if worker := getattr(config, "workerinput", None):
+        # All at once, so that what one has compiled is there when the others come to it.
+        config.args = rotated(config.args, int(worker["workerid"].removeprefix("gw")), worker["workercount"])
     workers = getattr(config.option, "tx", None) or []
     # What was forked cannot use a GPU if the first process looked for one.
     if set(workers) != {"popen"} or sys.platform != "linux" or Path("/dev/nvidiactl").exists():
@@ -47,8 +50,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first."""
-    items.sort(key=lambda item: rank(item.nodeid))
+    """What takes longest comes first; all workers have one order."""
+    items.sort(key=lambda item: place(item.nodeid))
 
 
 def pytest_collection_finish() -> None:

@@ -1,5 +1,6 @@
 """Which files of tests one worker runs, and which come first."""
 
+from pathlib import Path
 from typing import Any
 
 TOGETHER = {
@@ -20,10 +21,19 @@ def scope(name: str) -> str:
     return next((group for group, files in TOGETHER.items() if file in files), file)
 
 
-def rank(name: str) -> int:
-    """The place of a test's scope among those that come first; the others follow in their order."""
+def place(name: str) -> tuple[int, list[str]]:
+    """Where a test comes in: scopes of `FIRST` before all others, which go by their path; a file keeps its order."""
     found = scope(name)
-    return FIRST.index(found) if found in FIRST else len(FIRST)
+    return FIRST.index(found) if found in FIRST else len(FIRST), name.partition("::")[0].split("/")
+
+
+def rotated(arguments: list[str], worker: int, count: int) -> list[str]:
+    """Files of tests in these folders, from that on at which one of several workers begins to collect them."""
+    if not all(Path(argument).is_dir() for argument in arguments):
+        return arguments
+    files = [str(file) for argument in arguments for file in sorted(Path(argument).rglob("test_*.py"))]
+    first = len(files) * worker // count
+    return files[first:] + files[:first]
 
 
 def scheduling(config: Any, log: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support.scheduling import FIRST, TOGETHER, rank, scope
+from tests.support.scheduling import FIRST, TOGETHER, place, rotated, scope
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,4 +21,14 @@ def test_tests_of_a_file_or_of_files_that_share_a_server_go_to_one_worker() -> N
 
 def test_the_longest_come_first() -> None:
     names = ["tests/unit/test_merge.py::a", *(f"{file}::a" for file in reversed(FIRST)), "tests/unit/test_card.py::a"]
-    assert sorted(names, key=rank) == [*reversed(names[1:-1]), names[0], names[-1]]
+    assert sorted(names, key=place) == [*reversed(names[1:-1]), names[-1], names[0]]
+
+
+def test_workers_begin_at_other_files_and_collect_all() -> None:
+    folders = [str(ROOT / "tests" / name) for name in ("distributed", "unit")]
+    collected = [rotated(folders, worker, 4) for worker in range(4)]
+    assert len({files[0] for files in collected}) == 4
+    assert len({frozenset(files) for files in collected}) == 1
+    assert collected[0] == [str(file) for folder in folders for file in sorted(Path(folder).rglob("test_*.py"))]
+    one = [f"{ROOT}/tests/unit/test_merge.py"]
+    assert rotated(one, 1, 4) == one

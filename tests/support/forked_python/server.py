@@ -276,8 +276,9 @@ def execute(program: tuple[str, str, list[str]], words: list[str], path: list[st
     sys.executable = str(Path(words[0]).parent / "python")
     sys.orig_argv = [sys.executable, *words[1:]] if kind != "script" else [sys.executable, *words]
     sys.argv = [words[0] if kind == "script" else kind, *arguments]
-    # A module is compiled once for all.
-    sys.pycache_prefix, sys.dont_write_bytecode = str(folder / "compiled"), False
+    # A module is compiled once for all, also where nothing may be written beside it.
+    if sys.dont_write_bytecode or os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        sys.pycache_prefix, sys.dont_write_bytecode = str(folder / "compiled"), False
     sys.warnoptions[:] = filter(None, os.environ.get("PYTHONWARNINGS", "").split(","))
     warnings._processoptions(sys.warnoptions)  # type: ignore[attr-defined]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
