@@ -1,7 +1,8 @@
 """Weights on disk: written whole or not at all, and read back before success is reported."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,6 @@ def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: 
     with staged_files(directory, order=_weights_last) as aside:
         weights = _write(model, trained, aside)
         tokenizer.save_pretrained(aside)
-        # The card that peft writes is an empty form.
-        (aside / "README.md").unlink(missing_ok=True)
         _compare(weights, aside)
         names = [path.name for path in sorted(aside.iterdir(), key=_weights_last)]
     return [directory / name for name in names]
@@ -84,8 +83,19 @@ def _write_tensors(inner: Any, trained: Weights, directory: Path) -> Weights:
             raise CheckpointError(f"{name} is empty and was not saved; the strategy keeps it on other ranks")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name} holds values that are not finite and was not saved")
-    inner.save_pretrained(str(directory), **extra)
+    with _without_card(inner):
+        inner.save_pretrained(str(directory), **extra)
     return weights
+
+
+@contextmanager
+def _without_card(inner: Any) -> Iterator[None]:
+    """Context in which peft writes no card: its card is an empty form, whose template takes longer than weights."""
+    inner.create_or_update_model_card = lambda directory: None
+    try:
+        yield
+    finally:
+        del inner.create_or_update_model_card
 
 
 def _compare(written: Weights, directory: Path) -> None:

@@ -60,6 +60,21 @@ def test_nothing_to_save_is_said(tmp_path: Path) -> None:
     assert refused(model, {}, tmp_path / "out").startswith("there is nothing to save")
 
 
+def test_peft_s_empty_card_is_not_even_made(model: SpanModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*_: Any) -> None:
+        raise AssertionError("its template takes longer than the weights")
+
+    monkeypatch.setattr(type(model.model), "create_or_update_model_card", make)
+    (tmp_path / "out").mkdir()
+    weights = {name: tensor.detach() for name, tensor in model.trainable()}
+    for _ in range(2):
+        save_trained(model, weights, tiny_tokenizer(), tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    with pytest.raises(AssertionError, match="its template"):
+        model.model.save_pretrained(str(tmp_path / "peft"))  # type: ignore[operator]
+
+
 def lose(weights: Weights, name: str) -> None:
     del weights[name]
 
