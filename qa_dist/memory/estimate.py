@@ -134,7 +134,11 @@ def estimate(
 
     from qa_dist.distributed.graph_choice import uses_graphs
     from qa_dist.distributed.lora_choice import wants_groups
+    from qa_dist.model.families import require_trainable
+    from qa_dist.model.pretrained import model_configuration
 
+    # Before a process is started and the model built.
+    require_trainable(model_configuration(config.model), config.training.mixed_precision)
     has_cuda = torch.cuda.is_available()
     kind: DeviceKind = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
     processes = _start_processes(strategies, config) if kind == "cpu" else {}
@@ -184,7 +188,6 @@ def _measure(
     from qa_dist.model.attention import cuda_kernels
     from qa_dist.model.building import build_meta_model
     from qa_dist.model.casts import spare_casts
-    from qa_dist.model.families import require_trainable
     from qa_dist.model.loading import library_errors
     from qa_dist.model.residual_stream import set_residual_dtype
     from qa_dist.model.span_model import transformers_model
@@ -197,7 +200,6 @@ def _measure(
         device=device,
     )
     model_config = transformers_model(model.model).config
-    require_trainable(model_config, precision)
     set_residual_dtype(model, config.training.residual_dtype)
     spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
     sizes = sizes_of(model)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.errors import CheckpointError, ConfigError, UserError
+from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.folder import has_tokenizer
 from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter, load_tokenizer, resolve_model_path
@@ -48,6 +49,48 @@ def _meaning(tokenizer: Any) -> tuple[Any, ...]:
     return tokenizer.get_vocab(), tokenizer.padding_side, tokenizer(_PROBE)["input_ids"]
 
 
+def require_fitting_adapter(config: ModelConfig) -> None:
+    """Make sure, before anything is made for it, that a run can go on from `--init_adapter`, if there is one.
+
+    What only the built model knows, `start_from_adapter` looks at.
+
+    Raises:
+        UserError: The folder holds no LoRA adapter, or a file of it cannot be read.
+        ConfigError: The adapter is of another base model, or of another kind than the options say.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if config.init_adapter is None:
+        return
+    folder = config.init_adapter
+    saved = check_adapter(folder)
+    if kind := next(_other_kinds(saved), None):
+        raise ConfigError([f"--init_adapter {folder} has {kind}, which adapters of this program have not; {_FOLD}"])
+    problems = []
+    base = saved.get("base_model_name_or_path")
+    if base and _place(base) != _place(config.model_name_or_path):
+        problems.append(
+            f"--init_adapter {folder} was trained on {base} and not on --model_name_or_path "
+            f"{config.model_name_or_path}; name that model"
+        )
+    # Under the names of peft and of the options.
+    fields = {name: name for name in ("lora_alpha", "use_rslora", "use_dora")} | {"r": "lora_r", "bias": "lora_bias"}
+    problems += [
+        f"--init_adapter {folder} has {field} {saved[field]} and this run {getattr(config, option)}; give "
+        f"--{option} {str(saved[field]).lower()}"
+        for field, option in fields.items()
+        if saved.get(field, getattr(config, option)) != getattr(config, option)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    path = Path(folder) / ADAPTER_WEIGHTS
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({reason(error)}); copy the folder again") from error
+
+
 def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:
     """Give the adapters and the head of a new model the tensors of `--init_adapter`.
 
@@ -62,35 +105,18 @@ def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    require_fitting_adapter(config)
     folder = str(config.init_adapter)
-    saved = check_adapter(folder)
-    if kind := next(_other_kinds(saved), None):
-        raise ConfigError([f"--init_adapter {folder} has {kind}, which adapters of this program have not; {_FOLD}"])
     peft_model: Any = model.model
     wanted = peft_model.peft_config["default"]
-    problems = []
-    base = saved.get("base_model_name_or_path")
-    if base and _place(base) != _place(config.model_name_or_path):
-        problems.append(
-            f"--init_adapter {folder} was trained on {base} and not on --model_name_or_path "
-            f"{config.model_name_or_path}; name that model"
-        )
-    # Under the names of the options.
-    fields = {name: name for name in ("lora_alpha", "use_rslora", "use_dora")} | {"r": "lora_r", "bias": "lora_bias"}
-    problems += [
-        f"--init_adapter {folder} has {field} {saved.get(field)} and this run {getattr(wanted, field)}; give "
-        f"--{option} {str(saved.get(field)).lower()}"
-        for field, option in fields.items()
-        if saved.get(field, getattr(wanted, field)) != getattr(wanted, field)
-    ]
-    targets = sorted(saved.get("target_modules") or ())
+    targets = sorted(check_adapter(folder).get("target_modules") or ())
     if targets != sorted(wanted.target_modules):
-        problems.append(
-            f"--init_adapter {folder} adapts {', '.join(targets)} and this run "
-            f"{', '.join(sorted(wanted.target_modules))}; give --lora_target_modules {','.join(targets)}"
+        raise ConfigError(
+            [
+                f"--init_adapter {folder} adapts {', '.join(targets)} and this run "
+                f"{', '.join(sorted(wanted.target_modules))}; give --lora_target_modules {','.join(targets)}"
+            ]
         )
-    if problems:
-        raise ConfigError(problems)
     path = Path(folder) / ADAPTER_WEIGHTS
     if lost := unfilled(peft_model, (), path):
         raise ConfigError([f"--init_adapter {folder} lacks {lost[0]}; give a folder that training wrote"])

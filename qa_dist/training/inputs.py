@@ -15,7 +15,7 @@ from qa_dist.evaluation.tuning import require_enough
 from qa_dist.features.building import may_lack_answers, prepare_store
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.families import require_trainable
-from qa_dist.model.initial import require_its_tokenizer
+from qa_dist.model.initial import require_fitting_adapter, require_its_tokenizer
 from qa_dist.model.pretrained import load_tokenizer, model_configuration
 
 
@@ -85,6 +85,7 @@ def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
             )
         # Before packages are asked for and features made for a model that cannot be trained on them.
         require_trainable(model_configuration(config.model), config.training.mixed_precision)
+        require_fitting_adapter(config.model)
         tokenizer = load_tokenizer(config.model)
         require_its_tokenizer(config.model, tokenizer)
         is_main = ranks is None or ranks.is_main

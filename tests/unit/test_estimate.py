@@ -213,3 +213,14 @@ def test_a_model_whose_memory_cannot_be_traced_is_refused_by_name(
     words = ["--model_name_or_path", str(folder), "--max_seq_length", "64", "--doc_stride", "16", "--strategy", "ddp"]
     assert estimate.main(words) == 2
     assert "the memory of a longformer model cannot be estimated" in sentence(capsys.readouterr().err)
+
+
+def test_a_refused_model_starts_no_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("qa_dist.memory.estimate.process_bytes", started.append)
+    folder = tiny_model("xmod", tmp_path)
+    assert estimate.main(["--model_name_or_path", str(folder), "--device", "cpu", "--mixed_precision", "bf16"]) == 2
+    assert "does not work for a model of type xmod" in sentence(capsys.readouterr().err)
+    assert started == []

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from qa_dist import train
-from qa_dist.common.errors import ConfigError
+from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import build_model
-from qa_dist.model.initial import require_its_tokenizer, start_from_adapter
+from qa_dist.model.initial import require_fitting_adapter, require_its_tokenizer, start_from_adapter
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.saved import save_trained
 from tests.refusals import refusal
@@ -110,6 +110,23 @@ def test_what_loading_the_tensors_alone_would_lose_is_refused(
 def test_an_adapter_of_peft_s_own_functions_is_gone_on_from(tmp_path: Path) -> None:
     foreign(tmp_path)
     assert len(started(tmp_path)) == 10
+
+
+def test_an_adapter_whose_file_is_cut_off_is_refused_before_features_are_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(saved(tmp_path), init_adapter=str(tmp_path / "adapter"))
+    require_fitting_adapter(config)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"safetensors cannot be read \(.*\); copy the folder again"):
+        require_fitting_adapter(config)
+    tiny_squad(tmp_path / "train.json", 12, seed=1, longest=30)
+    options = {**options_of(tmp_path), "output_dir": str(tmp_path / "out"), "init_adapter": str(tmp_path / "adapter")}
+    reset_accelerate()
+    message = refusal(train.main, words({**options, "store_dir": str(tmp_path / "store")}), capsys)
+    assert "copy the folder again" in message
+    assert not list((tmp_path / "store").glob("**/manifest.json"))
 
 
 def test_a_run_that_goes_on_has_the_adapter_s_tokenizer(tmp_path: Path) -> None:
