@@ -4,7 +4,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from qa_dist.answering.onnx_rewriting import (
     is_of_head,
     level_channels,
     observed,
+    round_embeddings,
 )
+from qa_dist.answering.weight_rounding import Int8, best_columns, best_factors, compensation, rounded
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.libraries import reason
 from qa_dist.evaluation.candidates import Float32
@@ -34,6 +36,10 @@ _AXES = {0: "batch_size", 1: "sequence_length"}
 
 _LARGEST_FILE = 1_900_000_000
 """Bytes of weights up to which one file holds the whole model; protobuf takes no more than 2 GiB."""
+
+
+_MOMENTS_BYTES = 1 << 30
+"""Bytes of the products of channels that are held at a time; a model of which they are more is run several times."""
 
 
 class _Logits(nn.Module):
@@ -95,40 +101,68 @@ def write_quantized(source: Path, target: Path, num_heads: int | None, batches: 
     """Write a graph with the weights of its matrix products and embeddings as integers of 8 bits.
 
     The head stays as it is: it has two columns, and every error in it is one of the logits. Products have a scale for
-    each column of weights. What they multiply is rounded while they run, to 8 bits with a scale for each product
-    (onnxruntime's dynamic quantisation). Weights have 7 bits: with 8, products of processors with AVX2 and without
-    VNNI overflow (onnxruntime's documentation, "Quantize ONNX models", section on data types). Attention is
-    onnxruntime's own operation, where the encoder's can be written so. Large channels are brought down where that gives
-    better logits: it makes what is multiplied more exact and weights less so.
+    each column of weights, embeddings one for each row. What products multiply is rounded while they run, to 8 bits
+    with a scale for each product (onnxruntime's dynamic quantisation); large channels of it are brought down where that
+    makes the products more exact. Attention is onnxruntime's own operation, where the encoder's can be written so.
 
     Args:
         source: The graph in float32.
         target: The file to write.
         num_heads: Heads of each layer; None: of other numbers, or unknown.
-        batches: Inputs to find the large channels with, and to compare logits on.
+        batches: Inputs to look at what products multiply with, and to compare logits on.
     """
     import onnx
 
     with _without_messages(), tempfile.TemporaryDirectory(dir=target.parent) as name:
         folder = Path(name)
         model: Any = onnx.load(str(source))
-        plain = _observed(model, tuple(Links(model.graph).products()), folder, batches)
         fused: Any = onnx.load(str(source))
         # Whether the mask of an encoder is that of the padding alone, its graph does not say; its logits do.
-        num_fused = fuse_attention(fused, num_heads) if num_heads else 0
-        if num_fused and _is_close(_observed(fused, (), folder, batches).logits, plain.logits):
-            model = fused
-        _quantize(model, target, folder)
-        if level_channels(model, plain.largest):
-            errors = [_error(target, plain.logits, batches)]
-            _quantize(model, folder / "leveled.onnx", folder)
-            errors.append(_error(folder / "leveled.onnx", plain.logits, batches))
-            if errors[1] < errors[0]:
-                (folder / "leveled.onnx").replace(target)
+        if num_heads and fuse_attention(fused, num_heads):
+            plain, other = (_observed(graph, (), folder, batches).logits for graph in (model, fused))
+            if _is_close(other, plain):
+                model = fused
+        weights = _rounded_weights(model, folder, batches)
+        round_embeddings(model)
+        _quantize(model, weights, target, folder)
 
 
-def _quantize(model: Any, target: Path, folder: Path) -> None:
-    """Write a graph with weights of 8 bits; it is written to a folder as it is and taken away again."""
+def _rounded_weights(model: Any, folder: Path, batches: Sequence[Batch]) -> dict[str, tuple[Int8, Float32]]:
+    """The weights of a graph's products as integers, and the scales of their columns, by their names.
+
+    Args:
+        model: The graph; large channels of what products multiply are brought down in place.
+        folder: Where it can be written for a while.
+        batches: As `write_quantized` takes them.
+    """
+    from onnx import numpy_helper
+
+    links = Links(model.graph)
+    products = links.products()
+    found: dict[str, tuple[Int8, Float32]] = {}
+    for names in _groups({name: links.constants[made[0].input[1]].dims[0] for name, made in products.items()}):
+        channels = _observed(model, names, folder, batches).channels
+        factors = {}
+        for name in names:
+            weights = [numpy_helper.to_array(links.constants[product.input[1]]) for product in products[name]]
+            factors[name] = best_factors(weights, channels[name])
+        renamed = level_channels(model, factors)
+        links = Links(model.graph)
+        for name in names:
+            moments = channels[name].moments / np.outer(factors[name], factors[name])
+            factor, squares = compensation(moments), np.diag(moments).astype(np.float32)
+            for product in links.products()[renamed.get(name, name)]:
+                weight = numpy_helper.to_array(links.constants[product.input[1]])
+                scales = best_columns(weight, squares).scales
+                # What one input of a weight takes back would harm another one.
+                is_shared = links.num_users(product.input[1]) > 1
+                values = rounded(weight, scales, np.eye(len(weight), dtype=np.float32) if is_shared else factor)
+                found[product.input[1]] = values, scales
+    return found
+
+
+def _quantize(model: Any, weights: Mapping[str, tuple[Int8, Float32]], target: Path, folder: Path) -> None:
+    """Write a graph with such integers for the weights of its products, with the scales of their columns."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -137,7 +171,7 @@ def _quantize(model: Any, target: Path, folder: Path) -> None:
     quantize_dynamic(
         path,
         target,
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        op_types_to_quantize=["MatMul", "Gemm"],
         per_channel=True,
         reduce_range=True,
         weight_type=QuantType.QInt8,
@@ -146,6 +180,27 @@ def _quantize(model: Any, target: Path, folder: Path) -> None:
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
     _remove(path)
+    written: Any = onnx.load(str(target))
+    made = {tensor.name: tensor for tensor in written.graph.initializer}
+    for name, (values, scales) in weights.items():
+        # The names are onnxruntime's, which rounds each weight by itself, to 7 bits.
+        for tensor, content in ((made[f"{name}_quantized"], values), (made[f"{name}_scale"], scales)):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(content, tensor.name))
+    onnx.save(written, str(target))
+
+
+def _groups(num_channels: Mapping[str, int]) -> list[list[str]]:
+    """Names in groups whose products of channels are `_MOMENTS_BYTES` at most, or one that has more."""
+    groups: list[list[str]] = []
+    size = 0
+    for name, number in num_channels.items():
+        bytes_of = 8 * number**2
+        if not groups or size + bytes_of > _MOMENTS_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += bytes_of
+    return groups
 
 
 def _observed(model: Any, names: Sequence[str], folder: Path, batches: Sequence[Batch]) -> Observed:
@@ -161,11 +216,6 @@ def _observed(model: Any, names: Sequence[str], folder: Path, batches: Sequence[
     found = observed(path, names, batches)
     _remove(path)
     return found
-
-
-def _error(path: Path, expected: Float32, batches: Sequence[Batch]) -> float:
-    """Root mean square of the differences between a graph's logits and others."""
-    return float(np.sqrt(np.square(observed(path, (), batches).logits - expected).mean()))
 
 
 def _is_close(logits: Float32, expected: Float32) -> bool:
