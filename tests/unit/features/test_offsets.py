@@ -174,7 +174,9 @@ def test_a_label_gives_back_its_answer_or_no_tokens_do(name: str, case: tuple[st
     found = decoded(context, feature)
     starts, ends = feature.context_offsets.T.tolist()
     if found != wanted:
-        pairs = ((starts[i], ends[j]) for i in range(len(starts)) for j in range(i, len(ends)))
+        # A mark of a blank may have the first letter of the token behind it, and is no end of an answer then.
+        lasts = [j for j, end in enumerate(ends) if j + 1 == len(ends) or starts[j + 1] >= end]
+        pairs = ((starts[i], ends[j]) for j in lasts for i in range(j + 1))
         assert wanted not in set(pairs)
     if found is None:
         assert num_unlabelled == 1

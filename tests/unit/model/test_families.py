@@ -154,6 +154,6 @@ def test_the_option_s_help_names_every_configuration() -> None:
     assert f"{', '.join(named_configurations())}, or a folder" in described["help"]
 
 
-def test_every_tiny_configuration_has_two_layers() -> None:
-    for model_type in (*MODEL_TYPES, *MORE_TYPES):
-        assert tiny_config(model_type, 50).num_hidden_layers == 2
+@pytest.mark.parametrize("model_type", [*MODEL_TYPES, *MORE_TYPES])
+def test_every_tiny_configuration_has_two_layers(model_type: str) -> None:
+    assert tiny_config(model_type, 50).num_hidden_layers == 2

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from tests.support.fake_cuda import needs_compiler, run
 from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, TRAINED
@@ -47,5 +49,8 @@ def test_everything_is_multiplied_in_half_precision(counted: Any, model_type: st
     types = counted["products"][f"{model_type}, {way}"]
     assert types[ATTENTION] == ["bfloat16 bfloat16 bfloat16"]
     assert types["aten::mm"], "nothing was multiplied"
-    found = {dtype for name in PRODUCTS for combination in types[name] for dtype in combination.split()}
+    # Before 5.18, transformers makes ModernBERT's table of angles with a product of its own, in float32.
+    is_old = Version(transformers.__version__) < Version("5.18")
+    names = [name for name in PRODUCTS if not (is_old and model_type == "modernbert" and name == "aten::bmm")]
+    found = {dtype for name in names for combination in types[name] for dtype in combination.split()}
     assert found == {"bfloat16"}
