@@ -217,10 +217,11 @@ def test_a_compiled_encoder_gives_the_same_and_does_not_compile_again(padding: s
     import torch._dynamo as dynamo
     from torch._dynamo.utils import counters
 
-    # One layer: compiling another one takes as long again, and so does tracing the backward pass.
+    # One layer with one adapter: another one takes as long again, and so does tracing the backward pass.
     backend = "aot_eager" if padding == "unpadded" else "eager"
     model_dir = tiny_model("bert", tmp_path, num_layers=1)
-    plain, compiled = build(model_dir, padding=padding), build(model_dir, padding=padding)
+    options = {"padding": padding, "lora_target_modules": ("value",)}
+    plain, compiled = build(model_dir, **options), build(model_dir, **options)
     dynamo.reset()
     counters.clear()
     compiled.compile_encoder(backend)
