@@ -425,6 +425,13 @@ def test_a_float16_run_goes_on_from_its_loss_scale(runs: Runs, tmp_path: Path) -
     assert runs.start(output, *options, fault=Fault("step", 3)).wait() == [85]
     assert runs.resume(output, *options).wait() == [0]
     assert_same_run(output, whole, epochs=2)
+    # The scale itself changes after thousands of steps; how many it has kept is counted on.
+    states = [
+        json.loads((folder / "checkpoints" / "step-00000012" / "state.json").read_text()) for folder in (whole, output)
+    ]
+    scalers = [state["progress"]["gradient_scaler"] for state in states]
+    assert scalers[1] == scalers[0]
+    assert scalers[0]["_growth_tracker"] > 9
     assert runs.start(two, *options, num_processes=2).wait() == [0, 0]
     assert runs.start(plain, *options[2:]).wait() == [0]
     losses = {
