@@ -148,10 +148,11 @@ def _rounded_weights(model: Any, folder: Path, batches: Sequence[Batch]) -> dict
             factors[name] = best_factors(weights, channels[name])
         renamed = level_channels(model, factors)
         links = Links(model.graph)
+        leveled = links.products()
         for name in names:
             moments = channels[name].moments / np.outer(factors[name], factors[name])
             factor, squares = compensation(moments), np.diag(moments).astype(np.float32)
-            for product in links.products()[renamed.get(name, name)]:
+            for product in leveled[renamed.get(name, name)]:
                 weight = numpy_helper.to_array(links.constants[product.input[1]])
                 scales = best_columns(weight, squares).scales
                 # What one input of a weight takes back would harm another one.

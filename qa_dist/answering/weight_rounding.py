@@ -64,7 +64,7 @@ class Channels:
         self._num_rows += len(rows)
 
     @property
-    def moments(self) -> npt.NDArray[np.float64]:
+    def moments(self) -> Float64:
         return self._products / self._num_rows
 
 
