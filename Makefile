@@ -6,7 +6,7 @@
 #   make site         build the pages of docs/ into site/, and fail where they do not hold together
 #   make audit        look up known vulnerabilities of the pinned packages; needs the advisories of the package index
 #   make docs         regenerate the tables in docs/, and the tested set
-#   make test-lowest  the unit and distributed tests with the lowest versions that pyproject.toml allows
+#   make test-lowest  the unit, compiled and distributed tests with the lowest versions that pyproject.toml allows
 #   make test-newest  the same with the newest versions of everything
 #   make pin          make those of the last test-newest the tested set, constraints.txt
 #   make clean        remove .venv and everything generated
@@ -20,7 +20,7 @@ INSTALL := $(BIN)/python -m qa_dist.machine.installation
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 WHOLE := '.[quickstart,quant,deepspeed,sentencepiece,cmrc,serve,onnx,tracking,dev]'
-TWO_FOLDERS := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/distributed)
+NOT_WHOLE := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/compiled tests/distributed)
 
 .PHONY: quickstart test check site audit docs clean test-lowest test-newest pin
 
@@ -57,13 +57,13 @@ docs: $(VENV)/.dev
 
 # Warnings are no failures here: old packages do what newer ones, or torch, warn of.
 test-lowest: $(LOWEST)/.dev
-	$(LOWEST)/bin/python -m pytest -W default $(TWO_FOLDERS)
+	$(LOWEST)/bin/python -m pytest -W default $(NOT_WHOLE)
 
 test-newest:
 	[ -d $(NEWEST) ] || $(PYTHON) -m venv $(NEWEST)
 	grep '^torch==' constraints.txt > $(NEWEST)/constraints.txt
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -c $(NEWEST)/constraints.txt -e $(WHOLE)
-	$(NEWEST)/bin/python -m pytest $(TWO_FOLDERS)
+	$(NEWEST)/bin/python -m pytest $(NOT_WHOLE)
 
 # Then: make docs, and make test.
 pin:

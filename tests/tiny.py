@@ -1,7 +1,12 @@
 """Small things to test with: random two-layer encoders of every family, their tokenizer, and a SQuAD file to match."""
 
+import atexit
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +120,29 @@ def tiny_config(model_type: str, vocab_size: int, num_layers: int = 2) -> Any:
 def tiny_model(model_type: str, directory: Path, *, seed: int = 0, num_layers: int = 2) -> Path:
     """A folder with a randomly initialised encoder, without a head, and its tokenizer."""
     import torch
+
+    made, random_state = _made(model_type, seed, num_layers)
+    shutil.copytree(made, directory, dirs_exist_ok=True)
+    torch.set_rng_state(random_state)
+    return directory
+
+
+@cache
+def _made(model_type: str, seed: int, num_layers: int) -> tuple[Path, Any]:
+    """A folder as `tiny_model` makes it, of which a process makes one, and the state of torch's generator after it."""
+    import torch
     from transformers import AutoModel
 
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
-    AutoModel.from_config(tiny_config(model_type, len(tokenizer), num_layers)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    model = AutoModel.from_config(tiny_config(model_type, len(tokenizer), num_layers))
+    folder = tempfile.mkdtemp()
+    maker = os.getpid()
+    # Not by a fork of this process, which ends sooner.
+    atexit.register(lambda: os.getpid() == maker and shutil.rmtree(folder))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder), torch.get_rng_state()
 
 
 def tiny_inputs(folder: Path, *, num_train: int, num_validation: int, unanswerable: bool = False) -> dict[str, str]:

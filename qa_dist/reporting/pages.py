@@ -5,6 +5,7 @@ All text goes through the templates' escaping: what a context, an answer or a na
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ def rendered(template: str, values: Mapping[str, Any], filters: Mapping[str, Cal
 
     Besides `filters` there are `svg` (a chart as it is), `number` (with commas), `score` (two digits) and `percent`.
     """
+    environment = _environment(template)
+    environment.filters.update(filters or {})
+    return environment.get_template(template).render(**values)
+
+
+@cache
+def _environment(template: str) -> Any:
+    """What renders one template; a process compiles it once."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -32,16 +41,13 @@ def rendered(template: str, values: Mapping[str, Any], filters: Mapping[str, Cal
         finalize=_fit,
         loader=FunctionLoader(_template),
     )
-    environment.filters.update(
-        {
-            "svg": Markup,
-            "number": lambda value: f"{value:,}",
-            "score": lambda value: f"{value:.2f}",
-            "percent": lambda value: f"{100 * value:.0f} %",
-            **(filters or {}),
-        }
-    )
-    return environment.get_template(template).render(**values)
+    environment.filters |= {
+        "svg": Markup,
+        "number": lambda value: f"{value:,}",
+        "score": lambda value: f"{value:.2f}",
+        "percent": lambda value: f"{100 * value:.0f} %",
+    }
+    return environment
 
 
 def _template(name: str) -> str:

@@ -43,7 +43,7 @@ NOT_RUN = {
     "python -m qa_dist.bench all ": "tests/integration/test_bench.py measures each section",
     "qa-dist ask ": "it needs somebody who asks; tests/integration/test_serve.py does",
     "qa-dist serve ": "it does not end; tests/integration/test_serve.py starts it and ends it",
-    "qa-dist export ": "tests/unit/test_export.py runs it, on smaller models",
+    "qa-dist export ": "tests/compiled/test_exported.py runs it, on smaller models",
     # The way to a machine without a network.
     "python -m qa_dist.bench gpu pack ": "it downloads; tests/unit/benchmarking/test_gpu_running.py tests the wheels",
     "python3 -m tarfile ": "it needs the archive that the command before it makes",

@@ -5,7 +5,7 @@ they treat real ones, so that operators, their types and their order are those o
 ends the process where autograd meets such a device, unless a library of a few lines (`cuda_shim.cpp`) says that there
 is one; it must be loaded before torch, so what is counted runs in forks of a process that has loaded it:
 
-    counts = run("tests.unit.model.launch_counts:passes")      # in a test, marked with `needs_compiler`
+    counts = run("tests.compiled.launch_counts:passes")      # in a test, marked with `needs_compiler`
 
     def passes() -> dict[str, Any]:                            # over there
         with fake_cuda():

@@ -5,8 +5,8 @@ from typing import Any
 
 TOGETHER = {
     "fake CUDA": (
-        *("tests/unit/model/test_launches.py", "tests/unit/test_counted.py", "tests/unit/test_fake_cuda.py"),
-        "tests/unit/training/test_waits.py",
+        *("tests/compiled/test_launches.py", "tests/compiled/test_counted.py", "tests/compiled/test_fake_cuda.py"),
+        "tests/compiled/test_waits.py",
     ),
 }
 """Files that share a server whose start takes seconds: one worker runs them."""

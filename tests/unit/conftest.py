@@ -7,7 +7,7 @@ import pytest
 from tests.unit.trained import copy_of, trained_folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, data and the adapter of a short run; for reading only."""
     return trained_folder(tmp_path_factory.mktemp("trained"))

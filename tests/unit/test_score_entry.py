@@ -179,31 +179,6 @@ def test_unknown_flags_are_refused(capsys):
     assert capsys.readouterr().err == f"qa_dist.score: error: {message}\n"
 
 
-@pytest.mark.squad
-def test_published_scores_from_the_command_line(squad_dir):
-    def score(references, predictions, *flags):
-        paths = ["--references", str(squad_dir / references), "--predictions", str(squad_dir / predictions)]
-        return subprocess.run(
-            [sys.executable, "-m", "qa_dist.score", *paths, *flags],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-
-    done = score("dev-v2.0.json.gz", "predictions-v2.0-nlnet.json.gz")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["f1"] == 78.77776770381462
-    done = score("dev-v1.1.json.gz", "predictions-v1.1-logreg.json.gz")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "13 questions" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "28 unknown questions" in done.stderr
-    assert len(done.stderr.splitlines()) == 2
-    done = score("dev-v1.1.json.gz", "predictions-v1.1-logreg.json.gz", "--allow_missing")
-    assert done.stdout == '{\n  "exact_match": 40.14191106906339,\n  "f1": 50.98153647324461\n}\n'
-
-
 def test_help_loads_no_heavy_library():
     script = (
         "import sys; from qa_dist.score import build_parser; build_parser().format_help(); "

@@ -22,11 +22,9 @@ from qa_dist.data.sources import available_splits, load_examples, open_source, s
 from tests.unit.data_fixtures import (
     FIXTURES,
     MALFORMED,
-    THOROUGH,
     TINY_SQUAD,
     read_file,
     row,
-    some_articles,
     tiny_examples,
     write_rows,
 )
@@ -458,38 +456,3 @@ def test_a_missing_file_a_folder_and_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be read"):
         read_file(tmp_path / "file" / "below.json")
-
-
-# --------------------------------------------------------------------------------------------------------- real data
-
-
-@pytest.mark.squad
-@pytest.mark.parametrize(
-    ("name", "num_examples", "num_unanswerable"),
-    [
-        ("dev-v1.1.json.gz", 10_570, 0),
-        ("dev-v2.0.json.gz", 11_873, 5_945),
-        pytest.param("train-v1.1.json.gz", 87_599, 0, marks=THOROUGH),
-        pytest.param("train-v2.0-partial.json.gz", 105_074, 17_475, marks=THOROUGH),
-    ],
-)
-def test_squad_is_valid(squad_dir: Path, name: str, num_examples: int, num_unanswerable: int) -> None:
-    assert_valid(str(squad_dir / name), num_examples, num_unanswerable)
-
-
-@pytest.mark.squad
-@pytest.mark.parametrize(
-    ("name", "first", "num_examples", "num_unanswerable"),
-    [("train-v1.1.json.gz", 0, 11_534, 0), ("train-v2.0-partial.json.gz", 4, 11_980, 2_169)],
-)
-def test_an_eighth_of_squad_s_training_data_is_valid(
-    squad_dir: Path, tmp_path: Path, name: str, first: int, num_examples: int, num_unanswerable: int
-) -> None:
-    assert_valid(some_articles(squad_dir / name, tmp_path, first), num_examples, num_unanswerable)
-
-
-def assert_valid(path: str, num_examples: int, num_unanswerable: int) -> None:
-    examples, report, _ = load_examples(DataConfig(train_file=path), "train")
-    assert (len(examples), report.num_unanswerable) == (num_examples, num_unanswerable)
-    assert report.problems == ()
-    assert report.num_mended == 0

@@ -22,47 +22,6 @@ from qa_dist.evaluation.scoring import (
     unknown_predictions,
 )
 
-LOGREG = {"exact_match": 40.14191106906339, "f1": 50.98153647324461}
-NLNET = {
-    "exact": 75.82750779078582,
-    "f1": 78.77776770381462,
-    "total": 11873,
-    "HasAns_exact": 69.61875843454791,
-    "HasAns_f1": 75.52773885752187,
-    "HasAns_total": 5928,
-    "NoAns_exact": 82.01850294365012,
-    "NoAns_f1": 82.01850294365012,
-    "NoAns_total": 5945,
-}
-
-
-@pytest.mark.squad
-def test_published_v1_scores_to_the_last_digit(squad_dir):
-    references = load_references(squad_dir / "dev-v1.1.json.gz")
-    predictions = load_predictions(squad_dir / "predictions-v1.1-logreg.json.gz").texts
-    assert not references.version_2
-    scores = score_v1(references.answers, predictions, allow_missing=True)
-    assert list(scores.items()) == list(LOGREG.items())
-    with pytest.raises(ScoringError, match=r"13 questions \('56f884cba6d7ea1400e17709', .*, \.\.\.\) without predict"):
-        score_v1(references.answers, predictions)
-    assert "28 unknown questions" in str(unknown_predictions(references.answers, predictions))
-
-
-@pytest.mark.squad
-def test_published_v2_scores_to_the_last_digit(squad_dir):
-    references = load_references(squad_dir / "dev-v2.0.json.gz")
-    predictions = load_predictions(squad_dir / "predictions-v2.0-nlnet.json.gz").texts
-    assert references.version_2
-    assert list(score_v2(references.answers, predictions).items()) == list(NLNET.items())
-
-
-@pytest.mark.squad
-def test_reference_answers_score_full_marks(squad_dir):
-    references = load_references(squad_dir / "dev-v2.0.json.gz")
-    perfect = {key: answers[0] if answers else "" for key, answers in references.answers.items()}
-    scores = score_v2(references.answers, perfect)
-    assert scores["exact"] == scores["f1"] == scores["HasAns_f1"] == scores["NoAns_exact"] == 100.0
-
 
 @pytest.mark.parametrize(
     ("text", "normal"),

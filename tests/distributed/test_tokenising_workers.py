@@ -1,3 +1,5 @@
+"""Processes that tokenise: the same columns from any number of them, and what a dead or failing one says."""
+
 import os
 import signal
 import subprocess
@@ -19,7 +21,9 @@ from qa_dist.features.workers import build_columns
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import tiny_examples
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = FeatureSpec(96, 24)
 
 

@@ -18,6 +18,9 @@ from qa_dist.model.lora_layers import GroupedAdapters, group_layers
 from qa_dist.model.saved import save_trained
 from qa_dist.model.span_model import SpanModel, span_loss
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.unit.model import test_residual_stream as residual_stream
+from tests.unit.model.test_building import build as build_plain
+from tests.unit.model.test_building import row
 
 CPU = torch.device("cpu")
 LONGEST = 64
@@ -86,7 +89,7 @@ def test_the_compiler_gives_what_the_layers_gave_for_any_row_with_the_same_dropo
     with torch._inductor.config.patch({"fallback_random": True, "cpp.vec_isa_ok": False}):
         torch._inductor.metrics.reset()
         compiled.compile_layers()
-        for step, batch in enumerate(batches(20)):
+        for step, batch in enumerate(batches(50)):
             for found, wanted in (
                 (train(compiled, batch, step), train(plain, batch, step)),
                 (evaluate(compiled, batch), evaluate(plain, batch)),
@@ -258,3 +261,38 @@ def test_tools_that_a_machine_lacks_are_named(tmp_path: Path, monkeypatch: pytes
     assert missing_tool("cuda") is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert missing_tool("cuda") == "the package triton is not installed"
+
+
+# -------------------------------------------------------------------------------------------------- a whole encoder
+
+
+@pytest.mark.parametrize("padding", ["unpadded", "sorted"])
+def test_a_compiled_encoder_gives_the_same_and_does_not_compile_again(padding: str, tmp_path: Path) -> None:
+    # One layer with one adapter: another one takes as long again, and so does tracing the backward pass.
+    backend = "aot_eager" if padding == "unpadded" else "eager"
+    model_dir = tiny_model("bert", tmp_path, num_layers=1)
+    options = {"padding": padding, "lora_target_modules": ("value",)}
+    plain, compiled = build_plain(model_dir, **options), build_plain(model_dir, **options)
+    compiled.compile_encoder(backend)
+    batches = [(4, 30, 9), (17, 64), (5, 6, 7, 8, 9, 31), (128, 3), (77,), (20, 21, 22, 23)]
+    graphs = []
+    for lengths in batches:
+        ours, theirs = plain.train()(*row(lengths)), compiled.train()(*row(lengths))
+        for mine, compiled_one in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, compiled_one, rtol=0, atol=1e-5)
+        (theirs[0].sum() + theirs[1].sum()).backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] >= 1
+    # A single feature makes a batch of one, which a padded model may specialise on.
+    assert graphs[-1] <= graphs[0] + (padding == "sorted")
+
+
+def test_layers_with_a_narrow_residual_stream_are_compiled_without_a_break(tmp_path: Path) -> None:
+    model = residual_stream.built(tiny_model("bert", tmp_path), "bf16")
+    wanted = residual_stream.pass_of(model)
+    model.zero_grad()
+    model.compile_layers("eager")
+    for found, of_layers in zip(residual_stream.pass_of(model), wanted, strict=True):
+        torch.testing.assert_close(found, of_layers, rtol=0.02, atol=1e-3)
+    # The first layer's input takes no gradient.
+    assert num_graphs() == 2

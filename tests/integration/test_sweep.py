@@ -12,9 +12,12 @@ from qa_dist.sweeping import table
 from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import read_record
 from qa_dist.sweeping.running import run_sweep
+from qa_dist.sweeping.searching import run_search
 from qa_dist.sweeping.trials import run_trial
 from tests.tiny import tiny_inputs
 from tests.unit.sweeping.inline import Inline, forget_ranks
+
+pytestmark = pytest.mark.integration
 
 SWEEP = """
 options:
@@ -159,3 +162,31 @@ def test_every_method_goes_on_from_a_rung_with_the_same_bytes(
         assert record["resumed_at_steps"] == ([2, 4] if rungs else [])
         assert record["num_steps"] == 6
     assert files[0] == files[1]
+
+
+def test_trials_of_a_search_end_as_if_they_had_not_stopped(inputs: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the sweep extra is not installed")
+    text = """
+options: {max_seq_length: 64, doc_stride: 16, global_batch_size: 4, num_train_epochs: 1, lora_dropout: 0.1, keep: last}
+search: {trials: 1, pruner: PRUNER, parameters: {learning_rate: {low: 1e-3, high: 1e-2}}}
+"""
+    ends = {}
+    for name, pruner, rungs in (
+        # Whatever comes first is pruned.
+        ("pruned", "{name: halving, bootstrap_count: 1}", "rungs: [2, 4]"),
+        ("halted", "none", "rungs: [2, 4]"),
+        ("whole", "none", ""),
+    ):
+        asked = text.replace("PRUNER", pruner)
+        (tmp_path / name).mkdir()
+        plan = planned(inputs, tmp_path / name, asked + rungs)
+        assert run_search(plan, Inline(), tmp_path / name / "sweep.json")
+        (folder,) = (tmp_path / name / "out" / "trials").iterdir()
+        ends[name] = (folder, json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+    folder, record = ends["pruned"]
+    assert (record["status"], record["step"], record["final"]) == ("paused", 2, None)
+    assert any((folder / "checkpoints").iterdir())
+    assert not (folder / "adapter_model.safetensors").exists()
+    assert ends["halted"][1]["resumed_at_steps"] == [2, 4]
+    adapters = [(ends[name][0] / "adapter_model.safetensors").read_bytes() for name in ("halted", "whole")]
+    assert adapters[0] == adapters[1]

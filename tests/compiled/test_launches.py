@@ -6,8 +6,8 @@ import pytest
 import transformers
 from packaging.version import Version
 
+from tests.compiled.launch_counts import ATTENTION, PRODUCTS, TRAINED
 from tests.support.fake_cuda import needs_compiler, run
-from tests.unit.model.launch_counts import ATTENTION, PRODUCTS, TRAINED
 
 pytestmark = needs_compiler
 
@@ -22,7 +22,7 @@ BUDGETS = {
 
 @pytest.fixture(scope="module")
 def counted() -> Any:
-    return run("tests.unit.model.launch_counts:everything")
+    return run("tests.compiled.launch_counts:everything")
 
 
 @pytest.mark.parametrize("scenario", BUDGETS)
