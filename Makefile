@@ -20,7 +20,8 @@ INSTALL := $(BIN)/python -m qa_dist.machine.installation
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 WHOLE := '.[quickstart,quant,deepspeed,sentencepiece,cmrc,serve,onnx,tracking,dev]'
-NOT_WHOLE := --numprocesses 2 --dist loadfile $(or $(TESTS),tests/unit tests/compiled tests/distributed)
+OF_LIBRARIES := tests/unit tests/compiled tests/distributed $(addprefix tests/integration/,test_architectures.py test_sweep.py)
+IN_TWO := --numprocesses 2 --dist loadfile $(or $(TESTS),$(OF_LIBRARIES))
 
 .PHONY: quickstart test check site audit docs clean test-lowest test-newest pin
 
@@ -57,13 +58,13 @@ docs: $(VENV)/.dev
 
 # Warnings are no failures here: old packages do what newer ones, or torch, warn of.
 test-lowest: $(LOWEST)/.dev
-	$(LOWEST)/bin/python -m pytest -W default $(NOT_WHOLE)
+	$(LOWEST)/bin/python -m pytest -W default $(IN_TWO)
 
 test-newest:
 	[ -d $(NEWEST) ] || $(PYTHON) -m venv $(NEWEST)
 	grep '^torch==' constraints.txt > $(NEWEST)/constraints.txt
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -c $(NEWEST)/constraints.txt -e $(WHOLE)
-	$(NEWEST)/bin/python -m pytest $(NOT_WHOLE)
+	$(NEWEST)/bin/python -m pytest $(IN_TWO)
 
 # Then: make docs, and make test.
 pin:

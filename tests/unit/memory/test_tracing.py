@@ -19,7 +19,7 @@ from qa_dist.model.span_model import SpanModel
 from tests.tiny import MODEL_TYPES, tiny_model
 
 LENGTH = 64
-SIZES = (3, 6)
+SIZES = (6,)
 CPU = torch.device("cpu")
 Precision = Literal["no", "bf16", "fp16"]
 TWO_LAYERS = (("bert", "lora"), ("modernbert", "lora"))

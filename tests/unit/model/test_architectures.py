@@ -1,6 +1,6 @@
 """Every architecture that transformers has with a question-answering head is trained, or refused by name.
 
-What is trained is saved, comes back, is evaluated and merged, each from a configuration with two layers.
+tests/integration/test_architectures.py trains each of them, from a configuration with two layers.
 """
 
 import dataclasses
@@ -11,19 +11,15 @@ import pytest
 import torch
 
 from qa_dist.common.errors import ConfigError, UserError
-from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
+from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.documentation import architecture_table
 from qa_dist.model import pretrained
 from qa_dist.model.building import build_model
 from qa_dist.model.families import FAMILIES, REFUSED, Family, require_trainable
-from qa_dist.model.merging import TOLERANCE, merge
 from qa_dist.model.precision import DTYPES
-from qa_dist.model.rehearsal import rehearse
-from qa_dist.model.saved import load_trained, save_trained
-from qa_dist.model.span_model import SpanModel, span_loss
-from qa_dist.model.trainable import GradientCheck
+from qa_dist.model.span_model import SpanModel
 from qa_dist.training.inputs import load_data
-from tests.tiny import MODEL_TYPES, MORE_TYPES, tiny_config, tiny_model, tiny_tokenizer
+from tests.tiny import MODEL_TYPES, MORE_TYPES, tiny_config, tiny_model
 
 LENGTH = 64
 LENGTHS = (20, 9, 31)
@@ -133,26 +129,6 @@ def row() -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
     return input_ids_T, types_T, LENGTHS
 
 
-def has_gradient(parameter: torch.Tensor) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.count_nonzero())
-
-
-def trained(model: SpanModel) -> SpanModel:
-    """The model after two steps, by which every adapter and the head had a gradient."""
-    check = GradientCheck(model)
-    optimizer = torch.optim.SGD([parameter for _, parameter in model.trainable()], lr=0.01)
-    for _ in range(2):
-        optimizer.zero_grad()
-        start_T, end_T = model.train()(*row())
-        span_loss(start_T, end_T, LENGTHS, LABELS).mean().backward()
-        parameters = dict(model.trainable())
-        torch.nn.utils.clip_grad_norm_([parameter for _, parameter in model.trainable()], 1.0)
-        check.observe(lambda names, found=parameters: [has_gradient(found[name]) for name in names])
-        optimizer.step()
-        check.updated()
-    return model.eval()
-
-
 def logits(model: SpanModel) -> torch.Tensor:
     with torch.inference_mode():
         return torch.stack(model(*row()))
@@ -161,35 +137,6 @@ def logits(model: SpanModel) -> torch.Tensor:
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return request.param, tiny_model(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def test_an_architecture_trains_comes_back_and_is_merged(base: tuple[str, Path], tmp_path: Path) -> None:
-    model_type, folder = base
-    tokenizer = tiny_tokenizer()
-    config = ModelConfig(model_name_or_path=str(folder), lora_dropout=0.0)
-    if FAMILIES[model_type].projections:
-        trained(build_model(config, seed=1, max_seq_length=LENGTH)[0])
-    else:
-        with pytest.raises(ConfigError, match="use all-linear"):
-            build_model(config, seed=1, max_seq_length=LENGTH)
-    config = dataclasses.replace(config, lora_target_modules=("all-linear",))
-    model, _ = build_model(config, seed=1, max_seq_length=LENGTH)
-    out = tmp_path / "adapter"
-    out.mkdir()
-    rehearse(model, tokenizer, config, out)
-    assert list(out.iterdir()) == []
-    expected = logits(trained(model))
-    assert bool(expected.isfinite().all())
-    save_trained(model, {name: tensor.detach() for name, tensor in model.trainable()}, tokenizer, out)
-    again = load_trained(config, str(out), max_seq_length=LENGTH, tokenizer_pads_left=False)
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-6 * scale)
-    (tmp_path / "merged").mkdir()
-    whole = RunConfig(model=config, data=DataConfig(max_seq_length=LENGTH, doc_stride=16))
-    assert merge(whole, str(out), tokenizer, tmp_path / "merged") <= TOLERANCE
-    config = ModelConfig(model_name_or_path=str(tmp_path / "merged"), tuning="full")
-    plain = load_trained(config, str(tmp_path / "merged"), max_seq_length=LENGTH, tokenizer_pads_left=False)
-    torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-4 * scale)
 
 
 def test_a_feature_s_logits_do_not_depend_on_those_beside_it(base: tuple[str, Path]) -> None:
