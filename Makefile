@@ -20,7 +20,8 @@ INSTALL := $(BIN)/python -m qa_dist.machine.installation
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 WHOLE := '.[quickstart,quant,deepspeed,sentencepiece,cmrc,serve,onnx,tracking,dev]'
-OF_LIBRARIES := tests/unit tests/compiled tests/distributed $(addprefix tests/integration/,test_architectures.py test_sweep.py)
+OF_LIBRARIES := tests/unit tests/compiled tests/distributed \
+  $(addprefix tests/integration/test_,architectures.py search.py sweep.py traced_passes.py)
 IN_TWO := --numprocesses 2 --dist loadfile $(or $(TESTS),$(OF_LIBRARIES))
 
 .PHONY: quickstart test check site audit docs clean test-lowest test-newest pin

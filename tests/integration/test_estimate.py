@@ -41,7 +41,7 @@ def process() -> Iterator[None]:
         yield
 
 
-# Tensors of both are counted in tests/unit/memory/test_tracing.py; of a process, one is enough.
+# Tensors of both are counted in test_traced_passes.py; of a process, one is enough.
 MORE = {"full": ["--tuning", "full"]}
 if os.environ.get("QA_DIST_THOROUGH") == "1":
     MORE["lora"] = ["--lora_target_modules", "all-linear"]

@@ -17,6 +17,7 @@ pytest.importorskip("matplotlib", reason="the bench extra is not installed")
 from qa_dist import analyze
 from qa_dist.config.options import RunConfig
 from qa_dist.report import main
+from qa_dist.reporting import drawings
 from qa_dist.reporting.run_folders import read_runs
 from tests.refusals import refusal
 from tests.support.html import Page
@@ -62,6 +63,15 @@ def reported(tmp_path: Path, *words: str | Path) -> Page:
     output = tmp_path / "report.html"
     assert main([*map(str, words), "--output", str(output), *FEW]) == 0
     return Page(output.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def _nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts take most of a page's time; here they have their place and name alone."""
+    monkeypatch.setattr(drawings, "_svg", lambda figure, axes, label: f'<svg aria-label="{label}"></svg>')
+
+
+WITHOUT_DRAWING = pytest.mark.usefixtures("_nothing_drawn")
 
 
 def test_the_page_of_a_run(trained: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -114,6 +124,7 @@ def test_nothing_is_loaded_and_the_same_runs_give_the_same_bytes(trained: Path, 
     assert not re.findall(rb"(?:stroke|fill): #", first)
 
 
+@WITHOUT_DRAWING
 def test_a_run_of_a_version_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(FIXTURES / "earlier", tmp_path / "earlier")
     monkeypatch.chdir(tmp_path / "earlier")
@@ -125,6 +136,7 @@ def test_a_run_of_a_version_before(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "there is no answer" in page.parts["answers"]
 
 
+@WITHOUT_DRAWING
 def test_a_run_that_goes_on_or_was_killed(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     run = tmp_path / "cut"
     shutil.copytree(trained / "adapter", run)
@@ -149,6 +161,7 @@ def test_a_run_that_goes_on_or_was_killed(trained: Path, tmp_path: Path, capsys:
         assert note in page.parts[""]
 
 
+@WITHOUT_DRAWING
 def test_lines_that_are_no_figures(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     lines = [
@@ -163,6 +176,7 @@ def test_lines_that_are_no_figures(tmp_path: Path) -> None:
     assert page.elements["svg"] == 4
 
 
+@WITHOUT_DRAWING
 def test_throughput_and_token_balance_are_over_the_steps_that_were_timed(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     (run / "metrics.jsonl").write_text("".join(step(number, num_tokens=900) for number in range(1, 7)))
@@ -185,6 +199,7 @@ def test_throughput_and_token_balance_are_over_the_steps_that_were_timed(tmp_pat
     assert reported(tmp_path, run).elements["svg"] == 4, "a run of a version before has no times"
 
 
+@WITHOUT_DRAWING
 def test_what_is_tuned_for_a_model_is_said(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "adapter", tmp_path / "run")
     tuned = dataclasses.replace(some_calibration(2.5), tuned_on={"data": "<b>dev.json", "part": "all"})
@@ -215,6 +230,7 @@ def test_many_steps_are_few_points(tmp_path: Path) -> None:
     assert "20,000" in page.parts[""]
 
 
+@WITHOUT_DRAWING
 def test_questions_by_the_thousand_make_no_larger_page(tmp_path: Path) -> None:
     sizes = []
     for number in (100, 3000):
@@ -230,6 +246,7 @@ def test_questions_by_the_thousand_make_no_larger_page(tmp_path: Path) -> None:
     assert sizes[1] < 1.05 * sizes[0]
 
 
+@WITHOUT_DRAWING
 def test_the_worst_answers_come_first(tmp_path: Path) -> None:
     context = "Ada Kerrow built the mill in 1911. It burned."
     questions = {key: (context, f"Question {key}?", "Ada Kerrow") for key in ("right", "half", "shy", "sure")}
@@ -260,6 +277,7 @@ def test_the_worst_answers_come_first(tmp_path: Path) -> None:
     assert ("reference predicted", "Ada Kerrow") in page.marks[8:]
 
 
+@WITHOUT_DRAWING
 def test_text_is_shown_as_text(tmp_path: Path) -> None:
     plain = run_folder(tmp_path / "plain")
     questions = {}
@@ -285,6 +303,7 @@ def test_text_is_shown_as_text(tmp_path: Path) -> None:
     assert not [name for name, _ in page.attributes if name.startswith("on")]
 
 
+@WITHOUT_DRAWING
 def test_characters_that_no_page_may_hold(tmp_path: Path) -> None:
     data = squad(tmp_path / "dev.json", {"q": ("a\x00b\x1bc\x85e is it.", "What?", "it")})
     run = run_folder(tmp_path / "run", validation_file=data)
@@ -297,6 +316,7 @@ def test_characters_that_no_page_may_hold(tmp_path: Path) -> None:
     assert "half \ufffd" in page.parts["answers"]
 
 
+@WITHOUT_DRAWING
 def test_runs_are_compared(tmp_path: Path) -> None:
     questions = {
         key: (f"{key} lies north of the ford.", "What lies north?", key) for key in ("Ash", "Elm", "Oak", "Yew")
@@ -328,6 +348,7 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     assert page.elements["article"] == 1 + 4
 
 
+@WITHOUT_DRAWING
 def test_answers_of_other_data(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     other = squad(tmp_path / "other.json", {"other": ("A b c.", "What?", "b")})
     page = reported(tmp_path, trained / "adapter", "--references", other)
@@ -344,6 +365,7 @@ def test_answers_of_other_data(trained: Path, tmp_path: Path, capsys: Capture) -
     assert page.parts["answers"]
 
 
+@WITHOUT_DRAWING
 def test_data_that_is_gone(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", validation_file=str(tmp_path / "gone.json"))
     write(run / "predictions.json", {"q": "x"})
