@@ -22,6 +22,7 @@ from qa_dist.answering.onnx_rewriting import (
     level_channels,
     observed,
     round_embeddings,
+    scale_rows,
 )
 from qa_dist.answering.weight_rounding import Int8, best_columns, best_factors, compensation, rounded
 from qa_dist.common.errors import ConfigError
@@ -102,8 +103,9 @@ def write_quantized(source: Path, target: Path, num_heads: int | None, batches: 
 
     The head stays as it is: it has two columns, and every error in it is one of the logits. Products have a scale for
     each column of weights, embeddings one for each row. What products multiply is rounded while they run, to 8 bits
-    with a scale for each product (onnxruntime's dynamic quantisation); large channels of it are brought down where that
-    makes the products more exact. Attention is onnxruntime's own operation, where the encoder's can be written so.
+    with a scale for each product (onnxruntime's dynamic quantisation), after each row was divided by its largest value;
+    large channels of it are brought down where that makes the products more exact. Attention is onnxruntime's own
+    operation, where the encoder's can be written so.
 
     Args:
         source: The graph in float32.
@@ -123,6 +125,7 @@ def write_quantized(source: Path, target: Path, num_heads: int | None, batches: 
             if _is_close(other, plain):
                 model = fused
         weights = _rounded_weights(model, folder, batches)
+        scale_rows(model)
         round_embeddings(model)
         _quantize(model, weights, target, folder)
 

@@ -253,6 +253,51 @@ def level_channels(model: Any, factors: Mapping[str, Float32]) -> dict[str, str]
     return renamed
 
 
+def scale_rows(model: Any) -> None:
+    """Divide each row of what products multiply by its largest absolute value, and the products' rows back again.
+
+    All rows of it share one scale when it is rounded, and those of one token may be many times those of another.
+
+    Args:
+        model: The graph; changed in place. Its products stay what they were, to the precision of float32.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    axis, least = "rows_axis", "rows_least"
+    constants = {axis: np.array([-1], np.int64), least: np.array(np.finfo(np.float32).tiny, np.float32)}
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    before: dict[str, list[Any]] = {}
+    behind: dict[str, Any] = {}
+    for name, products in Links(graph).products().items():
+        sizes, peaks, largest, divided = (f"{name}_{what}" for what in ("sizes", "peaks", "largest", "divided"))
+        before[products[0].output[0]] = [
+            helper.make_node("Abs", [name], [sizes], name=sizes),
+            helper.make_node("ReduceMax", [sizes, axis], [peaks], name=peaks, keepdims=1),
+            # A row of zeros stays one.
+            helper.make_node("Max", [peaks, least], [largest], name=largest),
+            helper.make_node("Div", [name, largest], [divided], name=divided),
+        ]
+        for product in products:
+            result = product.output[0]
+            product.input[0], product.output[0] = divided, f"{result}_divided"
+            behind[product.output[0]] = helper.make_node(
+                "Mul", [product.output[0], largest], [result], name=f"{result}_rows"
+            )
+    _replace(
+        graph,
+        [
+            made
+            for node in graph.node
+            for made in (
+                *before.get(node.output[0].removesuffix("_divided"), ()),
+                node,
+                *filter(None, [behind.get(node.output[0])]),
+            )
+        ],
+    )
+
+
 def round_embeddings(model: Any) -> int:
     """Make the tables of embeddings integers of 8 bits with a scale for each row; returns how many.
 

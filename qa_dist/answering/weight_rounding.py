@@ -28,6 +28,9 @@ LARGEST_PAIR = 128
 LEVELS = (np.inf, 4.0, 3.0, 2.0, 1.5, 1.0)
 """Channels may be brought down to so many times the median of their largest values; inf: they stay as they are."""
 
+_SEEN_ROWS = 2048
+"""Rows that are kept of what products multiply, to see what each of `LEVELS` does to it."""
+
 DAMPING = 0.01
 """What is added to the mean squares of channels, as a share of their mean (GPTQ, section 3.3)."""
 
@@ -45,21 +48,21 @@ class Channels:
     """What the channels of some value were.
 
     Attributes:
-        lowest: lowest value of each channel, float32 [channels].
-        highest: highest value of each, float32 [channels].
+        largest: largest absolute value of each channel, float32 [channels].
+        rows: the first of its rows, float32 [rows, channels].
         moments: mean product of each two, float64 [channels, channels].
     """
 
     def __init__(self, num_channels: int) -> None:
-        self.lowest = np.full(num_channels, np.inf, np.float32)
-        self.highest = np.full(num_channels, -np.inf, np.float32)
+        self.largest = np.zeros(num_channels, np.float32)
+        self.rows = np.empty((0, num_channels), np.float32)
         self._products = np.zeros((num_channels, num_channels))
         self._num_rows = 0
 
     def add(self, rows: Float32) -> None:
         """Take in some rows, [rows, channels]."""
-        self.lowest = np.minimum(self.lowest, rows.min(axis=0))
-        self.highest = np.maximum(self.highest, rows.max(axis=0))
+        self.largest = np.maximum(self.largest, np.abs(rows).max(axis=0))
+        self.rows = np.concatenate((self.rows, rows[: _SEEN_ROWS - len(self.rows)]))
         self._products += rows.T @ rows
         self._num_rows += len(rows)
 
@@ -104,31 +107,37 @@ def best_columns(weight: Float32, squares: Float32) -> Columns:
 def best_factors(weights: Sequence[Float32], channels: Channels) -> Float32:
     """What channels are divided by, and their rows of weights multiplied by, float32 [K], each 1 or more.
 
-    Rounding adds noise to all channels alike, a twelfth of a squared step, which is a 255th of their range. The lower
-    the largest channels, the smaller it is; but their rows of the weights grow, and with them the steps of these. Of a
-    few levels that channels are brought down to, the one is taken that is best for the products.
+    Rounding adds noise to all channels of a row alike, a twelfth of a squared step, which goes by the row's largest
+    value. The lower the largest channels, the smaller it is; but their rows of the weights grow, and with them the steps
+    of these. Of a few levels that channels are brought down to, the one is taken that is best for the products.
 
     Args:
         weights: What the channels are multiplied by, each [K, N].
         channels: What they were.
     """
-    lowest, highest = channels.lowest, channels.highest
     squares = np.diag(channels.moments).astype(np.float32)
-    largest = np.maximum(highest, -lowest)
-    median = np.median(largest)
-    found, least = np.ones_like(largest), np.inf
+    median = np.median(channels.largest)
+    found, least = np.ones_like(channels.largest), np.inf
     for level in LEVELS if median > 0 else ():
-        factors = np.maximum(largest / (level * median), 1).astype(np.float32)
-        step = (max((highest / factors).max(), 0) - min((lowest / factors).min(), 0)) / 255
+        factors = np.maximum(channels.largest / (level * median), 1).astype(np.float32)
+        step = mean_square_step(channels.rows / factors)
         error = 0.0
         for weight in weights:
             leveled = weight * factors[:, None]
-            of_inputs = step**2 / 12 * np.square(leveled).sum()
+            of_inputs = step / 12 * np.square(leveled).sum()
             of_weights = best_columns(leveled, squares / np.square(factors)).errors.sum()
             error += float(of_inputs + of_weights)
         if error < least:
             found, least = factors, error
     return found
+
+
+def mean_square_step(rows: Float32) -> float:
+    """The mean square of a step of [rows, K] that are rounded to 8 bits after each was divided by its largest value."""
+    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    divided = rows / largest
+    span = max(float(divided.max()), 0.0) - min(float(divided.min()), 0.0)
+    return float(np.square(largest).mean()) * (span / 255) ** 2
 
 
 def compensation(moments: Float64) -> Float32:

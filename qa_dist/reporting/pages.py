@@ -24,7 +24,7 @@ def rendered(template: str, values: Mapping[str, Any], filters: Mapping[str, Cal
     """
     environment = _environment(template)
     environment.filters.update(filters or {})
-    return environment.get_template(template).render(**values)
+    return str(environment.get_template(template).render(**values))
 
 
 @cache

@@ -9,7 +9,14 @@ import pytest
 
 from qa_dist.answering.exported import OUTPUTS
 from qa_dist.answering.onnx_graph import write_quantized
-from qa_dist.answering.onnx_rewriting import Links, fuse_attention, level_channels, observed, round_embeddings
+from qa_dist.answering.onnx_rewriting import (
+    Links,
+    fuse_attention,
+    level_channels,
+    observed,
+    round_embeddings,
+    scale_rows,
+)
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -148,8 +155,8 @@ def test_channels_are_divided_and_products_stay(tmp_path: Path) -> None:
     real = batches()[0]["attention_mask"].astype(bool)
     table, large = (onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer[:2])
     x = table[batches()[0]["input_ids"][real]] * large
-    np.testing.assert_array_equal(channels["x"].lowest, x.min(axis=0))
-    np.testing.assert_array_equal(channels["x"].highest, x.max(axis=0))
+    np.testing.assert_array_equal(channels["x"].largest, np.abs(x).max(axis=0))
+    np.testing.assert_array_equal(channels["x"].rows, x)
     np.testing.assert_allclose(channels["x"].moments, x.T @ x / len(x), rtol=1e-4)
 
     factors = np.where(np.arange(HIDDEN) == 7, np.float32(20), np.float32(1))
@@ -159,6 +166,18 @@ def test_channels_are_divided_and_products_stay(tmp_path: Path) -> None:
     assert len(products["x_leveled"]) == 3
     assert "x" not in products
     assert "attention" in products
+    np.testing.assert_allclose(logits_of(model, tmp_path), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_divided_and_products_stay(tmp_path: Path) -> None:
+    model = encoder()
+    table = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    table[3], table[4] = table[3] * 1000, 0
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(table, "embeddings"))
+    expected = logits_of(model, tmp_path)
+    names = set(Links(model.graph).products())
+    scale_rows(model)
+    assert set(Links(model.graph).products()) == {f"{name}_divided" for name in names}
     np.testing.assert_allclose(logits_of(model, tmp_path), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -12,6 +12,7 @@ from qa_dist.answering.weight_rounding import (
     best_columns,
     best_factors,
     compensation,
+    mean_square_step,
     rounded,
 )
 
@@ -46,8 +47,8 @@ def largest_pairs(values: Any) -> tuple[int, int]:
 def test_channels_are_those_of_all_rows_together() -> None:
     rows = rows_of(5)
     channels = channels_of(rows)
-    np.testing.assert_array_equal(channels.lowest, rows.min(axis=0))
-    np.testing.assert_array_equal(channels.highest, rows.max(axis=0))
+    np.testing.assert_array_equal(channels.largest, np.abs(rows).max(axis=0))
+    np.testing.assert_array_equal(channels.rows, rows)
     np.testing.assert_allclose(channels.moments, rows.T.astype(float) @ rows / len(rows), rtol=1e-5, atol=1e-5)
 
 
@@ -132,11 +133,13 @@ def test_channels_that_nothing_comes_through_are_rounded_by_themselves() -> None
 def noise(rows: Any, weight: Any, factors: Any) -> float:
     """Mean square of what rounding both sides of a product changes, computed from the product itself."""
     leveled, changed = rows / factors, weight * factors[:, None]
-    step = (max(leveled.max(), 0) - min(leveled.min(), 0)) / 255
+    largest = np.abs(leveled).max(axis=1, keepdims=True)
+    step = np.ptp(leveled / largest) / 255
     squares = np.square(leveled).mean(axis=0)
     scales = best_columns(changed, squares).scales
     values = rounded(changed, scales, np.eye(len(weight), dtype=np.float32))
-    return float(np.square((np.rint(leveled / step) * step) @ (values * scales) - rows @ weight).mean())
+    inputs = np.rint(leveled / largest / step) * step * largest
+    return float(np.square(inputs @ (values * scales) - rows @ weight).mean())
 
 
 @pytest.mark.parametrize(("row", "is_leveled"), [(1.0, True), (0.01, True), (100.0, False)])
@@ -156,3 +159,14 @@ def test_channels_most_of_which_are_zero_are_left() -> None:
     rows = np.zeros((10, 8), np.float32)
     rows[:, 0] = 2
     assert best_factors([weight_of(8)], channels_of(rows)).tolist() == [1.0] * 8
+
+
+def test_the_step_of_rows_that_are_divided_by_their_largest() -> None:
+    rows = rows_of(24)
+    rows[::3] *= 100
+    rows[7] = 0
+    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30)
+    divided = rows / largest
+    step = (divided.max() - divided.min()) / 255
+    noise = np.rint(divided / step) * step * largest - rows
+    assert np.square(noise).mean() == pytest.approx(mean_square_step(rows) / 12, rel=0.15)
