@@ -108,8 +108,8 @@ def best_factors(weights: Sequence[Float32], channels: Channels) -> Float32:
     """What channels are divided by, and their rows of weights multiplied by, float32 [K], each 1 or more.
 
     Rounding adds noise to all channels of a row alike, a twelfth of a squared step, which goes by the row's largest
-    value. The lower the largest channels, the smaller it is; but their rows of the weights grow, and with them the steps
-    of these. Of a few levels that channels are brought down to, the one is taken that is best for the products.
+    value. The lower the largest channels, the smaller it is; but their rows of the weights grow, and with them the
+    steps of these. Of a few levels that channels are brought down to, the one is taken that is best for the products.
 
     Args:
         weights: What the channels are multiplied by, each [K, N].
