@@ -196,6 +196,25 @@ def test_large_channels_are_brought_down_for_better_logits(tmp_path: Path, monke
     assert leveled < 0.7 * error()
 
 
+def test_large_rows_leave_the_others_their_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = encoder()
+    table = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    large = int(batches()[0]["input_ids"][0, 0])
+    table[large] *= 50
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(table, "embeddings"))
+    onnx.save(model, tmp_path / "model.onnx")
+    expected = observed(tmp_path / "model.onnx", (), batches()).logits
+
+    def error() -> float:
+        write_quantized(tmp_path / "model.onnx", tmp_path / "quantized.onnx", HEADS, batches())
+        found = observed(tmp_path / "quantized.onnx", (), batches()).logits
+        return float(np.median(np.abs(found - expected)))
+
+    divided = error()
+    monkeypatch.setattr("qa_dist.answering.onnx_graph.scale_rows", lambda model: None)
+    assert divided < 0.7 * error()
+
+
 def test_embeddings_are_rounded_row_by_row() -> None:
     model = encoder()
     table = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
