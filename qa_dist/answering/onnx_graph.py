@@ -24,7 +24,7 @@ from qa_dist.answering.onnx_rewriting import (
     round_embeddings,
     scale_rows,
 )
-from qa_dist.answering.weight_rounding import Int8, best_columns, best_factors, compensation, rounded
+from qa_dist.answering.weight_rounding import SEEN_ROWS, Int8, best_columns, best_factors, compensation, rounded
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.libraries import reason
 from qa_dist.evaluation.candidates import Float32
@@ -40,7 +40,7 @@ _LARGEST_FILE = 1_900_000_000
 
 
 _MOMENTS_BYTES = 1 << 30
-"""Bytes of the products of channels that are held at a time; a model of which they are more is run several times."""
+"""Bytes of what is kept of channels at a time; a model of which that is more is run several times."""
 
 
 class _Logits(nn.Module):
@@ -194,11 +194,12 @@ def _quantize(model: Any, weights: Mapping[str, tuple[Int8, Float32]], target: P
 
 
 def _groups(num_channels: Mapping[str, int]) -> list[list[str]]:
-    """Names in groups whose products of channels are `_MOMENTS_BYTES` at most, or one that has more."""
+    """Names in groups of whose channels `_MOMENTS_BYTES` at most are kept, or one of which that is more."""
     groups: list[list[str]] = []
     size = 0
     for name, number in num_channels.items():
-        bytes_of = 8 * number**2
+        # The products of any two channels, and some rows.
+        bytes_of = 8 * number**2 + 4 * SEEN_ROWS * number
         if not groups or size + bytes_of > _MOMENTS_BYTES:
             groups.append([])
             size = 0

@@ -186,6 +186,16 @@ def _replace(graph: Any, nodes: Sequence[Any]) -> None:
         field.extend(content)
 
 
+def _insert(graph: Any, before: Mapping[str, Sequence[Any]], behind: Mapping[str, Sequence[Any]] | None = None) -> None:
+    """Put nodes right before and behind those whose first results have these names."""
+    nodes = [
+        made
+        for node in graph.node
+        for made in (*before.get(node.output[0], ()), node, *(behind or {}).get(node.output[0], ()))
+    ]
+    _replace(graph, nodes)
+
+
 class Observed(NamedTuple):
     """What a graph gave on some questions.
 
@@ -235,7 +245,7 @@ def level_channels(model: Any, factors: Mapping[str, Float32]) -> dict[str, str]
 
     graph = model.graph
     links = Links(graph)
-    levels: dict[str, Any] = {}
+    levels: dict[str, list[Any]] = {}
     renamed: dict[str, str] = {}
     for name, products in links.products().items():
         if name not in factors or np.all(factors[name] == 1):
@@ -243,13 +253,13 @@ def level_channels(model: Any, factors: Mapping[str, Float32]) -> dict[str, str]
         leveled, divisors = f"{name}_leveled", f"{name}_factors"
         renamed[name] = leveled
         constants = {divisors: 1 / factors[name]}
-        levels[products[0].output[0]] = helper.make_node("Mul", [name, divisors], [leveled], name=f"{name}_level")
+        levels[products[0].output[0]] = [helper.make_node("Mul", [name, divisors], [leveled], name=f"{name}_level")]
         for product in products:
             weight = numpy_helper.to_array(links.constants[product.input[1]])
             product.input[0], product.input[1] = leveled, f"{product.input[1]}_for_{leveled}"
             constants[product.input[1]] = weight * factors[name][:, None]
         graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
-    _replace(graph, [made for node in graph.node for made in (levels.get(node.output[0]), node) if made is not None])
+    _insert(graph, levels)
     return renamed
 
 
@@ -268,9 +278,15 @@ def scale_rows(model: Any) -> None:
     constants = {axis: np.array([-1], np.int64), least: np.array(np.finfo(np.float32).tiny, np.float32)}
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     before: dict[str, list[Any]] = {}
-    behind: dict[str, Any] = {}
+    behind: dict[str, list[Any]] = {}
     for name, products in Links(graph).products().items():
         sizes, peaks, largest, divided = (f"{name}_{what}" for what in ("sizes", "peaks", "largest", "divided"))
+        for product in products:
+            result = product.output[0]
+            product.input[0], product.output[0] = divided, f"{result}_divided"
+            behind[product.output[0]] = [
+                helper.make_node("Mul", [product.output[0], largest], [result], name=f"{result}_rows")
+            ]
         before[products[0].output[0]] = [
             helper.make_node("Abs", [name], [sizes], name=sizes),
             helper.make_node("ReduceMax", [sizes, axis], [peaks], name=peaks, keepdims=1),
@@ -278,24 +294,7 @@ def scale_rows(model: Any) -> None:
             helper.make_node("Max", [peaks, least], [largest], name=largest),
             helper.make_node("Div", [name, largest], [divided], name=divided),
         ]
-        for product in products:
-            result = product.output[0]
-            product.input[0], product.output[0] = divided, f"{result}_divided"
-            behind[product.output[0]] = helper.make_node(
-                "Mul", [product.output[0], largest], [result], name=f"{result}_rows"
-            )
-    _replace(
-        graph,
-        [
-            made
-            for node in graph.node
-            for made in (
-                *before.get(node.output[0].removesuffix("_divided"), ()),
-                node,
-                *filter(None, [behind.get(node.output[0])]),
-            )
-        ],
-    )
+    _insert(graph, before, behind)
 
 
 def round_embeddings(model: Any) -> int:

@@ -28,7 +28,7 @@ LARGEST_PAIR = 128
 LEVELS = (np.inf, 4.0, 3.0, 2.0, 1.5, 1.0)
 """Channels may be brought down to so many times the median of their largest values; inf: they stay as they are."""
 
-_SEEN_ROWS = 2048
+SEEN_ROWS = 2048
 """Rows that are kept of what products multiply, to see what each of `LEVELS` does to it."""
 
 DAMPING = 0.01
@@ -62,7 +62,7 @@ class Channels:
     def add(self, rows: Float32) -> None:
         """Take in some rows, [rows, channels]."""
         self.largest = np.maximum(self.largest, np.abs(rows).max(axis=0))
-        self.rows = np.concatenate((self.rows, rows[: _SEEN_ROWS - len(self.rows)]))
+        self.rows = np.concatenate((self.rows, rows[: SEEN_ROWS - len(self.rows)]))
         self._products += rows.T @ rows
         self._num_rows += len(rows)
 
@@ -120,11 +120,11 @@ def best_factors(weights: Sequence[Float32], channels: Channels) -> Float32:
     found, least = np.ones_like(channels.largest), np.inf
     for level in LEVELS if median > 0 else ():
         factors = np.maximum(channels.largest / (level * median), 1).astype(np.float32)
-        step = mean_square_step(channels.rows / factors)
+        squared_step = mean_square_step(channels.rows / factors)
         error = 0.0
         for weight in weights:
             leveled = weight * factors[:, None]
-            of_inputs = step / 12 * np.square(leveled).sum()
+            of_inputs = squared_step / 12 * np.square(leveled).sum()
             of_weights = best_columns(leveled, squares / np.square(factors)).errors.sum()
             error += float(of_inputs + of_weights)
         if error < least:
