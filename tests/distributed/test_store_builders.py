@@ -13,11 +13,14 @@ import pytest
 
 from qa_dist.features import workers
 from qa_dist.features.store import FeatureStore
-from tests.unit.data_fixtures import TINY_SQUAD, files_of, prepared, run_config, save_tokenizer
+from tests.unit.data_fixtures import TINY_SQUAD, files_of, prepared, run_config
+from tests.unit.features import conftest as of_stores
 
 pytestmark = pytest.mark.distributed
 
 ROOT = Path(__file__).resolve().parents[2]
+
+tokenizer_folder, built = of_stores.tokenizer_folder, of_stores.built
 
 # What a child process runs: the tokenizer without the seconds that importing transformers takes.
 PREAMBLE = """
@@ -57,14 +60,20 @@ def running(code: str, tokenizer_folder: str, store_dir: Path) -> Iterator["subp
             process.kill()
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def built(tokenizer_folder: str, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return prepared(run_config(tokenizer_folder, tmp_path_factory.mktemp("store")), "train")
+@contextlib.contextmanager
+def stuck(place: str, tokenizer_folder: str, store_dir: Path, more: str = "") -> Iterator["subprocess.Popen[str]"]:
+    """A process that builds a store and has come to this function of `building`, where it stays."""
+    code = (
+        "def stuck(*args, **options):\n"
+        "    print('stuck', flush=True)\n"
+        "    signal.pause()\n"
+        f"building.{place} = stuck\n{more}\n"
+        "prepare(folder, train_file, store_dir)"
+    )
+    with running(code, tokenizer_folder, store_dir) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "stuck\n"
+        yield builder
 
 
 def visible(root: Path) -> list[str]:
@@ -145,24 +154,17 @@ def test_several_processes_at_once_get_one_store_that_one_of_them_builds(
 def test_waiting_for_a_builder_is_said_once_and_ends_with_it(
     tokenizer_folder: str, built: FeatureStore, tmp_path: Path
 ) -> None:
-    code = (
-        "def stuck(*args, **options):\n"
-        "    print('stuck', flush=True)\n"
-        "    signal.pause()\n"
-        "building.build_columns = stuck\n"
-        "prepare(folder, train_file, store_dir)"
-    )
-    with running(code, tokenizer_folder, tmp_path) as builder:
-        assert builder.stdout is not None
-        assert builder.stdout.readline() == "stuck\n"
-        with running("prepare(folder, train_file, store_dir)\nprint('done')", tokenizer_folder, tmp_path) as waiter:
-            assert waiter.stderr is not None
-            message = waiter.stderr.readline()
-            assert "waiting for another process" in message
-            assert waiter.poll() is None
-            # However the builder ends, its lock is free.
-            builder.kill()
-            output, errors = waiter.communicate()
+    with (
+        stuck("build_columns", tokenizer_folder, tmp_path) as builder,
+        running("prepare(folder, train_file, store_dir)\nprint('done')", tokenizer_folder, tmp_path) as waiter,
+    ):
+        assert waiter.stderr is not None
+        message = waiter.stderr.readline()
+        assert "waiting for another process" in message
+        assert waiter.poll() is None
+        # However the builder ends, its lock is free.
+        builder.kill()
+        output, errors = waiter.communicate()
     assert (output, errors, waiter.returncode) == ("done\n", "", 0)
     assert visible(tmp_path) == [built.fingerprint]
 
@@ -173,17 +175,8 @@ def test_only_what_dead_builders_left_is_swept(tokenizer_folder: str, built: Fea
     for folder in (dead, own):
         folder.mkdir()
         (folder / "features.arrow").touch()
-    code = (
-        "def stuck(*args, **options):\n"
-        "    print('stuck', flush=True)\n"
-        "    signal.pause()\n"
-        "building._file_entry = stuck\n"
-        "DataConfig.__init__.__kwdefaults__['max_train_samples'] = 3\n"
-        "prepare(folder, train_file, store_dir)"
-    )
-    with running(code, tokenizer_folder, tmp_path) as builder:
-        assert builder.stdout is not None
-        assert builder.stdout.readline() == "stuck\n"
+    fewer = "DataConfig.__init__.__kwdefaults__['max_train_samples'] = 3"
+    with stuck("_file_entry", tokenizer_folder, tmp_path, fewer):
         (alive,) = (path for path in tmp_path.glob(".*.building") if path not in (dead, own))
         prepared(run_config(tokenizer_folder, tmp_path), "train")
         assert alive.exists()

@@ -20,7 +20,7 @@ from tests.unit.memory.test_tracing import peaks
 pytestmark = pytest.mark.integration
 
 LENGTH = 64
-SIZES = (6,)
+SIZES = (3, 6)
 CPU = torch.device("cpu")
 Precision = Literal["no", "bf16", "fp16"]
 TWO_LAYERS = (("bert", "lora"), ("modernbert", "lora"))
