@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[tuple[Any, str]]:
-    options = ("--device", "cpu", "--receive_timeout", "0.5", "--max_queue_requests", "8")
+    options = ("--device", "cpu", "--receive_timeout", "2", "--max_queue_requests", "8")
     with serving(str(model), *options) as (process, address):
         yield process, address
 

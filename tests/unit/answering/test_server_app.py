@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import json
 import re
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -223,6 +225,27 @@ def test_a_long_body_is_refused_with_and_without_a_length(reader: FakeReader) ->
 def test_a_body_that_does_not_end_is_refused(reader: FakeReader) -> None:
     service = make_service(reader, receive_seconds=0.05)
     assert "0.05 s" in refused(post(service, content=Parts(10, 2, then_waits=True)), 408)
+
+
+def test_a_body_that_came_while_the_server_stood_still_is_read(reader: FakeReader) -> None:
+    whole = json.dumps({"question": "after a", "context": "a b c"}).encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        """The second part is there when the loop goes on, later than the limit: a busy machine, not a slow client."""
+        yield whole[:10]
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            arrived = asyncio.Event()
+            loop.add_reader(ours, arrived.set)
+            loop.call_soon(lambda: (time.sleep(0.2), theirs.send(b"!")))
+            await arrived.wait()
+            loop.remove_reader(ours)
+        yield whole[10:]
+
+    response = post(make_service(reader, receive_seconds=0.05), content=parts())
+    assert response.status_code == 200
+    assert response.json()["answers"][0]["text"] == "b c"
 
 
 def test_a_full_queue_is_said_with_a_time(reader: FakeReader) -> None:
