@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
@@ -36,6 +36,9 @@ class EvaluateConfig:
     )
     results_dir: str | None = option(
         None, "folder for metrics.json, predictions.json and the rest; none: print the metrics only"
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
+        None, "precision of the matrix products; auto: that of the run"
     )
 
     def problems(self) -> Iterable[str]:

@@ -248,6 +248,8 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
     if layer.get("tuning") == "full":
         names += [name for name in defaults(ModelConfig) if name.startswith("lora_")]
         names += ["use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"]
+    if layer.get("mixed_precision") in ("no", "fp16"):
+        names += ["residual_dtype"]
     return names
 
 

@@ -23,6 +23,7 @@ from qa_dist.features.building import may_lack_answers, prepare_store
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.families import require_trainable
 from qa_dist.model.folder import load_tokenizer_of
+from qa_dist.model.precision import precision_notes
 from qa_dist.model.pretrained import model_configuration
 from qa_dist.model.residual_stream import set_residual_dtype
 from qa_dist.model.saved import load_trained
@@ -86,7 +87,7 @@ def evaluate_trained(
         group_for_evaluation(config, ranks, model, notice)
         if ranks.is_main:
             limits = limit_lines(store, tokenizer, config.evaluation, version_2=questions.version_2)
-            notice(*notes, *limits)
+            notice(*notes, *limits, *_precision_lines(ranks))
         graphs = choose_evaluation_graphs(config, ranks, model, notice)
         with evaluation_bar(shown=ranks.is_main) as advance:
             evaluation = evaluate(
@@ -102,6 +103,11 @@ def evaluate_trained(
         if ranks.is_main:
             conclude(evaluation, questions)
         ranks.close()
+
+
+def _precision_lines(ranks: Ranks) -> list[str]:
+    """What is said about the precision of the evaluation on this device."""
+    return [f"note: {note}" for note in precision_notes(ranks.device.type, ranks.mixed_precision)]
 
 
 def _require_known_model(config: RunConfig, folder: str) -> None:

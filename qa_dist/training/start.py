@@ -13,6 +13,7 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.model.building import build_model
 from qa_dist.model.initial import start_from_adapter
+from qa_dist.model.precision import precision_notes
 from qa_dist.model.residual_stream import set_residual_dtype
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
@@ -81,6 +82,7 @@ def build_trainable(
         device=ranks.device,
     )
     set_residual_dtype(model, config.training.residual_dtype)
+    model.notes = (*model.notes, *precision_notes(ranks.device.type, ranks.mixed_precision))
     if config.model.init_adapter is not None:
         start_from_adapter(model, config.model)
     for store in data.stores.values() if data else ():

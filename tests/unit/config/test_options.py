@@ -135,6 +135,16 @@ def test_a_source_named_by_a_flag_replaces_the_source_of_the_recipe() -> None:
     assert read("--config", "squad_bert_base").data.dataset_name == "squad"
 
 
+@pytest.mark.parametrize(("precision", "residual_dtype"), [("no", "float32"), ("fp16", "float32"), ("bf16", "bf16")])
+def test_another_precision_by_a_flag_drops_the_residual_type_of_the_recipe(
+    tmp_path: Path, precision: str, residual_dtype: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mixed_precision: bf16\nresidual_dtype: bf16\n", encoding="utf-8")
+    config = read("--config", str(recipe), "--mixed_precision", precision)
+    assert (config.training.mixed_precision, config.training.residual_dtype) == (precision, residual_dtype)
+
+
 def test_full_tuning_by_a_flag_drops_the_lora_options_of_the_recipe() -> None:
     config = read("--config", "squad_minilm_small", "--tuning", "full")
     assert (config.model.tuning, config.model.lora_r) == ("full", defaults(GROUPS["model"])["lora_r"])
