@@ -27,6 +27,9 @@ COMMANDS = {
     "train": Command("qa_dist.train", "trains, in one process or behind a launcher", ("training.md", "options.md")),
     "sweep": Command("qa_dist.sweep", "trains many ways side by side, and says which learns most", ("sweeps.md",)),
     "split": Command("qa_dist.split", "splits questions off a data set, by article", ("sweeps.md#split",)),
+    "cloze": Command(
+        "qa_dist.cloze", "makes questions of texts alone, to train on first", ("training.md#train-on-the-texts-first",)
+    ),
     "prepare": Command(
         "qa_dist.prepare",
         "tokenises a data set into its feature store, ahead of a job",

@@ -1,0 +1,111 @@
+"""Make questions of the texts of a data set, to train on before its own questions: `qa-dist cloze IN OUT`.
+
+Standard output has the counts as JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qa_dist.common import command
+from qa_dist.common.errors import ConfigError, DataError
+
+PROG = "qa_dist.cloze"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this entry point."""
+    parser = command.Parser(
+        prog=PROG,
+        description="Make questions of English texts, of a data set or a .txt file: a sentence with a gap asks for "
+        "what stood in it. Questions and answers of a data set are not read. The output is SQuAD JSON.",
+        allow_abbrev=False,
+    )
+    count, seed = command.whole_number(1, 10**9), command.whole_number(0, 2**63 - 1)
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        help="a file or folder of questions, in any layout that training reads, or a .txt or .txt.gz file with empty "
+        "lines between its texts",
+    )
+    parser.add_argument("output", metavar="OUT", help="the file to write, compressed if it ends in .gz; must not exist")
+    parser.add_argument(
+        "--per_context", type=count, default=3, help="how many questions are made of a text (default: 3)"
+    )
+    parser.add_argument("--seed", type=seed, default=42, help="what they are drawn with (default: 42)")
+    parser.add_argument(
+        "--max_train_samples", type=count, help="take the texts of so many questions, as training with this option does"
+    )
+    parser.add_argument(
+        "--on_invalid",
+        choices=("error", "drop"),
+        default="error",
+        help="what to do with records that fail validation (default: error)",
+    )
+    parser.add_argument("--subset_seed", type=seed, help="which questions these are; none: the first")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command.run_command(PROG, lambda: _cloze(build_parser().parse_args(argv)))
+
+
+def _cloze(options: argparse.Namespace) -> int:
+    output = Path(os.path.expanduser(options.output))
+    if os.path.lexists(output):
+        raise ConfigError([f"{output} exists already; name a file that does not"])
+    if options.subset_seed is not None and options.max_train_samples is None:
+        raise ConfigError(["--subset_seed draws a subset but --max_train_samples asks for none; add or drop it"])
+    # Only now: --help and mistakes in the flags should not wait for it.
+    from qa_dist.data.cloze import cloze_examples
+    from qa_dist.data.squad_files import write_squad
+
+    titles = _titles(options)
+    made = cloze_examples(titles, options.per_context, seed=options.seed)
+    if not made:
+        raise DataError(
+            f"{options.input}: no sentence of its texts has five words and a number, a name or a phrase to ask for, as "
+            "English sentences have; name English texts"
+        )
+    write_squad(made, output, version_2=False)
+    counts = {
+        "output": str(output),
+        "num_contexts": len(titles),
+        "num_questions": len(made),
+    }
+    sys.stdout.write(json.dumps(counts, indent=2) + "\n")
+    return 0
+
+
+def _titles(options: argparse.Namespace) -> dict[str, str]:
+    """The title of each text of the input, by the text.
+
+    Raises:
+        UserError: The input cannot be used.
+    """
+    from qa_dist.config.options import DataConfig
+    from qa_dist.data.cloze import read_texts
+    from qa_dist.data.sources import load_examples
+
+    path = os.path.expanduser(options.input)
+    if path.removesuffix(".gz").endswith(".txt") and os.path.isfile(path):
+        if options.max_train_samples is not None:
+            raise ConfigError(["--max_train_samples counts questions and a .txt file has none; drop it"])
+        return read_texts(Path(path))
+    data = DataConfig(
+        train_file=path,
+        max_train_samples=options.max_train_samples,
+        subset_seed=options.subset_seed,
+        on_invalid=options.on_invalid,
+    )
+    titles: dict[str, str] = {}
+    for example in load_examples(data, "train")[0]:
+        titles.setdefault(example.context, example.title)
+    return titles
+
+
+if __name__ == "__main__":
+    sys.exit(main())
