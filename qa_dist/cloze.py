@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.files import new_file
 
 PROG = "qa_dist.cloze"
 
@@ -42,7 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on_invalid",
         choices=("error", "drop"),
-        default="error",
         help="what to do with records that fail validation (default: error)",
     )
     parser.add_argument("--subset_seed", type=seed, help="which questions these are; none: the first")
@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cloze(options: argparse.Namespace) -> int:
-    output = Path(os.path.expanduser(options.output))
-    if os.path.lexists(output):
-        raise ConfigError([f"{output} exists already; name a file that does not"])
+    output = new_file(options.output)
     if options.subset_seed is not None and options.max_train_samples is None:
         raise ConfigError(["--subset_seed draws a subset but --max_train_samples asks for none; add or drop it"])
     # Only now: --help and mistakes in the flags should not wait for it.
@@ -92,14 +90,15 @@ def _titles(options: argparse.Namespace) -> dict[str, str]:
 
     path = os.path.expanduser(options.input)
     if path.removesuffix(".gz").endswith(".txt") and os.path.isfile(path):
-        if options.max_train_samples is not None:
-            raise ConfigError(["--max_train_samples counts questions and a .txt file has none; drop it"])
+        for flag in ("max_train_samples", "on_invalid"):
+            if getattr(options, flag) is not None:
+                raise ConfigError([f"--{flag} is about questions and a .txt file has none; drop it"])
         return read_texts(Path(path))
     data = DataConfig(
         train_file=path,
         max_train_samples=options.max_train_samples,
         subset_seed=options.subset_seed,
-        on_invalid=options.on_invalid,
+        on_invalid=options.on_invalid or "error",
     )
     titles: dict[str, str] = {}
     for example in load_examples(data, "train")[0]:

@@ -5,13 +5,12 @@ What was read, mended and left out is said on standard error; standard output ha
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from qa_dist.common import command
-from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.errors import DataError
+from qa_dist.common.files import new_file
 
 PROG = "qa_dist.convert"
 
@@ -45,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    output = Path(os.path.expanduser(options.output))
-    if os.path.lexists(output):
-        raise ConfigError([f"{output} exists already; name a file that does not"])
+    output = new_file(options.output)
     # Only now: --help and mistakes in the flags should not wait for it.
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source

@@ -47,6 +47,18 @@ def require_writable(directory: Path, option: str) -> None:
         raise ConfigError([f"{option} {directory} cannot be used: {os.strerror(reason)}; choose another folder"])
 
 
+def new_file(name: str) -> Path:
+    """The path of a file that a command is to write, with `~` as shells read it.
+
+    Raises:
+        ConfigError: There is something under that name.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.lexists(path):
+        raise ConfigError([f"{path} exists already; name a file that does not"])
+    return path
+
+
 @contextmanager
 def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     """Where to write a file or folder that appears as `path`, by one rename, if the block ends well.

@@ -117,6 +117,7 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([str(tmp_path / "none.json"), str(output)], "none.json"),
         ([source, str(output), "--subset_seed", "1"], "--max_train_samples asks for none"),
         ([str(texts), str(output), "--max_train_samples", "1"], "a .txt file has none"),
+        ([str(texts), str(output), "--on_invalid", "drop"], "--on_invalid is about questions and a .txt file has none"),
         ([str(texts), str(output)], "not UTF-8"),
         ([str(tmp_path / "none.txt"), str(output)], "none.txt"),
         ([source, str(output), "--per_context", "0"], "'0' is not a whole number from 1"),
