@@ -16,7 +16,7 @@ from qa_dist.features.table import FeatureTable
 from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureColumns
-from qa_dist.model.precision import Precision, autocast
+from qa_dist.model.precision import Precision, computing
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import check_vocabulary
 
@@ -59,7 +59,7 @@ class TorchBackend(Backend):
                 table,
                 batches,
                 self._device,
-                autocast=lambda: autocast(self._device.type, self.mixed_precision),
+                autocast=lambda: computing(self._device.type, self.mixed_precision),
             )
             found = list(candidates(computed, config))
         return CandidateTable.concatenate(found).ordered(table.num_features)

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from qa_dist.distributed.launch_config import USE_VARIABLES, LaunchConfig, asks_
 from qa_dist.distributed.rendezvous import group_options, meeting
 from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.machine.usage import peak_memory_bytes
-from qa_dist.model.precision import Precision, autocast
+from qa_dist.model.precision import Precision, autocast, computing, products
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class Ranks:
         self,
         *,
         mixed_precision: Precision = "no",
+        compiles: bool = False,
         trackers: Sequence[str] = (),
         project_dir: Path | None = None,
         asked_to_stop: Callable[[], signal.Signals | None] = lambda: None,
@@ -58,6 +59,7 @@ class Ranks:
 
         Args:
             mixed_precision: Precision of the matrix products.
+            compiles: Whether forward passes may be compiled.
             trackers: Names of accelerate's trackers.
             project_dir: Where trackers write.
             asked_to_stop: The signal by which this process was asked to stop, None before.
@@ -75,6 +77,7 @@ class Ranks:
         _refuse_trackers(trackers)
         self.launch_config = launch_config or LaunchConfig()
         self.mixed_precision = mixed_precision
+        self._compiles = compiles
         with meeting(timeout_seconds):
             self._accelerator = Accelerator(
                 # With no GPU this makes the same launch command start gloo ranks; with one it must stay unset.
@@ -118,9 +121,14 @@ class Ranks:
         placed: M = self._accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
         return placed
 
-    def autocast(self) -> Any:
-        """Context in which matrix products run in the run's precision."""
-        return autocast(self.device.type, self.mixed_precision)
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context of a forward pass, in which matrix products run in the run's precision."""
+        context = autocast if self._compiles else computing
+        return context(self.device.type, self.mixed_precision)
+
+    def products(self) -> AbstractContextManager[object]:
+        """Context of a backward pass, outside of which processors may be slow in the run's precision."""
+        return nullcontext() if self._compiles else products(self.device.type, self.mixed_precision)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over the ranks, on every rank."""

@@ -1,9 +1,12 @@
 """The precision of matrix products, as `--mixed_precision` names it."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
+
+from qa_dist.model.wide_products import WideProducts
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -14,6 +17,23 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device_type: str, precision: Precision) -> AbstractContextManager[object]:
     """Context in which a forward pass multiplies matrices in this precision, over float32 weights; "no": in float32."""
     return nullcontext() if precision == "no" else torch.autocast(device_type, DTYPES[precision])
+
+
+def products(device_type: str, precision: Precision) -> AbstractContextManager[object]:
+    """Context in which this thread's products of this precision, of backward passes too, do not have to be imitated.
+
+    On a processor without instructions for them they are computed in float32 and rounded; elsewhere nothing changes.
+    `torch.compile` does not compile what is called in it.
+    """
+    is_imitated = device_type == "cpu" and not has_instructions(device_type, precision)
+    return WideProducts(DTYPES[precision]) if is_imitated else nullcontext()
+
+
+@contextmanager
+def computing(device_type: str, precision: Precision) -> Iterator[None]:
+    """`autocast` inside `products`: the context of a forward pass that is not compiled."""
+    with products(device_type, precision), autocast(device_type, precision):
+        yield
 
 
 def has_instructions(device_type: str, precision: Precision) -> bool:
@@ -32,12 +52,18 @@ def has_instructions(device_type: str, precision: Precision) -> bool:
     return found is None or bool(found())
 
 
-def precision_notes(device_type: str, precision: Precision) -> list[str]:
-    """What the user should know about computing in this precision here: nothing, or one sentence."""
+def precision_notes(device_type: str, precision: Precision, *, compiles: bool = False) -> list[str]:
+    """What the user should know about computing in this precision here: nothing, or one sentence.
+
+    `compiles` says that passes are compiled, for which products are not computed in another way.
+    """
     if has_instructions(device_type, precision):
         return []
     device, better = ("GPU", "fp16") if device_type == "cuda" else ("processor", "no")
-    return [
-        f"this {device} has no instructions for {precision}, which makes --mixed_precision {precision} many times "
-        f"slower than {better}; use {better} here"
-    ]
+    lacks = f"this {device} has no instructions for {precision}"
+    if device_type == "cpu" and not compiles:
+        return [
+            f"{lacks}: products are computed in float32 and rounded, which takes longer than --mixed_precision no and "
+            "gives what a GPU would; use no here if you do not need that"
+        ]
+    return [f"{lacks}, which makes --mixed_precision {precision} many times slower than {better}; use {better} here"]

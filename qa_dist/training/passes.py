@@ -56,6 +56,7 @@ class EagerPasses(Passes):
         with self._ranks.autocast():
             start_T, end_T = self._engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
         losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row)
-        self._engine.backward(losses_B.sum() * micro_batch.weight, last=last)
+        with self._ranks.products():
+            self._engine.backward(losses_B.sum() * micro_batch.weight, last=last)
         # Without the graph, in which layers of bitsandbytes keep their inputs even after the backward pass.
         return losses_B.detach()

@@ -42,6 +42,7 @@ def join_ranks(
     training = config.training
     ranks = Ranks(
         mixed_precision=training.mixed_precision,
+        compiles=_may_compile(config),
         trackers=training.report_to,
         project_dir=output_dir,
         asked_to_stop=asked_to_stop,
@@ -56,6 +57,11 @@ def join_ranks(
     require_optimizer(training.optim, ranks.device.type)
     normalization(config.evaluation.answer_normalization)
     return ranks
+
+
+def _may_compile(config: RunConfig) -> bool:
+    """Whether the options name something to compile; on a CPU, "auto" does not."""
+    return config.training.torch_compile in ("layers", "model")
 
 
 def build_trainable(
@@ -82,7 +88,8 @@ def build_trainable(
         device=ranks.device,
     )
     set_residual_dtype(model, config.training.residual_dtype)
-    model.notes = (*model.notes, *precision_notes(ranks.device.type, ranks.mixed_precision))
+    notes = precision_notes(ranks.device.type, ranks.mixed_precision, compiles=_may_compile(config))
+    model.notes = (*model.notes, *notes)
     if config.model.init_adapter is not None:
         start_from_adapter(model, config.model)
     for store in data.stores.values() if data else ():
