@@ -97,7 +97,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["train"], ["serve"]) and argv is None:
+    if words[:1] in (["train"], ["sweep"], ["serve"]) and argv is None:
         start_with_jemalloc(os.environ, sys.orig_argv)
     if words and words[0] in COMMANDS:
         code: int = importlib.import_module(COMMANDS[words[0]].module).main(words[1:])

@@ -198,7 +198,8 @@ _INTRODUCTION = (
     "A row of tokens has another length in every step, and glibc's heap grows with the holes for as long as a run",
     "lasts; jemalloc's does not. So `qa_dist.train`, however it is started, takes jemalloc where it is installed",
     "(Debian's and Ubuntu's `libjemalloc2`, Fedora's `jemalloc`): it starts itself anew with LD_PRELOAD, once, before",
-    "it has imported anything. Where LD_PRELOAD is set already, be it to nothing, it does not, nor where there is a",
-    "GPU. `qa-dist doctor` says whether it will, `run.json` which allocator it was.",
+    "it has imported anything, as `qa_dist.sweep` and `qa_dist.serve` do. Where LD_PRELOAD is set already, be it to",
+    "nothing, it does not, nor where there is a GPU. `qa-dist doctor` says whether it will, `run.json` which allocator",
+    "it was.",
     "",
 )

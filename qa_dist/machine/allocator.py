@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 _LIBRARY = "libjemalloc.so.2"
-_LONG = ("qa_dist.train", "qa_dist.serve")
+_LONG = ("qa_dist.train", "qa_dist.sweep", "qa_dist.serve")
 """Modules whose processes run long."""
 
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")

@@ -1,5 +1,6 @@
 """The allocator of a run on CPUs."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qa_dist import cli
 from qa_dist.machine import allocator
 
 
@@ -39,6 +41,29 @@ def test_a_run_starts_anew_with_jemalloc_once(library: Path, monkeypatch: pytest
     allocator.start_with_jemalloc({}, ["python3", "/usr/local/bin/qa-dist", "train"])
     allocator.start_with_jemalloc({}, ["python3", "-m", "qa_dist.serve", "model"])
     assert len(started) == 3
+
+
+class StartedAnewError(Exception):
+    """In the place of this process's end."""
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "serve"])
+@pytest.mark.parametrize("way", ["qa-dist", "-m"])
+def test_every_command_that_computes_for_long_starts_anew(
+    way: str, command: str, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_anew(program: str, words: list[str], environment: dict[str, str]) -> None:
+        raise StartedAnewError(words, environment["LD_PRELOAD"])
+
+    monkeypatch.setattr(os, "execve", start_anew)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    module = f"qa_dist.{command}"
+    words = ["/usr/bin/qa-dist", command, "a"] if way == "qa-dist" else ["-m", module, "a"]
+    monkeypatch.setattr(sys, "orig_argv", ["python3", *words])
+    monkeypatch.setattr(sys, "argv", words[1 if way == "-m" else 0 :])
+    with pytest.raises(StartedAnewError) as anew:
+        (cli if way == "qa-dist" else importlib.import_module(module)).main()
+    assert anew.value.args == ([sys.executable, *words], str(library))
 
 
 @pytest.mark.parametrize("why", ["preloaded", "preloads nothing", "has a GPU", "no glibc", "no jemalloc"])
