@@ -54,7 +54,9 @@ def group_adapters(config: RunConfig, ranks: Ranks, model: SpanModel, notice: Ca
             )
         return 0
     adapters = GroupedAdapters(model, groups)
-    difference, limit = difference_from_peft(adapters, ranks.autocast()), rounding(precision, ranks.device)
+    with ranks.products():
+        difference = difference_from_peft(adapters, ranks.autocast())
+    limit = rounding(precision, ranks.device)
     if ranks.minimum(int(difference <= limit)):
         return len(groups)
     adapters.remove()

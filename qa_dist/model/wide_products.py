@@ -42,7 +42,8 @@ class WideProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         added = _ADDED_IN_PLACE.get(name)
         if not (added or name in _PRODUCTS or name in _ATTENTION) or args[0].dtype is not self._dtype:
             return func(*args, **named)
-        result = (added or func)(*tree_map_only(torch.Tensor, self._widened, tuple(args)), **named)
+        wide_args, wide_named = tree_map_only(torch.Tensor, self._widened, (tuple(args), dict(named)))
+        result = (added or func)(*wide_args, **wide_named)
         if added:
             return args[0].copy_(result)
         if name in _PRODUCTS:

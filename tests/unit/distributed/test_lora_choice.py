@@ -1,6 +1,7 @@
 """Training with grouped LoRA layers: the steps are peft's within rounding, and what is wrong is not used."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,5 +161,6 @@ def cuda_ranks(strategy: str = "ddp", minimum: Callable[[int], int] = lambda val
         device=torch.device("cuda"),
         launch_config=SimpleNamespace(strategy=strategy),
         autocast=lambda: autocast("cpu", "no"),
+        products=nullcontext,
         minimum=minimum,
     )
