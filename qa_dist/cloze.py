@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog=PROG,
         description="Make questions of English texts, of a data set or a .txt file: a sentence with a gap asks for "
-        "what stood in it. Questions and answers of a data set are not read. The output is SQuAD JSON.",
+        "what stood in it. Questions and answers of a data set are checked and not used. The output is SQuAD JSON.",
         allow_abbrev=False,
     )
     count, seed = command.whole_number(1, 10**9), command.whole_number(0, 2**63 - 1)

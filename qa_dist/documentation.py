@@ -79,7 +79,7 @@ def option_tables(groups: Mapping[str, type[Any]]) -> str:
             values = option_type(hints[item.name]).replace("|", " \\| ")
             default = default_text(item).removeprefix("default: ")
             # As code, so that no underscore or asterisk in a name is taken for emphasis.
-            meaning = re.sub(r"--[\w*]+", r"`\g<0>`", item.metadata["help"]).replace("|", "\\|")
+            meaning = re.sub(r"--[\w*-]+", r"`\g<0>`", item.metadata["help"]).replace("|", "\\|")
             lines.append(f"| `--{item.name}` | {values} | {default} | {meaning} |")
         lines.append("")
     return "\n".join(lines)

@@ -118,7 +118,7 @@ def test_modules_that_the_changelog_sends_readers_to_are_there() -> None:
 def test_links_are_found() -> None:
     assert len(re.findall(r"\]\(docs/", README)) > 10
     assert "when-machines-come-and-go" in anchors(PAGES["docs/reliability.md"])
-    assert "answer-text-is-not-at-its-offset" in anchors(PAGES["docs/troubleshooting.md"])
+    assert "answer-text-is-not-at-its-answer_start" in anchors(PAGES["docs/troubleshooting.md"])
 
 
 def python_blocks(page: str) -> list[str]:
