@@ -152,13 +152,14 @@ class QuestionFiles:
         self._paths = paths
         self._stream = stream
         self._digest = hashlib.sha256()
+        self._digest_of_given = self._digest.copy()
         self._bytes_before = 0
         self._place: Callable[[], int] = lambda: 0
 
     @property
     def sha256(self) -> str:
         """Hex digest of everything up to the last unit that was given; of Parquet and JSON, of whole files."""
-        return self._digest.hexdigest()
+        return self._digest_of_given.hexdigest()
 
     @property
     def num_bytes_read(self) -> int:
@@ -171,6 +172,12 @@ class QuestionFiles:
         Raises:
             DataError: A file cannot be read, is damaged, or is no file of questions. All units before are given.
         """
+        for unit in self._all_units():
+            # Blank lines and empty files behind the last unit are read before anybody knows that it was the last.
+            self._digest_of_given = self._digest.copy()
+            yield unit
+
+    def _all_units(self) -> Iterator[Unit]:
         if self._stream is not None:
             yield from self._units_of(Path("standard input"), self._stream)
             return

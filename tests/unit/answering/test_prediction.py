@@ -155,6 +155,30 @@ def test_a_finished_file_is_left_as_it_is(tmp_path: Path) -> None:
         run([path], output)
 
 
+@pytest.mark.parametrize("ending", ["blank lines", "an empty file", "another file without questions"])
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_what_follows_the_last_question_is_no_other_input(tmp_path: Path, ending: str, is_finished: bool) -> None:
+    """It is read before the last chunk is noted, and not read when a run goes on."""
+    paths, output = [write_jsonl(tmp_path / "a.jsonl", rows(4))], tmp_path / "answers.jsonl"
+    if ending == "blank lines":
+        paths[0].write_bytes(paths[0].read_bytes() + b"\n  \n")
+    else:
+        (tmp_path / "b.jsonl").write_bytes(b"" if ending == "an empty file" else b"\n\n")
+        paths.append(tmp_path / "b.jsonl")
+    run(paths, output)
+    whole = output.read_bytes()
+    if not is_finished:
+        # Killed after the last chunk.
+        noted = output.with_name(output.name + journal.SUFFIX)
+        noted.write_bytes(b"".join(noted.read_bytes().splitlines(keepends=True)[:-1]))
+    reader = FirstWord()
+    run(paths, output, reader)
+    assert (reader.chunks, output.read_bytes()) == ([], whole)
+    write_jsonl(paths[-1], rows(5)[4:] if len(paths) == 2 else rows(5))
+    with pytest.raises(DataError, match="has grown since all of its 4 questions were answered"):
+        run(paths, output)
+
+
 def test_another_file_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
     path, output = write_jsonl(tmp_path / "q.jsonl", rows(4)), tmp_path / "answers.jsonl"
     output.write_text("precious", encoding="utf-8")
