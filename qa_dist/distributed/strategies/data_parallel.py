@@ -31,6 +31,9 @@ class DataParallel(TorchEngine):
         exchange_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(model, make_optimizer, max_grad_norm, watchdog=watchdog, scaler=scaler)
+        if scaler is not None:
+            # It makes its tensors for the first loss, which a pass that runs out of memory does not come to.
+            scaler.scale(torch.zeros((), device=next(iter(self._parameters.values())).device))
         has_others = dist.is_initialized() and dist.get_world_size() > 1
         self._exchange = GradientExchange(list(self._parameters.values()), exchange_dtype) if has_others else None
 

@@ -91,6 +91,24 @@ def test_an_overflow_is_skipped_and_halves_the_scale() -> None:
     assert model.weight.grad is None
 
 
+def test_the_first_pass_of_a_run_may_be_out_of_memory() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model, held = strategy(scaler)
+    # As after a resume.
+    held.load_scaler_state(
+        {"scale": 256.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 1, "_growth_tracker": 0}
+    )
+    held.give_up_step()
+    held.sync_gradients()
+    held.optimizer_step(0.1, torch.tensor(math.nan))
+    held.conclude_step(is_whole=False)
+    assert (float(model.weight.detach()), scaler.get_scale()) == (3.0, 256.0)
+    held.backward((model.weight * 2).sum(), last=True)
+    assert float(held.optimizer_step(0.1)) == pytest.approx(2.0)
+    held.conclude_step(is_whole=True)
+    assert scaler.get_scale() == 512.0
+
+
 @pytest.mark.parametrize("has_gradient", [True, False], ids=["whole", "out of memory"])
 def test_a_step_that_another_rank_could_not_take_leaves_the_scale_and_its_growth(has_gradient: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
