@@ -66,7 +66,8 @@ class PredictConfig(ReaderOptions):
     )
     on_invalid: Literal["error", "skip"] = option(
         "error",
-        "stop at what cannot be answered, with all whole chunks before it written, or say so, count it and go on with the others",
+        "stop at what cannot be answered, with all whole chunks before it written, or say so, count it and go on with "
+        "the others",
     )
     eval_tokens_per_device: int | None = option(
         None, "tokens of one forward pass; auto: as in that run, else 2048 on CPU, 16384 on CUDA", minimum=16

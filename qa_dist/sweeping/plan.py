@@ -152,6 +152,13 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
     if search and not (configs[0].data.validation_file or configs[0].data.dataset_name):
         raise ConfigError([f"{path} has a search, which goes by scores; give --validation_file"])
     training = configs[0].training
+    if rungs and training.metric_for_best_model != "loss" and any(each.data.max_eval_features for each in configs):
+        raise ConfigError(
+            [
+                f"{path} has rungs, where trials are compared by {training.metric_for_best_model}, and "
+                "--max_eval_features has the loss alone evaluated; leave it out, or add --metric_for_best_model loss"
+            ]
+        )
     metric, folder = training.metric_for_best_model, Path(str(training.output_dir)).parent.parent
     return Plan(path.stem, trials, rungs, seeds, folder, metric, search, runs)
 

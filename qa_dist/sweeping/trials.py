@@ -57,7 +57,7 @@ def run_trial(
         written = read_json_object(trial.folder / "run.json")
         if not written:
             record |= {"status": "paused", "step": pause_after, "error": None}
-            record["rungs"] = [*record["rungs"], {"step": pause_after, **(figures or {})}]
+            record["rungs"] = [*record["rungs"], {"step": pause_after, **(figures or _logged(trial))}]
         else:
             record |= {"status": "done", "step": written["num_steps"], "error": None, **_facts(trial, written)}
             record["final"] = figures
@@ -76,6 +76,15 @@ def _last_step(trial: Trial) -> int:
     path = trial.folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def _logged(trial: Trial) -> Record:
+    """The latest evaluation in a run's log, which one that was stopped behind it does not repeat; {} without any."""
+    for line in reversed((trial.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+        figures = {name: value for name, value in json.loads(line).items() if name.startswith("eval_")}
+        if figures:
+            return {name.removeprefix("eval_"): value for name, value in figures.items()}
+    return {}
 
 
 def _facts(trial: Trial, run: Mapping[str, Any]) -> Record:

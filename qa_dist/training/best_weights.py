@@ -1,5 +1,6 @@
 """Which evaluation of a run is the best so far: its weights are kept, and a run without a new best may end early."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class BestWeights:
             # Of the features that were chosen, none is labelled.
             return False
         value = -(evaluation.loss or 0.0) if is_by_loss else float(evaluation.metrics[self._metric])
-        if self.score is not None and value <= self.score.value:
+        # A loss that is not a number is better than nothing that was before or comes after.
+        if math.isnan(value) or (self.score is not None and value <= self.score.value):
             self.evaluations_without_best += 1
             return False
         self.evaluations_without_best = 0

@@ -97,8 +97,8 @@ def evaluate_model(
 
     Args:
         model: What `build_model` gave, or the folder or hub id of a trained adapter or model.
-        config: Data, lengths and decoding; None: those of the run that wrote the folder, with the null threshold that was
-            tuned for the model, if one was.
+        config: Data, lengths and decoding; None: those of the run that wrote the folder, with the null threshold that
+            was tuned for the model, if one was.
         split: The questions.
         loss_only: Compute only the loss, on `max_eval_features` features where the configuration has that number, as
             evaluations during training do.

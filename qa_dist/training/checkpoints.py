@@ -184,6 +184,7 @@ class CheckpointWriter:
         self._notice = notice
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
+        self._complaint: str | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Start writing; waits for the checkpoint before, if that is still being written."""
@@ -198,24 +199,28 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         failure, self._failure = self._failure, None
-        if failure is not None:
-            self._notice(f"warning: {failure}")
+        complaint, self._complaint = self._complaint, None
+        for problem in (failure, complaint):
+            if problem is not None:
+                self._notice(f"warning: {problem}")
         return failure is None
 
     def _work(self, checkpoint: Checkpoint) -> None:
         try:
             write_checkpoint(checkpoint, self.directory)
-            prune(self.directory, self._keep)
         except CheckpointError as error:
             self._failure = error
-        except OSError as error:
-            self._failure = CheckpointError(f"old checkpoints cannot be removed from {self.directory}: {error}")
         except Exception as error:
             # Memory may have run out, say. Nobody sees an exception of this thread, and the run would go on, or even
             # stop, in the belief that the checkpoint is there.
             self._failure = CheckpointError(
                 f"the checkpoint of step {checkpoint.step} cannot be written: {type(error).__name__}: {error}"
             )
+        else:
+            try:
+                prune(self.directory, self._keep)
+            except OSError as error:
+                self._complaint = f"old checkpoints cannot be removed from {self.directory}: {error}"
 
 
 def _name(step: int) -> str:

@@ -8,7 +8,7 @@ from qa_dist.common.columns import aligned
 from qa_dist.common.errors import DataError
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.config.options import DataConfig, RunConfig
-from qa_dist.data.sources import available_splits
+from qa_dist.data.sources import available_splits, subset
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.limits import limit_lines
 from qa_dist.evaluation.tuning import require_enough
@@ -143,4 +143,11 @@ def _require_scorable(config: RunConfig, validation: FeatureStore) -> None:
         raise DataError(
             f"the validation data have {lacks}, so {' and '.join(unmet)} cannot be done; leave it out, or give "
             "--validation_file with answers"
+        )
+    limit = config.data.max_eval_features
+    chosen = subset(validation.num_features, limit, config.data.subset_seed)
+    if limit is not None and not validation.is_labelled[chosen].any():
+        raise DataError(
+            f"none of the features that --max_eval_features {limit} chooses has a question whose answer has a place in "
+            "its context, so no loss can be computed; raise it, leave it out, or choose others with --subset_seed"
         )

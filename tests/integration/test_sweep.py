@@ -1,6 +1,7 @@
 """A sweep of tiny runs: halving by exact resume, a trial that diverges, and a sweep that was stopped and goes on."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from qa_dist.common.errors import UserError
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping import table
 from qa_dist.sweeping.plan import Plan, Trial, read_plan
-from qa_dist.sweeping.record import read_record
+from qa_dist.sweeping.record import read_record, score_at, write_record
 from qa_dist.sweeping.running import run_sweep
 from qa_dist.sweeping.searching import run_search
 from qa_dist.sweeping.trials import run_trial
@@ -98,6 +99,33 @@ def test_a_sweep_halves_goes_on_where_it_was_stopped_and_repeats_nothing(
     ]
     assert sweep["trials"][2]["saved_bytes"] == len(halted)
     assert [row[0] for row in table.rows(sweep)] == ["learns", "still (after 4 steps)", "diverges (2 diverged)"]
+
+
+def test_a_trial_that_is_stopped_at_a_rung_has_the_score_of_the_rung(inputs: dict[str, str], tmp_path: Path) -> None:
+    trial = planned(inputs, tmp_path).trials[2]
+    log = trial.folder / "metrics.jsonl"
+
+    def steps() -> list[int]:
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        return [line["step"] for line in map(json.loads, lines) if "loss" in line]
+
+    forget_ranks()
+    # Asked to stop in the last step before the rung: its evaluation is left for the next start.
+    record = run_trial(trial, 2, asked_to_stop=lambda: signal.SIGTERM if steps() else None)
+    assert (record["status"], record["step"], steps()) == ("stopped", 2, [1, 2])
+    forget_ranks()
+    record = run_trial(trial, 2)
+    assert (record["status"], record["step"], steps()) == ("paused", 2, [1, 2])
+    assert score_at(record, 2, "f1") is not None
+    # Killed when the checkpoint of the rung was on the disk, and the record was not.
+    write_record(trial, {**record, "status": "stopped", "step": 0, "rungs": []})
+    forget_ranks()
+    again = run_trial(trial, 2)
+    assert (again["status"], steps()) == ("paused", [1, 2])
+    names = record["rungs"][0].keys() - {"answer_normalization"}
+    assert [{name: rung[name] for name in names} for rung in again["rungs"]] == [
+        {name: record["rungs"][0][name] for name in names}
+    ]
 
 
 def once_in(trial: Trial, folder: Path) -> Trial:

@@ -83,6 +83,10 @@ def test_some_methods_alone(tmp_path: Path) -> None:
         ("grid: {lora_r: 3}", "lora_r in the grid is a number and must be a list of values"),
         ("grid: {lora_r: [1]}\nseeds: [1, 1]", "seeds is .* must be a list of different whole numbers"),
         ("grid: {lora_r: [1]}\nseeds: [-1]", "seeds is .* must be a list of different whole numbers"),
+        (
+            "grid: {lora_r: [1]}\nrungs: [10]\noptions: {max_eval_features: 5}",
+            "has rungs, where trials are compared by f1, and --max_eval_features has the loss alone evaluated",
+        ),
         ("grid: {lora_r: [1]}\nrungs: [20, 10]", "rungs is .* increasing numbers of steps"),
         ("trials: [{lora_r: 1}]", "trial 1 has no name"),
         ("trials: [{name: a/b}]", "the trial name a/b may have letters"),

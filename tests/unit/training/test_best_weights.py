@@ -46,6 +46,13 @@ def test_by_the_loss_the_lowest_is_the_best(metric: str, f1: float | None) -> No
     assert best.score == BestScore(-2.0, 30)
 
 
+def test_a_loss_that_is_no_number_is_not_the_best_and_does_not_make_the_next_one_so() -> None:
+    best = BestWeights("loss", patience=3)
+    losses = (float("nan"), 3.0, float("nan"), 3.5, 2.0)
+    assert offer(best, *(evaluation(loss, None) for loss in losses)) == [False, True, False, False, True]
+    assert best.score == BestScore(-2.0, 50)
+
+
 def test_exact_match_is_compared_where_it_is_asked_for() -> None:
     best = BestWeights("exact_match")
     offer(best, evaluation(1.0, 30.0))

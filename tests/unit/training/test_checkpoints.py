@@ -283,6 +283,27 @@ def test_a_full_disk_is_one_warning_and_harms_nothing(
     assert same(found, checkpoint(15))
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning_beside_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where somebody still reads it: a run that is stopped there can go on all the same."""
+
+    def busy(directory: Path, keep: int | None) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    told: list[str] = []
+    writer = CheckpointWriter(tmp_path, 1, told.append)
+    writer.save(checkpoint(5))
+    assert writer.wait()
+    monkeypatch.setattr(checkpoints, "prune", busy)
+    writer.save(checkpoint(10))
+    assert writer.wait(), "the last checkpoint is there"
+    assert told == [f"warning: old checkpoints cannot be removed from {tmp_path}: [Errno 16] Device or resource busy"]
+    found = newest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 10
+
+
 def test_whatever_fails_beside_the_training_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     writer = CheckpointWriter(tmp_path, 2, told.append)

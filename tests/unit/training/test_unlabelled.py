@@ -81,6 +81,16 @@ def test_options_that_need_scores_are_refused_at_the_start(
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
+def test_a_loss_is_refused_where_none_of_the_chosen_features_has_one(
+    folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Every other question has an answer, the first has none."""
+    argv = options(folder, "some.json", output_dir=str(tmp_path / "out"), max_eval_features="1")
+    assert "none of the features that --max_eval_features 1 chooses" in refusal(train.main, argv, capsys)
+    argv = options(folder, "some.json", output_dir=str(tmp_path / "out"), max_eval_features="2")
+    assert train.main(argv) == 0
+
+
 def test_of_mixed_data_those_with_answers_are_scored(folder: Path, tmp_path: Path) -> None:
     assert train.main(options(folder, "some.json", output_dir=str(tmp_path / "out"), eval_on_start="true")) == 0
     metrics = read(tmp_path / "out" / "metrics.json")
