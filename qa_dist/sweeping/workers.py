@@ -62,6 +62,7 @@ class Workers:
         self._body = body or _train
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
+        self._is_one_stopped = False
         if num_workers > 1:
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_workers)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -73,7 +74,11 @@ class Workers:
         self._stop(lambda trial: None)
 
     def run(self, next_task: NextTask, *, is_over: Callable[[], bool], ended: Callable[[Trial], object]) -> bool:
-        """Run tasks in their order, as many at once as there are workers; whether none is left over (see `Runner`)."""
+        """Run tasks in their order, as many at once as there are workers; whether none is left over (see `Runner`).
+
+        A trial whose process alone was told to stop is left over.
+        """
+        self._is_one_stopped = False
         # A task that a worker of another kind made way for.
         waiting: list[Task] = []
         while True:
@@ -82,7 +87,7 @@ class Workers:
                 return False
             self._start(waiting, next_task)
             if not any(worker.task for worker in self._workers):
-                return True
+                return not self._is_one_stopped
             handles = [handle for each in self._workers for handle in (each.pipe, each.process.sentinel)]
             connection.wait(handles, _POLL_SECONDS)
             for worker in list(self._workers):
@@ -119,6 +124,8 @@ class Workers:
             said = None
         if said is not None and worker.task:
             trial, worker.task = worker.task[0], None
+            record = read_record(trial)
+            self._is_one_stopped |= record is not None and record["status"] == "stopped"
             ended(trial)
             if said == _BROKEN:
                 self._end(worker)
@@ -180,7 +187,8 @@ def _live(pipe: "Connection[Any, Any]", body: Body) -> None:
             if task is None:
                 return
             _log_to(task[0])
-            is_fit = body(*task, lambda: stop.received)
+            # One that was told to end, by somebody who did not tell the sweep, takes no other task.
+            is_fit = body(*task, lambda: stop.received) and stop.received is None
             pipe.send(_DONE if is_fit else _BROKEN)
             if not is_fit:
                 return

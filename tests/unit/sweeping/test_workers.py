@@ -72,6 +72,28 @@ def test_all_hear_that_the_time_is_over(tmp_path: Path) -> None:
     ]
 
 
+def test_a_process_that_is_told_to_stop_alone_takes_no_other_task_and_its_trial_is_left_over(tmp_path: Path) -> None:
+    trials = [trial(tmp_path, method) for method in ("waits", "a", "b")]
+    told: list[int] = []
+
+    def is_over() -> bool:
+        if not told and (trials[0].folder / LOG).exists():
+            (worker,) = workers._workers
+            assert worker.process.pid is not None
+            told.append(worker.process.pid)
+            os.kill(told[0], signal.SIGTERM)
+        return False
+
+    with Workers(1, body) as workers:
+        tasks = [(each, None) for each in trials]
+        assert not workers.run(in_order(tasks), is_over=is_over, ended=lambda each: None)
+        # The next time there is nothing left over.
+        assert workers.run(in_order([]), is_over=is_over, ended=lambda each: None)
+    records = [read_record(each) or {} for each in trials]
+    assert [record["status"] for record in records] == ["stopped", "done", "done"]
+    assert records[0]["process"] == told[0] != records[1]["process"] == records[2]["process"]
+
+
 START = """
 import sys
 from pathlib import Path
