@@ -270,10 +270,17 @@ class Run:
 
     def finish(self, trainer: Trainer, data: RunData) -> Evaluation | None:
         """Evaluate the weights the run ends with, write everything, and say where it is."""
+        # Should the run be stopped in its last evaluation, these are what a checkpoint of this step holds.
+        own = None if self._saved_step == self._last_step else trainer.engine.weights()
         weights_of_step, final = self._take_final_weights(trainer)
         if data.validation is not None and (final is None or not final.metrics):
-            with self.clock.phase("evaluate"):
-                final = self._evaluator.whole(trainer, data)
+            try:
+                with self.clock.phase("evaluate"):
+                    final = self._evaluator.whole(trainer, data)
+            except Stopped:
+                if own is not None:
+                    trainer.engine.restore(own)
+                raise
             self.log.notice(summary("final", final))
         self.log.close_bar()
         memory = self.ranks.peak_memory_bytes()

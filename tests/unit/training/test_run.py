@@ -194,6 +194,31 @@ def test_an_evaluation_that_was_cut_short_is_made_after_the_resume(
     assert again.is_evaluation_pending
 
 
+def test_a_stop_in_the_last_evaluation_saves_the_weights_of_the_step_and_not_the_best_ones(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    let_evaluations_end_in(monkeypatch, 30, 20)
+    run, trainer = begin(keep="best", early_stopping_patience=1)
+    monkeypatch.setattr(run.best, "write", lambda *_: None)
+    for until in (4, 8):
+        take_steps(run, trainer, range(until - 4, until))
+        run.evaluate(trainer, DATA)
+    # As in a run that was resumed, of which nobody has the best evaluation any more.
+    run.best.evaluation = None
+    evaluated = []
+
+    def stopped(*arguments: Any, **options: Any) -> Evaluation:
+        evaluated.append(trainer.engine.weight)
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(evaluation_loop, "evaluate", stopped)
+    with pytest.raises(Stopped), run.stoppable(trainer):
+        run.finish(trainer, DATA)
+    assert evaluated == [4.0]
+    saved = read_checkpoint(tmp_path / "out" / "checkpoints" / "step-00000008")
+    assert (float(saved.weights["weight"]), saved.state.best) == (8.0, BestScore(30.0, 4))
+
+
 def test_a_run_that_stops_where_it_has_just_saved_saves_nothing(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     run, trainer = begin()
     take_steps(run, trainer, range(4))
