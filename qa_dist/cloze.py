@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, DataError
-from qa_dist.common.files import new_file
+from qa_dist.common.files import new_squad_file
 
 PROG = "qa_dist.cloze"
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cloze(options: argparse.Namespace) -> int:
-    output = new_file(options.output)
+    output = new_squad_file(options.output)
     if options.subset_seed is not None and options.max_train_samples is None:
         raise ConfigError(["--subset_seed draws a subset but --max_train_samples asks for none; add or drop it"])
     # Only now: --help and mistakes in the flags should not wait for it.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from qa_dist.common import command
 from qa_dist.common.errors import DataError
-from qa_dist.common.files import new_file
+from qa_dist.common.files import new_squad_file
 
 PROG = "qa_dist.convert"
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    output = new_file(options.output)
+    output = new_squad_file(options.output)
     # Only now: --help and mistakes in the flags should not wait for it.
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source

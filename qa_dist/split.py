@@ -8,10 +8,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.files import new_squad_file
 
 PROG = "qa_dist.split"
 
@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _split(options: argparse.Namespace) -> int:
-    off, rest = (Path(os.path.expanduser(name)) for name in (options.off, options.rest))
-    if taken := [str(path) for path in (off, rest) if os.path.lexists(path)] or ([str(off)] if off == rest else []):
-        raise ConfigError([f"{taken[0]} exists already or is named twice; name two files that do not exist"])
+    # Both before either is written.
+    off, rest = new_squad_file(options.off), new_squad_file(options.rest)
+    if os.path.realpath(off) == os.path.realpath(rest):
+        raise ConfigError([f"--off {off} and --rest {rest} are one file; name two"])
     # Only now: --help and mistakes in the flags should not wait for it.
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source

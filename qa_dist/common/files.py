@@ -11,6 +11,9 @@ from typing import Any
 
 from qa_dist.common.errors import ConfigError
 
+_UNFINISHED = ".qa_dist-unfinished"
+"""Ends the names of files and folders that are being written. What lies under such a name is removed."""
+
 
 def make_writable(directory: Path, option: str) -> None:
     """Create a folder for results if need be, and make sure that files can be written there.
@@ -40,22 +43,25 @@ def require_writable(directory: Path, option: str) -> None:
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     reason = None
     if not existing.is_dir():
-        reason = errno.EEXIST if existing == directory else errno.ENOTDIR
+        reason = errno.ENOTDIR
     elif not os.access(existing, os.W_OK | os.X_OK):
         reason = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
     if reason is not None:
         raise ConfigError([f"{option} {directory} cannot be used: {os.strerror(reason)}; choose another folder"])
 
 
-def new_file(name: str) -> Path:
-    """The path of a file that a command is to write, with `~` as shells read it.
+def new_squad_file(name: str) -> Path:
+    """The path of a file of SQuAD JSON that a command is to write, with `~` as shells read it.
 
     Raises:
-        ConfigError: There is something under that name.
+        ConfigError: There is something under that name, none can be written there, or it would not be read as JSON.
     """
     path = Path(os.path.expanduser(name))
     if os.path.lexists(path):
         raise ConfigError([f"{path} exists already; name a file that does not"])
+    if name.endswith(os.sep) or not path.name.lower().endswith((".json", ".json.gz")):
+        raise ConfigError([f"{name} is to hold SQuAD JSON; name a file that ends in .json or .json.gz"])
+    require_writable(path.parent, f"{path}: its folder")
     return path
 
 
@@ -69,9 +75,10 @@ def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
 
     Args:
         path: A file, which is replaced if it exists, or a folder that does not exist.
-        aside: Where to write meanwhile, on the same file system; None: beside `path`, with a dot before its name.
+        aside: Where to write meanwhile, on the same file system; None: beside `path`, under a name that nobody else
+            gives to a file of theirs.
     """
-    aside = aside or path.with_name(f".{path.name}")
+    aside = aside or path.with_name(f".{path.name}{_UNFINISHED}")
     _remove(aside)
     with _removed_on_failure(aside):
         yield aside
@@ -91,7 +98,7 @@ def staged_files(directory: Path, *, order: Callable[[Path], Any]) -> Iterator[P
         directory: The folder, which is made if need be.
         order: Sort key of the files.
     """
-    aside = directory / ".staging"
+    aside = directory / f".results{_UNFINISHED}"
     _remove(aside)
     aside.mkdir(parents=True)
     with _removed_on_failure(aside):

@@ -22,7 +22,7 @@ def write_squad(examples: Sequence[Example], path: Path, *, version_2: bool) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         with staged(path) as aside:
             # Without a time, so that equal data give equal bytes.
-            aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+            aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)
     except OSError as error:
         raise ConfigError([f"{path} cannot be written: {error.strerror or error}; choose another place"]) from error
 

@@ -3,6 +3,7 @@
 All text goes through the templates' escaping: what a context, an answer or a name holds is shown, never obeyed.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -71,7 +72,21 @@ def require_page(path: Path, option: str) -> None:
     """
     if path.is_dir():
         raise ConfigError([f"{option} {path} is a folder; name a file, as {path / 'report.html'}"])
+    if os.path.lexists(path) and not _is_page(path):
+        raise ConfigError([f"{option} {path} exists and is no page, which alone is replaced; name another file"])
     require_writable(path.parent, f"the folder of {option}")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page, or empty."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(200).lstrip().lower()
+    except OSError:
+        return False
+    return not start or start.startswith(b"<!doctype html")
 
 
 def write_page(text: str, path: Path, option: str) -> None:

@@ -77,7 +77,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: Cap
         ([str(tmp_path / "none.json"), str(output)], "does not exist"),
         ([path, str(output), "--split", "test"], "--split"),
         ([path], "OUT"),
-        ([path, str(Path(path) / "below.json"), "--on_invalid", "drop"], "cannot be written"),
+        ([path, str(Path(path) / "below.json"), "--on_invalid", "drop"], "cannot be used: Not a directory"),
     ):
         assert main(words) == 2
         said = capsys.readouterr()

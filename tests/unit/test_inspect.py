@@ -90,6 +90,10 @@ def test_a_page_is_about_the_data_set(capsys: Capture, flags: list[str], tmp_pat
         words = [*flags, "--html", str(tmp_path / "x"), *more]
         assert f"without {other}; keep one" in refusal(main, words, capsys)
     assert "is a folder; name a file" in refusal(main, [*flags, "--html", str(tmp_path)], capsys)
+    data = Path(flags[flags.index("--train_file") + 1])
+    before = data.read_bytes()
+    assert "exists and is no page" in refusal(main, [*flags, "--html", str(data)], capsys)
+    assert data.read_bytes() == before
 
 
 def test_windows_are_those_of_the_tokenizer(capsys: Capture, flags: list[str]) -> None:

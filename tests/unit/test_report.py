@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -387,7 +388,9 @@ def test_what_cannot_be_reported_is_one_sentence(
     listed = run_folder(tmp_path / "listed")
     write(listed / "run.json", [])
     output = tmp_path / "report.html"
-    output.write_text("precious", encoding="utf-8")
+    output.write_text("<!doctype html>precious", encoding="utf-8")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     for words, part in (
         ([], "the following arguments are required: RUN"),
         ([tmp_path / "none"], "none does not exist; name the --output_dir of a run"),
@@ -399,6 +402,8 @@ def test_what_cannot_be_reported_is_one_sentence(
         ([run, "--references", tmp_path / "gone.json"], "gone.json does not exist; check the path"),
         ([run, "--seed", "x"], "'x' is not a whole number"),
         ([run, "--output", empty], "is a folder; name a file"),
+        ([run, "--output", run / "config.yaml"], "config.yaml exists and is no page, which alone is replaced"),
+        ([run, "--output", pipe], "pipe exists and is no page"),
         ([run, "--output", run / "config.yaml" / "page.html"], "cannot be used"),
     ):
         own = [] if "--output" in words else ["--output", str(output)]
@@ -406,5 +411,5 @@ def test_what_cannot_be_reported_is_one_sentence(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("qa_dist.reporting.drawings.find_spec", lambda name: None)
     assert "pip install 'qa-dist[bench]'" in refusal(main, [str(run), "--output", str(output)], capsys)
-    assert output.read_text(encoding="utf-8") == "precious"
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "torn", "empty", "listed", "report.html"}
+    assert output.read_text(encoding="utf-8") == "<!doctype html>precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "torn", "empty", "listed", "report.html", "pipe"}

@@ -1,6 +1,8 @@
 """`qa-dist split`: questions split off by article."""
 
 import json
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -51,13 +53,20 @@ def test_of_each_article_a_few(source: str, tmp_path: Path) -> None:
 
 def test_mistakes_are_sentences(source: str, tmp_path: Path, capsys: Capture) -> None:
     words = [source, "--off", str(tmp_path / "off.json"), "--rest", str(tmp_path / "rest.json")]
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path)
     for more, sentence in (
         (["--questions", "15"], "splitting 15 questions off would leave no article of 5; lower --questions"),
         (["--questions", "0"], "'0' is not a whole number from 1"),
-        (["--rest", words[2]], "exists already or is named twice"),
+        (["--rest", words[2]], "are one file; name two"),
+        (["--rest", str(linked / "off.json")], "are one file; name two"),
+        (["--rest", f"{source}/rest.json"], "its folder .*in.jsonl cannot be used: Not a directory"),
+        (["--rest", str(tmp_path / "rest.csv")], "is to hold SQuAD JSON; name a file that ends in .json or .json.gz"),
+        (["--off", source], "exists already"),
     ):
         assert split.main([*words, *more]) == 2
-        assert sentence in capsys.readouterr().err
+        assert re.search(sentence, capsys.readouterr().err), sentence
+        assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "linked"]
     untitled = write_rows(tmp_path / "untitled.jsonl", row("a"), row("b"))
     assert split.main([untitled, *words[1:]]) == 2
     assert "2 of 2 questions name no article" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.files import make_writable, staged, staged_files, write_json
+from qa_dist.common.files import make_writable, new_squad_file, staged, staged_files, write_json
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_file_is_flushed_before_it_is_renamed_and_its_name_after(
         write_file(aside)
         assert target.read_text(encoding="utf-8") == "old"
     assert target.read_text(encoding="utf-8") == "new"
-    assert calls == [("flush", ".target"), ("rename", "target"), ("flush", tmp_path.name)]
+    assert calls == [("flush", ".target.qa_dist-unfinished"), ("rename", "target"), ("flush", tmp_path.name)]
     assert os.listdir(tmp_path) == ["target"]
 
 
@@ -98,7 +98,7 @@ def test_a_disk_that_fails_leaves_what_was_there_and_nothing_beside(
 def test_what_a_killed_process_left_is_not_part_of_the_result(
     tmp_path: Path, left: Callable[[Path], None], write: Callable[[Path], None]
 ) -> None:
-    left(tmp_path / ".target")
+    left(tmp_path / ".target.qa_dist-unfinished")
     with staged(tmp_path / "target") as aside:
         assert not aside.exists()
         write(aside)
@@ -107,7 +107,7 @@ def test_what_a_killed_process_left_is_not_part_of_the_result(
 
 def test_a_link_that_was_left_is_removed_and_what_it_points_to_is_not(tmp_path: Path) -> None:
     write_folder(tmp_path / "elsewhere")
-    (tmp_path / ".target").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".target.qa_dist-unfinished").symlink_to(tmp_path / "elsewhere")
     with staged(tmp_path / "target") as aside:
         write_file(aside)
     assert (tmp_path / "elsewhere" / "a").exists()
@@ -149,7 +149,7 @@ def test_files_move_in_their_order_when_all_are_flushed(tmp_path: Path, calls: l
             (aside / name).write_text("new", encoding="utf-8")
     names = [name for kind, name in calls if kind == "rename"]
     assert names == ["c", "b", "a"]
-    assert [name for _, name in calls] == ["a", "b", "c", ".staging", *names, "results"]
+    assert [name for _, name in calls] == ["a", "b", "c", ".results.qa_dist-unfinished", *names, "results"]
     assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == {
         **dict.fromkeys("abc", "new"),
         "z": "old",
@@ -164,7 +164,7 @@ def test_files_of_a_block_that_fails_do_not_move(tmp_path: Path) -> None:
             raise RuntimeError
 
     folder = tmp_path / "results"
-    write_folder(folder / ".staging")
+    write_folder(folder / ".results.qa_dist-unfinished")
     with pytest.raises(RuntimeError):
         fail()
     assert os.listdir(folder) == []
@@ -176,3 +176,40 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_option(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--output_dir .*file/b cannot be used: Not a directory; choose another"):
         make_writable(tmp_path / "file" / "b", "--output_dir")
+
+
+def test_what_lies_beside_a_file_under_a_likely_name_stays(tmp_path: Path) -> None:
+    (tmp_path / ".model").mkdir()
+    (tmp_path / ".model" / "weights").write_text("precious", encoding="utf-8")
+    (tmp_path / ".staging").write_text("precious", encoding="utf-8")
+    with staged(tmp_path / "model") as aside:
+        write_folder(aside)
+    with staged_files(tmp_path, order=by_name_reversed) as aside:
+        (aside / "a").write_text("new", encoding="utf-8")
+    assert (tmp_path / ".model" / "weights").read_text(encoding="utf-8") == "precious"
+    assert (tmp_path / ".staging").read_text(encoding="utf-8") == "precious"
+    assert sorted(os.listdir(tmp_path)) == [".model", ".staging", "a", "model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("there.json", "there.json exists already; name a file that does not"),
+        ("dangling.json", "dangling.json exists already"),
+        ("a.csv", "a.csv is to hold SQuAD JSON; name a file that ends in .json or .json.gz"),
+        ("new.json/", "new.json/ is to hold SQuAD JSON"),
+        ("there.json/a.json", "its folder .*there.json cannot be used: Not a directory"),
+    ],
+)
+def test_a_file_of_questions_that_cannot_be_written_or_read_is_refused(
+    tmp_path: Path, name: str, sentence: str
+) -> None:
+    (tmp_path / "there.json").touch()
+    (tmp_path / "dangling.json").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=sentence):
+        new_squad_file(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("name", ["a.json", "A.JSON.GZ", "new/folder/a.json.gz"])
+def test_a_new_file_of_questions(tmp_path: Path, name: str) -> None:
+    assert new_squad_file(f"{tmp_path}/{name}") == tmp_path / name
