@@ -5,13 +5,14 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qa_dist.common.command import EXIT_FAILURE, note_exit, run_command
 from qa_dist.common.errors import ConfigError
+from qa_dist.common.files import hold, make_writable
 from qa_dist.common.parsers import read_json
 from qa_dist.common.signals import EXIT_STOPPED, Stopped, StopSignals
 from qa_dist.config.options import option
@@ -93,6 +94,7 @@ def _sweep(words: list[str]) -> int:
     path, flags = Path(os.path.expanduser(words[0])), words[1:]
     config, options = parse(flags, prog=PROG, description=description, entry=SweepConfig)
     from qa_dist.sweeping.plan import read_plan
+    from qa_dist.sweeping.record import require_results_file
 
     plan = read_plan(path, flags, SweepConfig, options.only)
     if plan.search:
@@ -101,13 +103,16 @@ def _sweep(words: list[str]) -> int:
         from qa_dist.sweeping.running import run_sweep as run
     from qa_dist.sweeping.table import text
 
-    results = Path(options.results_file or Path(str(config.training.output_dir)) / "sweep.json")
+    folder = Path(str(config.training.output_dir))
+    results = Path(options.results_file or folder / "sweep.json")
+    require_results_file(results)
+    make_writable(folder, "--output_dir")
 
     def notice(line: str) -> None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
-    with StopSignals() as stop, _runner(options) as runner:
+    with StopSignals() as stop, _alone_in(folder), _runner(options) as runner:
 
         def is_over() -> bool:
             is_late = options.seconds is not None and time.monotonic() - begun > options.seconds
@@ -119,6 +124,17 @@ def _sweep(words: list[str]) -> int:
     if received is not None:
         raise Stopped(received)
     return 0 if is_whole else EXIT_STOPPED
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Context in which no other sweep of this machine runs in the folder, where both would record the same trials."""
+    problem = f"another sweep is running in --output_dir {folder}; wait until it has ended, or choose another"
+    held = hold(folder, problem)
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 def _runner(options: SweepConfig) -> "AbstractContextManager[Runner]":

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and a folder for results that can be written to."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -48,6 +49,30 @@ def require_writable(directory: Path, option: str) -> None:
         reason = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
     if reason is not None:
         raise ConfigError([f"{option} {directory} cannot be used: {os.strerror(reason)}; choose another folder"])
+
+
+def hold(directory: Path, problem: str) -> int:
+    """A descriptor of a folder that keeps others who call this out of it, on this machine, until it is closed.
+
+    The process's end closes it too, whatever that end is; nothing is left behind. Other machines do not see it.
+
+    Args:
+        directory: The folder.
+        problem: What is wrong if another process has it.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError([problem]) from error
+    except OSError:
+        # A file system without locks.
+        pass
+    return descriptor
 
 
 def new_squad_file(name: str) -> Path:

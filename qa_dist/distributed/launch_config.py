@@ -335,7 +335,11 @@ def _offload_problems(
 ) -> Iterable[str]:
     """Devices that the recipe or the launcher contradicts, or that nothing is offloaded to here."""
     for name in ("offload_optimizer", "offload_param"):
-        device = (zero.get(name) or {}).get("device", "none")
+        offload = zero.get(name) or {}
+        if not isinstance(offload, Mapping):
+            yield f'zero_optimization.{name} is {offload!r} and must be an object, such as {{"device": "cpu"}}'
+            continue
+        device = offload.get("device", "none")
         if device not in ("cpu", "none"):
             yield f"zero_optimization.{name}.device is {device}; use cpu or none"
         elif device == "none" and training.cpu_offload and name in zero:

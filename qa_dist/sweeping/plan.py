@@ -122,8 +122,9 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
         raise ConfigError(
             [f"--only {unknown[0]}: no such trial in {path}; there are {', '.join(method.name for method in methods)}"]
         )
-    varied = {"seed"}.union(*(method.options for method in methods), search.parameters if search else ())
-    _check_flags(argv, varied, path)
+    differing: set[str] = set().union(*(method.options for method in methods), search.parameters if search else ())
+    _check_flags(argv, {"seed", *differing}, path)
+    _check_own(argv, differing, content, path)
     common = layered(read_recipe(str(content["config"])) if "config" in content else {}, content.get("options") or {})
 
     def runs(method: Method) -> list[Trial]:
@@ -152,28 +153,66 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
     if search and not (configs[0].data.validation_file or configs[0].data.dataset_name):
         raise ConfigError([f"{path} has a search, which goes by scores; give --validation_file"])
     training = configs[0].training
-    if rungs and training.metric_for_best_model != "loss" and any(each.data.max_eval_features for each in configs):
-        raise ConfigError(
-            [
-                f"{path} has rungs, where trials are compared by {training.metric_for_best_model}, and "
-                "--max_eval_features has the loss alone evaluated; leave it out, or add --metric_for_best_model loss"
-            ]
-        )
+    _check_rungs(configs, rungs, path)
     metric, folder = training.metric_for_best_model, Path(str(training.output_dir)).parent.parent
     return Plan(path.stem, trials, rungs, seeds, folder, metric, search, runs)
 
 
 def _check_flags(argv: Sequence[str], varied: Collection[str], path: Path) -> None:
     """Refuse flags that no trial can take, given which options the trials of the file differ in."""
-    flags = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     problems = [
         f"--{name} would overwrite what the trials of {path} differ in; drop it, or change the file"
-        for name in sorted(flags & set(varied))
+        for name in sorted(_flags(argv) & set(varied))
     ]
     if peek(argv, "config") is not None:
         problems.append(f"--config is for single runs; write `config: NAME` into {path}")
     if problems:
         raise ConfigError(problems)
+
+
+def _check_own(argv: Sequence[str], differing: Collection[str], content: Mapping[str, Any], path: Path) -> None:
+    """Refuse options that a sweep sets itself, wherever they are given, and differences in what all trials share.
+
+    Args:
+        argv: The flags of the command line.
+        differing: Names of the options that the trials differ in.
+        content: What the file holds.
+        path: The file.
+    """
+    own = {
+        "seed": "its trials have those of the list `seeds`",
+        "resume_from_checkpoint": "its trials go on from where they are",
+        "overwrite_output_dir": "its trials go on from where they are",
+        "disable_tqdm": "its trials have no bars",
+    }
+    if content.get("rungs"):
+        own |= dict.fromkeys(("eval_steps", "checkpointing_steps"), "its trials are evaluated and saved at its rungs")
+    given = {*differing, *(content.get("options") or {}), *_flags(argv)}
+    problems = [f"{path}: a sweep sets --{name} itself, {why}; drop it" for name, why in own.items() if name in given]
+    problems += [
+        f"{path}: --{name} must be the same for all trials; move it to `options`"
+        for name in ("metric_for_best_model", "output_dir")
+        if name in differing
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_rungs(configs: Sequence[RunConfig], rungs: Sequence[int], path: Path) -> None:
+    """Refuse rungs at which there is nothing to compare trials by."""
+    metric = configs[0].training.metric_for_best_model
+    if rungs and metric != "loss" and any(config.data.max_eval_features for config in configs):
+        raise ConfigError(
+            [
+                f"{path} has rungs, where trials are compared by {metric}, and --max_eval_features has the loss alone "
+                "evaluated; leave it out, or add --metric_for_best_model loss"
+            ]
+        )
+
+
+def _flags(argv: Sequence[str]) -> set[str]:
+    """Names of the options of a command line."""
+    return {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
 
 
 def _of_trial(config: RunConfig, method: str, seed: int, rungs: Sequence[int]) -> RunConfig:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from qa_dist.common.errors import UserError
-from qa_dist.common.files import write_json
+from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.files import require_writable, write_json
 from qa_dist.common.parsers import ParseError, read_json
+from qa_dist.common.reading import read_json_object
 from qa_dist.sweeping.plan import Plan, Trial
 
 FORMAT = 1
@@ -125,6 +126,19 @@ def score_at(record: Record | None, step: int, metric: str) -> float | None:
     if found is None or found.get(metric) is None:
         return None
     return -float(found["loss"]) if metric == "loss" else float(found[metric])
+
+
+def require_results_file(path: Path) -> None:
+    """Make sure that results can be written to a file, before anything is computed for it.
+
+    Raises:
+        ConfigError: They cannot, or the file holds something else.
+    """
+    if os.path.lexists(path):
+        held = read_json_object(path) if path.is_file() else {}
+        if not {"sweep", "trials"} <= held.keys():
+            raise ConfigError([f"{path} exists and holds no results of a sweep; name another file with --results_file"])
+    require_writable(path.parent, f"{path}: its folder")
 
 
 def write_sweep(path: Path, plan: Plan, records: Sequence[Record], about: Mapping[str, Any]) -> None:

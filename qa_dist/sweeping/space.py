@@ -184,7 +184,7 @@ def _part(path: Path, key: str, asked: Any, known: Mapping[str, str], problems: 
     name = arguments.pop("name", None)
     # `pruner: none` and YAML's own nothing are one word to whoever writes them.
     name = "none" if name is None and key == "pruner" else name
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         problems.append(f"{path}: {key} is {shown(name)}; use one of {', '.join(known)}")
         name = next(iter(known))
     return Part(name, {str(word): _number(value) for word, value in arguments.items()})

@@ -55,16 +55,13 @@ def train(
             start = run.resume(trainer)
             run.claim(data)
 
-        def is_pause(done: int) -> bool:
-            return pause_after is not None and pause_after <= done < trainer.num_steps
-
         # ---------------------------------------------------------------------------------------------------- steps
         run.start(trainer, start)
         with run.stoppable(trainer):
             ranks.stop_if_asked()
             if run.is_evaluation_pending:
                 run.evaluate(trainer, data)
-            if is_pause(start):
+            if run.is_pause_due(pause_after):
                 return run.pause(trainer)
             for step in range(start, trainer.num_steps):
                 if run.best.has_stopped_improving:
@@ -76,8 +73,7 @@ def train(
                     run.evaluate(trainer, data)
                 if run.is_checkpoint_due:
                     run.save_checkpoint(trainer)
-                # Before a stop: the same checkpoint is on the disk then, and what was evaluated is returned.
-                if is_pause(step + 1):
+                if run.is_pause_due(pause_after):
                     return run.pause(trainer)
                 if result.stop:
                     ranks.stop_if_asked()

@@ -1,7 +1,6 @@
 """The folder of a run: who may write there, and what an earlier run left in it."""
 
 import dataclasses
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from qa_dist.common.errors import ConfigError, LocalTrainingError
-from qa_dist.common.files import make_writable, require_writable
+from qa_dist.common.files import hold, make_writable, require_writable
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import write_config
 from qa_dist.model.calibration import FILE as CALIBRATION
@@ -90,7 +89,7 @@ class OutputFolder:
         checkpoint = self._find_checkpoint(wanted, notice)
         make_writable(self.directory, "--output_dir")
         self._require_free(overwrite=overwrite)
-        self._lock = _lock(self.directory)
+        self._lock = self._hold()
         return checkpoint
 
     def look(self, wanted: str, *, overwrite: bool, notice: Callable[[str], object]) -> Checkpoint | None:
@@ -99,7 +98,7 @@ class OutputFolder:
         require_writable(self.directory, "--output_dir")
         self._require_free(overwrite=overwrite)
         if self.directory.exists():
-            os.close(_lock(self.directory))
+            os.close(self._hold())
         return checkpoint
 
     def claim(self, config: RunConfig, *, version_2: bool) -> None:
@@ -183,34 +182,17 @@ class OutputFolder:
                 ]
             )
 
+    def _hold(self) -> int:
+        """A descriptor of the folder that keeps other runs out of it (see `hold`)."""
+        held = f"another run is writing to --output_dir {self.directory}"
+        return hold(self.directory, f"{held}; wait until it has ended, or choose another folder")
+
     def _clear(self) -> None:
         for name in (*FILES, LAUNCHERS):
             (self.directory / name).unlink(missing_ok=True)
         for name in (BEST, CHECKPOINTS):
             if (self.directory / name).exists():
                 shutil.rmtree(self.directory / name)
-
-
-def _lock(directory: Path) -> int:
-    """A descriptor of the folder that keeps other runs of this machine out of it until it is closed.
-
-    The process's end closes it too, whatever that end is; nothing is left behind. Other machines do not see it.
-
-    Raises:
-        ConfigError: Another run has the folder.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            [f"another run is writing to --output_dir {directory}; wait until it has ended, or choose another folder"]
-        ) from error
-    except OSError:
-        # A file system without locks.
-        pass
-    return descriptor
 
 
 @contextmanager

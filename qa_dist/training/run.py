@@ -187,6 +187,10 @@ class Run:
         """Whether a checkpoint is written after the step just recorded; it is after the last, unless never."""
         return self._is_due(self.config.training.checkpointing_steps)
 
+    def is_pause_due(self, after: int | None) -> bool:
+        """Whether the run pauses here, `after` so many steps; it does not after its last, nor where that is None."""
+        return after is not None and after <= self._last_step < self._num_steps
+
     def _is_due(self, wanted: str) -> bool:
         """Whether "epoch", or a number of steps, comes round with the last step."""
         if wanted == "no":

@@ -129,6 +129,10 @@ def test_offloading_by_flag_is_offloading_by_file() -> None:
         ({"zero_force_ds_cpu_optimizer": True}, "torch's AdamW"),
         ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0; use 1, 2 or 3"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "device is nvme; use cpu or none"),
+        (
+            {"zero_optimization": {"offload_optimizer": "cpu"}},
+            "is 'cpu' and must be an object, such as",
+        ),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "has no effect in stage 2"),
         ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "reduce_bucket_size is auto, which nothing fills in"),
         ({"zero_optimization": None}, "no zero_optimization section"),

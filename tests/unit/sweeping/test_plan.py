@@ -1,5 +1,6 @@
 """A sweep file read into trials, and every mistake in it as one sentence."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_some_methods_alone(tmp_path: Path) -> None:
         ("grid: {lora_r: 3}", "lora_r in the grid is a number and must be a list of values"),
         ("grid: {lora_r: [1]}\nseeds: [1, 1]", "seeds is .* must be a list of different whole numbers"),
         ("grid: {lora_r: [1]}\nseeds: [-1]", "seeds is .* must be a list of different whole numbers"),
+        ("grid: {seed: [1, 2]}", "a sweep sets --seed itself, its trials have those of the list `seeds`; drop it"),
+        ("trials: [{name: a, seed: 7}]", "a sweep sets --seed itself"),
+        ("grid: {lora_r: [1]}\noptions: {seed: 7}", "a sweep sets --seed itself"),
+        ("search: {trials: 2, parameters: {seed: {low: 1, high: 4}}}", "a sweep sets --seed itself"),
+        ("grid: {lora_r: [1]}\noptions: {overwrite_output_dir: true}", "a sweep sets --overwrite_output_dir itself"),
+        (
+            "grid: {eval_steps: [1, 2]}\nrungs: [4]",
+            "its trials are evaluated and saved at its rungs",
+        ),
+        ("grid: {metric_for_best_model: [f1, loss]}", "--metric_for_best_model must be the same for all trials"),
+        ("search: {trials: 2, sampler: [tpe], parameters: {lora_r: [1, 2]}}", "sampler is .* use one of"),
         (
             "grid: {lora_r: [1]}\nrungs: [10]\noptions: {max_eval_features: 5}",
             "has rungs, where trials are compared by f1, and --max_eval_features has the loss alone evaluated",
@@ -109,6 +121,7 @@ def test_flags_may_not_undo_what_the_trials_differ_in(tmp_path: Path) -> None:
         (["--lora_r=4"], "--lora_r would overwrite what the trials"),
         (["--seed", "4"], "--seed would overwrite"),
         (["--config", "quickstart"], "--config is for single runs"),
+        (["--resume_from_checkpoint", "no"], "a sweep sets --resume_from_checkpoint itself"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             plan(tmp_path, text, [*FLAGS, *flags])
@@ -119,3 +132,26 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     assert "--output_dir is missing" in capsys.readouterr().err
     assert sweep.main(["nothing.yaml", "--output_dir", "out"]) == 2
     assert "there is no sweep file nothing.yaml" in capsys.readouterr().err
+
+
+def test_what_results_cannot_go_to_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("grid: {lora_r: [1, 2]}", encoding="utf-8")
+    data = tmp_path / "data.json"
+    data.write_text('{"data": []}', encoding="utf-8")
+    words = [str(file), "--train_file", str(data), "--eval_steps", "no", "--model_name_or_path", "m"]
+    out = ["--output_dir", str(tmp_path / "out")]
+    for more, sentence in (
+        ([*out, "--results_file", str(tmp_path)], "exists and holds no results of a sweep"),
+        ([*out, "--results_file", str(data)], "data.json exists and holds no results of a sweep"),
+        ([*out, "--results_file", str(data / "x.json")], "its folder .*data.json cannot be used: Not a directory"),
+        (["--output_dir", str(data)], "its folder .*data.json cannot be used: Not a directory"),
+    ):
+        assert sweep.main([*words, *more]) == 2
+        assert re.search(sentence, capsys.readouterr().err), sentence
+    (tmp_path / "out").mkdir()
+    with sweep._alone_in(tmp_path / "out"):
+        assert sweep.main([*words, *out]) == 2
+    assert "another sweep is running in --output_dir" in capsys.readouterr().err
+    assert data.read_text(encoding="utf-8") == '{"data": []}'
+    assert file.read_text(encoding="utf-8") == "grid: {lora_r: [1, 2]}"
