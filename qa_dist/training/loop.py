@@ -61,11 +61,12 @@ def train(
             ranks.stop_if_asked()
             if run.is_evaluation_pending:
                 run.evaluate(trainer, data)
-            if run.is_pause_due(pause_after):
-                return run.pause(trainer)
             for step in range(start, trainer.num_steps):
                 if run.best.has_stopped_improving:
                     break
+                # Also where the run was stopped at the very step, and has the checkpoint.
+                if run.is_pause_due(pause_after):
+                    return run.pause(trainer)
                 with run.clock.phase("train"):
                     result = trainer.step(step)
                 run.record(step, result, trainer.learning_rate(step))
@@ -73,8 +74,6 @@ def train(
                     run.evaluate(trainer, data)
                 if run.is_checkpoint_due:
                     run.save_checkpoint(trainer)
-                if run.is_pause_due(pause_after):
-                    return run.pause(trainer)
                 if result.stop:
                     ranks.stop_if_asked()
 
