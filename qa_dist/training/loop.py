@@ -64,7 +64,6 @@ def train(
             for step in range(start, trainer.num_steps):
                 if run.best.has_stopped_improving:
                     break
-                # Also where the run was stopped at the very step, and has the checkpoint.
                 if run.is_pause_due(pause_after):
                     return run.pause(trainer)
                 with run.clock.phase("train"):

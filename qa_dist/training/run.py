@@ -188,7 +188,10 @@ class Run:
         return self._is_due(self.config.training.checkpointing_steps)
 
     def is_pause_due(self, after: int | None) -> bool:
-        """Whether the run pauses here, `after` so many steps; it does not after its last, nor where that is None."""
+        """Whether the run pauses here, `after` so many steps; it does not after its last, nor where that is None.
+
+        Asked before each step, and so of a run that was stopped at the very step, too: its checkpoint is there.
+        """
         return after is not None and after <= self._last_step < self._num_steps
 
     def _is_due(self, wanted: str) -> bool:
