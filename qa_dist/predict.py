@@ -88,6 +88,7 @@ class PredictConfig(ReaderOptions):
     disable_tqdm: bool = option(False, "no progress bar")
 
     def problems(self) -> Iterable[str]:
+        yield from self.contradictions()
         if self.output_file == STREAM and self.overwrite_output_file:
             yield "--overwrite_output_file is about a file and --output_file is standard output; drop one"
         if self.n_best_size is not None and self.top_k > self.n_best_size:
@@ -166,8 +167,22 @@ def _files(options: PredictConfig, is_asked_to_stop: Callable[[], bool]) -> "Que
             raise ConfigError(
                 ["--input_file is standard input, which is closed; pipe questions into it or name a file"]
             )
+        _require_other(output, os.fstat(sys.stdin.fileno()))
         return QuestionFiles([], io.BufferedReader(Interruptible(sys.stdin.fileno(), is_asked_to_stop)))
-    return QuestionFiles(find_files(source))
+    paths = find_files(source)
+    for path in paths:
+        _require_other(output, path.stat())
+    return QuestionFiles(paths)
+
+
+def _require_other(output: Path, source: os.stat_result) -> None:
+    """Make sure that a file of the input is not the output under another name, such as a link's.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if output.is_file() and os.path.samestat(output.stat(), source):
+        raise ConfigError([f"--output_file {output} is a file of --input_file, too; name another place"])
 
 
 def _predict_on_ranks(

@@ -45,6 +45,9 @@ class Sink(Protocol):
     def finish(self, state: Mapping[str, Any]) -> None:
         """Note that all answers are there."""
 
+    def start_anew(self) -> bool:
+        """Whether what is there may be replaced; if so, it is, but not before there are answers to replace it with."""
+
     def close(self) -> None:
         """Let go of the files."""
 
@@ -89,6 +92,9 @@ class Stream:
     def finish(self, state: Mapping[str, Any]) -> None:
         self._stream.flush()
 
+    def start_anew(self) -> bool:
+        return False
+
     def close(self) -> None:
         if self._is_own:
             self._stream.close()
@@ -124,13 +130,16 @@ class Journal:
         self.state: dict[str, Any] | None = None
         self.is_finished = False
         self._output = output
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._overwrites = overwrite
+        self._replaces = False
         self._answers = self._lines = -1
         self._length = 0
         self._last = {"start": 0, "num_bytes": 0, "crc32": 0}
         if os.path.isdir(output):
             raise DataError(f"--output_file {output} is a folder; name a file in it")
         try:
-            self._open(json.loads(json.dumps(identity)), json.loads(json.dumps(dict(earlier))), overwrite)
+            self._open(json.loads(json.dumps(dict(earlier))))
         except OSError as error:
             self.close()
             raise _unwritable(output, error) from error
@@ -138,15 +147,28 @@ class Journal:
             self.close()
             raise
 
-    def _open(self, identity: dict[str, Any], earlier: dict[str, Any], overwrite: bool) -> None:
+    def _open(self, earlier: dict[str, Any]) -> None:
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._answers = os.open(self._output, os.O_RDWR | os.O_CREAT, 0o666)
         self._hold()
-        problem = self._find_place(identity, earlier)
-        if problem and not overwrite:
+        problem = self._find_place(self._identity, earlier)
+        if problem and not self.start_anew():
             raise DataError(problem)
-        if problem or not self.path.exists():
-            self._begin(identity)
+        if not problem:
+            if not self.path.exists():
+                self._begin()
+            self._open_lines()
+
+    def start_anew(self) -> bool:
+        if self._overwrites:
+            self.state, self.is_finished, self._last = None, False, {"start": 0, "num_bytes": 0, "crc32": 0}
+            self._replaces = True
+        return self._overwrites
+
+    def _open_lines(self) -> None:
+        """Open the journal, and cut off what neither file should have."""
+        if self._lines >= 0:
+            os.close(self._lines)
         self._lines = os.open(self.path, os.O_RDWR)
         os.ftruncate(self._answers, self._last["num_bytes"])
         os.ftruncate(self._lines, self._length)
@@ -162,10 +184,9 @@ class Journal:
             # Some file systems of networks know no locks.
             return
 
-    def _begin(self, identity: Mapping[str, Any]) -> None:
+    def _begin(self) -> None:
         """Write a journal of no answers; the file of answers is emptied afterwards."""
-        self.state, self.is_finished, self._last = None, False, {"start": 0, "num_bytes": 0, "crc32": 0}
-        header = _line({"answers_format": _FORMAT, "identity": dict(identity)})
+        header = _line({"answers_format": _FORMAT, "identity": self._identity})
         with staged(self.path) as aside:
             aside.write_bytes(header)
         self._length = len(header)
@@ -219,6 +240,13 @@ class Journal:
 
     def _add(self, answers: bytes, last: dict[str, int], state: Mapping[str, Any], *, is_finished: bool) -> None:
         line = _line({"state": dict(state), "is_finished": is_finished, **last})
+        if self._replaces:
+            try:
+                self._begin()
+                self._open_lines()
+            except OSError as error:
+                raise _unwritable(self._output, error) from error
+            self._replaces = False
         try:
             _append(self._answers, answers, last["start"])
             _append(self._lines, line, self._length)

@@ -58,6 +58,13 @@ class ReaderOptions:
         None, "precision of the matrix products; auto: as in that run on CUDA, no on CPU"
     )
 
+    def contradictions(self) -> Iterable[str]:
+        """Pairs of these options of which one would have no effect."""
+        if self.allow_no_answer is False and self.null_score_diff_threshold is not None:
+            yield (
+                "--null_score_diff_threshold chooses between answers and none, and --allow_no_answer is false; drop one"
+            )
+
     def for_reader(self) -> dict[str, Any]:
         """The arguments of a `Reader` that have these options' names."""
         return {name: getattr(self, name) for name in READER_OPTIONS}
@@ -73,7 +80,7 @@ class ReaderConfig(ReaderOptions):
     )
 
     def problems(self) -> Iterable[str]:
-        return ()
+        return self.contradictions()
 
     def open(self) -> "Reader":
         """The reader that these options describe.

@@ -240,7 +240,13 @@ class Rounds:
 
     def _read(self) -> Iterator[Chunk]:
         units = self._files.units()
-        self._pass_over(units)
+        if problem := self._pass_over(units):
+            again = self._files.again()
+            if again is None or not self._sink.start_anew():
+                raise DataError(problem)
+            self._notice(f"{self.progress.num_answered:,} answers about another input are replaced")
+            self._files, self.progress = again, Progress.of(None)
+            units = again.units()
         yield from chunks(
             units,
             num_units=self.progress.num_units,
@@ -249,26 +255,23 @@ class Rounds:
             ends_at_flaw=not self._manner.skips_flaws,
         )
 
-    def _pass_over(self, units: Iterator[Unit]) -> None:
-        """Read what is answered already, and make sure that it is the same.
-
-        Raises:
-            DataError: It is not.
-        """
+    def _pass_over(self, units: Iterator[Unit]) -> str | None:
+        """Read what is answered already; why it is not the same, if it is not."""
         done = self.progress
         if not done.num_units:
-            return
+            return None
         num_units = sum(1 for _ in zip(range(done.num_units), units, strict=False))
         if num_units < done.num_units or self._files.sha256 != done.sha256:
-            raise DataError(
+            return (
                 f"the input is not the one whose first {done.num_answered:,} questions are answered; give that one to "
-                "go on, or name another --output_file, or pass --overwrite_output_file true to start anew"
+                "go on, or name another --output_file, or pass --overwrite_output_file true with files to start anew"
             )
         if (done.is_short or self._sink.is_finished) and next(units, None) is not None:
-            raise DataError(
+            return (
                 f"the input has grown since all of its {done.num_answered:,} questions were answered; put the new ones "
-                "into a file of their own, or pass --overwrite_output_file true to start anew"
+                "into a file of their own, or pass --overwrite_output_file true with files to start anew"
             )
+        return None
 
 
 def predict(reader: Answering, ranks: Ranks, rounds: Rounds | None, manner: Manner) -> None:

@@ -156,6 +156,10 @@ class QuestionFiles:
         self._bytes_before = 0
         self._place: Callable[[], int] = lambda: 0
 
+    def again(self) -> "QuestionFiles | None":
+        """The same files, to be gone through anew; None of a stream, which cannot be."""
+        return None if self._stream is not None else QuestionFiles(self._paths)
+
     @property
     def sha256(self) -> str:
         """Hex digest of everything up to the last unit that was given; of Parquet and JSON, of whole files."""

@@ -170,6 +170,13 @@ def test_a_journal_knows_the_precision_and_one_of_before_is_read(
         ),
         (("--model", "m", "--input_file", "q", "--output_file", "o", "--top_k", "9", "--n_best_size", "3"), "raise"),
         (("--model", "m", "--input_file", "q", "--output_file", "o", "--on_invalid", "drop"), "error, skip"),
+        (
+            (
+                *("--model", "m", "--input_file", "q", "--output_file", "o"),
+                *("--allow_no_answer", "false", "--null_score_diff_threshold", "3"),
+            ),
+            "--null_score_diff_threshold chooses between answers and none, and --allow_no_answer is false; drop one",
+        ),
         (("--model", "m", "--input_file", "q", "--output_file", "o", "--train_file", "t"), "--train_file"),
     ],
 )
@@ -180,3 +187,28 @@ def test_a_mistake_is_one_sentence(
     given = [word.replace("{folder}", str(folder)).replace("{out}", str(tmp_path / "out")) for word in more]
     assert told in refusal(predict.main, given, capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["a link", "standard input"])
+def test_the_input_is_not_written_to_under_another_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    reset_accelerate()
+    path, output = tmp_path / "q.json", tmp_path / "answers.jsonl"
+    path.write_bytes((folder / "dev.json").read_bytes())
+    os.link(path, output)
+    with path.open("rb") as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        source = str(path) if way == "a link" else "-"
+        given = [
+            "--model",
+            "m",
+            "--input_file",
+            source,
+            "--output_file",
+            str(output),
+            "--overwrite_output_file",
+            "true",
+        ]
+        assert f"--output_file {output} is a file of --input_file, too" in refusal(predict.main, given, capsys)
+    assert path.read_bytes() == (folder / "dev.json").read_bytes()

@@ -85,7 +85,7 @@ def _cuts(start: int, end: int) -> list[int]:
 def test_killed_before_there_is_a_journal(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "q.jsonl", rows(4))
     (tmp_path / "answers.jsonl").touch()
-    (tmp_path / f".answers.jsonl{journal.SUFFIX}").write_text("half a hea", encoding="utf-8")
+    (tmp_path / f".answers.jsonl{journal.SUFFIX}.qa_dist-unfinished").write_text("half a hea", encoding="utf-8")
     run([path], tmp_path / "answers.jsonl")
     assert len(lines(tmp_path / "answers.jsonl")) == 4
     assert sorted(each.name for each in tmp_path.iterdir()) == ["answers.jsonl", "answers.jsonl.journal", "q.jsonl"]
@@ -195,6 +195,38 @@ def test_another_file_is_replaced_only_when_that_is_asked_for(tmp_path: Path) ->
     write_jsonl(path, rows(1))
     run([path], output, identity={"--model": "three"}, overwrite=True)
     assert len(lines(output)) == 1, "nothing is left of a longer file"
+
+
+@pytest.mark.parametrize("content", [b"", b"not json\n", json.dumps(rows(1)[0]).encode() + b"\nnot json\n"])
+def test_nothing_is_replaced_before_there_is_something_to_replace_it_with(tmp_path: Path, content: bytes) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(4)), tmp_path / "answers.jsonl"
+    run([path], output)
+    kept = output.read_bytes()
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"0 answers are written|holds no questions"):
+            run([path], output, identity={"--model": "two"}, overwrite=True)
+        assert output.read_bytes() == kept
+    write_jsonl(path, rows(4))
+    reader = FirstWord()
+    run([path], output, reader)
+    assert reader.chunks == [], "they can still be gone on with"
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_answers_about_another_input_are_replaced_if_that_is_asked_for(tmp_path: Path, count: int) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(4)), tmp_path / "answers.jsonl"
+    run([path], output)
+    write_jsonl(path, [{**row, "id": f"new {row['id']}"} for row in rows(count)])
+    with pytest.raises(DataError, match=r"is not the one whose first 4 questions .* --overwrite_output_file true"):
+        run([path], output)
+    rounds, notices = run([path], output, overwrite=True)
+    assert notices == ["4 answers about another input are replaced"]
+    assert [line["id"] for line in lines(output)] == [f"new q{number}" for number in range(count)]
+    assert rounds.progress.num_answered == count
+    reader = FirstWord()
+    run([path], output, reader)
+    assert reader.chunks == []
 
 
 def with_bad_lines(folder: Path) -> Path:
