@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ask(argv: Sequence[str]) -> int:
     options = read_options(argv, prog=PROG, description=__doc__ or "", entry=AskConfig)
+    if sys.stdin is None:
+        raise ConfigError(["standard input, which has the questions, is closed; leave it open, or pipe them into it"])
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             # What is not UTF-8 is a mistake in one question, and a sign that a terminal lacks is no mistake at all.

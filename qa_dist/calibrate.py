@@ -19,7 +19,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, base_options
+from qa_dist.model.folder import adapter_problems, base_options, refuse_trained_options
 
 if TYPE_CHECKING:
     from qa_dist.evaluation.results import Evaluation
@@ -55,6 +55,7 @@ def _calibrate(argv: Sequence[str]) -> int:
     # What the run chose, or what was tuned before, counts for nothing here.
     left_out = ("null_score_diff_threshold", "tune_on", "gather")
     base = {name: value for name, value in base_options(peek(words, "model")).items() if name not in left_out}
+    refuse_trained_options(words)
     config, options = parse(
         words,
         prog=PROG,

@@ -89,7 +89,7 @@ def _titles(options: argparse.Namespace) -> dict[str, str]:
     from qa_dist.data.sources import load_examples
 
     path = os.path.expanduser(options.input)
-    if path.removesuffix(".gz").endswith(".txt") and os.path.isfile(path):
+    if path.lower().removesuffix(".gz").endswith(".txt") and os.path.isfile(path):
         for flag in ("max_train_samples", "on_invalid"):
             if getattr(options, flag) is not None:
                 raise ConfigError([f"--{flag} is about questions and a .txt file has none; drop it"])

@@ -15,7 +15,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, as_tuned, base_options, options_of_run
+from qa_dist.model.folder import adapter_problems, as_tuned, base_options, options_of_run, refuse_trained_options
 from qa_dist.model.hub import is_hub_id, local_copy
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     named = peek(argv, "adapter")
     on_hub = named is not None and is_hub_id(named)
     folder = local_copy(str(named), peek(argv, "cache_dir")) if on_hub else str(named)
+    refuse_trained_options(argv)
     config, options = parse(
         argv,
         prog=PROG,

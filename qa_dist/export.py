@@ -21,7 +21,7 @@ from qa_dist.common.files import staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.machine.requirements import require_package
-from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run
+from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run, refuse_trained_options
 from qa_dist.model.hub import local_copy
 
 PROG = "qa_dist.export"
@@ -65,6 +65,7 @@ def _export(argv: Sequence[str]) -> int:
     words = with_model_named(argv)
     named = peek(words, "model")
     name = None if named is None else local_copy(named)
+    refuse_trained_options(words)
     config, options = parse(
         words,
         prog=PROG,

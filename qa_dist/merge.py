@@ -6,6 +6,7 @@ adapter's own logits before anything is called done.
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of
+from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of, refuse_trained_options
 from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG
 
 PROG = "qa_dist.merge"
@@ -34,7 +35,7 @@ class MergeConfig:
         folder = Path(self.adapter or "")
         if self.adapter and (folder / MODEL_CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file():
             yield f"--adapter {self.adapter} holds a whole model; there is nothing to merge"
-        if self.merged_dir and Path(self.merged_dir).exists():
+        if self.merged_dir and os.path.lexists(self.merged_dir):
             yield f"--merged_dir {self.merged_dir} exists already; name a folder that does not"
 
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(argv: Sequence[str]) -> int:
+    refuse_trained_options(argv)
     config, options = parse(
         argv,
         prog=PROG,

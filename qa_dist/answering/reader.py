@@ -22,6 +22,9 @@ QUESTIONS_TOGETHER = 256
 CHARACTERS_TOGETHER = 262_144
 """Most questions, and most characters of them with their contexts, that `answer_many` takes before it answers."""
 
+_END = object()
+"""What no item is."""
+
 OVERLAP_THRESHOLD = 0.01
 """Share of a shorter answer's characters that it may have in common with a better one: as Haystack's reader has it."""
 
@@ -207,8 +210,8 @@ class Reader:
             problem: DataError | None = None
             num_characters = 0
             while len(chunk) < QUESTIONS_TOGETHER and num_characters < CHARACTERS_TOGETHER:
-                item = next(items, None)
-                if item is None:
+                item: Any = next(items, _END)
+                if item is _END:
                     is_over = True
                     break
                 number += 1

@@ -1,6 +1,7 @@
 """What every entry point does around its work: exit codes and errors that read like sentences."""
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -52,6 +53,11 @@ def run_command(program: str, work: Callable[[], int]) -> int:
         program: name that the error message starts with, such as "qa_dist.score".
         work: does everything and returns the exit code.
     """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        sys.stderr.write(f"{program}: error: standard output is closed; leave it open, or send it to {os.devnull}\n")
+        return EXIT_USER_ERROR
     try:
         code = work()
         sys.stdout.flush()
@@ -74,9 +80,15 @@ def run_command(program: str, work: Callable[[], int]) -> int:
         sys.stderr.write(f"{program}: interrupted\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered would fail again when the interpreter shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        # Errors of files have their names.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _drop_output()
+        sys.stderr.write(f"{program}: error: standard output takes no more ({error.strerror}); make room\n")
+        return EXIT_USER_ERROR
     except Exception as error:
         text = "".join(traceback.format_exception(error))
         shown = masked(text)
@@ -86,6 +98,11 @@ def run_command(program: str, work: Callable[[], int]) -> int:
         sys.stderr.write(shown)
         return EXIT_FAILURE
     return code
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: it would fail again when the interpreter shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note_exit(code: int) -> int:

@@ -112,7 +112,10 @@ def _questions(context: str, numbers: random.Random, tries: int) -> Iterator[tup
         by_kind[gap.kind].append(gap)
     shares = {kind: share for kind, share in _SHARES.items() if by_kind[kind]}
     used: set[int] = set()
+    num_starts = len({gap.start_char for each in by_kind.values() for gap in each})
     for _ in range(tries if shares else 0):
+        if len(used) == num_starts:
+            return
         (kind,) = numbers.choices(list(shares), list(shares.values()))
         gap = numbers.choice(by_kind[kind])
         if gap.start_char in used:

@@ -4,10 +4,10 @@ import dataclasses
 import glob
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qa_dist.common.errors import UserError
+from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.config.parsing import read_recipe
 from qa_dist.model.calibration import read_calibration
@@ -32,6 +32,21 @@ def adapter_problems(adapter: str | None) -> Iterable[str]:
         yield f"--adapter {adapter} is not a folder; give the --output_dir of a training run"
     elif not any(os.path.isfile(os.path.join(adapter, name)) for name in (ADAPTER_CONFIG, MODEL_CONFIG)):
         yield f"--adapter {adapter} holds no adapter and no model; give the --output_dir of a finished training run"
+
+
+def refuse_trained_options(argv: Sequence[str]) -> None:
+    """Refuse flags that say how a model is trained, to a command whose model is.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    names = {name for name in (field.name for field in dataclasses.fields(ModelConfig)) if name.startswith("lora_")}
+    names |= {"tuning", "init_adapter", "init_lora_weights", "use_rslora", "use_dora"}
+    names.discard("lora_implementation")
+    given = [word for word in argv if word.startswith("--") and word[2:].partition("=")[0] in names]
+    if given:
+        flags = ", ".join(dict.fromkeys(word.partition("=")[0] for word in given))
+        raise ConfigError([f"{flags}: the model is trained, with values of its own that stay; leave it out here"])
 
 
 def base_options(adapter: str | None) -> dict[str, Any]:

@@ -92,7 +92,6 @@ class LoraGroup:
             outputs = self._compute(x)
             self._made = (x, outputs) if len(self.layers) > 1 else None
             return outputs[0]
-        # Read once: another thread may be in the same layers, with another input.
         made = self._made
         if made is None or made[0] is not x:
             return None
@@ -148,7 +147,9 @@ class GroupedAdapters:
             for place, layer in enumerate(group.layers):
                 layer.__class__ = GroupedLora if isinstance(layer, PeftLinear) else GroupedLinear
                 layer.group, layer.place = group, place
+        self._model = model
         self._hook = model.register_forward_pre_hook(lambda *_: self.begin_pass())
+        model.computes_in_groups = True
 
     def begin_pass(self) -> None:
         """Cast all adapters to the type of the products; every forward pass of the model begins with it."""
@@ -161,6 +162,7 @@ class GroupedAdapters:
     def remove(self) -> None:
         """Give the layers back to peft."""
         self._hook.remove()
+        self._model.computes_in_groups = False
         for group in self.groups:
             for layer in group.layers:
                 layer.__class__ = library_class(layer)

@@ -38,6 +38,7 @@ class SpanModel(nn.Module):
         padding: how the row is computed.
         notes: what the user should know about choices made here, one sentence each.
         takes_token_types: whether the model reads token types.
+        computes_in_groups: whether layers share what they compute (`qa_dist.model.lora_layers`).
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class SpanModel(nn.Module):
         self._max_seq_length = max_seq_length
         self._pads_left = tokenizer_pads_left
         self._is_compiled = False
+        self.computes_in_groups = False
 
     def forward(
         self,
@@ -182,9 +184,11 @@ class SpanModel(nn.Module):
     def is_thread_safe(self) -> bool:
         """Whether several threads may call the model at once, in evaluation.
 
-        Quantised layers of bitsandbytes keep what they computed last, and what is compiled may have to be again.
+        Quantised layers of bitsandbytes and layers in groups keep what they computed last, and what is compiled may
+        have to be again.
         """
-        return not (self._is_compiled or getattr(transformers_model(self.model), "is_quantized", False))
+        is_quantized = getattr(transformers_model(self.model), "is_quantized", False)
+        return not (self._is_compiled or self.computes_in_groups or is_quantized)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Name and tensor of every trainable parameter, in the model's order."""

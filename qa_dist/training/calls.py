@@ -4,7 +4,11 @@
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from qa_dist.answering.opening import configuration_of
 from qa_dist.common.errors import ConfigError, DataError
@@ -83,7 +87,22 @@ def train_model(config: RunConfig) -> Evaluation | None:
         if config.training.output_dir is None:
             raise ConfigError(["--output_dir is missing; give the folder for the adapter, the metrics and all else"])
         prepare_cuda(os.environ, deterministic=config.training.deterministic)
-        return train(config)
+        with _settings_kept():
+            return train(config)
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Context behind which torch is set as before: other calls of the process have options of their own."""
+    products = torch.get_float32_matmul_precision()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.use_deterministic_algorithms(is_deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def evaluate_model(

@@ -95,6 +95,13 @@ def test_the_command_takes_the_texts_of_the_questions_that_a_run_trains_on(
     assert (tmp_path / "again.json.gz").read_bytes() == (tmp_path / "out.json.gz").read_bytes()
 
 
+def test_a_text_has_no_more_questions_than_gaps() -> None:
+    """However many are asked for: nothing is drawn when every gap is used."""
+    all_of_it = cloze_examples({TEXT: "t"}, 10**12, seed=1)
+    assert 3 < len(all_of_it) < 100
+    assert cloze_examples({TEXT: "t"}, 3, seed=1) == all_of_it[:3]
+
+
 def test_texts_may_come_without_any_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "texts.txt.gz"
     source.write_bytes(gzip.compress(f"{TEXT}\n\n \n{OTHER.replace(' ', chr(10))}\n\n{TEXT}\n".encode()))

@@ -104,6 +104,11 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     random_adapter(tmp_path, "bert")
     assert merge.main(["--adapter", str(tmp_path / "adapter"), "--merged_dir", str(base)]) == 2
     assert f"--merged_dir {base} exists already" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to("nowhere")
+    words = ["--adapter", str(tmp_path / "adapter"), "--merged_dir"]
+    assert "link exists already" in refusal(merge.main, [*words, str(tmp_path / "link")], capsys)
+    told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--lora_r=64", "--use_dora", "true"], capsys)
+    assert "--lora_r, --use_dora: the model is trained, with values of its own that stay; leave it out here" in told
 
 
 def made_elsewhere(folder: Path, *, added: int = 0) -> tuple[Any, Any]:

@@ -144,6 +144,15 @@ def test_a_model_before_training_and_after(
     assert capsys.readouterr().out == "", "what calls have to say goes to standard error"
 
 
+def test_a_run_leaves_torch_as_it_was(config: RunConfig, tmp_path: Path) -> None:
+    """Its options are its own: what is called after it has others."""
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    changed = qa_dist.configure(config, deterministic=True, output_dir=str(tmp_path / "out"), max_train_steps=1)
+    qa_dist.train_model(changed)
+    assert (torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()) == before
+    assert before[1] is False
+
+
 def test_the_loss_alone_is_that_of_evaluations_in_training(config: RunConfig) -> None:
     config = qa_dist.configure(config, max_eval_features=5, subset_seed=3, padding="sorted")
     model, data = qa_dist.build_model(config), qa_dist.load_data(config)

@@ -242,6 +242,27 @@ def test_a_reader_that_goes_away_leaves_no_traceback():
     assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")
 
 
+@pytest.mark.parametrize(
+    ("redirection", "sentence"),
+    [
+        (">&-", "program: error: standard output is closed; leave it open, or send it to /dev/null\n"),
+        (">/dev/full", "program: error: standard output takes no more (No space left on device); make room\n"),
+        ("2>&-", ""),
+    ],
+)
+def test_streams_that_take_nothing_leave_no_traceback(redirection: str, sentence: str) -> None:
+    script = (
+        "import sys; from qa_dist.common import command\n"
+        "def work():\n"
+        "    sys.stderr.write('a note\\n' * ('2>&-' in sys.argv)); sys.stdout.write('line\\n')\n"
+        "    return 0\n"
+        "sys.exit(command.run_command('program', work))"
+    )
+    words = ["bash", "-c", f'{sys.executable} -c "$0" "$1" {redirection}', script, redirection]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2 if sentence else 0, sentence)
+
+
 # command.note_exit
 
 

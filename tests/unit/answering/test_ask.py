@@ -174,9 +174,13 @@ def test_other_mistakes(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\n"))
     assert "--context_file" in refusal(ask.main, ["any-model"], capsys)
     assert "--model is missing" in refusal(ask.main, [], capsys)
+    contradiction = ["any-model", "--allow_no_answer", "false", "--null_score_diff_threshold", "1"]
+    assert "--allow_no_answer is false; drop one" in refusal(ask.main, contradiction, capsys)
     assert "does not exist" in refusal(ask.main, ["any-model", "--context_file", "nothing.txt"], capsys)
     words = ["any-model", "--context_file", str(page)]
     assert "20 answers" in refusal(ask.main, [*words, "--top_k", "21"], capsys)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "is closed; leave it open" in refusal(ask.main, words, capsys)
 
 
 def test_a_line_that_is_no_question_loses_nothing_before_it(

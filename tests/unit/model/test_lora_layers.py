@@ -320,6 +320,16 @@ def test_a_wrong_product_is_seen_and_left(folders: dict[str, str], precision: Pr
     assert largest_difference(zip(results(model, precision), expected, strict=True)) == 0
 
 
+def test_layers_in_groups_are_computed_by_one_thread_at_a_time(folders: dict[str, str]) -> None:
+    """They hand on what the first of them has computed."""
+    model = build(folders["bert"], precision="no", **ALL)
+    assert model.is_thread_safe
+    adapters = grouped(model, "no")
+    assert not model.is_thread_safe
+    adapters.remove()
+    assert model.is_thread_safe
+
+
 def test_numbers_that_are_not_finite_and_other_shapes_differ() -> None:
     one = torch.ones(2)
     assert largest_difference([(one, one)]) == 0
