@@ -127,13 +127,11 @@ def test_what_is_before_a_bad_item_is_answered(reader: Reader, items: list[dict[
     with pytest.raises(DataError, match=r"^item 4: the context is empty; give a text with words in it$"):
         found.extend(reader.answer_many([*items[:3], {"question": "why ?", "context": ""}, items[4]]))
     assert [item["id"] for item, _ in found] == [item["id"] for item in items[:3]]
-    for item, problem in (
-        ([], "it is of type list"),
-        ({"question": "why ?"}, "it has no `context`"),
-        (None, "it is of type NoneType"),
-    ):
+    bad: list[Any] = [[], None, {"question": "why ?"}]
+    problems = ("it is of type list", "it is of type NoneType", "it has no `context`")
+    for item, problem in zip(bad, problems, strict=True):
         with pytest.raises(DataError, match=f"^item 1: {problem}; give a mapping with `question` and `context`$"):
-            list(reader.answer_many([item]))  # type: ignore[list-item]
+            list(reader.answer_many([item]))
 
 
 @pytest.mark.parametrize(
