@@ -101,6 +101,7 @@ def _answer_lines(reader: "Reader", context: str, top_k: int, style: Style) -> N
     for number, line in enumerate(sys.stdin, 1):
         if not line.strip():
             sys.stdout.write("\n")
+            sys.stdout.flush()
             continue
         try:
             sys.stdout.write(_answered(reader, line, context, top_k, style))

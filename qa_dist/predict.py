@@ -72,8 +72,8 @@ class PredictConfig(ReaderOptions):
     eval_tokens_per_device: int | None = option(
         None, "tokens of one forward pass; auto: as in that run, else 2048 on CPU, 16384 on CUDA", minimum=16
     )
-    answer_normalization: AnswerNormalization = option(  # noqa: RUF009 - a field, as in the options of evaluation
-        "squad", "whose rules say which answers are the same, where reference answers are given"
+    answer_normalization: AnswerNormalization | None = option(  # noqa: RUF009 - a field, as in evaluation's options
+        None, "whose rules say which answers are the same, where reference answers are given; auto: as in that run"
     )
     questions_per_chunk: int = option(
         128,
@@ -187,21 +187,27 @@ def _require_other(output: Path, source: os.stat_result) -> None:
 
 def _predict_on_ranks(
     options: PredictConfig, ranks: "Ranks", files: "QuestionFiles | None", stdout: BinaryIO
-) -> dict[str, float | int] | None:
+) -> dict[str, Any] | None:
     """Answer with whatever ranks a launcher started; returns the metrics on rank 0."""
     from qa_dist.answering.prediction import Manner, Rounds, predict, prediction_bar
     from qa_dist.evaluation.normalization import normalization
 
+    if options.answer_normalization is not None:
+        # What its rules need may be missing, which is better known before a model is loaded.
+        normalization(options.answer_normalization)
+    with ranks.local_main_first():
+        folder, reader = _opened_reader(options, ranks.device)
+    if options.top_k > (most := reader.config.evaluation.n_best_size):
+        problem = f"--top_k {options.top_k} is more than the {most} answers of --n_best_size; raise the latter"
+        raise ConfigError([problem], on_all_ranks=True)
     manner = Manner(
         top_k=options.top_k,
         overlap_threshold=options.overlap_threshold,
-        rules=normalization(options.answer_normalization),
+        rules=normalization(options.answer_normalization or reader.config.evaluation.answer_normalization),
         questions_per_chunk=options.questions_per_chunk,
         skips_flaws=options.on_invalid == "skip",
         compresses=str(options.output_file).endswith(".gz"),
     )
-    with ranks.local_main_first():
-        folder, reader = _opened_reader(options, ranks.device)
     digest = _require_same(folder, reader, ranks)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(_opened(options, manner, reader, digest, ranks, files, stdout))
@@ -216,7 +222,10 @@ def _predict_on_ranks(
         except Stopped as stop:
             _tell_of_stop(stop, rounds, options)
             raise
-        return None if rounds is None else rounds.progress.metrics()
+        if rounds is None:
+            return None
+        metrics = rounds.progress.metrics()
+        return {"answer_normalization": manner.rules.name, **metrics} if "f1" in metrics else metrics
 
 
 def _opened_reader(options: PredictConfig, device: "torch.device") -> tuple[str, "Reader"]:

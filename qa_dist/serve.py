@@ -10,12 +10,17 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qa_dist.answering.options import ReaderConfig, read_options
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
 from qa_dist.machine.allocator import start_with_jemalloc
+
+if TYPE_CHECKING:
+    from qa_dist.answering.reader import Reader
+    from qa_dist.answering.records import Question
 
 PROG = "qa_dist.serve"
 
@@ -96,6 +101,17 @@ def _serve(argv: Sequence[str]) -> int:
     return 0
 
 
+class _Served:
+    """A reader for strangers, of whom none may ask for the work of many."""
+
+    def __init__(self, reader: "Reader") -> None:
+        self._reader = reader
+        self.answer_chunk = reader.answer_chunk
+
+    def problem(self, question: "Question") -> str | None:
+        return self._reader.problem(question) or self._reader.cost_problem(question)
+
+
 def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) -> None:
     """Load the model and serve it until the process is asked to stop."""
     from qa_dist.answering.server import running
@@ -131,7 +147,7 @@ def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) 
         max_queue_characters=_LONGEST_TEXTS_WAITING * options.max_context_characters,
     )
     metrics = Metrics()
-    worker = Worker(reader, batching, on_batch=metrics.count_batch)
+    worker = Worker(_Served(reader), batching, on_batch=metrics.count_batch)
     metrics.watch(worker)
     name = os.path.basename(os.path.normpath(str(options.model)))
     app = make_app(

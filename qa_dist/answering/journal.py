@@ -132,7 +132,7 @@ class Journal:
         self._output = output
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._overwrites = overwrite
-        self._replaces = False
+        self._replaces = self._is_blank = False
         self._answers = self._lines = -1
         self._length = 0
         self._last = {"start": 0, "num_bytes": 0, "crc32": 0}
@@ -155,7 +155,7 @@ class Journal:
         if problem and not self.start_anew():
             raise DataError(problem)
         if not problem:
-            if not self.path.exists():
+            if not self.path.exists() or self._is_blank:
                 self._begin()
             self._open_lines()
 
@@ -208,10 +208,12 @@ class Journal:
                 self._length += len(line)
         if not isinstance(header, dict) or header.get("answers_format") != _FORMAT:
             return f"{self.path} is no journal of this version; {_OVERWRITE}"
+        # A run that ended before its first chunk leaves nothing that has to fit.
+        self._is_blank = last is None and not size
         before = header.get("identity")
         if isinstance(before, dict):
             before |= {name: identity[name] for name, value in earlier.items() if before.get(name, ...) == value}
-        if difference := _difference(before, identity):
+        if not self._is_blank and (difference := _difference(before, identity)):
             return (
                 f"{self._output} holds answers of another run ({difference}); give the options of that run to go on "
                 f"with it, or {_OVERWRITE}"
@@ -240,6 +242,10 @@ class Journal:
 
     def _add(self, answers: bytes, last: dict[str, int], state: Mapping[str, Any], *, is_finished: bool) -> None:
         line = _line({"state": dict(state), "is_finished": is_finished, **last})
+        if self._replaces and not answers:
+            if is_finished:
+                raise DataError(f"no question of the input could be answered, and {self._output} is left as it is")
+            return
         if self._replaces:
             try:
                 self._begin()

@@ -22,6 +22,9 @@ QUESTIONS_TOGETHER = 256
 CHARACTERS_TOGETHER = 262_144
 """Most questions, and most characters of them with their contexts, that `answer_many` takes before it answers."""
 
+SLOWEST_STEP = 8
+"""By how many times less than beside no question a window may advance before a question is costly."""
+
 _END = object()
 """What no item is."""
 
@@ -241,6 +244,19 @@ class Reader:
             f"the question has {length:,} tokens, and a window of {self.config.data.max_seq_length} with a stride of "
             f"{self.config.data.doc_stride} has room for {longest}; shorten it, or set max_question_length to cut it"
         )
+
+    def cost_problem(self, question: Question) -> str | None:
+        """What makes a question cost many times what others do about the same text; None if nothing does.
+
+        The longer it is, the less of the text a window has beside it, and windows overlap by the stride: towards the
+        longest question each of them is only a token further on than the last one.
+        """
+        length = min(self._builder.question_length(question.question), self._builder.max_question_length)
+        usual = self._builder.window_step(0)
+        if self._builder.window_step(length) >= usual / SLOWEST_STEP:
+            return None
+        longest = usual - math.ceil(usual / SLOWEST_STEP)
+        return f"the question has {length:,} tokens; at most {longest} are allowed here"
 
     def answer_chunk(
         self, questions: Sequence[Question], top_k: int = 1, *, overlap_threshold: float | None = OVERLAP_THRESHOLD

@@ -232,6 +232,10 @@ class FeatureBuilder:
         counts = (len(self._starts(min(asked, self.max_question_length), read)) for asked, read in lengths)
         return np.fromiter(counts, np.int32, len(examples))
 
+    def window_step(self, num_question_tokens: int) -> int:
+        """Context tokens from the start of one window to the start of the next."""
+        return self._max_text_length - num_question_tokens - self._doc_stride
+
     def _starts(self, num_question_tokens: int, num_context_tokens: int) -> range:
         """The first context token of each window, of as many tokens as are left beside the question."""
         return window_starts(self._max_text_length - num_question_tokens, self._doc_stride, num_context_tokens)

@@ -55,7 +55,8 @@ def test_answers_and_scores_are_those_of_evaluate(
     expected = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
     assert {line["id"]: line["text"] for line in lines(tmp_path / "answers.jsonl")} == expected
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert printed == {name: metrics[name] for name in ("exact_match", "f1")} | {"num_answered": 20}
+    named = {name: metrics[name] for name in ("answer_normalization", "exact_match", "f1")}
+    assert printed == named | {"num_answered": 20}
 
 
 def test_from_standard_input_to_standard_output(

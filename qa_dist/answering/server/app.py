@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 import qa_dist
 from qa_dist.answering.records import InvalidQuestionError, record_of
 from qa_dist.answering.server.batching import QuestionError, QueueClosedError, QueueFullError, Worker
-from qa_dist.answering.server.guard import Guard, log_failure
+from qa_dist.answering.server.guard import FAILED, Guard, log_failure
 from qa_dist.answering.server.limits import Limits
 from qa_dist.answering.server.messages import (
     AnswerRequest,
@@ -26,7 +26,7 @@ from qa_dist.answering.server.messages import (
 )
 from qa_dist.answering.server.metrics import CONTENT_TYPE, Metrics
 from qa_dist.answering.server.pages import Page, load_page
-from qa_dist.common.errors import UserError
+from qa_dist.common.errors import DataError
 
 if TYPE_CHECKING:
     from qa_dist.answering.records import Answer, Question
@@ -43,6 +43,9 @@ _MOST_DIGITS = 18
 
 _STUCK = 4
 """A batch in work for so many times the limit of a request is a device that no longer answers."""
+
+_MANY_FAILED = 16
+"""So many questions that fail one after the other are a device or a model that is broken."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The body is not JSON"},
@@ -97,6 +100,8 @@ class Service:
             status = "the worker has ended"
         elif self.worker.busy_seconds > _STUCK * self.limits.request_seconds:
             status = "the device does not answer"
+        elif self.worker.num_failed_in_a_row >= _MANY_FAILED:
+            status = "every question fails"
         limits = {
             "max_body_bytes": self.limits.max_body_bytes,
             "max_context_characters": self.limits.max_context_characters,
@@ -197,7 +202,7 @@ def _refusal(error: QuestionError, num_questions: int) -> RefusedError:
     place = f'item {error.index} of "questions": ' if num_questions > 1 else ""
     if isinstance(cause, InvalidQuestionError):
         return RefusedError(422, place + cause.problem)
-    if isinstance(cause, UserError):
+    if isinstance(cause, DataError):
         return RefusedError(422, place + str(cause))
     log_failure(cause or error)
     return RefusedError(500, place + "the server failed at this question; its log says more")
@@ -275,6 +280,7 @@ def make_app(service: Service, *, hosts: Collection[str], close_seconds: float) 
         app.add_api_route(path, _shown(load_page(name)), methods=["GET"], include_in_schema=False)
     app.add_exception_handler(RefusedError, _show_refusal)
     app.add_exception_handler(HTTPException, _show_http_error)
+    app.add_exception_handler(Exception, _show_failure)
     return Guard(app, hosts=hosts, paths=PATHS, metrics=service.metrics)
 
 
@@ -291,6 +297,11 @@ def _shown(page: Page) -> Any:
 async def _show_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     return JSONResponse({"error": str(error)}, status_code=error.status, headers=error.headers)
+
+
+async def _show_failure(request: Request, error: Exception) -> Response:
+    """What is our mistake; `Guard` logs it."""
+    return JSONResponse({"error": FAILED}, status_code=500)
 
 
 async def _show_http_error(request: Request, error: Exception) -> Response:

@@ -27,7 +27,9 @@ _LARGE = 0.25
 
 
 class Answerer(Protocol):
-    """What answers a chunk of questions: a `Reader`."""
+    """What answers a chunk of questions, and says before which it cannot: a `Reader`."""
+
+    def problem(self, question: "Question") -> str | None: ...
 
     def answer_chunk(self, questions: "Sequence[Question]", top_k: int = 1) -> "list[list[Answer]]": ...
 
@@ -83,6 +85,9 @@ class Worker:
         options: How much is computed at once, and how much may wait.
         on_batch: Is told the questions and seconds of each batch.
         clock: Seconds that only grow.
+
+    Attributes:
+        num_failed_in_a_row: Questions that failed one after the other, though nothing is wrong with them.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Worker:
         self._queue = Queue()
         self._changed = threading.Condition()
         self._is_closed = False
+        self.num_failed_in_a_row = 0
         self._busy_since: float | None = None
         self._characters_in_work = 0
         self._characters_per_second: float | None = None
@@ -215,33 +221,43 @@ class Worker:
         self._characters_in_work = 0
 
     def _answer(self, batch: Sequence[Item]) -> None:
-        """Compute a batch; where that fails, its parts, so that what is wrong with one question harms no other."""
-        try:
-            answers = self._answerer.answer_chunk([item.question for item in batch], top_k=batch[0].request.top_k)
-            pairs = list(zip(batch, answers, strict=True))
-        except InvalidQuestionError as error:
-            # Found before anything was computed.
-            _fail(batch[error.index], error)
-            self._answer_parts([[item for place, item in enumerate(batch) if place != error.index]])
+        """Compute a batch, without the questions that cannot be answered."""
+        sound = []
+        for item in batch:
+            try:
+                problem = self._answerer.problem(item.question)
+            except Exception as error:
+                _fail(item, error)
+                continue
+            if problem is None:
+                sound.append(item)
+            else:
+                _fail(item, InvalidQuestionError(0, problem))
+        self._compute(sound)
+
+    def _compute(self, batch: Sequence[Item]) -> None:
+        """Compute what is still wanted of a batch; where that fails, every question by itself."""
+        wanted = [item for item in batch if not item.request.future.done()]
+        if not wanted:
             return
+        try:
+            answers = self._answerer.answer_chunk([item.question for item in wanted], top_k=wanted[0].request.top_k)
+            pairs = list(zip(wanted, answers, strict=True))
         # Whatever it is, it belongs to the request that caused it, and the others go on.
         except Exception as error:
-            if len(batch) == 1:
-                _fail(batch[0], error)
-            else:
-                self._answer_parts([[item] for item in batch])
+            if len(wanted) > 1:
+                for item in wanted:
+                    self._compute([item])
+                return
+            _fail(wanted[0], error)
+            self.num_failed_in_a_row += not isinstance(error, InvalidQuestionError)
             return
+        self.num_failed_in_a_row = 0
         for item, found in pairs:
             request = item.request
             request.answers[item.index] = found
             if len(request.answers) == len(request.questions) and not request.future.done():
                 _set(request.future, [request.answers[index] for index in range(len(request.questions))])
-
-    def _answer_parts(self, parts: Sequence[Sequence[Item]]) -> None:
-        """Compute parts of a batch, without requests that are answered or given up already."""
-        for part in parts:
-            if wanted := [item for item in part if not item.request.future.done()]:
-                self._answer(wanted)
 
 
 def _set(future: "Future[list[list[Answer]]]", result: "list[list[Answer]]") -> None:

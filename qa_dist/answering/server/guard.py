@@ -24,6 +24,9 @@ _HEADERS = {
 }
 """Headers of every response that does not set its own."""
 
+FAILED = "the server failed at this request; its log says more"
+"""What a client is told of a mistake of ours."""
+
 _logger = logging.getLogger("qa_dist.serve")
 
 
@@ -66,7 +69,7 @@ class Guard:
         except Exception as error:
             log_failure(error)
             if not status:
-                await _send_error(send_counted, 500, "the server failed at this request; its log says more")
+                await _send_error(send_counted, 500, FAILED)
         finally:
             if status:
                 path = scope["path"] if scope["path"] in self._paths else "other"

@@ -105,6 +105,13 @@ def read_request(body: bytes, limits: Limits) -> tuple[list[Question], int]:
         raise RefusedError(400, f"the body is not JSON that can be used: {error}") from error
     if not isinstance(value, dict):
         raise RefusedError(422, f'the body is {type_name(value)}, not an object such as {{"question", "context"}}')
+    # Before a library looks at all of it: it would say what is wrong with each of a million keys or items.
+    for key in value:
+        if key not in _EXPECTED:
+            raise RefusedError(422, f"{_quoted(key)} is no key of a request; the keys are {', '.join(_EXPECTED)}")
+    for name in ("questions", "contexts"):
+        if isinstance(value.get(name), list):
+            _check_number(name, len(value[name]), limits)
     try:
         request = AnswerRequest.model_validate(value)
     except ValidationError as error:
@@ -119,8 +126,6 @@ def _type_problem(error: ValidationError) -> str:
     """The first thing that is wrong with the types of a request, as a sentence."""
     problem = error.errors(include_url=False)[0]
     name, *inside = problem["loc"]
-    if problem["type"] == "extra_forbidden":
-        return f"{_quoted(str(name))} is no key of a request; the keys are {', '.join(_EXPECTED)}"
     place = f'"{name}"' if not inside else f'item {inside[0]} of "{name}"'
     found = type_name(problem["input"])
     if name == "top_k" and found == "a number":
@@ -128,7 +133,15 @@ def _type_problem(error: ValidationError) -> str:
     return f'{place} is {found}; "{name}" must be {_EXPECTED[str(name)]}'
 
 
+def _check_number(name: str, number: int, limits: Limits) -> None:
+    """Refuse a list of too many questions or contexts."""
+    if number > limits.max_questions:
+        raise RefusedError(413, f'"{name}" has {number} items; at most {limits.max_questions} are allowed')
+
+
 def _quoted(text: str) -> str:
+    # Half a surrogate pair is no text that could be sent back.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return f'"{text[:_LONGEST_SHOWN]}{"..." if len(text) > _LONGEST_SHOWN else ""}"'
 
 
@@ -147,8 +160,7 @@ def _questions(request: AnswerRequest, limits: Limits) -> list[Question]:
     for name, texts in (("question", questions), ("context", contexts)):
         if not texts:
             raise RefusedError(422, f'"{name}s" is empty; give at least one')
-        if len(texts) > limits.max_questions:
-            raise RefusedError(413, f'"{name}s" has {len(texts)} items; at most {limits.max_questions} are allowed')
+        _check_number(f"{name}s", len(texts), limits)
         plural = len(texts) > 1 or getattr(request, name) is None
         for index, text in enumerate(texts):
             _check_text(text, f'item {index} of "{name}s"' if plural else f'"{name}"', limits)

@@ -34,6 +34,9 @@ class FakeReader:
         self.chunks: list[list[Question]] = []
         self.hook: Callable[[list[Question]], None] = lambda questions: None
 
+    def problem(self, question: Question) -> str | None:
+        return "it is invalid" if question.question == "invalid" else None
+
     def answer_chunk(self, questions: Sequence[Question], top_k: int = 1) -> list[list[Answer]]:
         self.chunks.append(list(questions))
         self.hook(list(questions))

@@ -213,6 +213,34 @@ def test_nothing_is_replaced_before_there_is_something_to_replace_it_with(tmp_pa
     assert reader.chunks == [], "they can still be gone on with"
 
 
+def test_an_input_of_nothing_but_flaws_replaces_nothing(tmp_path: Path) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(4)), tmp_path / "answers.jsonl"
+    run([path], output)
+    kept = output.read_bytes()
+    path.write_bytes(b"not json\n" * 7)
+    with pytest.raises(DataError, match=r"no question of the input could be answered, and .* is left as it is"):
+        run([path], output, identity={"--model": "two"}, overwrite=True, skips_flaws=True)
+    assert output.read_bytes() == kept
+    # Behind them there may be one, which is enough.
+    values: list[Any] = ["no object"] * 7
+    write_jsonl(path, [*values, *rows(1)])
+    rounds, _ = run([path], output, identity={"--model": "two"}, overwrite=True, skips_flaws=True)
+    assert rounds.progress.metrics() == {"num_answered": 1, "num_skipped": 7}
+    assert len(lines(output)) == 1
+
+
+def test_a_run_that_ended_before_its_first_chunk_leaves_nothing_that_has_to_fit(tmp_path: Path) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(1)), tmp_path / "answers.jsonl"
+    path.write_bytes(b"not json\n")
+    with pytest.raises(DataError, match="0 answers are written"):
+        run([path], output)
+    write_jsonl(path, rows(2))
+    run([path], output, identity={"--model": "two"})
+    assert len(lines(output)) == 2
+    with pytest.raises(DataError, match="answers of another run"):
+        run([path], output)
+
+
 @pytest.mark.parametrize("count", [2, 6])
 def test_answers_about_another_input_are_replaced_if_that_is_asked_for(tmp_path: Path, count: int) -> None:
     path, output = write_jsonl(tmp_path / "q.jsonl", rows(4)), tmp_path / "answers.jsonl"

@@ -168,6 +168,16 @@ def test_a_chunk_names_the_question_that_is_too_long(reader: Reader) -> None:
     assert reader.answer_chunk([]) == []
 
 
+def test_a_question_that_leaves_hardly_any_room_is_costly(reader: Reader) -> None:
+    """Windows of 64 tokens, 3 of them special, that share 16: 45 further on beside no question."""
+    for num_tokens, is_costly in ((1, False), (39, False), (40, True), (44, True)):
+        question = Question.of("amber " * num_tokens, "amber")
+        assert reader.problem(question) is None
+        problem = reader.cost_problem(question)
+        assert (problem == f"the question has {num_tokens} tokens; at most 39 are allowed here") is is_costly
+        assert (problem is None) is not is_costly
+
+
 def test_a_question_is_cut_where_that_was_asked_for(trained: Path) -> None:
     cutting = Reader(trained / "adapter", device="cpu", max_question_length=6)
     context = "amber basin cedar delta ember fjord"

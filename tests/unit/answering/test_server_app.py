@@ -152,6 +152,9 @@ REFUSED: list[tuple[Any, int, str]] = [
     ({"question": "a", "context": "x" * 501}, 413, "501 characters; at most 500"),
     ({"question": "a", "contexts": ["x", "y" * 501]}, 413, 'item 1 of "contexts" has 501 characters'),
     ({"questions": ["a"] * 5, "context": "x"}, 413, "5 items; at most 4"),
+    ({"questions": [1] * 100_000, "context": "x"}, 413, "100000 items; at most 4"),
+    ({str(number): 1 for number in range(50_000)}, 422, '"0" is no key of a request'),
+    ({"\ud800": 1}, 422, '"\\ud800" is no key of a request'),
     ({"question": "refuse me", "context": "x"}, 422, "one that this reader refuses"),
     ({"questions": ["after x", "refuse me"], "context": "x y"}, 422, 'item 1 of "questions": the question is one'),
 ]
@@ -281,6 +284,18 @@ def test_a_request_does_not_wait_for_ever_for_a_device_that_hangs(reader: FakeRe
     answer, health = through(service, scenario)
     assert "longer than 0.1 s" in refused(answer, 504)
     assert (health.status_code, health.json()["status"]) == (503, "the device does not answer")
+
+
+def test_a_server_of_which_every_question_fails_is_not_healthy(reader: FakeReader) -> None:
+    async def scenario(client: httpx2.AsyncClient) -> list[int]:
+        statuses = []
+        for number in range(18):
+            question = "break" if number < 17 else "after x"
+            await client.post("/answer", json={"question": question, "context": "x y"})
+            statuses.append((await client.get("/health")).status_code)
+        return statuses
+
+    assert through(make_service(reader), scenario) == [*[200] * 15, 503, 503, 200]
 
 
 def test_a_failure_inside_is_an_error_without_details(reader: FakeReader, caplog: pytest.LogCaptureFixture) -> None:

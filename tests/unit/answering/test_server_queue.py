@@ -164,23 +164,35 @@ def test_a_question_that_fails_harms_no_other(reader: FakeReader) -> None:
     assert worker.close(20)
 
 
-def test_an_invalid_question_costs_the_others_no_batch_of_their_own(reader: FakeReader) -> None:
-    worker, gate = started(reader)
-
-    def refuse(questions: list[Question]) -> None:
-        for index, question in enumerate(questions):
-            if question.question == "refuse me":
-                raise InvalidQuestionError(index, "too long")
-
+def test_invalid_questions_are_found_before_anything_is_computed(reader: FakeReader) -> None:
+    """However many: each of them is looked at once, and the others are one batch."""
+    worker, gate = started(reader, max_queue_requests=5000)
     futures = [asked(worker, word) for word in ("one", "two")]
-    bad = worker.submit([Question("refuse me", ("x",))], 1).future
+    bad = [worker.submit([Question("invalid", ("x",))], 1).future for _ in range(2000)]
+    both = worker.submit([Question("after x", ("x y",)), Question("invalid", ("x",))], 1).future
     futures += [asked(worker, word) for word in ("three", "four")]
-    reader.hook = refuse
     gate.open()
-    assert [future.result(20)[0][0].text for future in futures] == ["eno", "owt", "eerht", "ruof"]
-    with pytest.raises(QuestionError):
-        bad.result(20)
-    assert [len(chunk) for chunk in reader.chunks] == [1, 5, 4]
+    assert [future.result(60)[0][0].text for future in futures] == ["eno", "owt", "eerht", "ruof"]
+    for future in (*bad, both):
+        with pytest.raises(QuestionError) as error:
+            future.result(20)
+        assert isinstance(error.value.__cause__, InvalidQuestionError)
+    assert error.value.index == 1
+    assert "after x" not in [question.question for chunk in reader.chunks for question in chunk]
+    assert worker.num_failed_in_a_row == 0
+    assert worker.close(20)
+
+
+def test_questions_that_fail_one_after_the_other_are_counted_until_one_is_answered(reader: FakeReader) -> None:
+    worker, gate = started(reader)
+    bad = [worker.submit([Question("break", ("x",))], 1).future for _ in range(3)]
+    gate.open()
+    for future in bad:
+        with pytest.raises(QuestionError):
+            future.result(20)
+    assert worker.num_failed_in_a_row == 3
+    asked(worker, "one").result(20)
+    assert worker.num_failed_in_a_row == 0
     assert worker.close(20)
 
 
