@@ -84,12 +84,13 @@ def _export(argv: Sequence[str]) -> int:
             from qa_dist.answering.export import export, require_exportable
             from qa_dist.answering.opening import fitted
             from qa_dist.data.sources import load_examples
+            from qa_dist.model.merging import quantization_notes
 
             lengths = [flag for flag in ("max_seq_length", "doc_stride") if peek(words, flag)]
             config = as_tuned(fitted(name, config, lengths), name)
             require_exportable(config.model, name)
             tokenizer, notes = load_tokenizer_of(name, config.model)
-            sys.stderr.writelines(f"{PROG}: {note}\n" for note in notes)
+            sys.stderr.writelines(f"{PROG}: {note}\n" for note in (*notes, *quantization_notes(config)))
             examples, _, _ = load_examples(config.data, "validation")
             aside.mkdir()
             report = export(

@@ -186,7 +186,7 @@ def export(
     )
     del model, plain
     described.write(folder)
-    if calibration := read_calibration(name):
+    if config.model.quantization == "no" and (calibration := read_calibration(name)):
         calibration.write(folder)
     exact = OnnxBackend(folder, precision="float32")
     report: dict[str, Any] = {"float32": _compared(compared, expected, exact)}

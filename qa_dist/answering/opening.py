@@ -14,7 +14,7 @@ from qa_dist.config.options import RunConfig, defaults
 from qa_dist.config.parsing import parse
 from qa_dist.machine.requirements import require_package
 from qa_dist.model.calibration import read_calibration
-from qa_dist.model.folder import load_tokenizer_of, options_of_run
+from qa_dist.model.folder import load_tokenizer_of, options_of_run, was_evaluated_without_answers
 from qa_dist.model.hub import local_copy
 
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ def fitted(name: str, config: RunConfig, given: Collection[str]) -> RunConfig:
 def allows_no_answer(name: str, config: RunConfig) -> bool:
     """Whether "no answer" was a choice in the evaluation of the run that made the model of this name."""
     allows = config.data.version_2_with_negative
-    # An evaluation writes this file where some questions have no answer.
-    return _is_run(name) and os.path.isfile(os.path.join(name, "null_odds.json")) if allows is None else allows
+    return _is_run(name) and was_evaluated_without_answers(name) if allows is None else allows
 
 
 def _temperature(name: str) -> float:

@@ -79,10 +79,15 @@ def read_recipe(name: str, *, called: str = "--config") -> dict[str, Any]:
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as a recipe that `--config` reads back to the same configuration."""
+    write_options(config.flat(), path)
+
+
+def write_options(options: Mapping[str, Any], path: Path) -> None:
+    """Write options, by flag name, as a recipe."""
     import yaml
 
     with staged(path) as aside:
-        aside.write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        aside.write_text(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def parse(

@@ -82,7 +82,9 @@ def _options(adapter: str) -> dict[str, Any]:
     config, foreign, plain = (os.path.join(adapter, name) for name in ("config.yaml", ADAPTER_CONFIG, MODEL_CONFIG))
     if os.path.isfile(config):
         of_run = read_recipe(config)
-        return {name: value for name, value in of_run.items() if name not in _PLACES or not is_download(adapter)}
+        found = {name: value for name, value in of_run.items() if name not in _PLACES or not is_download(adapter)}
+        # A whole model needs no other folder, which may be gone.
+        return {**found, "model_name_or_path": adapter} if found.get("tuning") == "full" else found
     if not os.path.isfile(foreign):
         return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
     base = check_adapter(adapter).get("base_model_name_or_path")
@@ -90,6 +92,11 @@ def _options(adapter: str) -> dict[str, Any]:
     if has_tokenizer(adapter):
         options["tokenizer_name"] = adapter
     return options
+
+
+def was_evaluated_without_answers(folder: str) -> bool:
+    """Whether some questions of the evaluation that a run ended with have no answer, so that this file was written."""
+    return os.path.isfile(os.path.join(folder, "null_odds.json"))
 
 
 def model_sha256(name: str) -> str:

@@ -1,14 +1,17 @@
 """A trained model as a plain transformers model: its adapter folded into the weights of its base model."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qa_dist.common.errors import CheckpointError
-from qa_dist.config.options import ModelConfig, RunConfig
+from qa_dist.config.options import EvaluationConfig, ModelConfig, RunConfig
+from qa_dist.config.parsing import read_recipe, write_options
 from qa_dist.model.calibration import read_calibration
+from qa_dist.model.folder import was_evaluated_without_answers
 from qa_dist.model.saved import load_trained
 from qa_dist.model.span_model import Padding, SpanModel
 
@@ -36,6 +39,16 @@ def load_plain(
     )
 
 
+def quantization_notes(config: RunConfig) -> list[str]:
+    """What the user should know about an adapter that was trained over a quantised base; nothing of any other."""
+    if config.model.quantization == "no":
+        return []
+    return [
+        f"the adapter was trained over a base in {config.model.quantization} and goes into the whole one, with which "
+        "its logits are others: evaluate the result, and calibrate it again"
+    ]
+
+
 def fold(model: SpanModel) -> Any:
     """The transformers model inside, with adapters, if it has any, added to its weights; `model` is spent."""
     inner: Any = model.model
@@ -59,9 +72,10 @@ def merge(config: RunConfig, adapter: str, tokenizer: Any, directory: Path) -> f
     )
     read_back = _logits(load_plain(whole, str(directory), tokenizer_pads_left=pads_left), len(tokenizer))
     calibration = read_calibration(adapter)
-    if calibration is not None:
+    if calibration is not None and config.model.quantization == "no":
         # The logits are the same, and so is what suits them.
         calibration.write(directory)
+    _write_options(adapter, directory)
     difference = float((read_back - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:
         raise CheckpointError(
@@ -69,6 +83,23 @@ def merge(config: RunConfig, adapter: str, tokenizer: Any, directory: Path) -> f
             f"{TOLERANCE:.0e}; nothing was written - use the adapter as it is, with qa_dist.evaluate --adapter"
         )
     return difference
+
+
+def _write_options(adapter: str, directory: Path) -> None:
+    """Write what readers take from the options of an adapter's run beside the merged model, if it was made by a run.
+
+    These are lengths, decoding, the rules of scores, and whether "no answer" is a choice.
+    """
+    path = os.path.join(adapter, "config.yaml")
+    if not os.path.isfile(path):
+        return
+    of_run = read_recipe(path)
+    names = ["max_seq_length", "doc_stride", "max_question_length"]
+    names += [field.name for field in dataclasses.fields(EvaluationConfig) if field.name != "gather"]
+    kept = {name: of_run[name] for name in names if of_run.get(name) is not None}
+    if (allows := of_run.get("version_2_with_negative")) is None:
+        allows = was_evaluated_without_answers(adapter)
+    write_options({**kept, "tuning": "full", "version_2_with_negative": allows}, directory / "config.yaml")
 
 
 def _logits(model: SpanModel, vocabulary: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from qa_dist.model.folder import base_options, load_tokenizer_of
 from qa_dist.model.saved import load_trained
 from tests.refusals import refusal
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
-from tests.unit.trained import random_adapter, trained_folder
+from tests.unit.trained import random_adapter, some_calibration, trained_folder
 
 LENGTH = 64
 
@@ -72,8 +72,12 @@ def test_a_run_over_a_quantised_base_is_merged_into_the_base_as_it_was_published
     adapter, merged = folder / "adapter", folder / "merged"
     capsys.readouterr()
     # Everything but the folders is in the run's config.yaml.
+    some_calibration().write(adapter)
     assert merge.main(["--adapter", str(adapter), "--merged_dir", str(merged)]) == 0
-    assert json.loads(capsys.readouterr().out)["largest_difference"] <= merging.TOLERANCE
+    said = capsys.readouterr()
+    assert json.loads(said.out)["largest_difference"] <= merging.TOLERANCE
+    assert f"was trained over a base in {kind} and goes into the whole one" in said.err
+    assert not (merged / "calibration.json").exists(), "it was fitted to other logits"
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
     assert {tensor.dtype for tensor in load_file(merged / "model.safetensors").values()} == {torch.float32}
     config = ModelConfig(model_name_or_path=str(folder / "model"), lora_target_modules=("all-linear",))

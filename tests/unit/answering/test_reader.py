@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from qa_dist.answering.reader import Reader
 from qa_dist.answering.records import Answer, InvalidQuestionError, Question
 from qa_dist.common.errors import DataError, UserError
 from tests.tiny import tiny_squad
-from tests.unit.trained import reset_accelerate
+from tests.unit.trained import reset_accelerate, some_calibration
 
 ROOT = Path(__file__).parents[3]
 
@@ -229,10 +230,26 @@ def test_numbers_out_of_range_are_refused(reader: Reader, numbers: dict[str, Any
 def test_a_merged_model_answers_as_its_adapter(trained: Path, tmp_path: Path, items: list[dict[str, Any]]) -> None:
     merged = tmp_path / "merged"
     assert merge.main(["--adapter", str(trained / "adapter"), "--merged_dir", str(merged)]) == 0
-    lengths = {"max_seq_length": 64, "doc_stride": 16}
-    readers = [Reader(trained / "adapter", device="cpu"), Reader(merged, device="cpu", **lengths)]
+    # All that readers take from the options of a run goes along, and the base model may be gone.
+    readers = [Reader(trained / "adapter", device="cpu"), Reader(merged, device="cpu")]
     answers = [[place(answer) for _, answer in reader.answer_many(items)] for reader in readers]
     assert answers[0] == answers[1]
+    assert readers[1].settings == readers[0].settings
+
+
+def test_a_merged_model_may_answer_nothing_where_its_run_could(
+    trained: Path, tmp_path: Path, items: list[dict[str, Any]]
+) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    shutil.copytree(trained / "adapter", adapter)
+    # What the evaluation of a run with unanswerable questions leaves.
+    (adapter / "null_odds.json").write_text("{}", encoding="utf-8")
+    some_calibration(threshold=-1e3).write(adapter)
+    assert merge.main(["--adapter", str(adapter), "--merged_dir", str(merged)]) == 0
+    for folder in (adapter, merged):
+        reader = Reader(folder, device="cpu")
+        assert reader.allow_no_answer
+        assert reader.answer(items[0]["question"], items[0]["context"]).is_no_answer
 
 
 def test_importing_the_package_imports_no_library() -> None:
