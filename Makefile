@@ -51,7 +51,8 @@ audit: $(VENV)/bin/python
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m qa_dist.machine.requirements pyproject.toml constraints.txt > qa_dist/machine/requirements.json
+	$(BIN)/python -m qa_dist.machine.requirements pyproject.toml constraints.txt > $(VENV)/requirements.json
+	mv $(VENV)/requirements.json qa_dist/machine/requirements.json
 	$(BIN)/python -m qa_dist.documentation README.md docs/options.md docs/compatibility.md docs/results.md
 	$(BIN)/python -m qa_dist.bench report docs/benchmarks/*.json --output docs/benchmarks.md
 	$(BIN)/python -m qa_dist.bench memory report docs/memory/*.json --output docs/memory.md
@@ -69,8 +70,8 @@ test-newest:
 
 # Then: make docs, and make test.
 pin:
-	{ grep '^#' constraints.txt; $(NEWEST)/bin/python -m pip freeze --exclude-editable | sed 's/+[[:alnum:].]*$$//'; } \
-	  > $(NEWEST)/pinned.txt
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable > $(NEWEST)/frozen.txt
+	{ grep '^#' constraints.txt; sed 's/+[[:alnum:].]*$$//' $(NEWEST)/frozen.txt; } > $(NEWEST)/pinned.txt
 	mv $(NEWEST)/pinned.txt constraints.txt
 
 clean:

@@ -48,7 +48,8 @@ torchrun=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/torchrun.sh
 if [ ! -f "$torchrun" ]; then
   # sbatch runs a copy of this file; the job's record says where the original is.
   command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-  command=${command%%.sh*}
+  command=${command%%.sh *}
+  command=${command%.sh}
   torchrun=${command%/*}/torchrun.sh
   [ -f "$torchrun" ] || torchrun=$("${PYTHON:=python}" -m qa_dist.recipe_command path launch/torchrun.sh) ||
     fail "there is no torchrun.sh beside $command.sh, and $PYTHON has no qa_dist to take it from"

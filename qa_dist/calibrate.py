@@ -19,7 +19,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, base_options, refuse_trained_options
+from qa_dist.model.folder import adapter_problems, base_options, for_data_of, refuse_trained_options, require_named
 
 if TYPE_CHECKING:
     from qa_dist.evaluation.results import Evaluation
@@ -54,7 +54,8 @@ def _calibrate(argv: Sequence[str]) -> int:
     words = with_model_named(argv)
     # What the run chose, or what was tuned before, counts for nothing here.
     left_out = ("null_score_diff_threshold", "tune_on", "gather")
-    base = {name: value for name, value in base_options(peek(words, "model")).items() if name not in left_out}
+    of_run = for_data_of(base_options(peek(words, "model")), words)
+    base = {name: value for name, value in of_run.items() if name not in left_out}
     refuse_trained_options(words)
     config, options = parse(
         words,
@@ -64,6 +65,7 @@ def _calibrate(argv: Sequence[str]) -> int:
         entry=CalibrateConfig,
         base=base,
     )
+    require_named(options.model, words, "model")
     problems = []
     if config.evaluation.gather == "logits":
         problems.append("--gather logits keeps a file of logits, which calibration does not need; leave it out")

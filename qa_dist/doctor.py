@@ -139,7 +139,11 @@ def launch(num_processes: int, seconds: float) -> tuple[list[Check], dict[str, A
     """Measure that many processes of this machine; lines of the table, and what JSON says of it (None if it failed)."""
     module = ["-m", PROG, "--launch", "--json", "--seconds", str(seconds)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    process = subprocess.Popen([*command, *module], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Standard output is the result, and NCCL writes its log there unless it is told otherwise.
+    environment = {"NCCL_DEBUG_FILE": "/dev/stderr", **os.environ}
+    process = subprocess.Popen(
+        [*command, *module], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     try:
         output, errors = process.communicate(timeout=seconds + 3 * _TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:

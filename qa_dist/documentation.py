@@ -15,7 +15,7 @@ from qa_dist.cli import COMMANDS
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, TrainingConfig
-from qa_dist.config.parsing import default_text, option_type
+from qa_dist.config.texts import default_text, option_type
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.model.families import FAMILIES, REFUSED
 from qa_dist.sweeping.page import results_page

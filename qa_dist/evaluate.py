@@ -15,7 +15,15 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, as_tuned, base_options, options_of_run, refuse_trained_options
+from qa_dist.model.folder import (
+    adapter_problems,
+    as_tuned,
+    base_options,
+    for_data_of,
+    options_of_run,
+    refuse_trained_options,
+    require_named,
+)
 from qa_dist.model.hub import is_hub_id, local_copy
 
 if TYPE_CHECKING:
@@ -61,8 +69,9 @@ def _evaluate(argv: Sequence[str]) -> int:
         description=__doc__ or "",
         groups=("data", "model", "evaluation"),
         entry=EvaluateConfig,
-        base=options_of_run(folder) if on_hub else base_options(named),
+        base=for_data_of(options_of_run(folder) if on_hub else base_options(named), argv),
     )
+    require_named(options.adapter, argv, "adapter")
     if config.evaluation.gather == "logits" and not options.results_dir:
         raise ConfigError(["--gather logits keeps all logits in a file; say where with --results_dir"])
     # DeepSpeed, where it is installed, greets on standard output, which belongs to the metrics.

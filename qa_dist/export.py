@@ -21,7 +21,7 @@ from qa_dist.common.files import staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.machine.requirements import require_package
-from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run, refuse_trained_options
+from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run, refuse_trained_options, require_named
 from qa_dist.model.hub import local_copy
 
 PROG = "qa_dist.export"
@@ -74,6 +74,7 @@ def _export(argv: Sequence[str]) -> int:
         entry=ExportConfig,
         base=_base_options(name),
     )
+    require_named(options.model, words, "model")
     for package in _NEEDED:
         require_package(package, f"--format {options.format}")
     name, folder = str(name), Path(str(options.output_dir))

@@ -18,7 +18,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, as_tuned, base_options, load_tokenizer_of
+from qa_dist.model.folder import adapter_problems, as_tuned, base_options, for_data_of, load_tokenizer_of, require_named
 from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def _inspect(argv: Sequence[str]) -> int:
         description=__doc__ or "",
         groups=("data", "model", "evaluation"),
         entry=InspectConfig,
-        base=base_options(peek(argv, "adapter")),
+        base=for_data_of(base_options(peek(argv, "adapter")), argv),
     )
+    require_named(options.adapter, argv, "adapter")
     if options.adapter is not None:
         config = as_tuned(config, options.adapter)
     example_id = peek(argv, "id") or options.id

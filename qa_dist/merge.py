@@ -17,7 +17,13 @@ from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, base_options, load_tokenizer_of, refuse_trained_options
+from qa_dist.model.folder import (
+    adapter_problems,
+    base_options,
+    load_tokenizer_of,
+    refuse_trained_options,
+    require_named,
+)
 from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG
 
 PROG = "qa_dist.merge"
@@ -53,6 +59,7 @@ def _merge(argv: Sequence[str]) -> int:
         entry=MergeConfig,
         base=base_options(peek(argv, "adapter")),
     )
+    require_named(options.adapter, argv, "adapter")
     merged_dir = Path(str(options.merged_dir))
     try:
         merged_dir.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.common.secrets import masked
 from qa_dist.common.shipped import shipped_folder
 from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, defaults
-from qa_dist.config.texts import shown
+from qa_dist.config.texts import default_text, option_type, shown
 
 T = TypeVar("T")
 
@@ -246,7 +246,7 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _superseded(layer: Mapping[str, Any]) -> list[str]:
     """Options of lower layers that a choice in this one makes meaningless, so that they do not contradict it."""
     names: list[str] = []
-    if layer.get("dataset_name") is not None:
+    if str(layer.get("dataset_name")).lower() not in ("none", "auto", "null"):
         names += ["dataset_config_name", "train_file", "validation_file"]
     elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
         names += ["dataset_name", "dataset_config_name"]
@@ -259,13 +259,14 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:
-    """Value of one flag, before the command line is parsed as a whole; None if it is absent."""
+    """Value of one flag, the last one as in `parse`, before all of the command line is read; None if it is absent."""
+    found = None
     for position, word in enumerate(argv):
         if word == f"--{flag}" and position + 1 < len(argv):
-            return os.path.expanduser(argv[position + 1])
+            found = argv[position + 1]
         if word.startswith(f"--{flag}="):
-            return os.path.expanduser(word.partition("=")[2])
-    return None
+            found = word.partition("=")[2]
+    return None if found is None else os.path.expanduser(found)
 
 
 def _read_flags(
@@ -323,7 +324,9 @@ def _unknown(name: str, names: Iterable[str], where: str) -> str:
 
 
 def _word_of(item: "dataclasses.Field[Any]", raw: Any) -> Any:
-    """`raw`, or what it stands for if it is true or false, and the option was one or the other once."""
+    """`raw`, or what it stands for: true or false where the option was one or the other once, "none" of a list."""
+    if item.default == () and isinstance(raw, str) and raw.lower() == "none":
+        return ()
     try:
         return item.metadata["booleans"][_convert(raw, bool)] if item.metadata["booleans"] else raw
     except ValueError:
@@ -424,27 +427,3 @@ def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
     if not fits:
         raise ValueError(f"is out of range; it must be {' and '.join(allowed) or 'a finite number'}")
     return value
-
-
-def option_type(hint: Any) -> str:
-    """Short name of an option's type, for help and documentation."""
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        return next(option_type(part) for part in typing.get_args(hint) if part is not type(None))
-    if origin is Literal:
-        return "|".join(typing.get_args(hint))
-    if origin is tuple:
-        return "NAME,..."
-    return {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false"}[hint.__name__]
-
-
-def default_text(item: "dataclasses.Field[Any]") -> str:
-    """What an option is if nothing sets it, for help and documentation: "default: 16", "required"."""
-    if item.metadata["required"]:
-        return "required"
-    if item.default is None or item.default == ():
-        is_auto = "auto:" in item.metadata["help"] and "none:" not in item.metadata["help"]
-        return f"default: {'auto' if is_auto else 'none'}"
-    if isinstance(item.default, tuple):
-        return f"default: {','.join(item.default)}"
-    return f"default: {str(item.default).lower() if isinstance(item.default, bool) else item.default}"

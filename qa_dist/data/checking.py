@@ -12,7 +12,7 @@ from qa_dist.data.records import Answer, Example
 from qa_dist.data.rows import Reading, Record, listed, printable
 from qa_dist.data.values import RawAnswer, is_nothing, read_answers, read_name, read_truth
 
-READING_RULES = 4
+READING_RULES = 5
 """Changes with whatever in this room decides what becomes of a file; stores are named after it."""
 
 PROBLEMS = {
@@ -203,7 +203,7 @@ class _Found:
             problems.add("missing_answers")
         for kind in problems:
             self._ids_by_problem[kind].append(shown)
-        if draft is None or (problems and not self._is_scored(problems, placed, others)):
+        if draft is None or (problems and not self._is_scored(problems, draft)):
             return
         context = self._contexts.setdefault(draft.context, draft.context)
         self.examples.append(
@@ -220,8 +220,8 @@ class _Found:
         if is_mended:
             self._mended_ids.append(shown)
 
-    def _is_scored(self, problems: set[str], placed: Sequence[Answer], others: Sequence[str]) -> bool:
-        return self._keep_scored and problems <= _SCORED_ALL_THE_SAME and bool(placed or others)
+    def _is_scored(self, problems: set[str], draft: Draft) -> bool:
+        return self._keep_scored and problems <= _SCORED_ALL_THE_SAME and draft.answers is not None
 
     def _place(self, draft: Draft) -> tuple[list[Answer], list[str], bool]:
         """The answers that have a place, the texts of the others, and whether an offset was wrong."""
@@ -268,9 +268,13 @@ def _numbered(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     """The records, numbered if none has an id, and what was noted so far."""
     rows = [*records]
     notes = list(records.notes) if isinstance(records, Reading) else []
-    if rows and all(record.problem is None and has_no_id(record) for record in rows):
+    usable = [record for record in rows if record.problem is None]
+    if usable and all(map(has_no_id, usable)):
         notes.append("no question has an id: they are numbered from 1")
-        rows = [Record(row.place, {**row.row, "id": str(number)}) for number, row in enumerate(rows, 1)]
+        rows = [
+            row if row.problem else Record(row.place, {**row.row, "id": str(number)})
+            for number, row in enumerate(rows, 1)
+        ]
     return rows, notes
 
 

@@ -47,8 +47,16 @@ def files_of_split(folder: Path, split: Split) -> list[Path]:
     """The files in a folder whose names say that they are of a split (`train-v1.1.json`, `my_dev.jsonl.gz`), in order.
 
     Only the folder itself is looked at, not those in it.
+
+    Raises:
+        DataError: The name of one says that it is of both splits.
     """
-    return [path for path in files_in(folder) if _NAMES[split] & _words(path)]
+    files = files_in(folder)
+    if both := [path for path in files if _NAMES["train"] & _words(path) and _NAMES["validation"] & _words(path)]:
+        raise DataError(
+            f"{both[0]} is of both splits by its name; rename it, or name files with --train_file and --validation_file"
+        )
+    return [path for path in files if _NAMES[split] & _words(path)]
 
 
 def files_for(folder: Path, split: Split) -> list[Path]:

@@ -301,7 +301,8 @@ def _items(value: Any, path: Path) -> tuple[Sequence[Any], bool | None]:
     version = None
     if isinstance(value, dict):
         if "data" in value and "version" in value:
-            version = str(value["version"]).lower().lstrip("v").startswith("2")
+            # Others number their own data.
+            version = {"1": False, "2": True}.get(str(value["version"]).lower().lstrip("v")[:1])
         by_column = rows_by_column(value) if _is_row(value) else None
         for unwrapped in (_wrapped(value), by_column, _by_index(value)):
             if unwrapped is not None:

@@ -4,12 +4,12 @@ import dataclasses
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.options import ModelConfig, RunConfig
-from qa_dist.config.parsing import read_recipe
+from qa_dist.config.parsing import peek, read_recipe
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.pretrained import (
     ADAPTER_CONFIG,
@@ -22,6 +22,11 @@ from qa_dist.model.pretrained import (
 
 _PLACES = ("cache_dir", "store_dir")
 """Options that say where files are written."""
+
+_HOW_MUCH = (
+    *("max_train_samples", "max_eval_samples", "max_train_features", "max_eval_features", "subset_seed", "on_invalid"),
+)
+"""Options on which of the records are used."""
 
 
 def adapter_problems(adapter: str | None) -> Iterable[str]:
@@ -63,6 +68,24 @@ def base_options(adapter: str | None) -> dict[str, Any]:
     if found and tuned is not None and tuned.null_score_diff_threshold is not None:
         found["null_score_diff_threshold"] = tuned.null_score_diff_threshold
     return found
+
+
+def require_named(value: str | None, argv: Sequence[str], flag: str) -> None:
+    """Make sure that the model stands on the command line, where it is looked for before a recipe is read.
+
+    Raises:
+        ConfigError: It stands in a recipe alone.
+    """
+    if value is not None and peek(argv, flag) is None:
+        raise ConfigError([f"--{flag} {value} stands in a recipe, before which the model is looked for; give the flag"])
+
+
+def for_data_of(found: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """The options of a run, without those on how much of its data it used where a command line names other data."""
+    named = {name: value for name in ("validation_file", "dataset_name") if (value := peek(argv, name)) is not None}
+    if all(str(found.get(name)) == value for name, value in named.items()):
+        return dict(found)
+    return {name: value for name, value in found.items() if name not in _HOW_MUCH}
 
 
 def as_tuned(config: RunConfig, folder: str) -> RunConfig:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qa_dist import evaluate
+from qa_dist import calibrate, evaluate, merge
 from qa_dist.model import precision
 from tests.unit.trained import reset_accelerate, trained_folder
 
@@ -57,3 +57,30 @@ def test_what_makes_a_run_slow_is_said(
     shown = capsys.readouterr().err
     assert shown.count(f"note: {SLOW}") == 1
     assert "use no here" in shown
+
+
+def test_how_much_of_its_data_a_run_used_says_nothing_of_other_data(tmp_path: Path) -> None:
+    folder = trained_folder(tmp_path, max_eval_samples="3", subset_seed="1", max_train_samples="8")
+    adapter, other = folder / "adapter", tmp_path / "other.json"
+    other.write_bytes((folder / "train.json").read_bytes())
+    assert evaluated(adapter, tmp_path / "own")[0]["num_examples"] == 3
+    named = ("--validation_file", str(folder / "train.json"))
+    assert evaluated(adapter, tmp_path / "named", *named)[0]["num_examples"] == 3
+    assert evaluated(adapter, tmp_path / "others", "--validation_file", str(other))[0]["num_examples"] == 12
+    asked = ("--validation_file", str(other), "--max_eval_samples", "5")
+    assert evaluated(adapter, tmp_path / "asked", *asked)[0]["num_examples"] == 5
+
+
+@pytest.mark.parametrize(
+    ("main", "flag"), [(evaluate.main, "adapter"), (merge.main, "adapter"), (calibrate.main, "model")]
+)
+def test_a_model_is_named_on_the_command_line_and_the_last_one_counts(
+    of_bf16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Any, flag: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{flag}: {of_bf16}\n", encoding="utf-8")
+    more = ["--merged_dir", str(tmp_path / "merged")] if main is merge.main else []
+    assert main(["--config", str(recipe), *more]) == 2
+    assert f"--{flag} {of_bf16} stands in a recipe, before which the model is looked for" in capsys.readouterr().err
+    assert main([f"--{flag}", str(of_bf16), f"--{flag}={tmp_path / 'none'}", *more]) == 2
+    assert "none is not a folder" in capsys.readouterr().err

@@ -172,6 +172,20 @@ def test_peek_finds_a_flag_in_both_spellings() -> None:
     assert peek(["--adapters", "x"], "adapter") is None
 
 
+def test_the_last_of_several_flags_counts_for_peek_as_it_does_in_the_end() -> None:
+    words = ["--output_dir", "a", "--output_dir=b"]
+    assert peek(words, "output_dir") == "b" == parse(words, prog="t", description="")[0].training.output_dir
+
+
+def test_none_is_an_empty_list_and_no_source() -> None:
+    words = ["--output_dir", "out", "--report_to", "none"]
+    config, _ = parse(words, prog="t", description="", base={"report_to": ["tensorboard"]})
+    assert config.training.report_to == ()
+    base = {"train_file": "a.json"}
+    words = ["--output_dir", "out", "--dataset_name", "none"]
+    assert parse(words, prog="t", description="", base=base)[0].data.train_file == "a.json"
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_opens_with_purpose_hardware_and_command(path: Path) -> None:
     assert read("--config", path.stem)

@@ -351,8 +351,8 @@ def test_dropping_does_not_shorten_what_scores_are_a_share_of(tmp_path: Path) ->
     )
     data = DataConfig(validation_file=path, on_invalid="drop")
     examples, report, _ = load_examples(data, "validation")
-    assert [example.id for example in examples] == ["good", "blank", "both", "nowhere"]
-    assert (report.num_records, report.num_invalid) == (6, 2)
+    assert [example.id for example in examples] == ["good", "blank", "both", "nothing", "nowhere"]
+    assert (report.num_records, report.num_invalid) == (6, 1)
     trained, _, _ = load_examples(DataConfig(train_file=path, on_invalid="drop"), "train")
     assert [example.id for example in trained] == ["good"]
 
@@ -370,6 +370,11 @@ def test_a_folder_of_files_has_the_splits_that_their_names_say(tmp_path: Path) -
     assert [example.id for example in examples] == ["t2", "t1"]
     assert report.notes == ("read from 2 files: my_train_2.json, train-v1.1.json",)
     assert [example.id for example in load_examples(data, "validation")[0]] == ["d"]
+    (tmp_path / "train-dev.json").write_text(squad([row("which")]))
+    for split in ("train", "validation"):
+        with pytest.raises(DataError, match=r"train-dev.json is of both splits by its name; rename it, or name files"):
+            load_examples(data, split)
+    (tmp_path / "train-dev.json").unlink()
     both = DataConfig(train_file=str(tmp_path), validation_file=str(tmp_path))
     assert load_examples(both, "validation")[0][0].id == "d"
     assert load_examples(both, "train")[2] == load_examples(data, "train")[2] != load_examples(data, "validation")[2]

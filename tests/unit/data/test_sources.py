@@ -326,7 +326,7 @@ def test_nothing_left_after_dropping_is_an_error(tmp_path: Path) -> None:
 
 
 def test_subsets_are_taken_from_the_valid_examples(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", row("bad", question="", answers=[]), *(row(str(i)) for i in range(9)))
+    path = write_rows(tmp_path / "a.jsonl", row("bad", question="\ud83d"), *(row(str(i)) for i in range(9)))
     data = DataConfig(train_file=path, validation_file=path, on_invalid="drop", max_train_samples=3, max_eval_samples=2)
     assert [example.id for example in load_examples(data, "train")[0]] == ["0", "1", "2"]
     assert [example.id for example in load_examples(data, "validation")[0]] == ["0", "1"]

@@ -37,7 +37,7 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "logits.npy").write_bytes(b"earlier")
-    (folder / ".logits.npy").write_bytes(b"cut short")
+    (folder / ".logits.npy.qa_dist-unfinished").write_bytes(b"cut short")
     reset_accelerate()
     return folder
 
