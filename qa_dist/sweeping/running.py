@@ -3,7 +3,7 @@
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +38,13 @@ def in_order(tasks: Iterable[Task]) -> NextTask:
     return partial(next, iter(tasks), None)
 
 
+def command(argv: Sequence[str]) -> list[str]:
+    """The words that start a sweep again, without secrets and folders of this machine, of `sys.argv`."""
+    # `qa-dist sweep FILE` and `python -m qa_dist.sweep FILE`.
+    words = argv[2:] if Path(argv[0]).name == "qa-dist" else argv[1:]
+    return ["qa-dist", "sweep", *(without_folders(masked(word)) for word in words)]
+
+
 class Ledger:
     """What is known of the trials of a sweep; the file of results holds it as long as they run, and after."""
 
@@ -54,7 +61,7 @@ class Ledger:
         self._begun = time.monotonic()
         self._about = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": ["qa-dist", "sweep", *(without_folders(masked(word)) for word in sys.argv[1:])],
+            "command": command(sys.argv),
         }
         self.records: dict[str, Record | None] = {}
         self.notice = notice
