@@ -82,14 +82,11 @@ def run_command(program: str, work: Callable[[], int]) -> int:
     except BrokenPipeError:
         _drop_output()
         return EXIT_BROKEN_PIPE
-    except OSError as error:
-        # Errors of files have their names.
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-        _drop_output()
-        sys.stderr.write(f"{program}: error: standard output takes no more ({error.strerror}); make room\n")
-        return EXIT_USER_ERROR
     except Exception as error:
+        if (reason := _full_output(error)) is not None:
+            _drop_output()
+            sys.stderr.write(f"{program}: error: standard output takes no more ({reason}); make room\n")
+            return EXIT_USER_ERROR
         text = "".join(traceback.format_exception(error))
         shown = masked(text)
         if shown == text:
@@ -98,6 +95,13 @@ def run_command(program: str, work: Callable[[], int]) -> int:
         sys.stderr.write(shown)
         return EXIT_FAILURE
     return code
+
+
+def _full_output(error: Exception) -> str | None:
+    """Why a stream takes no more, if that is the error; one of a file has the file's name."""
+    if not isinstance(error, OSError) or error.filename is not None:
+        return None
+    return error.strerror if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else None
 
 
 def _drop_output() -> None:

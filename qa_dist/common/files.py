@@ -32,7 +32,9 @@ def make_writable(directory: Path, option: str) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise ConfigError([f"{option} {directory} cannot be used: {error.strerror}; choose another folder"]) from error
+        # mkdir says of a file only that it exists.
+        reason = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
+        raise ConfigError([f"{option} {directory} cannot be used: {reason}; choose another folder"]) from error
 
 
 def require_writable(directory: Path, option: str) -> None:

@@ -109,7 +109,7 @@ def test_mistakes_in_folder_data_and_model_are_said_at_once(
     assert run("--dry_run", **options, tokenizer_name=tmp_path / "no_tokenizer") == 2
     said = capsys.readouterr().err
     for sentence in (
-        f"--output_dir {tmp_path / 'out'} cannot be used: File exists",
+        f"--output_dir {tmp_path / 'out'} cannot be used: Not a directory",
         f"{tmp_path / 'none.json'}",
         f"{tmp_path / 'no_tokenizer'} does not exist",
         f"{tmp_path / 'no_model'} does not exist",
