@@ -21,6 +21,7 @@ from qa_dist.common.files import staged
 SUFFIX = ".journal"
 _FORMAT = 1
 _NOTHING: Mapping[str, Any] = {}
+_NO_ANSWERS: Mapping[str, int] = {"start": 0, "num_bytes": 0, "crc32": 0}
 _OVERWRITE = "name another file, or pass --overwrite_output_file true to replace it"
 
 
@@ -135,7 +136,7 @@ class Journal:
         self._replaces = self._is_blank = False
         self._answers = self._lines = -1
         self._length = 0
-        self._last = {"start": 0, "num_bytes": 0, "crc32": 0}
+        self._last = dict(_NO_ANSWERS)
         if os.path.isdir(output):
             raise DataError(f"--output_file {output} is a folder; name a file in it")
         try:
@@ -161,7 +162,7 @@ class Journal:
 
     def start_anew(self) -> bool:
         if self._overwrites:
-            self.state, self.is_finished, self._last = None, False, {"start": 0, "num_bytes": 0, "crc32": 0}
+            self.state, self.is_finished, self._last = None, False, dict(_NO_ANSWERS)
             self._replaces = True
         return self._overwrites
 
@@ -241,18 +242,13 @@ class Journal:
         self.is_finished = True
 
     def _add(self, answers: bytes, last: dict[str, int], state: Mapping[str, Any], *, is_finished: bool) -> None:
-        line = _line({"state": dict(state), "is_finished": is_finished, **last})
-        if self._replaces and not answers:
-            if is_finished:
-                raise DataError(f"no question of the input could be answered, and {self._output} is left as it is")
-            return
         if self._replaces:
-            try:
-                self._begin()
-                self._open_lines()
-            except OSError as error:
-                raise _unwritable(self._output, error) from error
-            self._replaces = False
+            if not answers and is_finished:
+                raise DataError(f"no question of the input could be answered, and {self._output} is left as it is")
+            if not answers:
+                return
+            self._replace()
+        line = _line({"state": dict(state), "is_finished": is_finished, **last})
         try:
             _append(self._answers, answers, last["start"])
             _append(self._lines, line, self._length)
@@ -265,6 +261,15 @@ class Journal:
                 "and run the same command to go on"
             ) from error
         self._last, self._length, self.state = last, self._length + len(line), dict(state)
+
+    def _replace(self) -> None:
+        """Begin anew in the place of what is there."""
+        try:
+            self._begin()
+            self._open_lines()
+        except OSError as error:
+            raise _unwritable(self._output, error) from error
+        self._replaces = False
 
     def close(self) -> None:
         for descriptor in (self._answers, self._lines):

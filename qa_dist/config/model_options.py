@@ -7,8 +7,6 @@ from typing import Literal
 
 from qa_dist.config.option import option
 
-_OF_LORA = ("lora_", "use_rslora", "use_dora")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -96,7 +94,7 @@ class ModelConfig:
             # Only what was set to something else than its default is a contradiction.
             for item in dataclasses.fields(self):
                 name = item.name
-                if (name.startswith(_OF_LORA) or name == "init_lora_weights") and getattr(self, name) != item.default:
+                if name in ADAPTER_OPTIONS and getattr(self, name) != item.default:
                     yield f"--{name} sets up LoRA but --tuning is full; drop it or use --tuning lora"
         if self.lora_implementation == "grouped":
             others = {
@@ -125,3 +123,11 @@ class ModelConfig:
                 yield f"{wanted} changes the frozen weights and --quantization {self.quantization} packs them; drop one"
             if self.init_adapter is not None:
                 yield f"{wanted} is for new adapters and --init_adapter {self.init_adapter} names old ones; drop one"
+
+
+ADAPTER_OPTIONS = tuple(
+    item.name
+    for item in dataclasses.fields(ModelConfig)
+    if item.name.startswith("lora_") or item.name in ("use_rslora", "use_dora", "init_lora_weights")
+)
+"""Options of adapters, which mean nothing where there are none."""

@@ -22,7 +22,8 @@ from qa_dist.common.notebook import named_as_in_python
 from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.common.secrets import masked
 from qa_dist.common.shipped import shipped_folder
-from qa_dist.config.options import GROUPS, ModelConfig, RunConfig, defaults
+from qa_dist.config.model_options import ADAPTER_OPTIONS
+from qa_dist.config.options import GROUPS, RunConfig
 from qa_dist.config.texts import default_text, option_type, shown
 
 T = TypeVar("T")
@@ -251,8 +252,7 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
     elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
         names += ["dataset_name", "dataset_config_name"]
     if layer.get("tuning") == "full":
-        names += [name for name in defaults(ModelConfig) if name.startswith("lora_")]
-        names += ["use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"]
+        names += [*ADAPTER_OPTIONS, "loraplus_lr_ratio"]
     if layer.get("mixed_precision") in ("no", "fp16"):
         names += ["residual_dtype"]
     return names

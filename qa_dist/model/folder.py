@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.config.model_options import ADAPTER_OPTIONS
 from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.config.parsing import peek, read_recipe
 from qa_dist.model.calibration import read_calibration
@@ -45,9 +46,7 @@ def refuse_trained_options(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: There are some.
     """
-    names = {name for name in (field.name for field in dataclasses.fields(ModelConfig)) if name.startswith("lora_")}
-    names |= {"tuning", "init_adapter", "init_lora_weights", "use_rslora", "use_dora"}
-    names.discard("lora_implementation")
+    names = {*ADAPTER_OPTIONS, "tuning", "init_adapter"} - {"lora_implementation"}
     given = [word for word in argv if word.startswith("--") and word[2:].partition("=")[0] in names]
     if given:
         flags = ", ".join(dict.fromkeys(word.partition("=")[0] for word in given))

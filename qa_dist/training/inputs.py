@@ -144,9 +144,10 @@ def _require_scorable(config: RunConfig, validation: FeatureStore) -> None:
             f"the validation data have {lacks}, so {' and '.join(unmet)} cannot be done; leave it out, or give "
             "--validation_file with answers"
         )
-    limit = config.data.max_eval_features
+    if (limit := config.data.max_eval_features) is None:
+        return
     chosen = subset(validation.num_features, limit, config.data.subset_seed)
-    if limit is not None and not validation.is_labelled[chosen].any():
+    if not validation.is_labelled[chosen].any():
         raise DataError(
             f"none of the features that --max_eval_features {limit} chooses has a question whose answer has a place in "
             "its context, so no loss can be computed; raise it, leave it out, or choose others with --subset_seed"

@@ -1,9 +1,8 @@
-"""Who goes on from a rung, and how a sweep is started again."""
+"""Who goes on from a rung."""
 
 import pytest
 
 from qa_dist.sweeping.halving import better_half
-from qa_dist.sweeping.running import command
 
 LOST = None
 
@@ -25,11 +24,3 @@ LOST = None
 )
 def test_the_better_half_goes_on(scores: dict[str, list[float | None]], kept: list[str]) -> None:
     assert better_half(scores) == kept
-
-
-@pytest.mark.parametrize("start", [["/usr/bin/qa-dist", "sweep"], ["/site/qa_dist/sweep.py"]])
-def test_the_command_that_starts_a_sweep_again(start: list[str]) -> None:
-    words = ["/home/me/few.yaml", "--output_dir", "out", "--train_file=hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"]
-    shown = command([*start, *words])
-    assert shown[:5] == ["qa-dist", "sweep", "few.yaml", "--output_dir", "out"]
-    assert "abcdefgh" not in shown[5]
