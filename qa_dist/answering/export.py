@@ -46,7 +46,7 @@ NUM_COMPARED = 64
 _PACKAGES = ("qa-dist", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
 _READER_OPTIONS = (
     *("max_seq_length", "doc_stride", "max_question_length", "decoding", "n_best_size", "max_answer_length"),
-    "answer_normalization",
+    *("answer_length_penalty", "answer_normalization"),
 )
 
 

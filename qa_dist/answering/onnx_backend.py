@@ -125,6 +125,7 @@ def best_spans(
         num_candidates=config.n_best_size,
         max_answer_length=config.max_answer_length,
         search=config.decoding,
+        length_penalty=config.answer_length_penalty,
     )
 
 

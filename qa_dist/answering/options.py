@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 READER_OPTIONS = (
     *("max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size", "allow_no_answer"),
-    *("null_score_diff_threshold", "temperature", "mixed_precision"),
+    *("answer_length_penalty", "null_score_diff_threshold", "temperature", "mixed_precision"),
 )
 """Options that a reader takes under their own names, whatever the command."""
 
@@ -37,6 +37,12 @@ class ReaderOptions:
     )
     max_answer_length: int | None = option(
         None, "longest answer, in tokens; auto: as in the run that trained the model", minimum=1
+    )
+    answer_length_penalty: float | None = option(
+        None,
+        "what each token of an answer behind its first takes off its score; auto: as in that run",
+        minimum=0,
+        maximum=100,
     )
     n_best_size: int | None = option(
         None, "candidates kept of each window and context; auto: as in that run", minimum=1, maximum=1000

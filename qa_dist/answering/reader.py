@@ -55,6 +55,7 @@ class Reader:
         doc_stride: int | None = None,
         max_question_length: int | None = None,
         max_answer_length: int | None = None,
+        answer_length_penalty: float | None = None,
         n_best_size: int | None = None,
         allow_no_answer: bool | None = None,
         null_score_diff_threshold: float | None = None,
@@ -76,6 +77,7 @@ class Reader:
             doc_stride: Tokens that consecutive windows of a context share.
             max_question_length: Longer questions are cut to so many tokens; None: those that do not fit are refused.
             max_answer_length: Tokens of the longest answer.
+            answer_length_penalty: What each token of an answer behind its first takes off its score.
             n_best_size: Candidates kept of each window and of each context.
             allow_no_answer: Whether "no answer" is a choice; None: if it was one in the run's evaluation.
             null_score_diff_threshold: How much better than the best answer "no answer" must be; None: as tuned for the
@@ -97,6 +99,7 @@ class Reader:
             "doc_stride": doc_stride,
             "max_question_length": max_question_length,
             "max_answer_length": max_answer_length,
+            "answer_length_penalty": answer_length_penalty,
             "n_best_size": n_best_size,
             "null_score_diff_threshold": null_score_diff_threshold,
             "eval_tokens_per_device": tokens_per_batch,
@@ -131,6 +134,7 @@ class Reader:
             "doc_stride": data.doc_stride,
             "max_question_length": data.max_question_length,
             "max_answer_length": evaluation.max_answer_length,
+            "answer_length_penalty": evaluation.answer_length_penalty,
             "n_best_size": evaluation.n_best_size,
             "decoding": evaluation.decoding,
             "allow_no_answer": self.allow_no_answer,

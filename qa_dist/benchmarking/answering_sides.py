@@ -46,6 +46,7 @@ def _reader(model: str, *, quantized: bool | None = None) -> Ask:
         model,
         device="cpu",
         max_answer_length=LONGEST,
+        answer_length_penalty=0.0,
         max_seq_length=WINDOW,
         doc_stride=STRIDE,
         allow_no_answer=False,

@@ -19,6 +19,12 @@ class EvaluationConfig:
     )
     n_best_size: int = option(20, "candidates kept per feature and answers per example", minimum=1, maximum=1000)
     max_answer_length: int = option(30, "longest answer, in tokens", minimum=1)
+    answer_length_penalty: float = option(
+        0.0,
+        "what each token of an answer behind its first takes off its score, in logits; above 0, shorter answers win",
+        minimum=0,
+        maximum=100,
+    )
     answer_normalization: AnswerNormalization = option(  # noqa: RUF009 - a field, as `optim` is
         "squad",
         "whose rules say which answers are the same and what F1 counts: those of the official scripts of SQuAD, XQuAD "
@@ -44,6 +50,11 @@ class EvaluationConfig:
     def problems(self) -> Iterable[str]:
         if self.null_score_diff_threshold is not None and math.isnan(self.null_score_diff_threshold):
             yield "--null_score_diff_threshold is nan; give a number"
+        if self.answer_length_penalty and self.decoding == "n_best":
+            yield (
+                "--answer_length_penalty goes with --decoding span; n_best chooses as the Hugging Face examples do, "
+                "without a penalty; drop one of the two"
+            )
 
     @property
     def null_threshold(self) -> float:

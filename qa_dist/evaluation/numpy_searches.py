@@ -57,6 +57,7 @@ def top_spans(
     num_candidates: int,
     max_answer_length: int,
     search: str = "span",
+    length_penalty: float = 0.0,
 ) -> CandidateTable:
     """What `top_spans.top_spans` gives for the same logits, float32, as tensors; see there.
 
@@ -73,20 +74,24 @@ def top_spans(
     is_token_BL = np.arange(num_tokens) < lengths_B[:, None]
     is_ordered_BL = (start_logits_BL < np.inf) & (end_logits_BL < np.inf)
     require_order(int((~(is_ordered_BL | ~is_token_BL)).any(axis=1).sum()), num_features)
+    row_N = np.arange(num_features)
+    null_start_logit_N, null_end_logit_N = start_logits_BL[row_N, null_B], end_logits_BL[row_N, null_B]
+    if length_penalty:
+        taken_L = np.arange(num_tokens, dtype=np.float32) * np.float32(length_penalty)
+        start_logits_BL, end_logits_BL = start_logits_BL + taken_L, end_logits_BL - taken_L
     batch = Batch(start_logits_BL, end_logits_BL, context_start_B, np.minimum(context_end_B, lengths_B), is_token_BL)
     # What stands in the padding is added up as well, and left out.
     with np.errstate(over="ignore", invalid="ignore"):
         start_BK, end_BK = SEARCHES[search](batch, num_candidates, min(max_answer_length, num_tokens))
     start_NK, end_NK = (_filled_up(token_BK, num_candidates) for token_BK in (start_BK, end_BK))
-    row_N = np.arange(num_features)
     return CandidateTable(
         feature_index_N=np.asarray(feature_index_B, dtype=np.int64),
         start_token_NK=start_NK.astype(np.int32),
         end_token_NK=end_NK.astype(np.int32),
         start_logit_NK=_logits_at(start_logits_BL, start_NK),
         end_logit_NK=_logits_at(end_logits_BL, end_NK),
-        null_start_logit_N=start_logits_BL[row_N, null_B],
-        null_end_logit_N=end_logits_BL[row_N, null_B],
+        null_start_logit_N=null_start_logit_N,
+        null_end_logit_N=null_end_logit_N,
     )
 
 

@@ -151,4 +151,5 @@ def _best_spans(logits: Sequence[BatchLogits], config: EvaluationConfig) -> Cand
         num_candidates=config.n_best_size,
         max_answer_length=config.max_answer_length,
         search=config.decoding,
+        length_penalty=config.answer_length_penalty,
     )

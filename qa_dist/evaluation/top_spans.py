@@ -47,11 +47,15 @@ def top_spans(
     num_candidates: int,
     max_answer_length: int,
     search: str = "span",
+    length_penalty: float = 0.0,
 ) -> CandidateTable:
     """The best `num_candidates` spans of each feature, by start logit + end logit (float32 addition).
 
     A span lies in the context and has at most `max_answer_length` tokens. Which spans are considered, and which of
-    equal ones come first, is up to the search.
+    equal ones come first, is up to the search. Each token of a span behind its first takes `length_penalty` off its
+    score: it is added to start logits, and taken off end logits, once for each token before them, so that a search
+    looks at other logits and needs no other way. The table has the logits that were searched; those of "no answer" are
+    as they were.
 
     Args:
         feature_index_B: the position of each feature in the data set.
@@ -64,6 +68,7 @@ def top_spans(
         num_candidates: K.
         max_answer_length: M, in tokens.
         search: a name of `SEARCHES`.
+        length_penalty: in logits.
 
     Raises:
         ScoringError: a logit is NaN or +inf.
@@ -78,12 +83,16 @@ def top_spans(
         for tensor in (context_start_B, context_end_B, cls_token_B, lengths_B)
     )
     is_token_BL = torch.arange(num_tokens, device=lengths_B.device) < lengths_B[:, None]
+    nulls = start_logits_BL.gather(1, null_B[:, None]), end_logits_BL.gather(1, null_B[:, None])
+    if length_penalty:
+        taken_L = torch.arange(num_tokens, device=lengths_B.device, dtype=torch.float32) * length_penalty
+        start_logits_BL, end_logits_BL = start_logits_BL + taken_L, end_logits_BL - taken_L
     batch = SearchBatch(
         start_logits_BL, end_logits_BL, context_start_B, torch.minimum(context_end_B, lengths_B), is_token_BL
     )
     # No span is longer than the feature.
     start_BK, end_BK = SEARCHES[search](batch, num_candidates, min(max_answer_length, num_tokens))
-    return _table(feature_index_B, batch, start_BK, end_BK, null_B, num_candidates)
+    return _table(feature_index_B, batch, start_BK, end_BK, nulls, num_candidates)
 
 
 def _table(
@@ -91,10 +100,10 @@ def _table(
     batch: SearchBatch,
     start_BK: Tensor,
     end_BK: Tensor,
-    null_B: Tensor,
+    nulls: tuple[Tensor, Tensor],
     num_candidates: int,
 ) -> CandidateTable:
-    """The spans that a search found, with their logits and those of "no answer", on the host.
+    """The spans that a search found, with their logits and those of "no answer", each [B, 1], on the host.
 
     Raises:
         ScoringError: a logit is NaN or +inf.
@@ -105,8 +114,7 @@ def _table(
         _filled_up(end_BK, num_candidates, -1),
         _filled_up(_logits_at(start_logits_BL, start_BK), num_candidates, float("-inf")),
         _filled_up(_logits_at(end_logits_BL, end_BK), num_candidates, float("-inf")),
-        start_logits_BL.gather(1, null_B[:, None]),
-        end_logits_BL.gather(1, null_B[:, None]),
+        *nulls,
         _are_bad(start_logits_BL, end_logits_BL, batch.is_token_BL)[:, None],
     )
     require_order(int(is_bad.sum()), len(is_bad))

@@ -42,21 +42,28 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return asked_in(tiny_squad(tmp_path_factory.mktemp("items") / "dev.json", 40, seed=5))
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.5])
 @pytest.mark.parametrize("unanswerable", [False, True])
-def test_answers_are_those_of_the_evaluation(trained: Path, tmp_path: Path, unanswerable: bool) -> None:
+def test_answers_are_those_of_the_evaluation(trained: Path, tmp_path: Path, unanswerable: bool, penalty: float) -> None:
     dev, results = tiny_squad(tmp_path / "dev.json", 60, seed=7, unanswerable=unanswerable), tmp_path / "results"
     words = ["--adapter", str(trained / "adapter"), "--results_dir", str(results), "--validation_file", str(dev)]
     threshold = 0.0
     if unanswerable:
         # Such that both kinds of answers occur.
-        willing = Reader(trained / "adapter", device="cpu", allow_no_answer=True)
+        willing = Reader(trained / "adapter", device="cpu", allow_no_answer=True, answer_length_penalty=penalty)
         threshold = float(np.median([answer.no_answer_odds for _, answer in willing.answer_many(asked_in(dev))]))
     reset_accelerate()
     words += ["--store_dir", str(tmp_path / "store"), f"--null_score_diff_threshold={threshold}"]
+    words += [f"--answer_length_penalty={penalty}"]
     assert evaluate.main(words) == 0
     reader = Reader(
-        trained / "adapter", device="cpu", allow_no_answer=unanswerable, null_score_diff_threshold=threshold
+        trained / "adapter",
+        device="cpu",
+        allow_no_answer=unanswerable,
+        null_score_diff_threshold=threshold,
+        answer_length_penalty=penalty,
     )
+    assert reader.settings["answer_length_penalty"] == penalty
     found = {item["id"]: answer for item, answer in reader.answer_many(asked_in(dev))}
     text = json.dumps({key: answer.text for key, answer in found.items()}, indent=2, ensure_ascii=False) + "\n"
     assert text.encode() == (results / "predictions.json").read_bytes()

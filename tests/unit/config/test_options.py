@@ -95,6 +95,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("--eval_steps sometimes", "is not a number of 1 or more"),
         ("--eval_steps no --early_stopping_patience 2", "needs evaluations"),
         ("--null_score_diff_threshold nan", "finite"),
+        ("--answer_length_penalty -0.1", "must be at least 0"),
+        ("--answer_length_penalty 0.1 --decoding n_best", "goes with --decoding span"),
         ("--learning_rate inf", "above 0"),
         ("--learning_rate", "has no value"),
         ("--seed 1.5", "is not an integer"),

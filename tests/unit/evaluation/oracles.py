@@ -45,7 +45,7 @@ ORACLES = {"span": every_span, "n_best": shortlisted_spans}
 
 
 def run_top_spans(
-    rows, *, num_candidates, max_answer_length, search, padding=0, fill=math.nan, indices=None
+    rows, *, num_candidates, max_answer_length, search, padding=0, fill=math.nan, indices=None, cls_token=0, **penalty
 ) -> CandidateTable:
     """Candidates of rows (start logits, end logits, context start, context end), padded with what must not be read.
 
@@ -57,9 +57,9 @@ def run_top_spans(
         logits[0, i, : len(start_logits)] = start_logits
         logits[1, i, : len(end_logits)] = end_logits
     lengths, starts, ends = np.array([(len(row[0]), row[2], row[3]) for row in rows]).T
-    arrays = (*logits, starts.copy(), ends.copy(), np.zeros(len(rows), np.int64), lengths.copy())
+    arrays = (*logits, starts.copy(), ends.copy(), np.full(len(rows), cls_token), lengths.copy())
     feature_index = range(len(rows)) if indices is None else indices
-    settings = {"num_candidates": num_candidates, "max_answer_length": max_answer_length, "search": search}
+    settings = {"num_candidates": num_candidates, "max_answer_length": max_answer_length, "search": search} | penalty
     try:
         found = top_spans(feature_index, *map(torch.from_numpy, arrays), **settings)
     except (ScoringError, ValueError) as error:

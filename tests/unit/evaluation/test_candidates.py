@@ -17,7 +17,7 @@ from qa_dist.evaluation import numpy_searches
 from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.searches import SEARCHES
 from qa_dist.evaluation.top_spans import pad_rows, top_spans
-from tests.unit.evaluation.oracles import LARGEST, ORACLES, f32, run_top_spans, small_table
+from tests.unit.evaluation.oracles import LARGEST, ORACLES, every_span, f32, run_top_spans, small_table
 
 COLUMNS = [name for name in CandidateTable.__slots__ if name != "feature_index_N"]
 
@@ -121,6 +121,43 @@ def test_few_candidates_equal_those_of_the_loops(search, num_candidates, max_ans
     generator = np.random.default_rng(max_answer_length)
     rows = [(*np.round(generator.normal(size=(2, 40)) * 20).astype(f32), 3, 38) for _ in range(40)]
     check_against_oracle(rows, num_candidates=num_candidates, max_answer_length=max_answer_length, search=search)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(features(TIES), min_size=1, max_size=4),
+    length_penalty=st.sampled_from([0.25, 0.5, 1.0, 8.0]),
+    num_candidates=st.integers(1, 9),
+    max_answer_length=st.integers(1, 14),
+    padding=st.integers(0, 3),
+)
+@example([([0.0] * 12, [0.0] * 12, 0, 12)], 0.25, 9, 3, 0)
+@example([([0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.5, 1.0], 0, 4)], 0.5, 1, 4, 0)
+def test_each_token_behind_the_first_takes_the_penalty_off(
+    rows, length_penalty, num_candidates, max_answer_length, padding
+):
+    # Of such numbers all sums are exact, in whatever order.
+    settings = {"num_candidates": num_candidates, "max_answer_length": max_answer_length, "search": "span"}
+    top = run_top_spans(rows, padding=padding, length_penalty=length_penalty, **settings)
+    for i, (start_logits, end_logits, context_start, context_end) in enumerate(rows):
+        spans = every_span(start_logits, end_logits, context_start, context_end, 10**6, max_answer_length)
+        scores = {(start, end): score - length_penalty * (end - start) for start, end, score in spans}
+        expected = sorted(scores, key=lambda span: (-scores[span], span))[:num_candidates]
+        assert spans_of(top, i) == expected
+        found = top.start_logit_NK[i] + top.end_logit_NK[i]
+        assert found[: len(expected)].tolist() == [scores[span] for span in expected]
+
+
+@pytest.mark.parametrize("cls_token", [0, 39])
+def test_the_penalty_leaves_no_answer_as_it_is(cls_token):
+    generator = np.random.default_rng(5)
+    rows = [(*generator.normal(size=(2, 40)).astype(f32), 3, 38) for _ in range(9)]
+    settings = {"num_candidates": 20, "max_answer_length": 30, "search": "span", "cls_token": cls_token}
+    plain, other = (run_top_spans(rows, length_penalty=penalty, **settings) for penalty in (0.0, 0.1))
+    for name in ("null_start_logit_N", "null_end_logit_N"):
+        assert np.array_equal(getattr(plain, name), getattr(other, name))
+    lengths = [(top.end_token_NK - top.start_token_NK).mean() for top in (plain, other)]
+    assert lengths[1] < lengths[0]
 
 
 @pytest.mark.parametrize("search", SEARCHES)
