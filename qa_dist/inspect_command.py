@@ -18,7 +18,15 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import adapter_problems, as_tuned, base_options, for_data_of, load_tokenizer_of, require_named
+from qa_dist.model.folder import (
+    adapter_problems,
+    as_tuned,
+    base_options,
+    for_data_of,
+    load_tokenizer_of,
+    refuse_trained_options,
+    require_named,
+)
 from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
@@ -87,6 +95,7 @@ def _inspect(argv: Sequence[str]) -> int:
     )
     require_named(options.adapter, argv, "adapter")
     if options.adapter is not None:
+        refuse_trained_options(argv)
         config = as_tuned(config, options.adapter)
     example_id = peek(argv, "id") or options.id
     if problems := list(options.contradictions(example_id)):

@@ -344,6 +344,8 @@ def test_what_a_model_says_is_what_its_evaluation_said(capsys: Capture, trained:
     assert max(scores) == pytest.approx(best["score"], abs=1e-5)
     shown = text_of(capsys, *adapter, "--id", "q3").splitlines()
     assert "name it with --id or --feature" in refusal(main, adapter, capsys)
+    told = refusal(main, [*adapter, "--id", "q3", "--lora_r", "4"], capsys)
+    assert "--lora_r: the model is trained, with values of its own that stay; leave it out here" in told
     token = max(found["features"][0]["tokens"], key=lambda each: each["start_logit"])
     (line,) = (line for line in shown if line.split()[:2] == [str(token["position"]), str(token["id"])])
     assert f"{token['start_logit']:.2f}  {'#' * 16}  " in line
