@@ -23,33 +23,24 @@ from qa_dist.answering.onnx_backend import OnnxBackend
 from qa_dist.answering.reader import Reader
 from qa_dist.common.errors import UserError
 from qa_dist.config.options import DataConfig, ModelConfig
-from qa_dist.data.records import Prediction
 from qa_dist.data.sources import load_examples
-from qa_dist.evaluation.answers import ExampleAnswer
 from qa_dist.evaluation.scoring import score_v1
 from qa_dist.features.table import FeatureTable
 from qa_dist.features.windows import FeatureColumns
 from qa_dist.model.saved import load_trained
-from tests.tiny import tiny_config, tiny_model, tiny_squad, tiny_tokenizer
+from tests.tiny import tiny_squad
 from tests.unit.data_fixtures import THOROUGH
-from tests.unit.trained import edit_json, random_adapter, some_calibration
+from tests.unit.trained import edit_json, export_words, random_adapter, some_calibration
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason="the onnx extra is not installed")
 
 ROOT = Path(__file__).parents[2]
-LENGTHS = ("--max_seq_length", "64", "--doc_stride", "16")
 FAMILIES = (
     *("bert", "deberta-v2", "modernbert", "roberta"),
     # ELECTRA is BERT behind another product, DistilBERT BERT without a segment of the input.
     *(pytest.param(model_type, marks=THOROUGH) for model_type in ("distilbert", "electra")),
 )
-
-
-def words(folder: Path, *more: str, model: str = "adapter", output: str = "exported") -> list[str]:
-    """A command that exports folder/adapter into folder/exported, compared on folder/dev.json."""
-    data = ["--validation_file", str(folder / "dev.json")]
-    return [str(folder / model), "--output_dir", str(folder / output), *data, *LENGTHS, *more]
 
 
 def made(folder: Path, model_type: str, *more: str) -> tuple[ModelConfig, dict[str, Any]]:
@@ -60,7 +51,7 @@ def made(folder: Path, model_type: str, *more: str) -> tuple[ModelConfig, dict[s
     with pytest.MonkeyPatch.context() as patch:
         written: list[str] = []
         patch.setattr(export.sys.stdout, "write", written.append)
-        assert export.main(words(folder, *more)) == 0
+        assert export.main(export_words(folder, *more)) == 0
     return config, json.loads("".join(written))
 
 
@@ -339,7 +330,7 @@ def test_a_graph_with_other_logits_is_not_kept(
         shutil.copy(graph, path)
 
     monkeypatch.setattr(exporting, "write_graph", write_another)
-    assert export.main(words(tmp_path)) == 2
+    assert export.main(export_words(tmp_path)) == 2
     said = capsys.readouterr().err
     assert "the logits of the exported model differ from the model's by" in said
     assert "nothing was written" in said
@@ -371,7 +362,7 @@ def test_a_model_that_may_answer_nothing_still_may(
     (tmp_path / "adapter").unlink()
     (tmp_path / "tuned").rename(tmp_path / "adapter")
     some_calibration(temperature=2.0, threshold=threshold).write(tmp_path / "adapter")
-    assert export.main(words(tmp_path, "--version_2_with_negative", "true")) == 0
+    assert export.main(export_words(tmp_path, "--version_2_with_negative", "true")) == 0
     reader = Reader(tmp_path / "exported", num_threads=1)
     assert reader.allow_no_answer
     assert (reader.temperature, reader.settings["null_score_diff_threshold"]) == (2.0, threshold)
@@ -383,84 +374,6 @@ def test_a_model_that_may_answer_nothing_still_may(
     expected = [answer for _, answer in again.answer_many(items)]
     assert [answer.text for answer in found] == [answer.text for answer in expected]
     assert 1 < sum(answer.is_no_answer for answer in found) < len(items) - 1
-
-
-def answered(text: str, *entries: tuple[int, float], null_odds: float | None = None) -> ExampleAnswer:
-    """An answer whose n-best list has these starts and scores; the first is chosen."""
-    nbest = tuple(Prediction(text, score, 0.5, start, start + 1) for start, score in entries)
-    return ExampleAnswer("id", nbest[0], nbest, null_odds)
-
-
-@pytest.mark.parametrize(
-    ("answer", "other", "same"),
-    [
-        (answered("a", (1, 2.0)), answered("a", (7, 9.0)), True),
-        (answered("a", (1, 2.0), (5, 1.95)), answered("b", (5, 2.0)), True),
-        (answered("a", (1, 2.0), (5, 1.8)), answered("b", (5, 2.0)), False),
-        (answered("a", (1, 2.0)), answered("b", (5, 2.0)), False),
-        (answered("a", (1, 2.0), null_odds=0.95), answered("", (-1, 2.0), null_odds=1.01), True),
-        (answered("a", (1, 2.0), null_odds=0.8), answered("", (-1, 2.0), null_odds=1.01), False),
-    ],
-)
-def test_answers_that_score_alike_count_as_the_same(answer: ExampleAnswer, other: ExampleAnswer, same: bool) -> None:
-    assert exporting.is_same(answer, other, margin=0.1, threshold=1.0) is same
-
-
-def refused_folder(folder: Path, kind: str) -> None:
-    """A model in folder/model that cannot be exported."""
-    (folder / "model").mkdir()
-    if kind == "headless":
-        tiny_model("bert", folder / "model")
-        return
-    if kind == "quantised":
-        tiny_model("bert", folder / "model")
-        edit_json(folder / "model" / "config.json", quantization_config={"load_in_8bit": True})
-        return
-    if kind != "empty":
-        if kind == "gpt2":
-            (folder / "model" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-        else:
-            tiny_config(kind, 100).save_pretrained(folder / "model")
-        tiny_tokenizer().save_pretrained(folder / "model")
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("empty", "holds no adapter and no model"),
-        ("headless", "lacks qa_outputs"),
-        ("gpt2", "gpt2 models are not trained here"),
-        ("convbert", "is a convbert model, which cannot be exported: its logits depend on how far a feature is padded"),
-        ("longformer", "is a longformer model, which cannot be exported"),
-        ("big_bird", "is a big_bird model, which cannot be exported"),
-        ("quantised", "its weights are quantised already"),
-    ],
-)
-def test_what_cannot_be_exported_is_a_sentence(
-    kind: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    refused_folder(tmp_path, kind)
-    tiny_squad(tmp_path / "dev.json", 2, seed=3)
-    capsys.readouterr()
-    assert export.main(words(tmp_path, model="model")) == 2
-    message = capsys.readouterr().err
-    assert said in message
-    assert message.count("\n") == 1, message
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.json", "model"]
-
-
-def test_mistakes_are_found_before_anything_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny_model("bert", tmp_path / "model")
-    assert export.main(words(tmp_path, model="model", output="model")) == 2
-    assert f"--output_dir {tmp_path / 'model'} exists already" in capsys.readouterr().err
-    assert export.main(words(tmp_path, "--format", "coreml", model="model")) == 2
-    assert "--format coreml is not one of onnx" in capsys.readouterr().err
-    find = export.require_package.__globals__["importlib"].util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name))
-    assert export.main(words(tmp_path, model="model")) == 2
-    assert "--format onnx needs onnxscript; install it with: pip install 'qa-dist[onnx]'" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -179,7 +179,8 @@ def test_only_the_room_of_the_ranks_talks_to_other_ranks(library: str) -> None:
 
 
 def test_functions_have_at_most_60_lines_and_files_450() -> None:
-    long = []
+    tests = sorted((PACKAGE.parent / "tests").rglob("*.py"))
+    long = [str(path) for path in tests if len(path.read_text(encoding="utf-8").splitlines()) > 450]
     for module in MODULES:
         text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
         long += [module] if len(text.splitlines()) > 450 else []

@@ -93,3 +93,9 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Change keys of a JSON object; ... removes one."""
     value = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     path.write_text(json.dumps({key: item for key, item in value.items() if item is not ...}), encoding="utf-8")
+
+
+def export_words(folder: Path, *more: str, model: str = "adapter", output: str = "exported") -> list[str]:
+    """A command that exports folder/adapter into folder/exported, compared on folder/dev.json."""
+    data = ["--validation_file", str(folder / "dev.json"), "--max_seq_length", "64", "--doc_stride", "16"]
+    return [str(folder / model), "--output_dir", str(folder / output), *data, *more]

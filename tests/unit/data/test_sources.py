@@ -20,7 +20,6 @@ from qa_dist.data.records import Answer, Example
 from qa_dist.data.rows import read_rows
 from qa_dist.data.sources import available_splits, load_examples, open_source, subset
 from tests.unit.data_fixtures import (
-    FIXTURES,
     MALFORMED,
     TINY_SQUAD,
     read_file,
@@ -28,8 +27,6 @@ from tests.unit.data_fixtures import (
     tiny_examples,
     write_rows,
 )
-
-EXPECTED: dict[str, tuple[str, ...]] = json.loads((FIXTURES / "malformed_expected.json").read_text(encoding="utf-8"))
 
 
 def check(*rows: dict[str, Any], **options: Any) -> tuple[list[Example], Report]:
@@ -412,9 +409,6 @@ def test_an_unreachable_data_set_is_one_sentence(hub_cache: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------- malformed files
-
-
 def test_what_a_library_logs_before_its_error_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -430,29 +424,3 @@ def test_what_a_library_logs_before_its_error_is_not_shown(
         load_examples(DataConfig(dataset_name="nobody/nothing"), "train")
     assert "retrying" not in capfd.readouterr().err
     assert caplog.messages == []
-
-
-def test_the_table_of_malformed_files_is_complete() -> None:
-    assert sorted(EXPECTED) == sorted(path.name for path in MALFORMED.iterdir())
-    assert len(EXPECTED) >= 30
-
-
-@pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_a_malformed_file_gives_one_clear_sentence(name: str) -> None:
-    with pytest.raises(DataError) as caught:
-        load_examples(DataConfig(train_file=str(MALFORMED / name)), "train")
-    message = str(caught.value)
-    assert message.startswith(str(MALFORMED / name))
-    assert "\n" not in message
-    for part in EXPECTED[name]:
-        assert part in message
-
-
-def test_a_missing_file_a_folder_and_an_unreadable_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
-        read_file(tmp_path / "none.json")
-    with pytest.raises(DataError, match="is a folder"):
-        read_file(tmp_path)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_file(tmp_path / "file" / "below.json")
