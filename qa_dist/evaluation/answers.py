@@ -194,7 +194,7 @@ def decode(
     is_entry_EW = entry_EW >= 0
     score_EW = np.full(entry_EW.shape, -np.inf, np.float32)
     score_EW[is_entry_EW] = entries.score_A[entry_EW[is_entry_EW]]
-    start_char_EW, end_char_EW = _characters(entries, entry_EW, features, contexts)
+    start_char_EW, end_char_EW = _characters(entries, entry_EW, contexts)
 
     chosen_E, null_odds_E = np.zeros(len(example_ids), np.int64), None
     if version_2:
@@ -221,9 +221,8 @@ class Entries(NamedTuple):
     Attributes:
         example_A: int64, the example of each entry.
         score_A: float32, start logit + end logit.
-        feature_C: int64, the feature that a candidate lies in.
-        start_token_C: int32, from the start of the feature.
-        end_token_C: int32, inclusive.
+        start_char_C: int32, a candidate's first character in its context.
+        end_char_C: int32, one past its last.
         start_logit_C: float32.
         end_logit_C: float32.
         null_score_E: float32, the score of each example's null answer.
@@ -231,9 +230,8 @@ class Entries(NamedTuple):
 
     example_A: Int64
     score_A: Float32
-    feature_C: Int64
-    start_token_C: Int32
-    end_token_C: Int32
+    start_char_C: Int32
+    end_char_C: Int32
     start_logit_C: Float32
     end_logit_C: Float32
     null_score_E: Float32
@@ -241,7 +239,7 @@ class Entries(NamedTuple):
     @property
     def num_candidates(self) -> int:
         """C: entries from here on are null answers."""
-        return len(self.feature_C)
+        return len(self.start_char_C)
 
 
 def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[str], *, version_2: bool) -> Entries:
@@ -273,9 +271,8 @@ def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[st
     return Entries(
         example_A=np.concatenate([example_C, null_example]),
         score_A=np.concatenate([_add(start_logit_C, end_logit_C), null_score_E[null_example]]),
-        feature_C=feature_C,
-        start_token_C=table.start_token_NK[feature_C, rank_C],
-        end_token_C=table.end_token_NK[feature_C, rank_C],
+        start_char_C=features.start_chars(feature_C, table.start_token_NK[feature_C, rank_C]),
+        end_char_C=features.end_chars(feature_C, table.end_token_NK[feature_C, rank_C]),
         start_logit_C=start_logit_C,
         end_logit_C=end_logit_C,
         null_score_E=null_score_E,
@@ -285,18 +282,34 @@ def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[st
 def rank(entries: Entries, n_best_size: int, *, version_2: bool) -> Int64:
     """The n-best list of each example as places in `entries`, int64 [E, W], best first; -1 beyond its end.
 
-    Entries are ordered by score, then window, then their order within the feature (see `searches`). The null answer
-    comes after candidates of equal score, and at the end if it is not among the best `n_best_size`.
+    Entries are ordered by score, then window, then their order within the feature (see `searches`). Of candidates at
+    one place, which windows share or pieces of one character make, the first stays. The null answer comes after
+    candidates of equal score, and at the end if it is not among the best `n_best_size`.
     """
     num_examples = len(entries.null_score_E)
     # Stable: of equal scores, candidates keep their order and the null answer comes last.
     by_rank_A = np.argsort((entries.example_A << 32) - _ordered_bits(entries.score_A), kind="stable")
+    by_rank_A = by_rank_A[~_is_repeated(entries, by_rank_A)]
     example_A = entries.example_A[by_rank_A]
     column_A = np.arange(len(by_rank_A)) - np.searchsorted(example_A, np.arange(num_examples))[example_A]
     is_kept_A = (column_A < n_best_size) | (by_rank_A >= entries.num_candidates)
     entry_EW = np.full((num_examples, n_best_size + int(version_2)), -1, np.int64)
     entry_EW[example_A[is_kept_A], np.minimum(column_A, n_best_size)[is_kept_A]] = by_rank_A[is_kept_A]
     return entry_EW
+
+
+def _is_repeated(entries: Entries, by_rank_A: Int64) -> npt.NDArray[np.bool_]:
+    """Whether entries, in their order, are candidates at a place that one before them has, too; bool [A]."""
+    is_candidate_A = by_rank_A < entries.num_candidates
+    candidate = by_rank_A[is_candidate_A]
+    start_key = (entries.example_A[candidate] << 32) | entries.start_char_C[candidate]
+    end_char = entries.end_char_C[candidate]
+    # Stable: of one place, the first in the order of the entries comes first.
+    by_place = np.lexsort((end_char, start_key))
+    is_same = (np.diff(start_key[by_place]) == 0) & (np.diff(end_char[by_place]) == 0)
+    is_repeated_A = np.zeros(len(by_rank_A), bool)
+    is_repeated_A[np.flatnonzero(is_candidate_A)[by_place[1:][is_same]]] = True
+    return is_repeated_A
 
 
 def choose(
@@ -366,16 +379,14 @@ def _check_windows(example_N: Int64, window_N: Int32, example_ids: Sequence[str]
         )
 
 
-def _characters(
-    entries: Entries, entry_EW: Int64, features: FeatureMap, contexts: Sequence[str]
-) -> tuple[Int32, Int32]:
+def _characters(entries: Entries, entry_EW: Int64, contexts: Sequence[str]) -> tuple[Int32, Int32]:
     """First character of each entry of the n-best lists, and the one behind its last, int32 [E, W]; -1 without text."""
     is_span_EW = (entry_EW >= 0) & (entry_EW < entries.num_candidates)
     candidate = entry_EW[is_span_EW]
     start_char_EW = np.full(entry_EW.shape, -1, np.int32)
     end_char_EW = np.full(entry_EW.shape, -1, np.int32)
-    start_char_EW[is_span_EW] = features.start_chars(entries.feature_C[candidate], entries.start_token_C[candidate])
-    end_char_EW[is_span_EW] = features.end_chars(entries.feature_C[candidate], entries.end_token_C[candidate])
+    start_char_EW[is_span_EW] = entries.start_char_C[candidate]
+    end_char_EW[is_span_EW] = entries.end_char_C[candidate]
     _leave_blanks_out(contexts, start_char_EW, end_char_EW)
     return start_char_EW, end_char_EW
 

@@ -320,6 +320,7 @@ def three_loops(
     entries = []
     null = math.inf
     for window, (feature, (starts, ends)) in enumerate(zip(features, logits, strict=True)):
+        of_window = []
         null = min(null, float(starts[feature.cls_token] + ends[feature.cls_token]))
         places = range(feature.context_start, feature.context_start + len(feature.context_offsets))
         for start in places:
@@ -328,9 +329,14 @@ def three_loops(
                     first = feature.context_offsets[start - feature.context_start][0]
                     last = feature.context_offsets[end - feature.context_start][1]
                     score = float(np.float32(starts[start]) + np.float32(ends[end]))
-                    entries.append((-score, window, start, end, context[first:last].strip()))
+                    place = (int(first), int(last))
+                    of_window.append((-score, window, start, end, context[first:last].strip(), place))
+        entries += sorted(of_window)[:n_best]
     entries.sort(key=lambda entry: entry[:4])
-    best = [(text, -score) for score, _, _, _, text in entries[:n_best]]
+    first_of = {}
+    for entry in entries:
+        first_of.setdefault(entry[5], entry)
+    best = [(text, -score) for score, _, _, _, text, _ in [*first_of.values()][:n_best]]
     if version_2 or not best:
         place = sum(score >= null for _, score in best)
         best = [*best[:place], ("", null), *best[place:]]

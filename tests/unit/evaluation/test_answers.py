@@ -105,11 +105,17 @@ def looped_answers(case: Case, *, n_best_size, max_answer_length, search, versio
             )
             for start, end, score in spans:
                 first, last = offsets[start - feature.context_start], offsets[end - feature.context_start]
-                entries.append((context[first[0] : last[1]], score, start_logits[start], end_logits[end]))
-        null = ("", null_score, None, None)
+                place = (int(first[0]), int(last[1]))
+                entries.append((context[first[0] : last[1]], score, start_logits[start], end_logits[end], place))
+        null = ("", null_score, None, None, None)
         if version_2:
             entries.append(null)
-        entries = sorted(entries, key=lambda entry: entry[1], reverse=True)[:n_best_size]
+        entries = sorted(entries, key=lambda entry: entry[1], reverse=True)
+        # What windows share counts once.
+        first_of = {}
+        for entry in entries:
+            first_of.setdefault(entry[4], entry)
+        entries = [*first_of.values()][:n_best_size]
         if (version_2 and null not in entries) or not entries:
             entries.append(null)
         scores = np.array([entry[1] for entry in entries], np.float64)
@@ -278,10 +284,11 @@ def test_answers_neither_begin_nor_end_with_blanks(context, offsets, places):
 
 
 def test_a_zero_width_token_that_scores_as_the_null_answer_is_not_taken_for_it():
-    logits = ([0.5, 5.0, 0.5, 0.0], [0.5, 5.0, 0.5, 0.0])
-    answer = one_example("dog", [(0, 3), (0, 0)], logits, version_2=True, n_best_size=3)[0]
+    logits = ([0.5, 0.5, 5.0, 0.0], [0.5, 0.5, 5.0, 0.0])
+    answer = one_example("dog", [(0, 0), (0, 3)], logits, version_2=True, n_best_size=3)[0]
     entries = [(entry.text, entry.score, entry.start_char, entry.end_char) for entry in answer.nbest]
-    assert entries == [("dog", 10.0, 0, 3), ("", 5.5, 0, 0), ("", 1.0, 0, 0), ("", 1.0, -1, -1)]
+    # Both tokens together are the word again.
+    assert entries == [("dog", 10.0, 0, 3), ("", 1.0, 0, 0), ("", 1.0, -1, -1)]
     assert answer.prediction.text == "dog"
 
 
