@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.parsing import parse
-from qa_dist.memory.estimate import EstimateConfig, choose_strategies, estimate, table
+from qa_dist.memory.estimate import EstimateConfig, choose_strategies, device_kind, estimate, table
 
 PROG = "qa_dist.estimate"
 
@@ -31,7 +31,7 @@ def _estimate(argv: Sequence[str]) -> int:
         # Nothing is written.
         base={"output_dir": "outputs"},
     )
-    strategies, refused = choose_strategies(config, options.strategy)
+    strategies, refused = choose_strategies(config, options.strategy, device_kind(options.device))
     tokens, length = config.training.max_tokens_per_device, config.data.max_seq_length
     if tokens is not None and tokens < length:
         raise ConfigError(

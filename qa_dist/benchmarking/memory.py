@@ -34,7 +34,7 @@ from qa_dist.config.parsing import parse
 from qa_dist.distributed.launch_config import Strategy
 from qa_dist.machine.environment import git_commit, hardware, versions
 from qa_dist.memory.by_strategy import PARTS
-from qa_dist.memory.estimate import EstimateConfig, choose_strategies, estimate
+from qa_dist.memory.estimate import EstimateConfig, choose_strategies, device_kind, estimate
 
 PROG = "python -m qa_dist.bench memory"
 STRATEGIES: tuple[Strategy, ...] = typing.get_args(Strategy)
@@ -275,7 +275,7 @@ def estimates(words: Sequence[str], options: EstimateConfig) -> list[dict[str, A
     """What `qa-dist estimate` prints as JSON, for these options of a run."""
     groups = ("data", "model", "training")
     config, _ = parse(words, prog=PROG, description="", groups=groups, base={"output_dir": "outputs"})
-    strategies, _ = choose_strategies(config, options.strategy)
+    strategies, _ = choose_strategies(config, options.strategy, device_kind(options.device))
     # DeepSpeed, where it is installed, greets on standard output.
     with contextlib.redirect_stdout(sys.stderr):
         estimated, _ = estimate(config, options, strategies)

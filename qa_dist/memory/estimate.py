@@ -17,6 +17,7 @@ from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, option
 from qa_dist.distributed.launch_config import Strategy, recipe_problems
 from qa_dist.machine.checks import last_line
+from qa_dist.machine.requirements import require_package
 from qa_dist.memory.by_strategy import PARTS, MemoryUse, Setup, Sizes, TracedPass, at_peak, largest_budget, made_by
 
 if TYPE_CHECKING:
@@ -104,8 +105,23 @@ def num_bytes(text: str) -> int | None:
     return size or None
 
 
-def choose_strategies(config: RunConfig, wanted: str) -> tuple[list[Strategy], dict[str, str]]:
+def device_kind(wanted: str) -> DeviceKind:
+    """The kind of device that --device asks for."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if wanted == "cuda" else "cpu"
+
+
+def choose_strategies(config: RunConfig, wanted: str, kind: DeviceKind) -> tuple[list[Strategy], dict[str, str]]:
     """The strategies to estimate, and why others that were not named are left out.
+
+    Args:
+        config: The run.
+        wanted: A strategy, or "all".
+        kind: Where it computes. On a CPU the libraries of a strategy are part of what a rank holds, and are loaded to
+            measure it.
 
     Raises:
         ConfigError: The strategy that was named, or every one, does not go with the other options.
@@ -115,6 +131,12 @@ def choose_strategies(config: RunConfig, wanted: str) -> tuple[list[Strategy], d
             ["--torch_compile model keeps other tensors than what is estimated here; estimate without it"]
         )
     problems = {strategy: list(recipe_problems(strategy, config)) for strategy in typing.get_args(Strategy)}
+    if kind == "cpu":
+        for strategy in (name for name in problems if name.startswith("zero")):
+            try:
+                require_package("deepspeed", f"--strategy {strategy} with --device cpu")
+            except ConfigError as error:
+                problems[strategy] += error.problems
     chosen = [name for name, reasons in problems.items() if wanted in ("all", name) and not reasons]
     refused = {name: reasons[0] for name, reasons in problems.items() if wanted in ("all", name) and reasons}
     if not chosen:
@@ -139,8 +161,7 @@ def estimate(
 
     # Before a process is started and the model built.
     require_trainable(model_configuration(config.model), config.training.mixed_precision)
-    has_cuda = torch.cuda.is_available()
-    kind: DeviceKind = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
+    has_cuda, kind = torch.cuda.is_available(), device_kind(options.device)
     processes = _start_processes(strategies, config) if kind == "cpu" else {}
 
     def shards_one_type(strategy: Strategy) -> bool:

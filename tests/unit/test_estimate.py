@@ -1,6 +1,7 @@
 """`qa-dist estimate`: what it prints, what it refuses, and that its sizes are those of a model that is built."""
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -186,6 +187,22 @@ def test_the_table(capsys: pytest.CaptureFixture[str], model: str) -> None:
     assert rows.index("together") < rows.index("in the host's memory") < rows.index("optimiser")
     assert any("--cpu_offload does not work with ddp" in line for line in lines)
     assert any("layers that --torch_compile compiles hold as much" in line for line in lines)
+
+
+def test_strategies_whose_library_is_missing_are_left_out_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "deepspeed" else find(name))
+    words = ["--device_memory", "1GiB", "--device"]
+    found = estimated(capsys, model, *words, "cpu")
+    assert [each["strategy"] for each in found["estimates"]] == ["ddp", "fsdp2"]
+    assert list(found["refused"]) == ["zero1", "zero2", "zero3"]
+    assert "install it with: pip install 'qa-dist[deepspeed]'" in found["refused"]["zero2"]
+    # Nothing of it is loaded to say what a GPU holds.
+    assert estimated(capsys, model, *words, "cuda")["refused"] == {}
+    assert estimate.main(["--model_name_or_path", model, "--strategy", "zero2", *words, "cpu"]) == 2
+    assert "--strategy zero2 with --device cpu needs deepspeed; install it with:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
