@@ -12,13 +12,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
 python=${PYTHON:-python}
 
+fail() {
+  echo "launch/local.sh: error: $*" >&2
+  exit 2
+}
+
 module=${MODULE:-qa_dist.train}
 case $module in
   qa_dist.train | qa_dist.predict) ;;
-  *)
-    echo "launch/local.sh: error: MODULE is $module; use qa_dist.train or qa_dist.predict" >&2
-    exit 2
-    ;;
+  *) fail "MODULE is $module; use qa_dist.train or qa_dist.predict" ;;
 esac
 
 # The file of this name: beside this script, in the folder above as in the repository, or in the installed package.
@@ -30,6 +32,7 @@ shipped() {
 }
 
 count=${NUM_PROCESSES:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}
+[[ $count =~ ^[1-9][0-9]*$ ]] || fail "NUM_PROCESSES is $count; give it a number of processes, 1 or more"
 
 # One process may use every core; several share them.
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')

@@ -43,11 +43,16 @@ case $module in
   *) fail "MODULE is $module; use qa_dist.train, qa_dist.predict or qa_dist.sweep" ;;
 esac
 [ -n "${SLURM_JOB_ID:-}" ] || fail "this is no Slurm job; use sbatch launch/slurm.sh, or launch/torchrun.sh elsewhere"
+most_requeues=${MAX_REQUEUES:-100}
+[[ $most_requeues =~ ^[0-9]+$ ]] || fail "MAX_REQUEUES is $most_requeues; give it a number, 0 for none"
+# One task of an array has the number of the whole array as its own.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 torchrun=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/torchrun.sh
 if [ ! -f "$torchrun" ]; then
   # sbatch runs a copy of this file; the job's record says where the original is.
-  command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+  command=$(scontrol show job "$job" | sed -n 's/^ *Command=//p')
   command=${command%%.sh *}
   command=${command%.sh}
   torchrun=${command%/*}/torchrun.sh
@@ -58,7 +63,7 @@ fi
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 [ "${#nodes[@]}" -gt 0 ] || fail "Slurm names no node in SLURM_JOB_NODELIST=$SLURM_JOB_NODELIST"
 restarts=${SLURM_RESTART_COUNT:-0}
-export NNODES=${#nodes[@]}
+export NNODES=${#nodes[@]} QA_DIST_NODES=${nodes[*]}
 # A port below those that systems hand out by themselves, and another one for the next job.
 export RDZV_ENDPOINT=${nodes[0]}:$((10000 + SLURM_JOB_ID % 20000)) RDZV_ID=$SLURM_JOB_ID.$restarts
 # Slurm tells every process that it is to stop, some of them twice. Launchers must not act on it, or they would end
@@ -72,17 +77,24 @@ export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30}
 export LOG_DIR=${LOG_DIR:-$PWD/slurm-$SLURM_JOB_ID}
 mkdir -p "$LOG_DIR"
 # torchrun ends with 1 whatever a process ended with; rank 0 leaves its exit code here.
-export QA_DIST_EXIT_FILE=$LOG_DIR/exit_code
+export QA_DIST_EXIT_FILE=$LOG_DIR/exit_code.$SLURM_JOB_ID
 rm -f "$QA_DIST_EXIT_FILE"
 
 # Predictions, and trials of a sweep, go on by themselves.
 [ "$restarts" -eq 0 ] || [ "$module" != qa_dist.train ] || set -- "$@" --resume_from_checkpoint auto
-echo "job $SLURM_JOB_ID, start $((restarts + 1)): ${nodes[*]}; a log per process is in $LOG_DIR"
+echo "job $job, start $((restarts + 1)): ${nodes[*]}; a log per process is in $LOG_DIR"
 
 # shellcheck disable=SC2016  # the variables are those of each node
 on_each_node='
   trap "" TERM USR1
   export LOG_DIR=$LOG_DIR/$SLURMD_NODENAME PET_LOCAL_ADDR=$SLURMD_NODENAME
+  # Left alone, gloo listens on what the name of this machine stands for, which may be the loopback interface.
+  for peer in $QA_DIST_NODES; do [ "$peer" = "$SLURMD_NODENAME" ] || break; done
+  if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && [ "$peer" != "$SLURMD_NODENAME" ] && command -v ip >/dev/null; then
+    route=$(ip -oneline route get "$(getent ahosts "$peer" | sed -n "1s/ .*//p")" 2>/dev/null) || route=
+    interface=$(sed -nE "s/.* dev ([^ ]+).*/\1/p" <<<"$route")
+    [ -z "$interface" ] || export GLOO_SOCKET_IFNAME=$interface
+  fi
   [ "$SLURMD_NODENAME" = "${RDZV_ENDPOINT%:*}" ] && is_host=true || is_host=false
   export PET_RDZV_CONF=is_host=$is_host,read_timeout=600
   exec bash "$0" "$@"'
@@ -98,12 +110,12 @@ if [ "$status" -ne 0 ] && [ -s "$QA_DIST_EXIT_FILE" ]; then
 fi
 if [ "$status" -eq 85 ]; then
   # A job that was cancelled, or whose time is over, is no longer running; nor is one that is in the queue already.
-  state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
+  state=$(squeue --noheader --jobs "$job" --format %T)
   if [ "$state" != RUNNING ]; then
     echo "the job is $state; unless it starts again by itself, submit it$again to go on"
-  elif [ "$restarts" -ge "${MAX_REQUEUES:-100}" ]; then
+  elif [ "$restarts" -ge "$most_requeues" ]; then
     echo "the job has started $((restarts + 1)) times, as often as MAX_REQUEUES allows, and is not queued again"
-  elif scontrol requeue "$SLURM_JOB_ID"; then
+  elif scontrol requeue "$job"; then
     echo "$kept; the job is in the queue again"
   fi
 fi

@@ -54,13 +54,17 @@ if [ -z "$processes" ]; then
   processes=$((gpus > 0 ? gpus : 1))
 fi
 
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "NPROC_PER_NODE is $processes; give it a number of processes, 1 or more"
+
 restarts=0
 if [[ ${NNODES:-1} = *:* ]]; then
   restarts=10
   # A store of its own for each start: torchrun does not notice when the one that machines share is on one that is lost.
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
-options=(--nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-$restarts}")
+restarts=${MAX_RESTARTS:-$restarts}
+[[ $restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS is $restarts; give it a number, 0 for none"
+options=(--nproc-per-node "$processes" --max-restarts "$restarts")
 if [ "${NNODES:-1}" = 1 ]; then
   options+=(--standalone)
 else

@@ -116,31 +116,66 @@ def test_the_torchrun_script_shares_the_cores_and_hands_everything_on(tmp_path: 
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in variables
 
 
+def slurm_job(folder: Path, **variables: str) -> dict[str, str]:
+    """Environment of job 7, start 2, on one node; Slurm's commands write down how they are called, and 85 is noted."""
+    noted = 'printf "%s %s\n" "$(basename "$0")" "$*" >> "$(dirname "$0")/calls"\n'
+    for name, text in {
+        "scontrol": "[ $2 != hostnames ] || echo n1",
+        "squeue": "echo RUNNING",
+        "srun": 'printf "%s\\n" "$@"; echo 85 > "$QA_DIST_EXIT_FILE"; exit 1',
+    }.items():
+        (folder / name).write_text(f"#!/bin/bash\n{noted}{text}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": "1", "LOG_DIR": str(folder)}
+    return {**job, "PATH": f"{folder}:{os.environ['PATH']}", **variables}
+
+
 def test_the_scripts_start_the_module_that_is_named(tmp_path: Path) -> None:
     """Predictions go on by themselves, so a job that starts again gets no other arguments; training does."""
     words, _ = launched_by("torchrun.sh", tmp_path, MODULE="qa_dist.predict")
     assert words[-4:] == ["-m", "qa_dist.predict", "--seed", "two words"]
     words, _ = launched_by("local.sh", tmp_path, MODULE="qa_dist.predict", NUM_PROCESSES="2")
     assert words[-4:] == ["-m", "qa_dist.predict", "--seed", "two words"]
-    for name, text in {
-        "scontrol": "echo n1",
-        "squeue": "echo RUNNING",
-        "srun": 'printf "%s\\n" "$@"; echo 85 > "$QA_DIST_EXIT_FILE"; exit 1',
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
-        (tmp_path / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": "1", "LOG_DIR": str(tmp_path)}
-    job["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    job = slurm_job(tmp_path)
     command = ["bash", str(ROOT / "launch" / "slurm.sh"), "--seed", "two words"]
     done = run(command, MODULE="qa_dist.predict", **job)
     assert done.returncode == 85, done.stderr
-    assert done.stdout.splitlines()[-4:-1] == ["--seed", "two words", "n1"]
+    assert done.stdout.splitlines()[-3:-1] == ["--seed", "two words"]
     assert done.stdout.endswith("all answers so far are written; the job is in the queue again\n")
-    assert run(command, **job).stdout.splitlines()[-4:-2] == ["--resume_from_checkpoint", "auto"]
+    assert run(command, **job).stdout.splitlines()[-3:-1] == ["--resume_from_checkpoint", "auto"]
     for script in ("torchrun.sh", "local.sh", "slurm.sh"):
         done = run(["bash", str(ROOT / "launch" / script)], MODULE="qa_dist.score", **job)
         assert done.returncode == 2
         assert "MODULE is qa_dist.score; use qa_dist.train" in done.stderr
+
+
+def test_a_task_of_an_array_is_requeued_alone_and_has_an_exit_file_of_its_own(tmp_path: Path) -> None:
+    """The first task's number is also that of the whole array."""
+    job = slurm_job(tmp_path, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")
+    done = run(["bash", str(ROOT / "launch" / "slurm.sh")], **job)
+    assert done.returncode == 85, done.stderr
+    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    assert calls[-2:] == ["squeue --noheader --jobs 7_1 --format %T", "scontrol requeue 7_1"]
+    assert (tmp_path / "exit_code.7").read_text(encoding="utf-8") == "85\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "value"),
+    [
+        ("torchrun.sh", "NPROC_PER_NODE", "gpu"),
+        ("torchrun.sh", "NPROC_PER_NODE", "0"),
+        ("torchrun.sh", "MAX_RESTARTS", "-1"),
+        ("local.sh", "NUM_PROCESSES", "2x"),
+        ("local.sh", "NUM_PROCESSES", "0"),
+        ("slurm.sh", "MAX_REQUEUES", "often"),
+    ],
+)
+def test_numbers_in_the_environment_are_checked(tmp_path: Path, script: str, name: str, value: str) -> None:
+    job = slurm_job(tmp_path, **{"NPROC_PER_NODE": "1", name: value})
+    done = run(["bash", str(ROOT / "launch" / script)], **job)
+    assert done.returncode == 2
+    assert f"{name} is {value}; give it a number" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_range_of_machines_may_restart_and_meets_in_a_new_store_each_time(tmp_path: Path) -> None:
