@@ -136,7 +136,9 @@ def _examine_together(
 
 
 def launch(num_processes: int, seconds: float) -> tuple[list[Check], dict[str, Any] | None]:
-    """Measure that many processes of this machine; lines of the table, and what JSON says of it (None if it failed)."""
+    """Measure that many processes of this machine; lines of the table, and what JSON says of it, None if nothing."""
+    if num_processes == 1:
+        return [Check("all-reduce", "ok", "one process, which has nobody to exchange data with")], None
     module = ["-m", PROG, "--launch", "--json", "--seconds", str(seconds)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     # Standard output is the result, and NCCL writes its log there unless it is told otherwise.
@@ -226,7 +228,7 @@ def _join(options: DoctorConfig) -> int:
 def _default_processes() -> int:
     import torch
 
-    return max(2, torch.cuda.device_count())
+    return torch.cuda.device_count() or 2
 
 
 if __name__ == "__main__":

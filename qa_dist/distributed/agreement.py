@@ -4,6 +4,7 @@ Ranks that differ would compute without an error, and average gradients of diffe
 """
 
 import hashlib
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -141,7 +142,7 @@ def _sight(ranks: Ranks, output_dir: Path) -> list[tuple[Member, bool]]:
     if problems:
         raise ConfigError(problems, on_all_ranks=True)
     try:
-        return ranks.gather((Member(ranks.rank, host_name(), {}), (output_dir / name).exists()))
+        return ranks.gather((Member(ranks.rank, host_name(), {}), os.path.exists(output_dir / name)))
     finally:
         if ranks.is_main:
             with suppress(OSError):

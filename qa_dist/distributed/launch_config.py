@@ -241,7 +241,8 @@ def _deepspeed_launch_config(
         return None
     problems.extend(f"{path}: {problem}" for problem in _deepspeed_problems(found, environment, training))
     zero = found["zero_optimization"]
-    strategy = _STAGES.get(zero.get("stage"), "zero2")
+    stage = zero.get("stage")
+    strategy: Strategy = _STAGES.get(stage, "zero2") if isinstance(stage, int) else "zero2"
     filled = {
         **{name: value for name, value in found.items() if name != "train_batch_size"},
         # What a rank computes at once is counted in tokens and differs from step to step. DeepSpeed wants a number,
@@ -257,9 +258,10 @@ def _deepspeed_launch_config(
         "zero_force_ds_cpu_optimizer": False,
     }
     if training.cpu_offload:
-        offload: dict[str, Any] = {"offload_optimizer": {"device": "cpu"}}
+        beside = {"device": "cpu", "pin_memory": True}
+        offload: dict[str, Any] = {"offload_optimizer": dict(beside)}
         if strategy == "zero3":
-            offload["offload_param"] = {"device": "cpu"}
+            offload["offload_param"] = dict(beside)
         filled["zero_optimization"] = {**offload, **zero}
     return LaunchConfig(strategy=strategy, deepspeed=filled)
 
@@ -314,7 +316,7 @@ def _precision_problems(ds_config: Mapping[str, Any], training: TrainingConfig) 
 def _stage_problems(zero: Mapping[str, Any], environment: Mapping[str, str]) -> Iterable[str]:
     """What is no stage, does not go with the stage, or is filled in by nobody."""
     stage = zero.get("stage")
-    if stage not in _STAGES:
+    if not isinstance(stage, int) or stage not in _STAGES:
         yield f"zero_optimization.stage is {stage}; use 1, 2 or 3, or accelerate_configs/ddp.yaml for no partitioning"
     asked = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if asked is not None and asked != str(stage):

@@ -4,6 +4,7 @@ Functions take what was found as arguments, so that every verdict can be shown w
 ones called `find_...` and `try_...` look at this machine.
 """
 
+import http.client
 import os
 import shutil
 import socket
@@ -318,7 +319,8 @@ def disk(name: str, path: Path, *, free_bytes: int, writable: bool, remedy: str)
 def find_disk(name: str, path: Path, remedy: str) -> Check:
     """`disk` of a folder of this machine."""
     path = path.expanduser().absolute()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    # Folders of others, and names that are too long, are not there as far as this user is concerned.
+    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     return disk(name, path, free_bytes=shutil.disk_usage(existing).free, writable=writable, remedy=remedy)
 
@@ -398,17 +400,20 @@ def reach(url: str, *, seconds: float = _HUB_SECONDS) -> None:
         OSError: No answer in time, or one that says that the server is in trouble.
     """
     outcome: list[OSError | None] = []
+    try:
+        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "qa-dist"})
+    except ValueError as error:
+        raise OSError(f"{error}") from error
 
     def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "qa-dist"})
         try:
             urllib.request.urlopen(request, timeout=seconds).close()
         except urllib.error.HTTPError as error:
             # "Forbidden" or "not found" is an answer.
             outcome.append(OSError(f"status {error.code}") if error.code >= 500 else None)
             error.close()
-        except OSError as error:
-            outcome.append(error)
+        except (OSError, http.client.HTTPException) as error:
+            outcome.append(OSError(f"{getattr(error, 'reason', error)}"))
         else:
             outcome.append(None)
 

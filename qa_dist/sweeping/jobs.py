@@ -29,6 +29,9 @@ TASK = "task.json"
 LOG = "log.txt"
 _FORMAT = 1
 _COMMANDS = ("sbatch", "squeue", "scancel")
+_OURS = ("--job-name", "-J", "--output", "-o", "--clusters", "-M")
+"""Options of sbatch that say by what name, in what log and in which queue a job is found again."""
+
 _SECONDS_TO_STOP = 120.0
 _MOST_SILENCES = 60
 """Slurm's controller may be restarted, or busy for a while."""
@@ -96,8 +99,12 @@ class SlurmJobs:
             poll_seconds: How often the queue is looked at.
 
         Raises:
-            ConfigError: Slurm's commands are missing.
+            ConfigError: Slurm's commands are missing, or an option is one that the sweep sets.
         """
+        if ours := [word for word in options if _is_ours(word)]:
+            raise ConfigError(
+                [f"--sbatch_options has {', '.join(ours)}, by which a sweep finds its jobs again; leave it out"]
+            )
         if call is call_slurm and (missing := [name for name in _COMMANDS if shutil.which(name) is None]):
             raise ConfigError(
                 [f"--launcher slurm needs {', '.join(missing)}, which are not here; run the sweep where sbatch works"]
@@ -188,6 +195,13 @@ class SlurmJobs:
             if name not in queue and read_record(job.trial) is not None:
                 ended(job.trial)
         self._jobs = {}
+
+
+def _is_ours(word: str) -> bool:
+    """Whether a word of sbatch's is an option of `_OURS`; a short one may have its value right behind it."""
+    if word.startswith("--"):
+        return word.partition("=")[0] in _OURS
+    return word[:2] in _OURS
 
 
 def job_name(trial: Trial) -> str:

@@ -21,6 +21,9 @@ KEYS = ("config", "options", "seeds", "grid", "trials", "search", "rungs")
 MOST_TRIALS = 10_000
 """A grid of more is a slip of the pen."""
 
+_MOST_EVALUATIONS = 10
+"""How often a trial may have to evaluate before its first rung."""
+
 # Without a comma, which stands between names on the command line.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=+-]{0,99}")
 
@@ -153,6 +156,7 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
     if search and not (configs[0].data.validation_file or configs[0].data.dataset_name):
         raise ConfigError([f"{path} has a search, which goes by scores; give --validation_file"])
     training = configs[0].training
+    _check_spacing(rungs, path)
     _check_rungs(configs, rungs, path)
     metric, folder = training.metric_for_best_model, Path(str(training.output_dir)).parent.parent
     return Plan(path.stem, trials, rungs, seeds, folder, metric, search, runs)
@@ -206,6 +210,20 @@ def _check_rungs(configs: Sequence[RunConfig], rungs: Sequence[int], path: Path)
             [
                 f"{path} has rungs, where trials are compared by {metric}, and --max_eval_features has the loss alone "
                 "evaluated; leave it out, or add --metric_for_best_model loss"
+            ]
+        )
+
+
+def _check_spacing(rungs: Sequence[int], path: Path) -> None:
+    """Refuse rungs for which trials would have to evaluate all the time."""
+    every = math.gcd(*rungs) if rungs else 0
+    if rungs and min(rungs) > _MOST_EVALUATIONS * every:
+        multiples = ", ".join(str(max(1, round(rung / min(rungs))) * min(rungs)) for rung in rungs)
+        raise ConfigError(
+            [
+                f"{path} has rungs {', '.join(map(str, rungs))}, for which trials evaluate at every multiple of "
+                f"{every} steps, the largest number that divides them all; take multiples of one number, such as "
+                f"{multiples}"
             ]
         )
 

@@ -118,6 +118,11 @@ def is_at(record: Record | None, step: int | None) -> bool:
     return step is not None and record["status"] == "paused" and record["step"] >= step
 
 
+def is_paused_at(record: Record | None, step: int) -> bool:
+    """Whether a trial waits at a rung, after so many optimiser steps."""
+    return record is not None and record["status"] == "paused" and record["step"] == step
+
+
 def score_at(record: Record | None, step: int, metric: str) -> float | None:
     """The score of a trial at a rung, or of its end where it ended before; None if it has none. Greater is better."""
     if record is None or record["status"] in ("diverged", "failed"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.sweeping.plan import Method, Plan, Trial
-from qa_dist.sweeping.record import Record, is_at, score_at
+from qa_dist.sweeping.record import Record, is_at, is_paused_at, score_at
 from qa_dist.sweeping.running import Ledger, Runner, Task
 from qa_dist.sweeping.study import Proposal, Study
 
@@ -66,6 +66,7 @@ class _Search:
         self._num_trials = plan.search.trials
         self._num_asked = 0
         self._open: dict[int, _Point] = {}
+        self._left_over: set[str] = set()
         for number, point, proposal in self._study.points():
             self._num_asked += 1
             try:
@@ -83,7 +84,8 @@ class _Search:
             for point in self._open.values():
                 step = self._goal(point)
                 for trial in point.trials:
-                    if trial.name not in point.running and not is_at(self.ledger.records[trial.name], step):
+                    is_free = trial.name not in point.running and trial.name not in self._left_over
+                    if is_free and not is_at(self.ledger.records[trial.name], step):
                         point.running.add(trial.name)
                         return trial, step
             if self._num_asked >= self._num_trials:
@@ -92,7 +94,10 @@ class _Search:
 
     def ended(self, trial: Trial) -> None:
         """Take in that a trial has come to its rung or its end, and decide about its point when all its seeds have."""
-        self.ledger.ended(trial)
+        record = self.ledger.ended(trial)
+        if record is not None and record["status"] == "stopped":
+            # Somebody stopped this one alone, as with scancel: the next call of the command goes on with it.
+            self._left_over.add(trial.name)
         for point in list(self._open.values()):
             if trial.name in point.running:
                 point.running.remove(trial.name)
@@ -118,8 +123,21 @@ class _Search:
             proposal.fail()
             return
         self._open[proposal.number] = point = _Point(proposal, trials)
-        # What an earlier call has brought it to.
+        # What an earlier call has brought it to; it may have ended between a report and what the pruner says to it.
+        last = max((step for step in self._plan.rungs if proposal.is_reported(step)), default=None)
+        records = [self.ledger.records[trial.name] for trial in trials]
+        if last is not None and all(is_paused_at(record, last) for record in records) and self._prunes(point, last):
+            return
         self._judge(point)
+
+    def _prunes(self, point: _Point, step: int) -> bool:
+        """Whether the pruner ends a point at a rung that was reported; if so, it has ended."""
+        if not point.proposal.is_to_stop():
+            return False
+        self.ledger.notice(f"{point.trials[0].method} goes no further than step {step}")
+        point.proposal.prune()
+        del self._open[point.proposal.number]
+        return True
 
     def _goal(self, point: _Point) -> int | None:
         """The rung that a point is on its way to; None: its end."""
@@ -152,10 +170,7 @@ class _Search:
                 proposal.complete(mean)
                 del self._open[proposal.number]
                 return
-            if proposal.is_to_stop():
-                self.ledger.notice(f"{point.trials[0].method} goes no further than step {at}")
-                proposal.prune()
-                del self._open[proposal.number]
+            if self._prunes(point, at):
                 return
 
     def _lose(self, proposal: Proposal) -> None:

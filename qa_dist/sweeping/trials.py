@@ -29,6 +29,9 @@ def run_trial(
 
     Where it runs as several ranks, rank 0 writes the record, and that of the others says no more than how it ended.
 
+    Raises:
+        UserError: Data, model or options cannot be used, and this is another rank.
+
     Args:
         trial: The trial, which goes on from its newest checkpoint.
         pause_after: Optimiser steps of the rung; None: to the end.
@@ -45,6 +48,9 @@ def run_trial(
     except DivergedError as error:
         record |= {"status": "diverged", "error": str(error)}
     except UserError as error:
+        if launched_rank():
+            # Its log is the only place where it can be said.
+            raise
         record |= {"status": "failed", "error": str(error)}
     except Exception as error:
         # Whatever it is, the other trials go on, and the log of this one has all of it.

@@ -13,6 +13,7 @@ from qa_dist.sweeping import table
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import new_record, read_record, write_record
 from qa_dist.sweeping.searching import run_search
+from qa_dist.sweeping.study import Proposal
 from tests.unit.sweeping.inline import Inline
 from tests.unit.sweeping.test_search import SEARCH, planned
 
@@ -107,6 +108,46 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(optuna: Any, whol
     last = Inline(body=as_if_trained)
     assert search(tmp_path, last, last, text=SEARCH.replace("trials: 12", "trials: 13")) == [True, True]
     assert {name.partition("_")[0] for name, _ in last.done} == {"12"}
+
+
+def test_a_trial_that_is_stopped_alone_is_left_to_the_next_call(optuna: Any, whole: Any, tmp_path: Path) -> None:
+    """As with scancel: it is not handed out again and again."""
+    stopped: list[str] = []
+
+    def body(trial: Trial, step: int | None) -> None:
+        if trial.name.startswith("3_") and not stopped:
+            stopped.append(trial.name)
+            write_record(trial, {**new_record(trial), "starts": 1})
+        else:
+            as_if_trained(trial, step)
+
+    first, second = Inline(body=body), Inline(body=as_if_trained)
+    search(tmp_path, first, second)
+    assert [name for name, _ in first.done].count(stopped[0]) == 1
+    assert second.done[0][0] == stopped[0]
+    assert [state for _, _, state, _, _ in told(optuna, tmp_path)].count("RUNNING") == 0
+
+
+def test_a_search_that_is_killed_before_a_decision_makes_it(
+    optuna: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, done = whole
+    decide, killed = Proposal.is_to_stop, []
+
+    def is_to_stop(proposal: Proposal) -> bool:
+        found = decide(proposal)
+        if found and not killed:
+            killed.append(proposal.number)
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Proposal, "is_to_stop", is_to_stop)
+    first, second = Inline(body=as_if_trained), Inline(body=as_if_trained)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, first)
+    assert search(tmp_path, second) == [True]
+    assert first.done + second.done == done
+    assert told(optuna, tmp_path) == told(optuna, folder)
 
 
 class Three:

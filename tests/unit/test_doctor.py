@@ -39,6 +39,15 @@ def test_the_table(found: list[Check], capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+def test_one_process_has_nobody_to_exchange_data_with(
+    found: list[Check], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine with one GPU, where two processes could not share it."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert doctor.main(["--launch"]) == 0
+    assert "all-reduce  one process, which has nobody to exchange data with" in capsys.readouterr().out
+
+
 def test_a_failure_is_exit_code_1(found: list[Check], capsys: pytest.CaptureFixture[str]) -> None:
     found.append(FAILURE)
     assert doctor.main([]) == 1

@@ -105,7 +105,7 @@ def test_offloading_by_flag_is_offloading_by_file() -> None:
         by_file = read_launch_config(deepspeed(ROOT / f"ds_configs/{stage}_offload.json"), training())
         places = [
             {
-                name: section["device"]
+                name: section
                 for name, section in launch_config.deepspeed["zero_optimization"].items()
                 if "off" in name
             }
@@ -128,6 +128,7 @@ def test_offloading_by_flag_is_offloading_by_file() -> None:
         ({"gradient_cliping": 1.0}, "gradient_cliping would have no effect"),
         ({"zero_force_ds_cpu_optimizer": True}, "torch's AdamW"),
         ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0; use 1, 2 or 3"),
+        ({"zero_optimization": {"stage": [2]}}, "zero_optimization.stage is [2]; use 1, 2 or 3"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "device is nvme; use cpu or none"),
         (
             {"zero_optimization": {"offload_optimizer": "cpu"}},

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from qa_dist import sweep
-from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.errors import ConfigError, DataError, UserError
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.sweep import SweepConfig
+from qa_dist.sweeping import trials
 from qa_dist.sweeping.jobs import SlurmJobs, job_name, read_task
 from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
@@ -200,6 +201,24 @@ def test_the_command_refuses_what_it_cannot_do(
     monkeypatch.setenv("RANK", "0")
     assert sweep.main(words) == 2
     assert "a sweep starts its trials itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--job-name=mine", "--job-name", "-Jmine", "--output", "-o", "--clusters=a", "-M"])
+def test_options_by_which_jobs_are_found_again_are_the_sweeps(word: str) -> None:
+    with pytest.raises(ConfigError, match=f"--sbatch_options has {word}, by which a sweep finds its jobs again"):
+        SlurmJobs(1, ["--time", "3", word], call=Slurm())
+
+
+def test_what_only_another_rank_finds_is_said_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise DataError("train.json does not exist")
+
+    monkeypatch.setattr(trials, "train", fails)
+    each = trial(tmp_path, "a")
+    assert trials.run_trial(each, None)["error"] == "train.json does not exist"
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(DataError, match="does not exist"):
+        trials.run_trial(each, None)
 
 
 def planned(folder: Path, flags: Sequence[str]) -> Plan:

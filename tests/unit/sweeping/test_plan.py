@@ -99,6 +99,10 @@ def test_some_methods_alone(tmp_path: Path) -> None:
             "grid: {lora_r: [1]}\nrungs: [10]\noptions: {max_eval_features: 5}",
             "has rungs, where trials are compared by f1, and --max_eval_features has the loss alone evaluated",
         ),
+        (
+            "grid: {lora_r: [1]}\nrungs: [33, 100]",
+            "evaluate at every multiple of 1 steps, .* multiples of one number, such as 33, 99",
+        ),
         ("grid: {lora_r: [1]}\nrungs: [20, 10]", "rungs is .* increasing numbers of steps"),
         ("trials: [{lora_r: 1}]", "trial 1 has no name"),
         ("trials: [{name: a/b}]", "the trial name a/b may have letters"),
