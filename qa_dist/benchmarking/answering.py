@@ -94,7 +94,8 @@ def _chosen(path: str, count: int) -> list[Example]:
     examples = [each for each in load_examples(DataConfig(validation_file=path), "validation")[0] if each.answers]
     if not examples:
         raise ConfigError([f"--validation_file {path} has no question with an answer; give SQuAD v1.1 questions"])
-    return examples[:: max(1, len(examples) // count)][:count]
+    count = min(count, len(examples))
+    return [examples[place * len(examples) // count] for place in range(count)]
 
 
 def _measured(options: AnsweringConfig, questions: Path, threads: str) -> dict[str, list[dict[str, Any]]]:

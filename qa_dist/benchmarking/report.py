@@ -14,7 +14,7 @@ from qa_dist.benchmarking.neighbours import is_disturbed
 from qa_dist.benchmarking.trainer import TUTORIAL
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
-from qa_dist.common.files import write_json
+from qa_dist.common.files import staged, write_json
 from qa_dist.common.parsers import read_json
 from qa_dist.machine.environment import git_commit, hardware, versions
 
@@ -66,13 +66,18 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def write_page(text: str, path: Path) -> None:
-    """Write a page to the file that --output names.
+    """Write a page to the file that --output names; it appears whole, and replaces one of the same title.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: It cannot be written, or is another file.
     """
     try:
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and path.stat().st_size:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                if file.readline().strip() != text.partition("\n")[0].strip():
+                    raise UserError(f"--output {path} exists and is no such page; name another file")
+        with staged(path) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}; name another file") from error
 

@@ -27,6 +27,10 @@ SCORES = ("exact_match", "f1")
 _NUM_IDS = 10
 
 
+FEWEST_RESAMPLES = 100
+"""Fewer leave no percentiles."""
+
+
 class Resampling(NamedTuple):
     """How intervals and p-values are found.
 

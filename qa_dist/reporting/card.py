@@ -66,7 +66,7 @@ def card(run: RunRecord, options: CardOptions, analysis: Mapping[str, Any] | Non
         f"# {title}",
         "",
         *_summary(run, base, is_adapter=is_adapter),
-        *usage_lines(name, base, is_adapter=is_adapter),
+        *usage_lines(name, base, is_adapter=is_adapter, revision=_revision(run, options)),
         *data_lines(run),
         *result_lines(run, analysis),
         *calibration_lines(run),
@@ -74,6 +74,12 @@ def card(run: RunRecord, options: CardOptions, analysis: Mapping[str, Any] | Non
     ]
     text = masked(f"---\n{_metadata(run, options, base, title, is_adapter)}\n---\n\n" + "\n".join(lines) + "\n")
     return f"{text}<!-- qa-dist card {_digest(text)} -->\n"
+
+
+def _revision(run: RunRecord, options: CardOptions) -> str:
+    """The revision of the base model that was trained on; "main" where that was the newest, or another one is named."""
+    revision = run.config.get("model_revision")
+    return revision if isinstance(revision, str) and not options.base_model else "main"
 
 
 def write_card(text: str, path: Path, *, overwrite: bool) -> None:
@@ -176,8 +182,6 @@ def _summary(run: RunRecord, base: Source | None, *, is_adapter: bool) -> Iterat
     if run.scores:
         exact, f1 = (f"{run.scores[key]:.2f}" for key in _SCORES)
         yield f"It reaches exact match {exact} and F1 {f1} on its validation data."
-    nothing = (
-        ", or none, where the text does not answer it" if run.config.get("version_2_with_negative") is True else ""
-    )
+    nothing = ", or none, where the text does not answer it" if run.may_lack_answers else ""
     yield f"An answer is a piece of the text that is given with the question{nothing}."
     yield ""

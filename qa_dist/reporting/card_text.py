@@ -41,13 +41,14 @@ def named(source: Source) -> str:
     return code(source.name)
 
 
-def usage_lines(name: str, base: Source | None, *, is_adapter: bool) -> Iterator[str]:
+def usage_lines(name: str, base: Source | None, *, is_adapter: bool, revision: str = "main") -> Iterator[str]:
     """How to load the model.
 
     Args:
         name: Its hub id, or the name of its folder.
         base: The model below an adapter.
         is_adapter: Whether it is one.
+        revision: That of the base model.
     """
     here = json.dumps(name, ensure_ascii=False)
     yield from ("## How to use it", "", "```python", "import qa_dist")
@@ -60,6 +61,8 @@ def usage_lines(name: str, base: Source | None, *, is_adapter: bool) -> Iterator
         return
     yield from ("Without qa_dist, for texts that fit into one window:", "", "```python")
     of_base = json.dumps(base.name, ensure_ascii=False) if base else ""
+    if base and base.hub_id is not None and revision != "main":
+        of_base += f", revision={json.dumps(revision, ensure_ascii=False)}"
     if is_adapter:
         yield "from peft import PeftModel"
     yield from ("from transformers import AutoModelForQuestionAnswering, AutoTokenizer", "")

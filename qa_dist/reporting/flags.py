@@ -4,6 +4,7 @@ import argparse
 
 from qa_dist.common.command import whole_number
 from qa_dist.evaluation.normalization import NORMALIZATIONS
+from qa_dist.reporting.analysis import FEWEST_RESAMPLES
 
 
 def add_score_flags(parser: argparse.ArgumentParser, *, of_seed: str) -> None:
@@ -16,11 +17,12 @@ def add_score_flags(parser: argparse.ArgumentParser, *, of_seed: str) -> None:
     )
     parser.add_argument(
         "--resamples",
-        # Fewer leave no percentiles, more no time.
-        type=whole_number(100, 1_000_000),
+        # More leave no time.
+        type=whole_number(FEWEST_RESAMPLES, 1_000_000),
         default=2000,
         metavar="N",
-        help="resamples of each interval and p-value (default: 2000; the smallest p-value is 1 / (N + 1))",
+        help="resamples of each interval and p-value (default: 2000; the smallest p-value is 1 / (N + 1), of the "
+        "bootstrap 2 / (N + 1))",
     )
     parser.add_argument(
         "--seed",

@@ -74,8 +74,12 @@ def resampled(groups: Groups, num_resamples: int, seed: int) -> Float64:
     rows = np.column_stack([groups.sums_GK, groups.sizes_G])
     different, counts_U = np.unique(rows, axis=0, return_counts=True)
     if _FEW * len(different) <= num_groups:
-        drawn_RU = random.multinomial(num_groups, counts_U / num_groups, size=num_resamples)
-        totals = drawn_RU @ different
+        at_once = max(1, _DRAWN_AT_ONCE // len(different))
+        totals = np.empty((num_resamples, different.shape[1]))
+        for start in range(0, num_resamples, at_once):
+            count = min(at_once, num_resamples - start)
+            drawn_RU = random.multinomial(num_groups, counts_U / num_groups, size=count)
+            totals[start : start + count] = drawn_RU @ different
     else:
         columns = np.repeat(different, counts_U, axis=0).T.copy()
         totals = np.empty((num_resamples, len(columns)))

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qa_dist.common.errors import ConfigError
 from qa_dist.common.notebook import ShownAsText
-from qa_dist.reporting.analysis import Resampling
+from qa_dist.reporting.analysis import FEWEST_RESAMPLES, Resampling
 from qa_dist.reporting.drawings import require_matplotlib
 from qa_dist.reporting.pages import require_page, write_page
 from qa_dist.reporting.report_page import page
@@ -50,9 +51,15 @@ def write_report(
         seed: Of the resamples, and of the questions that are shown by chance.
 
     Raises:
-        UserError: A folder is no run, the questions cannot be used, or the page cannot be written.
+        UserError: No run is named or a folder is none, a number is out of range, the questions cannot be used, or the
+            page cannot be written.
     """
-    output = Path(output)
+    output = Path(os.path.expanduser(output))
+    if not isinstance(runs, (str, os.PathLike)) and not runs:
+        raise ConfigError(["runs is empty; name the output folders of one run or of several"])
+    for name, value, least in (("resamples", resamples, FEWEST_RESAMPLES), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigError([f"{name} {value} is out of range; it must be at least {least}"])
     require_matplotlib()
     require_page(output, "--output")
     read = read_runs(runs)

@@ -23,7 +23,7 @@ from qa_dist.reporting.report_runs import (
 )
 from qa_dist.reporting.report_scores import Scored
 from qa_dist.reporting.run_folders import Run
-from qa_dist.reporting.slices import SLICINGS
+from qa_dist.reporting.slices import ORDERS, SLICINGS
 
 MOST_SLICES = 12
 """Of a slicing without end, such as titles."""
@@ -91,6 +91,7 @@ def page(runs: Sequence[Run], scored: Scored) -> str:
             "charts": list(_charts(runs, by_run)),
             "evaluations": [_evaluations(run) for run in runs],
             "phases": _phases(runs),
+            "resumed": any(run.record.get("resumed_at_steps") for run in runs),
             "memory": _memory(runs),
             "scale": scale,
             "slicings": list(_slicings(by_run)),
@@ -193,15 +194,17 @@ def _memory(runs: Sequence[Run]) -> list[Bar]:
 
 
 def _slicings(by_run: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every slicing that some run has: its slices in order, with the scores of each run."""
+    """Every slicing that some run has: its slices in order, with the numbers and scores of each run."""
     for by, meaning in SLICINGS.items():
         rows: dict[str, dict[str, Any]] = {}
         for number, found in by_run.items():
             for each in found["slices"]:
                 if each["by"] == by:
-                    row = rows.setdefault(each["value"], {"value": each["value"], "n": each["n"], "scores": {}})
+                    row = rows.setdefault(each["value"], {"value": each["value"], "scores": {}})
                     row["scores"][number] = each
         if rows:
+            # The first run may have no question of a slice that others have.
+            rows = {value: rows[value] for value in ORDERS.get(by, rows) if value in rows}
             yield {
                 "by": by,
                 "meaning": meaning,

@@ -69,14 +69,13 @@ def figures(run: Run, analyzed: Scores | None) -> Iterator[tuple[str, str, str]]
         yield "Steps", f"{run.num_steps:,}", f"of {planned:,}" if is_short else ""
     tokens = np.nansum(run.steps["num_tokens"])
     seconds = run.numbers("seconds").get("train", 0.0)
+    # A run that went on from a checkpoint noted the seconds of its last process alone.
+    is_whole = not run.record.get("resumed_at_steps")
     if tokens:
-        rate = ""
-        # A run that went on from a checkpoint noted the seconds of its last process alone.
-        if seconds and not run.record.get("resumed_at_steps"):
-            rate = f"{tokens / seconds:,.0f} a second"
-        yield "Tokens trained on", _short(tokens), rate
+        yield "Tokens trained on", _short(tokens), f"{tokens / seconds:,.0f} a second" if seconds and is_whole else ""
     if seconds:
-        yield "Time of training", duration(seconds), f"{duration(sum(run.numbers('seconds').values()))} in all"
+        in_all = f"{duration(sum(run.numbers('seconds').values()))} in all"
+        yield "Time of training", duration(seconds), in_all if is_whole else "in its last process"
     if memory := peak_memory(run):
         yield "Most memory of a rank", f"{max(memory) / 2**30:.2f} GiB", f"{len(memory)} rank{'s' * (len(memory) > 1)}"
 

@@ -19,6 +19,7 @@ from qa_dist.config.parsing import read_recipe
 from qa_dist.evaluation.ceiling import Ceiling
 from qa_dist.evaluation.limits import kept_limits
 from qa_dist.features.building import store_root
+from qa_dist.model.folder import was_evaluated_without_answers
 from qa_dist.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_INDEX, MODEL_WEIGHTS
 from qa_dist.reporting.hub_ids import HUB_ID
 
@@ -98,6 +99,12 @@ class RunRecord:
         found = data.get(split) if isinstance(data, dict) else None
         return found if isinstance(found, dict) else {}
 
+    @property
+    def may_lack_answers(self) -> bool:
+        """Whether "no answer" was a choice in the evaluation of the run: as its option says, else its data."""
+        option = self.config.get("version_2_with_negative")
+        return was_evaluated_without_answers(str(self.folder)) if option is None else option is True
+
     def ceiling(self) -> Ceiling | None:
         """The best scores that the validation data allows, if they were computed and their store is still there."""
         fingerprint = self.counts("validation").get("fingerprint")
@@ -107,7 +114,7 @@ class RunRecord:
         options = EvaluationConfig(**{name: value for name, value in named.items() if value is not None})
         stores = self.config.get("store_dir")
         root = store_root(DataConfig(store_dir=stores if isinstance(stores, str) else None))
-        found = kept_limits(root / fingerprint, options, version_2=bool(self.config.get("version_2_with_negative")))
+        found = kept_limits(root / fingerprint, options, version_2=self.may_lack_answers)
         return None if found is None else found.ceiling
 
 

@@ -373,6 +373,16 @@ def test_a_page_of_nothing_says_that_nothing_was_measured(tmp_path: Path) -> Non
     assert all(row.count("not yet measured") == 2 for row in rows)
 
 
+def test_a_page_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the measurement that it is made of."""
+    path = tmp_path / "bench.json"
+    report.merge(path, "trainer", trainer_section(), settings().to_json())
+    before = path.read_bytes()
+    assert bench.main(["report", str(path), "--output", str(path)]) == 2
+    assert f"--output {path} exists and is no such page; name another file" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 def test_the_page_in_docs_is_what_its_measurements_generate(tmp_path: Path) -> None:
     docs = Path(__file__).parents[2] / "docs"
     measured = sorted((docs / "benchmarks").glob("*.json"))

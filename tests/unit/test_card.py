@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from qa_dist.card import main
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
+from qa_dist.reporting.run_record import read_run
 from tests.refusals import refusal
 from tests.unit.data_fixtures import FIXTURES
 from tests.unit.trained import edit_json
@@ -87,6 +89,24 @@ def test_a_card_of_a_run(trained: Path, tmp_path: Path, capsys: Capture) -> None
     assert cells(text, "layers with adapters")[1] == "attention"
     # Nothing is said of what nobody measured or stated.
     assert not re.search(r"carbon|CO2|licen[sc]e|language:", text, re.IGNORECASE)
+
+
+def test_a_run_whose_data_say_that_answers_may_be_missing(run: Path, capsys: Capture) -> None:
+    """--version_2_with_negative is auto, and the evaluation had such questions."""
+    options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    (run / "config.yaml").write_text(yaml.safe_dump(options | {"version_2_with_negative": None}), encoding="utf-8")
+    assert "or none, where the text does not answer it" in written(capsys, run)
+    assert read_run(str(run)).may_lack_answers
+    (run / "null_odds.json").unlink()
+    assert "or none, where the text does not answer it" not in written(capsys, run)
+
+
+def test_the_revision_of_the_base_model_is_in_the_code(run: Path, capsys: Capture) -> None:
+    options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    hub = options | {"model_name_or_path": "them/base", "model_revision": "v1.2"}
+    (run / "config.yaml").write_text(yaml.safe_dump(hub), encoding="utf-8")
+    assert 'from_pretrained("them/base", revision="v1.2")' in written(capsys, run)
+    assert 'from_pretrained("a/b")' in written(capsys, run, "--base_model", "a/b")
 
 
 def test_what_the_user_states(trained: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -177,7 +177,7 @@ def test_the_loss_alone_is_that_of_evaluations_in_training(config: RunConfig) ->
     assert in_notebook(evaluation) == f"loss {evaluation.loss:.4f}"
 
 
-def test_an_example_as_its_model_sees_it(trained: Path) -> None:
+def test_an_example_as_its_model_sees_it(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = qa_dist.inspect_example(id="q3", split="validation", model=trained / "adapter")
     assert view.example["id"] == "q3"
     assert len(view.tokens) == sum(feature["num_tokens"] for feature in view.features)
@@ -186,6 +186,10 @@ def test_an_example_as_its_model_sees_it(trained: Path) -> None:
     assert chosen == qa_dist.evaluate_model(trained / "adapter").answers.predictions()["q3"]
     assert "\x1b" not in in_notebook(view)
     assert repr(view).startswith("ExampleView(id='q3', ")
+    monkeypatch.setenv("HOME", str(trained))
+    assert qa_dist.inspect_example(id="q3", split="validation", model="~/adapter").found == view.found | {
+        "adapter": str(trained / "adapter")
+    }
 
 
 def test_a_cell_that_was_stopped_goes_on(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +230,10 @@ def test_a_cell_that_was_stopped_goes_on(config: RunConfig, tmp_path: Path, monk
         (lambda config: qa_dist.inspect_example(config), "one of id and feature"),
         (lambda config: qa_dist.inspect_example(feature=1), "config is missing"),
         (lambda config: qa_dist.inspect_example(config, id="x"), "no example with the id x"),
+        (lambda config: qa_dist.inspect_example(config, id="x", split="Train"), "no split Train, only train and"),
+        (lambda config: qa_dist.write_report([]), "runs is empty"),
+        (lambda config: qa_dist.write_report("x", resamples=0), "resamples 0 is out of range; it must be at least 100"),
+        (lambda config: qa_dist.write_report("x", seed=-1), "seed -1 is out of range"),
         (lambda config: qa_dist.load_data(qa_dist.configure(config, train_file="/no.json")), "/no.json does not exist"),
         (lambda config: qa_dist.read_runs(["/no/such"]), "/no/such does not exist"),
     ],

@@ -19,6 +19,7 @@ from qa_dist import analyze
 from qa_dist.config.options import RunConfig
 from qa_dist.report import main
 from qa_dist.reporting import drawings
+from qa_dist.reporting.report_page import _slicings
 from qa_dist.reporting.run_folders import read_runs
 from tests.refusals import refusal
 from tests.support.html import Page
@@ -198,6 +199,31 @@ def test_throughput_and_token_balance_are_over_the_steps_that_were_timed(tmp_pat
     run_folder(run)
     (run / "metrics.jsonl").write_text(step(1))
     assert reported(tmp_path, run).elements["svg"] == 4, "a run of a version before has no times"
+
+
+@WITHOUT_DRAWING
+def test_times_of_a_resumed_run_are_those_of_its_last_process(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "metrics.jsonl").write_text(step(1) + step(2), encoding="utf-8")
+    for resumed, said in (([], "12 s in all"), ([1], "in its last process")):
+        write(run / "run.json", {"num_steps": 2, "seconds": {"train": 9, "data": 3}, "resumed_at_steps": resumed})
+        text = " ".join(reported(tmp_path, run).text.split())
+        assert said in text
+        assert ("of resumed runs, in their last process" in text) == bool(resumed)
+
+
+def test_slices_have_the_number_of_questions_of_each_run() -> None:
+    found = {
+        number: {"slices": [{"by": "windows", "value": value, "n": n} for value, n in sizes.items()]}
+        for number, sizes in enumerate(({"1": 6, "3": 1}, {"1": 2, "2": 4, "3": 1}))
+    }
+    (slicing,) = _slicings(found)
+    assert [row["value"] for row in slicing["rows"]] == ["1", "2", "3"]
+    assert [{number: each["n"] for number, each in row["scores"].items()} for row in slicing["rows"]] == [
+        {0: 6, 1: 2},
+        {1: 4},
+        {0: 1, 1: 1},
+    ]
 
 
 @WITHOUT_DRAWING

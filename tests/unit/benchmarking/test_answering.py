@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qa_dist import bench
@@ -70,6 +71,18 @@ def test_what_is_printed(
         assert sides[name]["processor_ms_per_question"] == pytest.approx(1000 * seconds / 6)
         assert seconds > 0
     assert sides["reader"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 35, 40, 99])
+def test_questions_are_evenly_spread_over_the_file(tmp_path: Path, count: int) -> None:
+    path = tiny_squad(tmp_path / "dev.json", 40, seed=1)
+    every = [each.id for each in answering._chosen(str(path), 40)]
+    places = [every.index(each.id) for each in answering._chosen(str(path), count)]
+    assert len(places) == min(count, 40)
+    steps = np.diff([*places, 40])
+    assert places[0] == 0
+    assert steps.min() >= 1
+    assert steps.max() - steps.min() <= 1
 
 
 def test_an_exported_model_is_read_in_its_precision_and_by_so_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,11 +104,7 @@ def test_offloading_by_flag_is_offloading_by_file() -> None:
         by_flag = read_launch_config(deepspeed(ROOT / f"ds_configs/{stage}.json"), training(cpu_offload=True))
         by_file = read_launch_config(deepspeed(ROOT / f"ds_configs/{stage}_offload.json"), training())
         places = [
-            {
-                name: section
-                for name, section in launch_config.deepspeed["zero_optimization"].items()
-                if "off" in name
-            }
+            {name: section for name, section in launch_config.deepspeed["zero_optimization"].items() if "off" in name}
             for launch_config in (by_flag, by_file)
         ]
         assert places[0] == places[1] != {}

@@ -60,6 +60,15 @@ def test_percentiles_are_those_of_scipy(num_copies: int) -> None:
         assert interval.high == pytest.approx(expected.confidence_interval.high, abs=error)
 
 
+def test_resamples_are_the_same_however_many_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = grouped(30, 1)
+    for groups in (once, Groups(np.repeat(once.sums_GK, 20, axis=0), np.repeat(once.sizes_G, 20))):
+        expected = resampled(groups, 500, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr("qa_dist.reporting.intervals._DRAWN_AT_ONCE", 700)
+            assert resampled(groups, 500, 0) == pytest.approx(expected, rel=1e-14)
+
+
 def test_the_order_of_groups_and_questions_does_not_matter() -> None:
     groups = grouped(50, 2)
     order = np.random.default_rng(0).permutation(50)
