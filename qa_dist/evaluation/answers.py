@@ -188,13 +188,13 @@ def decode(
         ScoringError: table, features and examples do not belong together.
     """
     _check_parts(table, features, contexts, example_ids, n_best_size)
-    entries = gather(table, features, example_ids, version_2=version_2)
+    entries = gather(table, features, contexts, example_ids, version_2=version_2)
     entry_EW = rank(entries, n_best_size, version_2=version_2)
 
     is_entry_EW = entry_EW >= 0
     score_EW = np.full(entry_EW.shape, -np.inf, np.float32)
     score_EW[is_entry_EW] = entries.score_A[entry_EW[is_entry_EW]]
-    start_char_EW, end_char_EW = _characters(entries, entry_EW, contexts)
+    start_char_EW, end_char_EW = _characters(entries, entry_EW)
 
     chosen_E, null_odds_E = np.zeros(len(example_ids), np.int64), None
     if version_2:
@@ -221,7 +221,8 @@ class Entries(NamedTuple):
     Attributes:
         example_A: int64, the example of each entry.
         score_A: float32, start logit + end logit.
-        start_char_C: int32, a candidate's first character in its context.
+        feature_C: int64, the feature that a candidate lies in.
+        start_char_C: int32, its first character in its context; no white space, unless it is nothing else.
         end_char_C: int32, one past its last.
         start_logit_C: float32.
         end_logit_C: float32.
@@ -230,6 +231,7 @@ class Entries(NamedTuple):
 
     example_A: Int64
     score_A: Float32
+    feature_C: Int64
     start_char_C: Int32
     end_char_C: Int32
     start_logit_C: Float32
@@ -242,7 +244,9 @@ class Entries(NamedTuple):
         return len(self.start_char_C)
 
 
-def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[str], *, version_2: bool) -> Entries:
+def gather(
+    table: CandidateTable, features: FeatureMap, contexts: Sequence[str], example_ids: Sequence[str], *, version_2: bool
+) -> Entries:
     """The entries of all examples: their candidates, and their null answers where these are a choice.
 
     The null answer of an example scores the minimum over its windows of the summed logits of the "no answer" token,
@@ -264,6 +268,9 @@ def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[st
     order_C, rank_C = np.nonzero(table.start_token_NK[row_N] >= 0)
     example_C, feature_C = example_N[order_C], row_N[order_C]
     start_logit_C, end_logit_C = table.start_logit_NK[feature_C, rank_C], table.end_logit_NK[feature_C, rank_C]
+    start_char_C = features.start_chars(feature_C, table.start_token_NK[feature_C, rank_C])
+    end_char_C = features.end_chars(feature_C, table.end_token_NK[feature_C, rank_C])
+    _leave_blanks_out(contexts, example_C, start_char_C, end_char_C)
     has_null_choice_E = np.ones(num_examples, bool)
     if not version_2:
         has_null_choice_E[example_C] = False
@@ -271,8 +278,9 @@ def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[st
     return Entries(
         example_A=np.concatenate([example_C, null_example]),
         score_A=np.concatenate([_add(start_logit_C, end_logit_C), null_score_E[null_example]]),
-        start_char_C=features.start_chars(feature_C, table.start_token_NK[feature_C, rank_C]),
-        end_char_C=features.end_chars(feature_C, table.end_token_NK[feature_C, rank_C]),
+        feature_C=feature_C,
+        start_char_C=start_char_C,
+        end_char_C=end_char_C,
         start_logit_C=start_logit_C,
         end_logit_C=end_logit_C,
         null_score_E=null_score_E,
@@ -282,9 +290,9 @@ def gather(table: CandidateTable, features: FeatureMap, example_ids: Sequence[st
 def rank(entries: Entries, n_best_size: int, *, version_2: bool) -> Int64:
     """The n-best list of each example as places in `entries`, int64 [E, W], best first; -1 beyond its end.
 
-    Entries are ordered by score, then window, then their order within the feature (see `searches`). Of candidates at
-    one place, which windows share or pieces of one character make, the first stays. The null answer comes after
-    candidates of equal score, and at the end if it is not among the best `n_best_size`.
+    Entries are ordered by score, then window, then their order within the feature (see `searches`). A place that
+    several windows hold is that of the window whose candidate there comes first; those of the others are left out. The
+    null answer comes after candidates of equal score, and at the end if it is not among the best `n_best_size`.
     """
     num_examples = len(entries.null_score_E)
     # Stable: of equal scores, candidates keep their order and the null answer comes last.
@@ -299,16 +307,22 @@ def rank(entries: Entries, n_best_size: int, *, version_2: bool) -> Int64:
 
 
 def _is_repeated(entries: Entries, by_rank_A: Int64) -> npt.NDArray[np.bool_]:
-    """Whether entries, in their order, are candidates at a place that one before them has, too; bool [A]."""
+    """Whether entries, in their order, are candidates at a place that is another window's; bool [A].
+
+    Those of one window at one place, as of the pieces of a character, all stay: a window has no others in their stead.
+    """
     is_candidate_A = by_rank_A < entries.num_candidates
     candidate = by_rank_A[is_candidate_A]
     start_key = (entries.example_A[candidate] << 32) | entries.start_char_C[candidate]
     end_char = entries.end_char_C[candidate]
     # Stable: of one place, the first in the order of the entries comes first.
     by_place = np.lexsort((end_char, start_key))
-    is_same = (np.diff(start_key[by_place]) == 0) & (np.diff(end_char[by_place]) == 0)
+    is_first = np.ones(len(by_place), bool)
+    is_first[1:] = (np.diff(start_key[by_place]) != 0) | (np.diff(end_char[by_place]) != 0)
+    feature = entries.feature_C[candidate[by_place]]
+    is_of_other = feature != feature[is_first][np.cumsum(is_first) - 1]
     is_repeated_A = np.zeros(len(by_rank_A), bool)
-    is_repeated_A[np.flatnonzero(is_candidate_A)[by_place[1:][is_same]]] = True
+    is_repeated_A[np.flatnonzero(is_candidate_A)[by_place[is_of_other]]] = True
     return is_repeated_A
 
 
@@ -379,7 +393,7 @@ def _check_windows(example_N: Int64, window_N: Int32, example_ids: Sequence[str]
         )
 
 
-def _characters(entries: Entries, entry_EW: Int64, contexts: Sequence[str]) -> tuple[Int32, Int32]:
+def _characters(entries: Entries, entry_EW: Int64) -> tuple[Int32, Int32]:
     """First character of each entry of the n-best lists, and the one behind its last, int32 [E, W]; -1 without text."""
     is_span_EW = (entry_EW >= 0) & (entry_EW < entries.num_candidates)
     candidate = entry_EW[is_span_EW]
@@ -387,20 +401,19 @@ def _characters(entries: Entries, entry_EW: Int64, contexts: Sequence[str]) -> t
     end_char_EW = np.full(entry_EW.shape, -1, np.int32)
     start_char_EW[is_span_EW] = entries.start_char_C[candidate]
     end_char_EW[is_span_EW] = entries.end_char_C[candidate]
-    _leave_blanks_out(contexts, start_char_EW, end_char_EW)
     return start_char_EW, end_char_EW
 
 
-def _leave_blanks_out(contexts: Sequence[str], start_char_EW: Int32, end_char_EW: Int32) -> None:
+def _leave_blanks_out(contexts: Sequence[str], example_C: Int64, start_char_C: Int32, end_char_C: Int32) -> None:
     """Move the ends of spans, in place, past white space: tokens may cover a line end, or stand at a blank."""
-    for example, (context, starts, ends) in enumerate(
-        zip(contexts, start_char_EW.tolist(), end_char_EW.tolist(), strict=True)
+    for number, (example, start, end) in enumerate(
+        zip(example_C.tolist(), start_char_C.tolist(), end_char_C.tolist(), strict=True)
     ):
-        for column, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            if start < end and (context[start].isspace() or context[end - 1].isspace()):
-                text = context[start:end]
-                start_char_EW[example, column] = start = end - len(text.lstrip())
-                end_char_EW[example, column] = start + len(text.strip())
+        context = contexts[example]
+        if start < end and (context[start].isspace() or context[end - 1].isspace()):
+            text = context[start:end]
+            start_char_C[number] = start = end - len(text.lstrip())
+            end_char_C[number] = start + len(text.strip())
 
 
 def _texts(contexts: Sequence[str], start_char_E: Int32, end_char_E: Int32) -> list[str]:

@@ -326,17 +326,18 @@ def three_loops(
         for start in places:
             for end in places:
                 if start <= end < start + longest:
-                    first = feature.context_offsets[start - feature.context_start][0]
-                    last = feature.context_offsets[end - feature.context_start][1]
+                    first = int(feature.context_offsets[start - feature.context_start][0])
+                    last = int(feature.context_offsets[end - feature.context_start][1])
                     score = float(np.float32(starts[start]) + np.float32(ends[end]))
-                    place = (int(first), int(last))
-                    of_window.append((-score, window, start, end, context[first:last].strip(), place))
+                    text = context[first:last]
+                    place = (last - len(text.lstrip()), first + len(text.rstrip())) if text.strip() else (last, last)
+                    place = place if first < last else (first, last)
+                    of_window.append((-score, window, start, end, text.strip(), place))
         entries += sorted(of_window)[:n_best]
     entries.sort(key=lambda entry: entry[:4])
-    first_of = {}
-    for entry in entries:
-        first_of.setdefault(entry[5], entry)
-    best = [(text, -score) for score, _, _, _, text, _ in [*first_of.values()][:n_best]]
+    window_of: dict[tuple[int, int], int] = {}
+    kept = [entry for entry in entries if window_of.setdefault(entry[5], entry[1]) == entry[1]]
+    best = [(text, -score) for score, _, _, _, text, _ in kept[:n_best]]
     if version_2 or not best:
         place = sum(score >= null for _, score in best)
         best = [*best[:place], ("", null), *best[place:]]

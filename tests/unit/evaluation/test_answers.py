@@ -105,17 +105,17 @@ def looped_answers(case: Case, *, n_best_size, max_answer_length, search, versio
             )
             for start, end, score in spans:
                 first, last = offsets[start - feature.context_start], offsets[end - feature.context_start]
-                place = (int(first[0]), int(last[1]))
+                place = (int(first[0]), int(last[1])), feature.window
                 entries.append((context[first[0] : last[1]], score, start_logits[start], end_logits[end], place))
         null = ("", null_score, None, None, None)
         if version_2:
             entries.append(null)
         entries = sorted(entries, key=lambda entry: entry[1], reverse=True)
-        # What windows share counts once.
-        first_of = {}
+        # What windows share is the first one's.
+        window_of = {}
         for entry in entries:
-            first_of.setdefault(entry[4], entry)
-        entries = [*first_of.values()][:n_best_size]
+            window_of.setdefault(*(entry[4] or (None, None)))
+        entries = [entry for entry in entries if entry is null or window_of[entry[4][0]] == entry[4][1]][:n_best_size]
         if (version_2 and null not in entries) or not entries:
             entries.append(null)
         scores = np.array([entry[1] for entry in entries], np.float64)
@@ -284,12 +284,38 @@ def test_answers_neither_begin_nor_end_with_blanks(context, offsets, places):
 
 
 def test_a_zero_width_token_that_scores_as_the_null_answer_is_not_taken_for_it():
-    logits = ([0.5, 0.5, 5.0, 0.0], [0.5, 0.5, 5.0, 0.0])
-    answer = one_example("dog", [(0, 0), (0, 3)], logits, version_2=True, n_best_size=3)[0]
+    logits = ([0.5, 5.0, 0.5, 0.0], [0.5, 5.0, 0.5, 0.0])
+    answer = one_example("dog", [(0, 3), (0, 0)], logits, version_2=True, n_best_size=3)[0]
     entries = [(entry.text, entry.score, entry.start_char, entry.end_char) for entry in answer.nbest]
-    # Both tokens together are the word again.
-    assert entries == [("dog", 10.0, 0, 3), ("", 1.0, 0, 0), ("", 1.0, -1, -1)]
+    assert entries == [("dog", 10.0, 0, 3), ("", 5.5, 0, 0), ("", 1.0, 0, 0), ("", 1.0, -1, -1)]
     assert answer.prediction.text == "dog"
+
+
+def test_what_several_windows_hold_is_one_entry():
+    case = Case(np.random.default_rng(0), num_examples=4, max_windows=1)
+    alone = [answer.nbest for answer in case.decode(search="span", version_2=False)]
+    for twin, logits in zip(list(case.features), list(case.logits), strict=True):
+        case.features.append(
+            Feature(**{name: getattr(twin, name) for name in Feature.__slots__ if name != "window"}, window=1)
+        )
+        case.logits.append(logits - f32(0.25))
+    assert [answer.nbest for answer in case.decode(search="span", version_2=False)] == alone
+    assert len(alone[0]) > 1
+
+
+def test_a_line_end_makes_no_other_place():
+    """The first window has a token for it, as byte-level tokenizers do; its two candidates for the word stay."""
+    rows = [([0.0, 5.0, 1.0, 0.0], [0.0, 4.0, 5.0, 0.0], 1, 3), ([0.0, 4.0, 0.0], [0.0, 4.0, 0.0], 1, 2)]
+    features = FeatureMap(
+        example_index_N=np.array([0, 0], np.int32),
+        window_N=np.array([0, 1], np.int32),
+        context_start_N=np.array([1, 1], np.int32),
+        context_offsets_T2=np.array([(0, 3), (3, 4), (0, 3)], np.int32),
+        first_offset_N1=np.array([0, 2, 3]),
+    )
+    table = run_top_spans(rows, num_candidates=3, max_answer_length=5, search="span")
+    found = decode(table, features, ["dog\n"], ["q"], n_best_size=3, version_2=False)[0]
+    assert [(entry.text, entry.score) for entry in found.nbest] == [("dog", 10.0), ("dog", 9.0), ("", 6.0)]
 
 
 def test_the_null_answer_is_the_worst_of_the_windows():
