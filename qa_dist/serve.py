@@ -70,6 +70,7 @@ class ServeConfig(ReaderConfig):
     )
 
     def problems(self) -> Iterable[str]:
+        yield from self.contradictions()
         if self.max_body_bytes < self.max_context_characters:
             yield (
                 f"--max_body_bytes {self.max_body_bytes} cannot hold a text of --max_context_characters "

@@ -57,7 +57,8 @@ def open_sink(
     output: Path, identity: Mapping[str, Any], *, overwrite: bool, earlier: Mapping[str, Any] = _NOTHING
 ) -> "Journal | Stream":
     """A journal for a file; a stream where the name is that of something else, as /dev/stdout or a named pipe."""
-    if os.path.lexists(output) and not os.path.isdir(output) and not os.path.isfile(output):
+    # A link to a file that is not there yet is the name of a file.
+    if os.path.exists(output) and not os.path.isdir(output) and not os.path.isfile(output):
         try:
             return Stream(output.open("wb", buffering=0), str(output), is_own=True)
         except OSError as error:
@@ -272,6 +273,10 @@ class Journal:
         self._replaces = False
 
     def close(self) -> None:
+        if self._lines >= 0 and not self._replaces and self.state is None and not self.is_finished:
+            # Nothing was written: what somebody puts into the file now is not this command's.
+            with suppress(OSError):
+                self.path.unlink()
         for descriptor in (self._answers, self._lines):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -310,11 +310,12 @@ def answer(questions: Sequence[Asked], reader: Answering, manner: Manner) -> Ans
     try:
         found = _found(kept, reader, manner)
     except InvalidQuestionError:
-        problems = {asked: reader.problem(asked.question) for asked in questions}
-        flaws = [Flaw(asked.place, problem) for asked, problem in problems.items() if problem is not None]
+        # Not by question: the same line of two files may hold the same one.
+        problems = [(asked, reader.problem(asked.question)) for asked in questions]
+        flaws = [Flaw(asked.place, problem) for asked, problem in problems if problem is not None]
         if not manner.skips_flaws:
             return Answered(b"", 0, [], flaws)
-        kept = [asked for asked, problem in problems.items() if problem is None]
+        kept = [asked for asked, problem in problems if problem is None]
         found = _found(kept, reader, manner)
     lines, scores = [], []
     for asked, answers in zip(kept, found, strict=True):

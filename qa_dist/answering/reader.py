@@ -118,8 +118,12 @@ class Reader:
         self.backend = opened.backend
         self.config = opened.config
         self.temperature = _checked_temperature(temperature) if temperature is not None else opened.temperature
+        if not isinstance(allow_no_answer, bool | None):
+            raise ConfigError([f"allow_no_answer is {allow_no_answer!r}; give True, False or None"])
         self.allow_no_answer = opened.allows_no_answer if allow_no_answer is None else allow_no_answer
         self.notes = tuple(self.backend.notes)
+        if null_score_diff_threshold is not None and not self.allow_no_answer:
+            self.notes += ("null_score_diff_threshold decides nothing, as allow_no_answer is false: all is answered",)
         self._cuts_questions = data.max_question_length is not None
 
     def __repr__(self) -> str:

@@ -15,7 +15,8 @@ class Answer:
         text: the words of the context; "" for no answer.
         start_char: where they start in their context; -1 for no answer.
         end_char: one past their last character; -1 for no answer.
-        score: start logit + end logit; of no answer the smallest sum of any window, as each has to agree.
+        score: start logit + end logit, less what the length penalty takes off; of no answer the smallest sum of any
+            window, as each has to agree.
         probability: softmax of the score among all that were weighed for the question.
         is_no_answer: whether this says that the contexts hold no answer.
         no_answer_odds: score of "no answer" minus that of the best answer with a text; the same for all answers to a

@@ -55,7 +55,7 @@ class AnswerRecord(BaseModel):
     text: str = Field(description="The answer as it stands in the text; empty if there is none")
     start_char: int = Field(description="Its first character in the text, in code points; -1 if there is none")
     end_char: int = Field(description="The character behind its last; -1 if there is none")
-    score: float = Field(description="Sum of the model's logits for start and end")
+    score: float = Field(description="Sum of the model's logits for start and end, less its length penalty")
     probability: float = Field(description="Share among all candidates of the question, from 0 to 1")
     is_no_answer: bool = Field(description="Whether the model says that the text does not answer the question")
     no_answer_odds: float | None = Field(

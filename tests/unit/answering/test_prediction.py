@@ -241,6 +241,18 @@ def test_a_run_that_ended_before_its_first_chunk_leaves_nothing_that_has_to_fit(
         run([path], output)
 
 
+def test_what_somebody_puts_in_the_place_of_no_answers_is_left_alone(tmp_path: Path) -> None:
+    path, output = write_jsonl(tmp_path / "q.jsonl", rows(1)), tmp_path / "answers.jsonl"
+    path.write_bytes(b"not json\n")
+    with pytest.raises(DataError, match="0 answers are written"):
+        run([path], output)
+    output.write_bytes(b"my own work\n")
+    write_jsonl(path, rows(2))
+    with pytest.raises(DataError, match="exists and is no file of this command"):
+        run([path], output)
+    assert output.read_bytes() == b"my own work\n"
+
+
 @pytest.mark.parametrize("count", [2, 6])
 def test_answers_about_another_input_are_replaced_if_that_is_asked_for(tmp_path: Path, count: int) -> None:
     path, output = write_jsonl(tmp_path / "q.jsonl", rows(4)), tmp_path / "answers.jsonl"
@@ -275,6 +287,17 @@ def test_what_cannot_be_answered_is_left_out_named_and_counted(tmp_path: Path) -
         "q.jsonl, line 8: the question is too long; left out",
     ]
     assert rounds.progress.metrics() == {"num_answered": 6, "num_skipped": 3}
+
+
+def test_equal_lines_of_files_with_one_name_are_all_answered_beside_a_flaw(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "q.jsonl" for name in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        write_jsonl(path, [*rows(1), {**rows(1)[0], "question": "unanswerable"}])
+    output = tmp_path / "answers.jsonl"
+    rounds, _ = run(paths, output, skips_flaws=True, questions_per_chunk=4)
+    assert [line["id"] for line in lines(output)] == ["q0", "q0"]
+    assert rounds.progress.metrics() == {"num_answered": 2, "num_skipped": 2}
 
 
 def test_what_cannot_be_answered_ends_the_run_and_is_mended(tmp_path: Path) -> None:
@@ -374,6 +397,9 @@ def test_names_of_other_things_than_files_are_streams(tmp_path: Path) -> None:
             sink.add(b"answers", {})
     with pytest.raises(DataError, match="is a folder"):
         open_sink(tmp_path, IDENTITY, overwrite=False)
+    (tmp_path / "link").symlink_to(tmp_path / "answers.jsonl")
+    with contextlib.closing(open_sink(tmp_path / "link", IDENTITY, overwrite=False)) as sink:
+        assert isinstance(sink, Journal), "the name of a file that is not there yet"
 
 
 def test_files_that_training_refuses_end_with_a_sentence_or_leave_out_what_is_bad(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_answers_are_those_of_the_evaluation(trained: Path, tmp_path: Path, unan
         answer_length_penalty=penalty,
     )
     assert reader.settings["answer_length_penalty"] == penalty
+    assert any("null_score_diff_threshold decides nothing" in note for note in reader.notes) == (not unanswerable)
     found = {item["id"]: answer for item, answer in reader.answer_many(asked_in(dev))}
     text = json.dumps({key: answer.text for key, answer in found.items()}, indent=2, ensure_ascii=False) + "\n"
     assert text.encode() == (results / "predictions.json").read_bytes()

@@ -44,6 +44,8 @@ def test_a_second_server_that_starts_while_the_first_one_loads_is_refused(capsys
         ([], "--model is missing"),
         (["any-model", "--host", "203.0.113.7", "--port", "0"], "cannot be used: Cannot assign"),
         (["any-model", "--host", "no such host"], "--host no such host is no address of this machine"),
+        (["any-model", "--host", "127..0.0.1"], "--host 127..0.0.1 is no address of this machine"),
+        (["m", "--allow_no_answer", "false", "--null_score_diff_threshold", "2"], "and --allow_no_answer is false"),
         (["any-model", "--port", "70000"], "--port 70000"),
         (["any-model", "--api_key_file", "nothing"], "nothing does not exist"),
         (["any-model", "--max_body_bytes", "2000"], "cannot hold a text of"),
