@@ -1,6 +1,7 @@
 """Score a trained model: `python -m qa_dist.evaluate --adapter DIR`, or through accelerate launch or torchrun.
 
-Without further options it repeats the evaluation that the training run ended with.
+Without further options it repeats the evaluation that the training run ended with, but for a null threshold that was
+tuned for the model, which counts here; logits are kept in a file only where `--results_dir` says where.
 """
 
 import contextlib
@@ -63,13 +64,16 @@ def _evaluate(argv: Sequence[str]) -> int:
     on_hub = named is not None and is_hub_id(named)
     folder = local_copy(str(named), peek(argv, "cache_dir")) if on_hub else str(named)
     refuse_trained_options(argv)
+    of_run = for_data_of(options_of_run(folder) if on_hub else base_options(named), argv)
+    if peek(argv, "results_dir") is None:
+        of_run = {name: value for name, value in of_run.items() if name != "gather"}
     config, options = parse(
         argv,
         prog=PROG,
         description=__doc__ or "",
         groups=("data", "model", "evaluation"),
         entry=EvaluateConfig,
-        base=for_data_of(options_of_run(folder) if on_hub else base_options(named), argv),
+        base=of_run,
     )
     require_named(options.adapter, argv, "adapter")
     if config.evaluation.gather == "logits" and not options.results_dir:

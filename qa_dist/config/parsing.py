@@ -255,6 +255,8 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
         names += [*ADAPTER_OPTIONS, "loraplus_lr_ratio"]
     if layer.get("mixed_precision") in ("no", "fp16"):
         names += ["residual_dtype"]
+    if layer.get("mixed_precision") in ("bf16", "fp16"):
+        names += ["tf32"]
     return names
 
 

@@ -73,7 +73,7 @@ def evaluate_trained(
 
     normalization(config.evaluation.answer_normalization)
     with _ended_in_order(), failures_named():
-        ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
+        ranks = _ranks(config)
         if ranks.is_main:
             prepare()
         _require_known_model(config, folder)
@@ -103,6 +103,14 @@ def evaluate_trained(
         if ranks.is_main:
             conclude(evaluation, questions)
         ranks.close()
+
+
+def _ranks(config: RunConfig) -> Ranks:
+    """The processes, which compute products as the run's did where the device has such."""
+    ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
+    if config.training.tf32 and ranks.device.type == "cuda":
+        ranks.use_tf32()
+    return ranks
 
 
 def _precision_lines(ranks: Ranks) -> list[str]:

@@ -1,15 +1,24 @@
 """Which evaluation of a run is the best so far: its weights are kept, and a run without a new best may end early."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from qa_dist.common.files import write_json
+from qa_dist.config.options import RunConfig
 from qa_dist.evaluation.results import Evaluation
 from qa_dist.model.saved import save_trained
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.training.run_state import BestScore
+
+
+def measure_of(config: RunConfig, validation: str) -> str:
+    """What evaluations during a run are compared by, given the fingerprint of the validation features."""
+    data = config.data
+    if data.max_eval_features is None:
+        return f"{config.training.metric_for_best_model} of {validation}"
+    return f"loss of {data.max_eval_features} features of {validation}, drawn by {data.subset_seed}"
 
 
 class BestWeights:
@@ -35,6 +44,18 @@ class BestWeights:
         self.evaluations_without_best = 0
         self._metric = metric
         self._patience = patience
+        self._measure: str | None = None
+
+    def measure_by(self, measure: str) -> Iterator[str]:
+        """Say what evaluations are made of from here on; a best one of another kind is no longer compared with.
+
+        Gives what is to be said about it.
+        """
+        self._measure = measure
+        if self.score is not None and self.score.measure not in (None, measure):
+            self.score = self.weights = self.evaluation = None
+            self.evaluations_without_best = 0
+            yield "evaluations measure something else than before: the best weights so far are no longer compared with"
 
     def offer(self, step: int, evaluation: Evaluation, weights: Callable[[], Weights]) -> bool:
         """Whether the evaluation after `step` steps is better than all before; if so, it and its weights are kept.
@@ -54,7 +75,7 @@ class BestWeights:
             self.evaluations_without_best += 1
             return False
         self.evaluations_without_best = 0
-        self.score, self.weights, self.evaluation = BestScore(value, step), weights(), evaluation
+        self.score, self.weights, self.evaluation = BestScore(value, step, self._measure), weights(), evaluation
         return True
 
     def go_on_from(self, score: BestScore | None, weights: Weights | None, evaluations_without_best: int) -> None:

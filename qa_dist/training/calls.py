@@ -3,6 +3,7 @@
 `qa_dist` has them under their names; a command does all of it at once, on any number of ranks.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,13 +126,16 @@ def evaluate_model(
     Raises:
         UserError: Data or model cannot be used, or do not belong together.
     """
-    with named_as_in_python():
+    with named_as_in_python(), _settings_kept():
         if not isinstance(model, SpanModel) and is_hub_id(os.fspath(model)):
             model = local_copy(os.fspath(model), None if config is None else config.model.cache_dir)
         if config is None:
             if isinstance(model, SpanModel):
                 raise ConfigError(["config is missing; give the configuration that the model was built with"])
             config = configuration_of(os.fspath(model), {})
+            # The run's own evaluation kept its logits in a file; this one has none.
+            evaluation = dataclasses.replace(config.evaluation, gather="candidates")
+            config = dataclasses.replace(config, evaluation=evaluation)
         normalization(config.evaluation.answer_normalization)
         ranks = _alone(config)
         loaded, store = _opened(model, config, split, ranks)
@@ -154,7 +158,10 @@ def evaluate_model(
 
 def _alone(config: RunConfig) -> Ranks:
     """This process without others."""
-    return Ranks(mixed_precision=config.training.mixed_precision)
+    ranks = Ranks(mixed_precision=config.training.mixed_precision)
+    if config.training.tf32 and ranks.device.type == "cuda":
+        ranks.use_tf32()
+    return ranks
 
 
 def _opened(

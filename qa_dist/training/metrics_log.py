@@ -19,11 +19,18 @@ class MetricsLog:
         self._mode = "w"
         self._file: IO[str] | None = None
 
-    def go_on_after(self, step: int) -> None:
-        """Append to the log of an earlier run, whose lines behind `step` are removed: they will be written again."""
+    def go_on_after(self, step: int, *, evaluates_again: bool = False) -> None:
+        """Append to the log of an earlier run, whose lines behind `step` are removed: they will be written again.
+
+        So is that of an evaluation after `step`, if the run `evaluates_again`.
+        """
         if not self._path or not self._path.exists():
             return
-        kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+        kept = [
+            line
+            for line in self._path.read_bytes().splitlines(keepends=True)
+            if _step_of(line) <= step and not (evaluates_again and _step_of(line) == step and b'"eval_' in line)
+        ]
         with staged(self._path) as aside:
             aside.write_bytes(b"".join(kept))
         self._mode = "a"

@@ -35,6 +35,9 @@ FILES = (
 )
 """What marks a folder as holding results, and what an overwriting run removes first."""
 
+_EVALUATED = ("metrics.json", "predictions.json", "nbest.json", "null_odds.json", CALIBRATION, "logits.npy")
+"""What says something of the weights that a run ends with."""
+
 FINAL_FILES = ("run.json", "adapter_model.safetensors", "model.safetensors")
 """What only a run that ended well leaves."""
 
@@ -74,29 +77,28 @@ class OutputFolder:
         """Names of what an earlier run left in the folder."""
         return [name for name in (*FILES, CHECKPOINTS) if (self.directory / name).exists()]
 
-    def open(self, wanted: str, *, overwrite: bool, notice: Callable[[str], object]) -> Checkpoint | None:
+    def open(self, config: RunConfig, notice: Callable[[str], object]) -> Checkpoint | None:
         """The checkpoint that the run goes on from, if any; no other run of this machine may have the folder now.
 
         Args:
-            wanted: What `--resume_from_checkpoint` says.
-            overwrite: Whether results of an earlier run may be replaced.
+            config: The run's options.
             notice: Hears which checkpoints were passed over, and why.
 
         Raises:
             CheckpointError: The checkpoint cannot be used.
             ConfigError: The folder holds results that may not be replaced, cannot be written to, or is another run's.
         """
-        checkpoint = self._find_checkpoint(wanted, notice)
+        checkpoint = self._find_checkpoint(config.training.resume_from_checkpoint, notice)
         make_writable(self.directory, "--output_dir")
-        self._require_free(overwrite=overwrite)
+        self._require_free(config)
         self._lock = self._hold()
         return checkpoint
 
-    def look(self, wanted: str, *, overwrite: bool, notice: Callable[[str], object]) -> Checkpoint | None:
+    def look(self, config: RunConfig, notice: Callable[[str], object]) -> Checkpoint | None:
         """As `open`, with the same checks, but nothing is created, written or kept from others."""
-        checkpoint = self._find_checkpoint(wanted, notice)
+        checkpoint = self._find_checkpoint(config.training.resume_from_checkpoint, notice)
         require_writable(self.directory, "--output_dir")
-        self._require_free(overwrite=overwrite)
+        self._require_free(config)
         if self.directory.exists():
             os.close(self._hold())
         return checkpoint
@@ -115,7 +117,7 @@ class OutputFolder:
             config.data, version_2_with_negative=version_2 or config.data.version_2_with_negative
         )
         # Where this process came in is no part of what the run is.
-        training = dataclasses.replace(config.training, resume_from_checkpoint="no")
+        training = dataclasses.replace(config.training, resume_from_checkpoint="no", overwrite_output_dir=False)
         with _usable(self.directory):
             if not self.keeps_own:
                 self._clear()
@@ -165,7 +167,7 @@ class OutputFolder:
         self.keeps_own = Path(wanted).resolve().parent == self.checkpoints.resolve()
         return read_checkpoint(Path(wanted))
 
-    def _require_free(self, *, overwrite: bool) -> None:
+    def _require_free(self, config: RunConfig) -> None:
         """Make sure that what the folder holds may be replaced or kept.
 
         A run that goes on from a checkpoint keeps what is there. One that looks for a checkpoint and finds none may
@@ -174,7 +176,15 @@ class OutputFolder:
         present = self.results
         is_finished = any((self.directory / name).exists() for name in FINAL_FILES)
         may_clear = self.looks_for_own and not is_finished
-        if present and not (overwrite or self.keeps_own or may_clear):
+        if not self.keeps_own:
+            own = {os.path.realpath(self.directory), os.path.realpath(self.directory / BEST)}
+            for name in ("init_adapter", "model_name_or_path", "tokenizer_name"):
+                value = getattr(config.model, name)
+                if value is not None and os.path.isdir(value) and os.path.realpath(value) in own:
+                    raise ConfigError(
+                        [f"--{name} {value} is in --output_dir, which the run clears first; choose another folder"]
+                    )
+        if present and not (config.training.overwrite_output_dir or self.keeps_own or may_clear):
             raise ConfigError(
                 [
                     f"--output_dir {self.directory} already holds results ({', '.join(present[:3])}); choose another "
@@ -193,6 +203,12 @@ class OutputFolder:
         for name in (BEST, CHECKPOINTS):
             if (self.directory / name).exists():
                 shutil.rmtree(self.directory / name)
+
+    def clear_results(self, *, keeps_logits: bool) -> None:
+        """Remove what an evaluation of other weights left: a run that goes on in its folder may not write all of it."""
+        for name in _EVALUATED:
+            if not (keeps_logits and name == "logits.npy"):
+                (self.directory / name).unlink(missing_ok=True)
 
 
 @contextmanager

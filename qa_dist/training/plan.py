@@ -102,11 +102,7 @@ def _made(
     checkpoint, data, built = None, None, None
     if ranks.is_main:
         with _collecting(problems):
-            checkpoint = folder.look(
-                config.training.resume_from_checkpoint,
-                overwrite=config.training.overwrite_output_dir,
-                notice=notice,
-            )
+            checkpoint = folder.look(config, notice)
         with _collecting(problems):
             # Whether the data is there, even where model or tokenizer is not that it is read for.
             for split in available_splits(config.data):

@@ -16,7 +16,7 @@ from qa_dist.evaluation.tuning import tuned
 from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.saved import save_trained
 from qa_dist.model.span_model import SpanModel
-from qa_dist.training.best_weights import BestWeights
+from qa_dist.training.best_weights import BestWeights, measure_of
 from qa_dist.training.checkpoints import CheckpointWriter, discard_after
 from qa_dist.training.evaluator import Evaluator
 from qa_dist.training.identity import differences
@@ -77,9 +77,7 @@ class Run:
         self._can_tune = training.tune_on != "no"
         self._checkpoint = None
         if ranks.is_main:
-            self._checkpoint = self.folder.open(
-                training.resume_from_checkpoint, overwrite=training.overwrite_output_dir, notice=self.log.notice
-            )
+            self._checkpoint = self.folder.open(config, self.log.notice)
         self._writer = CheckpointWriter(self.folder.checkpoints, training.checkpoint_total_limit, self.log.notice)
 
     def __enter__(self) -> Self:
@@ -152,10 +150,13 @@ class Run:
         Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
         nobody's results.
         """
-        if data.validation is not None and not data.is_validation_scored:
-            self._can_evaluate = self.is_evaluation_pending = False
-            self._can_tune = False
-            self.log.notice(UNSCORED)
+        if not data.is_validation_scored:
+            self._can_evaluate = self.is_evaluation_pending = self._can_tune = False
+            if data.validation is not None:
+                self.log.notice(UNSCORED)
+        elif data.validation is not None:
+            for line in self.best.measure_by(measure_of(self.config, data.validation.fingerprint)):
+                self.log.notice(line)
         if problem := data.tuning_problem(self.config):
             self._can_tune = False
             self.log.notice(f"{UNTUNED}: {problem}")
@@ -185,7 +186,8 @@ class Run:
     @property
     def is_checkpoint_due(self) -> bool:
         """Whether a checkpoint is written after the step just recorded; it is after the last, unless never."""
-        return self._is_due(self.config.training.checkpointing_steps)
+        wanted = self.config.training.checkpointing_steps
+        return self._is_due(wanted) or (wanted != "no" and self.best.has_stopped_improving)
 
     def is_pause_due(self, after: int | None) -> bool:
         """Whether the run pauses here, `after` so many steps; it does not after its last, nor where that is None.
@@ -296,6 +298,8 @@ class Run:
         if self.ranks.is_main:
             directory = self.folder.directory
             with self.clock.phase("write"), self.folder.writing(self._last_step):
+                keeps_logits = final is not None and self.config.evaluation.gather == "logits"
+                self.folder.clear_results(keeps_logits=keeps_logits)
                 written = save_trained(trainer.model, weights, data.tokenizer, directory)
                 if final is not None:
                     written += write_results(final, directory)

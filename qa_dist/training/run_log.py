@@ -93,7 +93,7 @@ class RunLog:
         self.evaluations = list(state.evaluations)
         self.skipped_steps = state.skipped_steps
         self.resumed_at_steps = [*state.resumed_at_steps, step]
-        self._metrics.go_on_after(step)
+        self._metrics.go_on_after(step, evaluates_again=state.evaluation_pending)
         self._timings.go_on_after(step)
 
     def start(self, num_steps: int, steps_per_epoch: int, *, done: int, shown: bool) -> None:

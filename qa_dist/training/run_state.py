@@ -18,10 +18,16 @@ class BestScore:
     Attributes:
         value: what evaluations are compared by; greater is better, so that a loss is negated.
         step: optimiser steps done when it was made.
+        measure: what was measured, and on what; None: not known, as in checkpoints of earlier versions.
     """
 
     value: float
     step: int
+    measure: str | None = dataclasses.field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name; without a measure that is not known."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,7 @@ class RunState:
         return {
             "evaluation_pending": self.evaluation_pending,
             "evaluations_without_best": self.evaluations_without_best,
-            "best": None if self.best is None else {"value": self.best.value, "step": self.best.step},
+            "best": None if self.best is None else self.best.to_json(),
             "evaluations": [dict(evaluation) for evaluation in self.evaluations],
             "resumed_at_steps": list(self.resumed_at_steps),
             "skipped_steps": self.skipped_steps,
@@ -121,9 +127,10 @@ def _is_evaluation(value: object) -> bool:
 def _is_best(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and value.keys() == {"value", "step"}
-        and _are_figures(value)
+        and {"value", "step"} <= value.keys() <= {"value", "step", "measure"}
+        and _is_number(value["value"])
         and _is_count(value["step"])
+        and isinstance(value.get("measure"), str | None)
     )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.evaluation.results import Evaluation
 from qa_dist.model.span_model import Weights
 from qa_dist.training import best_weights
-from qa_dist.training.best_weights import BestWeights
+from qa_dist.training.best_weights import BestWeights, measure_of
 from qa_dist.training.run_state import BestScore
 
 
@@ -89,6 +90,27 @@ def test_a_resumed_run_compares_with_what_the_checkpoint_holds() -> None:
     begins = BestWeights("f1")
     begins.go_on_from(None, None, 0)
     assert offer(begins, evaluation(1.0, 0)) == [True]
+
+
+def test_a_best_one_of_another_measure_is_not_compared_with() -> None:
+    best = BestWeights("f1", patience=1)
+    best.go_on_from(BestScore(60.0, 10, "f1 of a"), weights_of(10), 1)
+    assert list(best.measure_by("f1 of a")) == []
+    assert best.score == BestScore(60.0, 10)
+    (said,) = best.measure_by("loss of 5 features of a")
+    assert "no longer compared with" in said
+    assert not best.has_stopped_improving
+    assert offer(best, evaluation(1.0, 3)) == [True]
+    assert best.score.measure == "loss of 5 features of a"
+    # Earlier versions did not say.
+    best.go_on_from(BestScore(60.0, 10), weights_of(10), 1)
+    assert list(best.measure_by("f1 of a")) == []
+    assert best.score == BestScore(60.0, 10)
+
+
+def test_what_evaluations_are_compared_by() -> None:
+    of = [measure_of(RunConfig(data=DataConfig(max_eval_features=number)), "abc") for number in (None, 5, 6)]
+    assert len({*of, measure_of(RunConfig(), "abd")}) == 4
 
 
 def test_the_best_model_gets_a_folder_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qa_dist.common.errors import CheckpointError, ConfigError, LocalTrainingError
-from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.parsing import read_recipe
 from qa_dist.training.checkpoints import Checkpoint, write_checkpoint
 from qa_dist.training.output_folder import CHECKPOINTS, FILES, FINAL_FILES, LAUNCHERS, OutputFolder
@@ -23,12 +23,20 @@ def save(folder: Path, *steps: int) -> Path:
     return path
 
 
+def options(folder: Path, wanted: str = "no", *, overwrite: bool = False, **model: str) -> RunConfig:
+    """The options of a run of this folder."""
+    training = TrainingConfig(
+        output_dir=str(folder), seed=5, resume_from_checkpoint=wanted, overwrite_output_dir=overwrite
+    )
+    return RunConfig(training=training, model=ModelConfig(**model))
+
+
 def open_and_claim(folder: Path, wanted: str = "no", *, overwrite: bool = False, launcher: str | None = None) -> int:
     """Steps that a run of this folder has behind it when it begins."""
     opened = OutputFolder(folder, [launcher] if launcher else [])
-    checkpoint = opened.open(wanted, overwrite=overwrite, notice=pytest.fail)
-    training = TrainingConfig(output_dir=str(folder), seed=5, resume_from_checkpoint=wanted)
-    opened.claim(RunConfig(training=training), version_2=True)
+    config = options(folder, wanted, overwrite=overwrite)
+    checkpoint = opened.open(config, pytest.fail)
+    opened.claim(config, version_2=True)
     opened.close()
     return checkpoint.step if checkpoint else 0
 
@@ -55,12 +63,12 @@ def test_a_new_folder_is_made_and_holds_what_repeats_the_run(tmp_path: Path) -> 
 
 def test_no_other_run_gets_a_folder_that_is_open(tmp_path: Path) -> None:
     first, second = OutputFolder(tmp_path), OutputFolder(tmp_path)
-    first.open("no", overwrite=False, notice=pytest.fail)
+    first.open(options(tmp_path), pytest.fail)
     for wanted, overwrite in (("no", False), ("no", True), ("auto", False)):
         with pytest.raises(ConfigError, match="another run is writing to --output_dir"):
-            second.open(wanted, overwrite=overwrite, notice=pytest.fail)
+            second.open(options(tmp_path, wanted, overwrite=overwrite), pytest.fail)
     first.close()
-    second.open("no", overwrite=False, notice=pytest.fail)
+    second.open(options(tmp_path), pytest.fail)
     second.close()
 
 
@@ -73,7 +81,7 @@ def test_results_are_refused_by_any_of_their_files(tmp_path: Path, name: str) ->
 
 def test_results_that_may_be_replaced_stay_until_the_folder_is_claimed(results: Path) -> None:
     folder = OutputFolder(results)
-    assert folder.open("no", overwrite=True, notice=pytest.fail) is None
+    assert folder.open(options(results, overwrite=True), pytest.fail) is None
     assert all((results / name).exists() for name in (*FILES, "best", CHECKPOINTS))
     folder.claim(RunConfig(), version_2=False)
     folder.close()
@@ -87,6 +95,33 @@ def test_a_run_that_goes_on_takes_the_newest_checkpoint_and_keeps_what_is_there(
     assert all((results / name).read_text(encoding="utf-8") == "before" for name in FILES)
     assert len(os.listdir(results / CHECKPOINTS)) == 3
     assert read_recipe(str(results / "config.yaml"))["resume_from_checkpoint"] == "no"
+
+
+def test_what_repeats_a_run_replaces_nothing_unasked(results: Path) -> None:
+    assert open_and_claim(results, overwrite=True) == 0
+    assert read_recipe(str(results / "config.yaml"))["overwrite_output_dir"] is False
+
+
+@pytest.mark.parametrize("name", ["init_adapter", "model_name_or_path"])
+@pytest.mark.parametrize("place", ["", "best"])
+def test_what_the_run_starts_from_is_not_cleared(results: Path, name: str, place: str) -> None:
+    given = options(results, overwrite=True, **{name: str(results / place)})
+    for opening in (OutputFolder(results).open, OutputFolder(results).look):
+        with pytest.raises(ConfigError, match=f"--{name} .* is in --output_dir, which the run clears first"):
+            opening(given, pytest.fail)
+    # One that goes on clears nothing.
+    own = OutputFolder(results)
+    assert own.open(options(results, "auto", **{name: str(results)}), pytest.fail) is not None
+    own.close()
+
+
+def test_results_of_other_weights_go_when_new_ones_are_written(results: Path) -> None:
+    OutputFolder(results).clear_results(keeps_logits=True)
+    kept = {name for name in FILES if (results / name).exists()}
+    gone = {"metrics.json", "predictions.json", "nbest.json", "null_odds.json", "calibration.json"}
+    assert kept == {*FILES} - gone
+    OutputFolder(results).clear_results(keeps_logits=False)
+    assert not (results / "logits.npy").exists()
 
 
 def test_a_run_that_would_go_on_and_cannot_clears_what_ended_early_and_nothing_else(tmp_path: Path) -> None:
@@ -109,7 +144,7 @@ def test_a_checkpoint_of_another_folder_opens_no_folder_with_results(results: Pa
     assert open_and_claim(tmp_path / "new", elsewhere) == 20
     # By its own path it is one of the folder's own.
     own = OutputFolder(results)
-    checkpoint = own.open(str(results / CHECKPOINTS / "step-00000005"), overwrite=False, notice=pytest.fail)
+    checkpoint = own.open(options(results, str(results / CHECKPOINTS / "step-00000005")), pytest.fail)
     assert checkpoint is not None
     assert own.keeps_own
     assert not own.looks_for_own
@@ -120,7 +155,7 @@ def test_a_checkpoint_that_cannot_be_used_leaves_everything_as_it_was(results: P
     (results / CHECKPOINTS / "step-00000005" / "state.json").unlink()
     passed_over: list[str] = []
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
-        OutputFolder(results).open("auto", overwrite=False, notice=passed_over.append)
+        OutputFolder(results).open(options(results, "auto"), passed_over.append)
     assert "state.json is missing" in passed_over[0]
     assert all((results / name).exists() for name in FILES)
 
@@ -146,7 +181,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--output_dir .*/file/out cannot be used: Not a directory; choose another"):
         open_and_claim(tmp_path / "file" / "out")
     folder = OutputFolder(tmp_path / "out")
-    folder.open("no", overwrite=False, notice=pytest.fail)
+    folder.open(options(tmp_path / "out"), pytest.fail)
     (tmp_path / "out" / "config.yaml").mkdir()
     with pytest.raises(ConfigError, match=r"--output_dir .*/out cannot be used: Is a directory; choose another"):
         folder.claim(RunConfig(), version_2=False)

@@ -25,7 +25,7 @@ from qa_dist.training.trainer import StepResult
 
 NUM_STEPS, STEPS_PER_EPOCH = 10, 4
 DATA: Any = SimpleNamespace(
-    validation=SimpleNamespace(num_features=9),
+    validation=SimpleNamespace(num_features=9, fingerprint="f"),
     is_validation_scored=True,
     version_2=False,
     tokenizer=None,
@@ -145,6 +145,34 @@ def test_evaluations_and_checkpoints_are_due_every_so_often_and_at_the_end(
             take_steps(run, trainer, range(step, step + 1))
             found += [step + 1] * getattr(run, name)
         assert found == due
+
+
+def test_a_run_that_stops_improving_ends_with_a_checkpoint(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_evaluations_end_in(monkeypatch, 30, 20)
+    run, trainer = begin(early_stopping_patience=1, eval_steps="2", checkpointing_steps="3")
+    for step in range(4):
+        take_steps(run, trainer, range(step, step + 1))
+        if step % 2:
+            run.evaluate(trainer, DATA)
+    assert run.best.has_stopped_improving
+    assert run.is_checkpoint_due
+    run, _ = begin(checkpointing_steps="no", overwrite_output_dir=True)
+    run.best.evaluations_without_best = 9
+    assert not run.is_checkpoint_due
+
+
+def test_an_evaluation_that_was_due_is_not_without_validation_data(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_evaluations_end_in(monkeypatch, 30)
+    run, trainer = begin()
+    take_steps(run, trainer, range(4))
+    run.is_evaluation_pending = True
+    run.save_checkpoint(trainer)
+    monkeypatch.setattr(DATA, "validation", None)
+    monkeypatch.setattr(DATA, "is_validation_scored", False)
+    run, _ = begin(resume_from_checkpoint="auto", eval_steps="no")
+    assert not run.is_evaluation_pending
 
 
 def test_a_run_goes_on_with_all_that_it_knew(

@@ -65,6 +65,21 @@ def test_every_step_and_evaluation_is_a_line_of_metrics_jsonl(tmp_path: Path, ca
     assert log.evaluations == [{"step": 0, "loss": 2.5}, {"step": 2, "loss": 1.25, **METRICS}]
 
 
+def test_an_evaluation_that_is_made_again_has_one_line(tmp_path: Path) -> None:
+    for life in range(2):
+        log = RunLog(OutputFolder(tmp_path))
+        log.start(4, 2, done=2 * life, shown=False)
+        if life:
+            log.go_on_after(2, RunState(world_size=1, max_tokens_per_device=64, evaluation_pending=True))
+        else:
+            log.step(1, result(), 1e-3)
+            log.step(2, result(), 1e-3)
+        log.evaluation(2, SCORED)
+        log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["step"], "loss" in line) for line in lines] == [(1, True), (2, True), (2, False)]
+
+
 def test_other_ranks_count_but_say_and_write_nothing(tmp_path: Path, capsys: Any) -> None:
     log = RunLog(OutputFolder(tmp_path), is_main=False)
     log.start(4, 2, done=0, shown=True)
