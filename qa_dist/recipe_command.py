@@ -236,7 +236,10 @@ def _recipe(path: Path) -> RunConfig:
 def _script_problems(path: Path) -> Iterable[str]:
     """What bash says of a script that it only reads."""
     try:
-        done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+        # A name that begins with a dash is no option, and what bash quotes of a script may be no UTF-8.
+        done = subprocess.run(
+            ["bash", "-n", "--", str(path)], capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError as error:
         yield f"there is no bash to check it with ({error.strerror})"
         return

@@ -56,6 +56,8 @@ def _split(options: argparse.Namespace) -> int:
     examples, report = validate(reading, for_training=False)
     if report.problems:
         raise DataError(f"{source.name}: {report.text()}. Mend them, or leave them out with qa-dist convert")
+    if report.is_worth_telling:
+        sys.stderr.write(f"{PROG}: note: {source.name}: {report.text()}\n")
     parts = split_articles(examples, options.questions, per_article=options.per_article, seed=options.seed)
     version_2 = bool(report.num_unanswerable) or bool(reading.is_version_2)
     for path, part in ((off, parts.off), (rest, parts.rest)):

@@ -38,8 +38,10 @@ def saved_splits(folder: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise DataError(f"{folder} is a saved data set that cannot be loaded ({reason}); save it again") from error
     if isinstance(loaded, datasets.Dataset):
-        split = str(loaded.split)
-        return {split if split in ("validation", "test") else "train": loaded}
+        # A part of a split is named as validation[:500].
+        split = str(loaded.split).partition("[")[0]
+        is_other = split in ("validation", "test") and "+" not in str(loaded.split)
+        return {split if is_other else "train": loaded}
     return dict(loaded)
 
 

@@ -101,10 +101,13 @@ def _load_csv(content: bytes, path: Path) -> Content:
         raise DataError(f"{path} is not CSV: {error} at line {reader.line_num}; mend the file") from error
     finally:
         csv.field_size_limit(limit)
+    # Spreadsheets end in rows of separators alone, and rows in separators without a column's name.
+    while rows and not any(rows[-1].values()):
+        rows.pop()
     # The reader files surplus values under None: a separator without quotes has shifted the columns.
     shifted = frozenset(number for number, row in enumerate(rows) if None in row)
-    named = [{name: value for name, value in row.items() if name is not None} for row in rows]
-    return Content(named, columns=tuple(columns), shifted=shifted)
+    named = [{name: value for name, value in row.items() if name and name.strip()} for row in rows]
+    return Content(named, columns=tuple(name for name in columns if name.strip()), shifted=shifted)
 
 
 def separator_of(text: str) -> str:
@@ -118,11 +121,15 @@ def _load_parquet(content: bytes, path: Path) -> Content:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError) as error:
+        # Not `read_table`, which takes no file with two columns of one name.
+        table = parquet.ParquetFile(pa.BufferReader(content)).read()
+        columns = tuple(table.column_names)
+        rows = table.to_pylist() if len(set(columns)) == len(columns) else []
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        # Values may be none that Python has: text that is not UTF-8, a year 200,000.
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not Parquet ({reason}); write it again") from error
-    return Content(table.to_pylist(), columns=tuple(table.column_names))
+        raise DataError(f"{path} is not Parquet that can be read ({reason}); write it again") from error
+    return Content(rows, columns=columns)
 
 
 class Format(NamedTuple):

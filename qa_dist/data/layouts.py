@@ -166,6 +166,7 @@ def _mrqa_answer(text: Any, span: Any, context: Any) -> dict[str, Any]:
 def _read_label_studio(tasks: Sequence[Any], word: str) -> Reading:
     """Label Studio's export: tasks whose annotations mark spans of a text (JSON), or flattened ones (JSON-MIN)."""
     is_nested = any(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in tasks)
+    marks = None if is_nested else _marks_column(tasks)
     records = []
     for number, task in enumerate(tasks, 1):
         place = f"task {number}"
@@ -173,15 +174,27 @@ def _read_label_studio(tasks: Sequence[Any], word: str) -> Reading:
         if not isinstance(task, dict) or not isinstance(data, dict):
             records.append(Record(place, {}, "not_object"))
             continue
-        columns = Columns.of([name for name in data if not _is_marks(data[name])])
-        answers = _annotated(task) if is_nested else next((value for value in data.values() if _is_marks(value)), None)
+        columns = Columns.of([name for name in data if name != marks and not _is_marks(data[name])])
+        marked = data.get(marks) if marks is not None else None
+        # An empty list says that there is no answer; an empty cell says nothing.
+        answers = _annotated(task) if is_nested else [] if marked in ([], "[]") else marked or None
         row = {**columns.row(data), "answers": answers}
         records.append(Record(place, {**row, "id": task.get("id", row.get("id"))}))
     return Reading(records, ("read as Label Studio",))
 
 
+def _marks_column(rows: Sequence[Any]) -> str | None:
+    """The column of flattened tasks that has the spans marked as answers: that of answers, or else the first such."""
+    marked = [name for row in rows if isinstance(row, dict) for name in row if _is_marks(row[name])]
+    named = Columns.of(list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))).answers
+    return named if named in marked else next(iter(marked), None)
+
+
 def _annotated(task: Row) -> list[Any] | None:
-    """The spans that the annotations of a task mark; None if nobody has annotated it."""
+    """The answers in the annotations of a task: spans that are marked, else texts that are typed.
+
+    None if there is no annotation; one without either says that there is no answer.
+    """
     given = [task[name] for name in ("annotations", "completions") if isinstance(task.get(name), list)]
     done = [item for item in (given[0] if given else []) if isinstance(item, dict) and not item.get("was_cancelled")]
     if not done:
@@ -194,7 +207,9 @@ def _annotated(task: Row) -> list[Any] | None:
     ]
     # Choices and ratings of a task are results too, and mark no text. Spans of HTML begin at a path.
     marks = [value for value in values if isinstance(value.get("text"), str) and "start" in value]
-    return [_mark(value) for value in marks]
+    # A TextArea's texts have no place.
+    typed = [text for value in values for text in _listed(value.get("text")) if isinstance(text, str)]
+    return [_mark(value) for value in marks] or [{"text": text} for text in typed]
 
 
 def _mark(value: Row) -> dict[str, Any]:
@@ -235,9 +250,17 @@ def _is_label_studio(items: Sequence[Any]) -> bool:
         items,
         lambda item: (
             (isinstance(item.get("data"), dict) and ("annotations" in item or "completions" in item))
-            or ("answers" not in item and any(map(_is_marks, item.values())))
+            or _has_marks_for_answers(item)
         ),
     )
+
+
+def _has_marks_for_answers(item: Row) -> bool:
+    """Whether spans are marked in a row, and its answers, if it has a column of them, are such spans themselves."""
+    if "answers" in item or not any(map(_is_marks, item.values())):
+        return False
+    answers = Columns.of(list(item)).answers
+    return answers is None or _is_marks(item[answers])
 
 
 def _is_row(item: Row) -> bool:

@@ -176,7 +176,8 @@ def file_source(name: str, split: Split) -> Source:
     path = _expanded(name)
     if os.path.isdir(path) and is_saved(path):
         splits = saved_splits(path)
-        if len(splits) > 1 and split not in splits:
+        # A data set that stands alone may serve as any.
+        if (path / "dataset_dict.json").is_file() and split not in splits:
             raise DataError(
                 f"{path} has the splits {', '.join(splits)} but no {split}; name a file or folder that has it"
             )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,13 +196,20 @@ def _locked(root: Path, fingerprint: str) -> Iterator[None]:
             except BlockingIOError:
                 _logger.warning("waiting for another process that is preparing the feature store %s", fingerprint)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                # Some file systems of networks know no locks: two may build the same store, and one of them is kept.
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise
             _sweep(root, fingerprint)
         yield
 
 
 def _sweep(root: Path, fingerprint: str) -> None:
-    """Remove what dead builders left behind; the caller holds the lock of `fingerprint`."""
-    for staging in root.glob(f".*{STAGING_SUFFIX}"):
+    """Remove what dead builders of this machine left behind; the caller holds the lock of `fingerprint`.
+
+    Locks of a folder that machines share may be each machine's own.
+    """
+    for staging in root.glob(f".*.{_machine()}-*{STAGING_SUFFIX}"):
         owner = staging.name.split(".")[1]
         if owner == fingerprint:
             shutil.rmtree(staging, ignore_errors=True)
@@ -220,8 +229,8 @@ def _write_store(
     report: Report,
 ) -> None:
     # Not tempfile: its folders are closed to other users, with whom a store may be shared.
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{STAGING_SUFFIX}")
-    with staged(path, aside=aside):
+    aside = path.with_name(f".{path.name}.{_machine()}-{secrets.token_hex(4)}{STAGING_SUFFIX}")
+    with _kept_if_there(path), staged(path, aside=aside):
         aside.mkdir()
         _write_batch(aside / EXAMPLES, _example_batch(examples))
         _write_batch(aside / FEATURES, _feature_batch(columns))
@@ -238,6 +247,21 @@ def _write_store(
         manifest = json.loads(json.dumps(manifest))
         manifest["manifest_sha256"] = digest(manifest)
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _machine() -> str:
+    """What tells this machine from others that share a folder, in a file's name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+@contextlib.contextmanager
+def _kept_if_there(path: Path) -> Iterator[None]:
+    """Let a store stay that another machine has put in this place meanwhile: it is the same."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (path / MANIFEST).is_file():
+            raise
 
 
 def _example_batch(examples: Sequence[Example]) -> pa.RecordBatch:

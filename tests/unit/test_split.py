@@ -45,6 +45,14 @@ def test_no_article_is_on_both_sides_and_the_number_is_exact(source: str, tmp_pa
     assert len({(tmp_path / str(seed) / "off.json").read_bytes() for seed in range(6)}) > 1
 
 
+def test_what_is_mended_on_the_way_is_said(tmp_path: Path, capsys: Capture) -> None:
+    rows = [{**row(f"q{number}"), "title": f"article {number}"} for number in range(4)]
+    for each in rows:
+        del each["id"]
+    parts(write_rows(tmp_path / "rows.jsonl", *rows), tmp_path, "--questions", "1")
+    assert f"{split.PROG}: note: {tmp_path}/rows.jsonl: " in capsys.readouterr().err
+
+
 def test_of_each_article_a_few(source: str, tmp_path: Path) -> None:
     off, rest = parts(source, tmp_path, "--questions", "4", "--per_article", "1")
     assert set(Counter(title for title, _ in off).values()) == {1}

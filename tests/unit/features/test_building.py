@@ -14,7 +14,7 @@ from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig
 from qa_dist.features import building
 from qa_dist.features.building import prepare_store, store_root
-from qa_dist.features.store import FeatureStore
+from qa_dist.features.store import STAGING_SUFFIX, FeatureStore
 from tests.tiny import tiny_tokenizer
 from tests.unit.data_fixtures import (
     byte_tokenizer,
@@ -244,3 +244,27 @@ def test_a_store_of_the_last_reading_rules_is_used_where_they_make_no_difference
         earlier.setattr(building, "READING_RULES", building.READING_RULES - 1)
         before = prepared(config, "train")
     assert (prepared(config, "train").path == before.path) == is_same
+
+
+def test_a_folder_without_locks_is_used(tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    config = run_config(tokenizer_folder, tmp_path / "stores")
+    assert prepared(config, "train").num_examples
+    # Another machine may have built the same store meanwhile: that one stays.
+    (place,) = [path for path in (tmp_path / "stores").iterdir() if not path.name.startswith(".")]
+    with building._kept_if_there(place):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+    with pytest.raises(OSError, match="not empty"), building._kept_if_there(tmp_path):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+
+def test_what_another_machine_is_building_is_left_alone(tokenizer_folder: str, tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    mine, theirs = (stores / f".{'a' * 16}.{name}-12ab{STAGING_SUFFIX}" for name in (building._machine(), "0" * 8))
+    for folder in (mine, theirs):
+        folder.mkdir(parents=True)
+    prepared(run_config(tokenizer_folder, stores), "train")
+    assert (mine.exists(), theirs.exists()) == (False, True)

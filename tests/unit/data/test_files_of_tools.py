@@ -1,0 +1,132 @@
+"""Files as spreadsheets, annotation tools and libraries write them, with more in them than questions."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from qa_dist.common.errors import DataError
+from qa_dist.config.options import DataConfig
+from qa_dist.data.checking import validate
+from qa_dist.data.formats import parse
+from qa_dist.data.records import Example
+from qa_dist.data.sources import available_splits, file_source
+
+CONTEXT = "Ada Kerrow built the mill at Lower Brand in 1911."
+NAMED = {"id": "q1", "context": CONTEXT, "question": "Who built the mill?"}
+PLACE = {"start": 29, "end": 40, "text": "Lower Brand"}
+ADA = {"start": 0, "end": 10, "text": "Ada Kerrow"}
+
+
+def read(rows: list[dict[str, Any]], name: str = "a.json") -> list[Example]:
+    """The examples of a file, none of which is invalid."""
+    examples, report = validate(parse(json.dumps(rows).encode(), Path(name)), for_training=False)
+    assert report.problems == ()
+    return examples
+
+
+def answers(example: Example) -> list[tuple[str, int]]:
+    return [(answer.text, answer.start_char) for answer in example.answers]
+
+
+@pytest.mark.parametrize(
+    "given", [{"answer": "Ada Kerrow", "answer_start": 0}, {"answer": {"text": "Ada Kerrow", "answer_start": 0}}]
+)
+def test_marks_beside_an_answer_are_not_the_answer(given: dict[str, Any]) -> None:
+    """Such as entities that another program has found."""
+    (found,) = read([{**NAMED, "entities": [PLACE], **given}])
+    assert answers(found) == [("Ada Kerrow", 0)]
+
+
+def test_marks_are_the_answer_where_nothing_else_is() -> None:
+    for name in ("label", "answer", "answers_of_mine"):
+        (found,) = read([{**NAMED, name: [ADA]}])
+        assert answers(found) == [("Ada Kerrow", 0)]
+    # Of two columns of marks, the one of answers.
+    (found,) = read([{**NAMED, "entities": [PLACE], "answer": [ADA]}])
+    assert answers(found) == [("Ada Kerrow", 0)]
+
+
+def test_an_empty_list_of_marks_says_that_there_is_no_answer() -> None:
+    for nothing in ([], "[]"):
+        first, second = read([{**NAMED, "answer": [ADA]}, {**NAMED, "id": "q2", "answer": nothing}])
+        assert (answers(first), first.is_unanswerable, second.is_unanswerable) == ([("Ada Kerrow", 0)], False, True)
+    _, unknown = read([{**NAMED, "answer": [ADA]}, {**NAMED, "id": "q2", "answer": None}])
+    assert not unknown.has_references
+
+
+def task(*results: dict[str, Any]) -> dict[str, Any]:
+    return {"id": 7, "data": {"text": CONTEXT, "question": "Who?"}, "annotations": [{"result": list(results)}]}
+
+
+def test_texts_that_are_typed_are_answers() -> None:
+    typed = {"type": "textarea", "value": {"text": ["Ada Kerrow"]}}
+    (found,) = read([task(typed)])
+    assert answers(found) == [("Ada Kerrow", 0)]
+    # Beside a mark they are remarks.
+    (found,) = read([task({"type": "labels", "value": PLACE}, typed)])
+    assert answers(found) == [("Lower Brand", 29)]
+    (found,) = read([task({"type": "choices", "value": {"choices": ["no answer"]}})])
+    assert found.is_unanswerable
+
+
+def test_a_table_of_a_spreadsheet_ends_in_separators() -> None:
+    text = f"id,context,question,answer,answer_start,,\nq1,{CONTEXT},Who?,Ada Kerrow,0,,\n,,,,,,\n,,,,,,\n"
+    examples, report = validate(parse(text.encode(), Path("a.csv")))
+    assert report.problems == ()
+    assert [answers(each) for each in examples] == [[("Ada Kerrow", 0)]]
+
+
+def table(**columns: Any) -> pa.Table:
+    usual = {"context": [CONTEXT], "question": ["Who?"], "answer": ["Ada Kerrow"], "answer_start": [0]}
+    return pa.table({**usual, **columns})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pa.array([b"caf\xe9"]).view(pa.string()),
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([0], pa.timestamp("us", tz="Nowhere/Land")),
+    ],
+    ids=["no UTF-8", "a year that Python has not", "a time zone that is not known"],
+)
+def test_values_that_python_has_not_are_one_sentence(tmp_path: Path, odd: Any) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table(odd=odd), path)
+    with pytest.raises(DataError, match="is not Parquet that can be read") as caught:
+        parse(path.read_bytes(), path)
+    assert "\n" not in str(caught.value)
+    parquet.write_table(table(odd=pa.array([datetime.datetime(2026, 1, 1)])), path)
+    assert len(parse(path.read_bytes(), path).records) == 1
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    path, once = tmp_path / "a.parquet", table()
+    parquet.write_table(pa.table([*once.columns, once.column(0)], names=[*once.column_names, "context"]), path)
+    with pytest.raises(DataError, match="has the column context more than once"):
+        parse(path.read_bytes(), path)
+
+
+def saved(folder: Path, split: str | None = None) -> Path:
+    """What `save_to_disk` writes: a data set that may know its split, or without one a dictionary of training data."""
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset(table(), split=split)
+    (one if split else datasets.DatasetDict({"train": one})).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_saved_data_set_is_of_the_split_that_it_names(tmp_path: Path) -> None:
+    for number, (split, expected) in enumerate(
+        {"validation[:500]": "validation", "train[10%:]": "train", "train+validation": "train"}.items()
+    ):
+        folder = saved(tmp_path / str(number), split)
+        assert available_splits(DataConfig(dataset_name=str(folder))) == (expected,)
+        # Named by a file's option it is what the option says.
+        assert len(file_source(str(folder), "validation").records().records) == 1
+    with pytest.raises(DataError, match="has the splits train but no validation"):
+        file_source(str(saved(tmp_path / "dictionary")), "validation")
