@@ -66,12 +66,6 @@ class RunConfig(ShownAsText):
                 f"--residual_dtype bf16 is for rows without padding and --padding is {model.padding}; drop one of them"
             )
 
-        if self.data.max_eval_features is not None and training.metric_for_best_model == "exact_match":
-            yield (
-                "--max_eval_features has the loss alone evaluated during training, and --metric_for_best_model is "
-                "exact_match; drop one of them, or compare by loss"
-            )
-
     def flat(self) -> dict[str, Any]:
         """All options under their flag names, as plain YAML and JSON types."""
         merged: dict[str, Any] = {}

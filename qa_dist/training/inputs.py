@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qa_dist.common.columns import aligned
-from qa_dist.common.errors import DataError
+from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.config.options import DataConfig, RunConfig
 from qa_dist.data.sources import available_splits, subset
@@ -123,6 +123,7 @@ def _require_scorable(config: RunConfig, validation: FeatureStore) -> None:
 
     Raises:
         DataError: They cannot.
+        ConfigError: An option would have no effect.
     """
     training = config.training
     is_scored, is_labelled = bool(validation.has_references.any()), bool(validation.is_labelled.any())
@@ -146,6 +147,17 @@ def _require_scorable(config: RunConfig, validation: FeatureStore) -> None:
         )
     if (limit := config.data.max_eval_features) is None:
         return
+    if training.eval_steps == "no" and not training.eval_on_start:
+        raise ConfigError(
+            [f"--max_eval_features {limit} is for evaluations during training, and --eval_steps is no; drop one"]
+        )
+    if training.metric_for_best_model == "exact_match":
+        raise ConfigError(
+            [
+                f"--max_eval_features {limit} has the loss alone evaluated during training, and "
+                "--metric_for_best_model is exact_match; drop one, or compare by the loss"
+            ]
+        )
     chosen = subset(validation.num_features, limit, config.data.subset_seed)
     if not validation.is_labelled[chosen].any():
         raise DataError(

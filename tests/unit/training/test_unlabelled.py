@@ -87,6 +87,12 @@ def test_a_loss_is_refused_where_none_of_the_chosen_features_has_one(
     """Every other question has an answer, the first has none."""
     argv = options(folder, "some.json", output_dir=str(tmp_path / "out"), max_eval_features="1")
     assert "none of the features that --max_eval_features 1 chooses" in refusal(train.main, argv, capsys)
+    for more, said in (
+        ({"eval_steps": "no"}, "and --eval_steps is no"),
+        ({"metric_for_best_model": "exact_match"}, "loss alone"),
+    ):
+        argv = options(folder, "some.json", output_dir=str(tmp_path / "out"), max_eval_features="2", **more)
+        assert said in refusal(train.main, argv, capsys)
     argv = options(folder, "some.json", output_dir=str(tmp_path / "out"), max_eval_features="2")
     assert train.main(argv) == 0
 
