@@ -209,8 +209,11 @@ def _sweep(root: Path, fingerprint: str) -> None:
 
     Locks of a folder that machines share may be each machine's own.
     """
-    for staging in root.glob(f".*.{_machine()}-*{STAGING_SUFFIX}"):
-        owner = staging.name.split(".")[1]
+    for staging in root.glob(f".*{STAGING_SUFFIX}"):
+        _, owner, builder, *_ = staging.name.split(".")
+        # Earlier versions did not name the machine.
+        if "-" in builder and not builder.startswith(f"{_machine()}-"):
+            continue
         if owner == fingerprint:
             shutil.rmtree(staging, ignore_errors=True)
             continue

@@ -105,7 +105,7 @@ def test_every_shipped_file_is_valid_with_every_recipe_that_any_strategy_honours
 def test_every_problem_of_every_file_is_said_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "mine.yaml").write_text("lora_rank: 8\nlearning_rate: fast\ndoc_stride: 400\n", encoding="utf-8")
     (folder / "broken.sh").write_text("if true; then\n", encoding="utf-8")
-    (folder / "-latin.sh").write_bytes(b"echo caf\xe9 ((\nif then\n")
+    (folder / "-latin.sh").write_bytes(b"echo \xe9t\xe9 ((\nif then\n")
     (folder / "bad.json").write_text("{", encoding="utf-8")
     launcher = changed("accelerate_configs/zero2.yaml", deepspeed_config={"zero_stage": 2})
     assert "-latin.sh: line 1: syntax error" in refused(capsys, "validate", "./-latin.sh")

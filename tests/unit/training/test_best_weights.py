@@ -109,8 +109,8 @@ def test_a_best_one_of_another_measure_is_not_compared_with() -> None:
 
 
 def test_what_evaluations_are_compared_by() -> None:
-    of = [measure_of(RunConfig(data=DataConfig(max_eval_features=number)), "abc") for number in (None, 5, 6)]
-    assert len({*of, measure_of(RunConfig(), "abd")}) == 4
+    of = [measure_of(RunConfig(data=DataConfig(max_eval_features=number)), "uvw") for number in (None, 5, 6)]
+    assert len({*of, measure_of(RunConfig(), "xyz")}) == 4
 
 
 def test_the_best_model_gets_a_folder_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
