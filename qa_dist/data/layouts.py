@@ -185,9 +185,11 @@ def _read_label_studio(tasks: Sequence[Any], word: str) -> Reading:
 
 def _marks_column(rows: Sequence[Any]) -> str | None:
     """The column of flattened tasks that has the spans marked as answers: that of answers, or else the first such."""
-    marked = [name for row in rows if isinstance(row, dict) for name in row if _is_marks(row[name])]
-    named = Columns.of(list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))).answers
-    return named if named in marked else next(iter(marked), None)
+    objects = [row for row in rows if isinstance(row, dict)]
+    names = list(dict.fromkeys(name for row in objects for name in row))
+    marked = [name for name in names if any(_is_marks(row.get(name)) for row in objects)]
+    answers = Columns.of(names).answers
+    return answers if answers in marked else next(iter(marked), None)
 
 
 def _annotated(task: Row) -> list[Any] | None:

@@ -129,6 +129,17 @@ def available_splits(data: DataConfig) -> tuple[Split, ...]:
     return splits
 
 
+def require_split(data: DataConfig, split: str) -> None:
+    """Make sure that the configured source has a split.
+
+    Raises:
+        DataError: It has not.
+    """
+    splits = available_splits(data)
+    if split not in splits:
+        raise DataError(f"the data has no split {split}, only {' and '.join(splits)}; name that, or more data")
+
+
 def open_source(data: DataConfig, split: Split) -> Source:
     """The configured source of one split, hashed but not parsed.
 

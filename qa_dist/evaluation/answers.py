@@ -241,7 +241,7 @@ class Entries(NamedTuple):
     @property
     def num_candidates(self) -> int:
         """C: entries from here on are null answers."""
-        return len(self.start_char_C)
+        return len(self.feature_C)
 
 
 def gather(

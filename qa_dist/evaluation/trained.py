@@ -73,7 +73,7 @@ def evaluate_trained(
 
     normalization(config.evaluation.answer_normalization)
     with _ended_in_order(), failures_named():
-        ranks = _ranks(config)
+        ranks = ranks_of(config)
         if ranks.is_main:
             prepare()
         _require_known_model(config, folder)
@@ -105,8 +105,8 @@ def evaluate_trained(
         ranks.close()
 
 
-def _ranks(config: RunConfig) -> Ranks:
-    """The processes, which compute products as the run's did where the device has such."""
+def ranks_of(config: RunConfig) -> Ranks:
+    """The processes of an evaluation, which compute products as the run's did where the device has such."""
     ranks = Ranks(mixed_precision=config.training.mixed_precision, timeout_seconds=config.training.ddp_timeout)
     if config.training.tf32 and ranks.device.type == "cuda":
         ranks.use_tf32()

@@ -7,11 +7,11 @@ from typing import Any
 
 from qa_dist.answering.opening import configuration_of
 from qa_dist.answering.terminal import Style
-from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.errors import ConfigError
 from qa_dist.common.notebook import ShownAsText, named_as_in_python
 from qa_dist.config.options import RunConfig
 from qa_dist.data.folders import Split
-from qa_dist.data.sources import available_splits
+from qa_dist.data.sources import require_split
 from qa_dist.features.building import prepare_store
 from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.pretrained import load_tokenizer
@@ -91,9 +91,7 @@ def inspect_example(
             if folder is None:
                 raise ConfigError(["config is missing; give one, or the folder of a trained model as model"])
             config = configuration_of(folder, {})
-        splits = available_splits(config.data)
-        if split not in splits:
-            raise DataError(f"the data has no split {split}, only {' and '.join(splits)}; name that, or more data")
+        require_split(config.data, split)
         tokenizer = load_tokenizer(config.model) if folder is None else load_tokenizer_of(folder, config.model)[0]
         store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
         found = {"split": split, **example_view(store, tokenizer, chosen_features(store, id, feature))}

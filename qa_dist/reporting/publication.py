@@ -15,7 +15,6 @@ from qa_dist.common.reading import decoded, read_bytes, read_json_file
 from qa_dist.common.secrets import masked
 from qa_dist.config.options import RunConfig
 from qa_dist.model.calibration import FILE as CALIBRATION
-from qa_dist.model.folder import was_evaluated_without_answers
 from qa_dist.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_INDEX, MODEL_WEIGHTS
 from qa_dist.reporting.card import FILE as CARD
 from qa_dist.reporting.card import is_card
@@ -143,7 +142,7 @@ def _options(run: RunRecord, base: str | None) -> Iterator[File]:
         kept["model_name_or_path"] = base
     elif run.base is not None:
         kept["model_name_or_path"] = run.base.name
-    if kept.get("version_2_with_negative") is None and was_evaluated_without_answers(str(run.folder)):
+    if kept.get("version_2_with_negative") is None and run.may_lack_answers:
         # What says so stays here.
         kept["version_2_with_negative"] = True
     yield File("config.yaml", yaml.safe_dump(_public(kept), sort_keys=False, allow_unicode=True).encode())

@@ -29,13 +29,13 @@ def run_trial(
 
     Where it runs as several ranks, rank 0 writes the record, and that of the others says no more than how it ended.
 
-    Raises:
-        UserError: Data, model or options cannot be used, and this is another rank.
-
     Args:
         trial: The trial, which goes on from its newest checkpoint.
         pause_after: Optimiser steps of the rung; None: to the end.
         asked_to_stop: The signal by which this process was asked to stop.
+
+    Raises:
+        UserError: Data, model or options cannot be used, and this is another rank.
     """
     record = read_record(trial) or new_record(trial)
     record["starts"] += 1

@@ -1,7 +1,7 @@
 """Which evaluation of a run is the best so far: its weights are kept, and a run without a new best may end early."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,14 @@ class BestWeights:
         self._patience = patience
         self._measure: str | None = None
 
-    def measure_by(self, measure: str) -> Iterator[str]:
-        """Say what evaluations are made of from here on; a best one of another kind is no longer compared with.
-
-        Gives what is to be said about it.
-        """
+    def measure_by(self, measure: str) -> str | None:
+        """Evaluations measure this from here on; what is to be said, if a best one of another kind is dropped."""
         self._measure = measure
-        if self.score is not None and self.score.measure not in (None, measure):
-            self.score = self.weights = self.evaluation = None
-            self.evaluations_without_best = 0
-            yield "evaluations measure something else than before: the best weights so far are no longer compared with"
+        if self.score is None or self.score.measure in (None, measure):
+            return None
+        self.score = self.weights = self.evaluation = None
+        self.evaluations_without_best = 0
+        return "evaluations measure something else than before: the best weights so far are no longer compared with"
 
     def offer(self, step: int, evaluation: Evaluation, weights: Callable[[], Weights]) -> bool:
         """Whether the evaluation after `step` steps is better than all before; if so, it and its weights are kept.

@@ -12,16 +12,17 @@ from pathlib import Path
 import torch
 
 from qa_dist.answering.opening import configuration_of
-from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.errors import ConfigError
 from qa_dist.common.notebook import named_as_in_python
 from qa_dist.config.options import RunConfig
 from qa_dist.data.folders import Split
-from qa_dist.data.sources import available_splits, subset
+from qa_dist.data.sources import require_split, subset
 from qa_dist.distributed.lora_choice import group_for_evaluation
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation import loop as evaluation_loop
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.evaluation.results import Evaluation
+from qa_dist.evaluation.trained import ranks_of
 from qa_dist.features.building import may_lack_answers, prepare_store
 from qa_dist.features.store import FeatureStore
 from qa_dist.machine.cuda_environment import prepare_cuda
@@ -65,7 +66,7 @@ def build_model(config: RunConfig) -> SpanModel:
         UserError: The model cannot be loaded, or an option does not fit it.
     """
     with named_as_in_python():
-        ranks = _alone(config)
+        ranks = Ranks(mixed_precision=config.training.mixed_precision)
         pads_left = load_tokenizer(config.model).padding_side == "left"
         model, _ = build_trainable(config, ranks, None, tokenizer_pads_left=pads_left)
         return model.to(ranks.device)
@@ -137,7 +138,7 @@ def evaluate_model(
             evaluation = dataclasses.replace(config.evaluation, gather="candidates")
             config = dataclasses.replace(config, evaluation=evaluation)
         normalization(config.evaluation.answer_normalization)
-        ranks = _alone(config)
+        ranks = ranks_of(config)
         loaded, store = _opened(model, config, split, ranks)
         if loss_only:
             limit = config.data.max_eval_features
@@ -156,21 +157,11 @@ def evaluate_model(
             )
 
 
-def _alone(config: RunConfig) -> Ranks:
-    """This process without others."""
-    ranks = Ranks(mixed_precision=config.training.mixed_precision)
-    if config.training.tf32 and ranks.device.type == "cuda":
-        ranks.use_tf32()
-    return ranks
-
-
 def _opened(
     model: SpanModel | str | os.PathLike[str], config: RunConfig, split: Split, ranks: Ranks
 ) -> tuple[SpanModel, FeatureStore]:
     """The model, loaded and on its device, and the features that it is evaluated on."""
-    splits = available_splits(config.data)
-    if split not in splits:
-        raise DataError(f"the data has no split {split}, only {' and '.join(splits)}; name that, or more data")
+    require_split(config.data, split)
     if isinstance(model, SpanModel):
         tokenizer, loaded = load_tokenizer(config.model), model
     else:

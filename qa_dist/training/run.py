@@ -150,13 +150,12 @@ class Run:
         Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
         nobody's results.
         """
-        if not data.is_validation_scored:
+        if data.validation is None or not data.is_validation_scored:
             self._can_evaluate = self.is_evaluation_pending = self._can_tune = False
             if data.validation is not None:
                 self.log.notice(UNSCORED)
-        elif data.validation is not None:
-            for line in self.best.measure_by(measure_of(self.config, data.validation.fingerprint)):
-                self.log.notice(line)
+        elif dropped := self.best.measure_by(measure_of(self.config, data.validation.fingerprint)):
+            self.log.notice(dropped)
         if problem := data.tuning_problem(self.config):
             self._can_tune = False
             self.log.notice(f"{UNTUNED}: {problem}")
