@@ -50,10 +50,20 @@ class OnnxOptions:
         quantized: whether the file with weights of 8 bits computes; None: if there is one.
         num_threads: threads that compute a batch together; None: as many as OMP_NUM_THREADS says, else one for each
             core.
+
+    Raises:
+        ConfigError: One of them is of another kind.
     """
 
     quantized: bool | None = None
     num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        threads = self.num_threads
+        if not isinstance(self.quantized, bool | None):
+            raise ConfigError([f"quantized is {self.quantized!r}; give True, False or None"])
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ConfigError([f"num_threads is {threads!r}; give a whole number of 1 or more, or None"])
 
 
 def open_model(

@@ -29,7 +29,7 @@ from qa_dist.common.reading import is_compressed, require_readable
 from qa_dist.data.folders import files_in, is_saved, suffixes
 from qa_dist.data.formats import PARQUET_MAGIC, is_object, named_format, parse, require_gzip, separator_of
 from qa_dist.data.layouts import lay_out, require_columns
-from qa_dist.data.rows import CONTEXTS, Columns, Record, Row, listed
+from qa_dist.data.rows import Columns, Record, Row, listed
 
 STREAM = "-"
 """The name that stands for standard input and standard output."""
@@ -362,8 +362,8 @@ def _is_object(line: bytes) -> bool:
 
 def _require_columns(names: Sequence[str], path: Path) -> None:
     """Make sure that rows with these columns are questions; a list of passages is a context too."""
-    has_context = any(name in names for name in CONTEXTS)
-    require_columns([*names, *(["context"] if _PASSAGES in names and not has_context else [])], path)
+    lacks_context = _PASSAGES in names and Columns.of(names).context is None
+    require_columns([*names, *(["context"] if lacks_context else [])], path)
 
 
 def _record(columns: Columns, values: Row, place: str) -> Record:

@@ -174,5 +174,10 @@ class TrainingConfig:
                 f"--overwrite_output_dir starts anew and --resume_from_checkpoint {self.resume_from_checkpoint} does "
                 "not; keep one of them"
             )
+        if self.logging_steps != 1 and not self.report_to:
+            yield (
+                f"--logging_steps {self.logging_steps} is about trackers and --report_to names none; drop it, or name "
+                "one (metrics.jsonl has every step)"
+            )
         if self.early_stopping_patience is not None and self.eval_steps == "no":
             yield "--early_stopping_patience needs evaluations but --eval_steps is no; set it to epoch or a number"

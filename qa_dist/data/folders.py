@@ -85,13 +85,17 @@ def files_in(folder: Path) -> list[Path]:
     """The files in a folder whose names end as files of questions do, in order; only the folder itself is looked at.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: It cannot be read, or holds a file twice.
     """
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}); check the path and its permissions") from error
-    return [path for path in paths if _is_data(path)]
+    files = [path for path in paths if _is_data(path)]
+    names = {path.name for path in files}
+    if twice := [path for path in files if f"{path.name}.gz" in names]:
+        raise DataError(f"{twice[0]} lies there as {twice[0].name}.gz too; keep one of them, or name one file")
+    return files
 
 
 def _is_data(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json, type_name
-from qa_dist.data.rows import CONTEXTS, IDS, Columns, Reading, Record, Row, listed, no_answers_note, read_rows
+from qa_dist.data.rows import IDS, Columns, Reading, Record, Row, listed, no_answers_note, read_rows
 
 ALLOWED = (
     'allowed are SQuAD ({"data": [articles]}), lists of {context, qas}, rows with id, context, question and answers '
@@ -80,7 +80,8 @@ def _questions(paragraph: Any, place: str, title: Any, keys: _Keys) -> Iterator[
     if problem := _list_problem(paragraph, "qas"):
         yield Record(place, {}, problem)
         return
-    context = next((paragraph[name] for name in CONTEXTS if name in paragraph), None)
+    name = Columns.of(list(paragraph)).context
+    context = None if name is None else paragraph[name]
     for number, qa in enumerate(paragraph["qas"], 1):
         where = f"{place}, question {number}"
         if not isinstance(qa, dict):
@@ -351,8 +352,10 @@ def _wrapped(value: Mapping[str, Any]) -> Sequence[Any] | None:
         return [data]
     if "paragraphs" in value or "qas" in value:
         return [value]
-    is_row = _is_row(value) and not any(isinstance(value.get(name), list | dict) for name in CONTEXTS)
-    return [value] if is_row else None
+    columns = Columns.of(list(value))
+    if columns.context is None or columns.question is None or isinstance(value[columns.context], list | dict):
+        return None
+    return [value]
 
 
 def split_rows(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:

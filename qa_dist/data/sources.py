@@ -167,6 +167,11 @@ def open_source(data: DataConfig, split: Split) -> Source:
     splits = _load_hub(data)
     if split not in splits:
         raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --{split}_file")
+    if {"data", "paragraphs"} & set(splits[split].column_names):
+        raise DataError(
+            f"{data.source} holds files of SQuAD articles whose names do not say of which split they are; call them "
+            "train... and dev... in a local folder, or pass --train_file and --validation_file"
+        )
     return _data_set_source(f"{data.source} ({split})", splits[split])
 
 

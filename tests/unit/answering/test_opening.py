@@ -133,6 +133,10 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"mixed_precision": "int8"}, "mixed_precision 'int8' is none of no, bf16, fp16"),
         ({"device": "gpu"}, "the device 'gpu' is none that is known; give cpu, cuda or cuda:N"),
         ({"device": "cuda:99"}, "the device cuda:99 is not there"),
+        ({"quantized": "yes"}, "quantized is 'yes'; give True, False or None"),
+        ({"num_threads": 0}, "num_threads is 0; give a whole number of 1 or more, or None"),
+        ({"num_threads": True}, "num_threads is True; give a whole number of 1 or more, or None"),
+        ({"num_threads": 2}, "num_threads can be set for an exported model only"),
     ],
 )
 def test_options_that_do_not_fit_are_named_as_they_were_given(

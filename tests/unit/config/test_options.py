@@ -94,6 +94,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("--lora_target_modules ,", "is empty"),
         ("--eval_steps sometimes", "is not a number of 1 or more"),
         ("--eval_steps no --early_stopping_patience 2", "needs evaluations"),
+        ("--logging_steps 5", "is about trackers and --report_to names none"),
         ("--null_score_diff_threshold nan", "finite"),
         ("--answer_length_penalty -0.1", "must be at least 0"),
         ("--answer_length_penalty 0.1 --decoding n_best", "goes with --decoding span"),

@@ -1,6 +1,7 @@
 """Files as spreadsheets, annotation tools and libraries write them, with more in them than questions."""
 
 import datetime
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     parquet.write_table(pa.table([*once.columns, once.column(0)], names=[*once.column_names, "context"]), path)
     with pytest.raises(DataError, match="has the column context more than once"):
         parse(path.read_bytes(), path)
+
+
+def test_a_file_that_lies_there_compressed_too_is_not_read_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{**NAMED, "answer": "Ada Kerrow"}]), encoding="utf-8")
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress((tmp_path / "a.json").read_bytes()))
+    with pytest.raises(DataError, match=r"a\.json lies there as a\.json\.gz too; keep one of them, or name one file"):
+        file_source(str(tmp_path), "train")
+    assert len(file_source(str(tmp_path / "a.json.gz"), "train").records().records) == 1
+
+
+def test_keys_of_contexts_with_questions_may_have_capitals() -> None:
+    (found,) = read([{"Context": CONTEXT, "qas": [{"id": "q1", "Question": "Who?", "Answer": "Ada Kerrow"}]}])
+    assert (found.context, answers(found)) == (CONTEXT, [("Ada Kerrow", 0)])
 
 
 def saved(folder: Path, split: str | None = None) -> Path:

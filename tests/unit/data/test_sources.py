@@ -18,6 +18,7 @@ from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import PROBLEMS, Report, validate
 from qa_dist.data.records import Answer, Example
 from qa_dist.data.rows import read_rows
+from qa_dist.data.sample import sample_path
 from qa_dist.data.sources import available_splits, load_examples, open_source, subset
 from tests.unit.data_fixtures import (
     MALFORMED,
@@ -401,6 +402,17 @@ def test_a_folder_without_the_columns_or_the_split_says_so(hub_cache: Path) -> N
         load_examples(data, "train")
     with pytest.raises(DataError, match="but no validation"):
         load_examples(data, "validation")
+
+
+def test_articles_under_names_without_a_split_are_one_sentence(hub_cache: Path) -> None:
+    folder = hub_cache / "folder"
+    folder.mkdir()
+    articles = sample_path("train").read_text(encoding="utf-8")
+    (folder / "geology.json").write_text(articles, encoding="utf-8")
+    with pytest.raises(DataError, match=r"names do not say of which split they are; call them train\.\.\. and dev"):
+        load_examples(DataConfig(dataset_name=str(folder)), "train")
+    (folder / "train-geology.json").write_text(articles, encoding="utf-8")
+    assert load_examples(DataConfig(dataset_name=str(folder)), "train")[1].num_records > 100
 
 
 def test_an_unreachable_data_set_is_one_sentence(hub_cache: Path) -> None:
