@@ -21,6 +21,7 @@ from qa_dist.machine.allocator import start_with_jemalloc
 from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
+    from qa_dist.sweeping.plan import Plan
     from qa_dist.sweeping.running import Runner
 
 PROG = "qa_dist.sweep"
@@ -85,8 +86,8 @@ def _task(words: list[str]) -> int:
 def _sweep(words: list[str]) -> int:
     description = f"{__doc__ or ''}\nThe first word is the sweep file; docs/sweeps.md says what it holds."
     if not words or words[0].startswith("-"):
-        # For --help; without it, one thing is missing for certain.
-        parse(words if {"-h", "--help"} & set(words) else [], prog=PROG, description=description, entry=SweepConfig)
+        if {"-h", "--help"} & set(words):
+            parse(words, prog=PROG, description=description, entry=SweepConfig)
         raise ConfigError(["the sweep file is missing; name it before the options: qa-dist sweep SWEEP.yaml ..."])
     if "RANK" in os.environ:
         raise ConfigError(["a sweep starts its trials itself; call it without a launcher, or with --launcher slurm"])
@@ -106,6 +107,7 @@ def _sweep(words: list[str]) -> int:
     folder = Path(str(config.training.output_dir))
     results = Path(options.results_file or folder / "sweep.json")
     require_results_file(results)
+    _require_data(plan)
     make_writable(folder, "--output_dir")
 
     def notice(line: str) -> None:
@@ -120,10 +122,33 @@ def _sweep(words: list[str]) -> int:
 
         is_whole = run(plan, runner, results, is_over=is_over, notice=notice)
         received = stop.received
-    sys.stdout.write(f"{text(read_json(results.read_text(encoding='utf-8')))}\n{results}\n")
+    found = read_json(results.read_text(encoding="utf-8"))
+    sys.stdout.write(f"{text(found)}\n{results}\n")
     if received is not None:
         raise Stopped(received)
-    return 0 if is_whole else EXIT_STOPPED
+    if not is_whole:
+        return EXIT_STOPPED
+    if any(trial["status"] in ("done", "paused") for trial in found["trials"]):
+        return 0
+    sys.stderr.write(f"{PROG}: error: no trial came to its end; what happened to each is above and in {results}\n")
+    return EXIT_FAILURE
+
+
+def _require_data(plan: "Plan") -> None:
+    """Make sure that the data of all trials is there, before the first of them is started.
+
+    Raises:
+        DataError: It is not.
+    """
+    from qa_dist.data.sources import training_splits
+
+    checked: set[tuple[object, ...]] = set()
+    for config in plan.configs:
+        data, evaluates = config.data, config.training.eval_steps != "no" or config.training.eval_on_start
+        key = (data.train_file, data.validation_file, data.dataset_name, data.dataset_config_name, evaluates)
+        if key not in checked:
+            training_splits(data, evaluates=evaluates)
+            checked.add(key)
 
 
 @contextmanager

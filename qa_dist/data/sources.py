@@ -140,6 +140,26 @@ def require_split(data: DataConfig, split: str) -> None:
         raise DataError(f"the data has no split {split}, only {' and '.join(splits)}; name that, or more data")
 
 
+def training_splits(data: DataConfig, *, evaluates: bool) -> tuple[Split, ...]:
+    """The splits that a run with this data has.
+
+    Args:
+        data: The data.
+        evaluates: Whether the run is evaluated before its end.
+
+    Raises:
+        DataError: The source cannot be used, or a split that the run needs is not there.
+    """
+    splits = available_splits(data)
+    if "train" not in splits:
+        raise DataError("there is no training data; give --train_file, or --dataset_name of a set with a train split")
+    if evaluates and "validation" not in splits:
+        raise DataError(
+            "there is no validation data to evaluate on during training; give --validation_file, or --eval_steps no"
+        )
+    return splits
+
+
 def open_source(data: DataConfig, split: Split) -> Source:
     """The configured source of one split, hashed but not parsed.
 

@@ -1,5 +1,6 @@
 """What sweeps measured, as Markdown: docs/results.md shows the files in docs/results/."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def _facts(sweep: Mapping[str, Any]) -> list[str]:
             f"- {data['train']['num_examples']:,} questions to train on, "
             f"{data['validation']['num_examples']:,} to score; {_length(sweep['shared_options'])}"
         )
-    lines.append(f"- `{' '.join(sweep['command'])}`")
+    lines.append(f"- `{shlex.join(sweep['command'])}`")
     ended = sum(trial["status"] in ("done", "paused") for trial in sweep["trials"])
     lines.append(f"- {ended} of {sweep['num_trials']} trials ended, in {sweep['seconds'] / 60:.1f} minutes")
     return lines

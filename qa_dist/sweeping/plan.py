@@ -14,7 +14,7 @@ from qa_dist.common.parsers import type_name
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import layered, parse, peek, read_recipe
 from qa_dist.config.texts import shown
-from qa_dist.sweeping.space import Search, read_search, value_text
+from qa_dist.sweeping.space import LONGEST_NAME, Search, as_name, read_search, value_text
 
 PROG = "qa_dist.sweep"
 KEYS = ("config", "options", "seeds", "grid", "trials", "search", "rungs")
@@ -81,6 +81,8 @@ class Plan:
         metric: By which methods are compared.
         search: What is searched; None: the trials are all there is.
         runs: The trials of a method, with all seeds; it raises a ConfigError if the options do not go together.
+        configs: A run of each method, or of each corner of the search.
+        only: Names of the methods whose trials are run; none: all.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Plan:
     metric: str
     search: Search | None
     runs: Callable[[Method], list[Trial]]
+    configs: Sequence[RunConfig]
+    only: Collection[str] = ()
 
     @property
     def num_trials(self) -> int:
@@ -121,6 +125,8 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
     methods = [] if search else _methods(path, content)
     if search and only:
         raise ConfigError([f"--only names trials, and {path} has a search, which proposes them; drop one of the two"])
+    if rungs and only:
+        raise ConfigError([f"--only runs some trials, and {path} has rungs, which compare all; drop one of the two"])
     if unknown := [name for name in only if name not in {method.name for method in methods}]:
         raise ConfigError(
             [f"--only {unknown[0]}: no such trial in {path}; there are {', '.join(method.name for method in methods)}"]
@@ -150,16 +156,15 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
             problems += error.problems
             continue
         configs.append(made[0].config)
-        trials += made if not search and (not only or point.name in only) else []
+        trials += [] if search else made
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    if search and not (configs[0].data.validation_file or configs[0].data.dataset_name):
-        raise ConfigError([f"{path} has a search, which goes by scores; give --validation_file"])
+    _check_scores(configs, search=search is not None, rungs=bool(rungs), path=path)
     training = configs[0].training
     _check_spacing(rungs, path)
     _check_rungs(configs, rungs, path)
     metric, folder = training.metric_for_best_model, Path(str(training.output_dir)).parent.parent
-    return Plan(path.stem, trials, rungs, seeds, folder, metric, search, runs)
+    return Plan(path.stem, trials, rungs, seeds, folder, metric, search, runs, configs, only)
 
 
 def _check_flags(argv: Sequence[str], varied: Collection[str], path: Path) -> None:
@@ -200,6 +205,13 @@ def _check_own(argv: Sequence[str], differing: Collection[str], content: Mapping
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _check_scores(configs: Sequence[RunConfig], *, search: bool, rungs: bool, path: Path) -> None:
+    """Refuse a search, or rungs, where there is nothing to score."""
+    what = "a search, which goes by" if search else "rungs, where trials are compared by"
+    if (search or rungs) and any(not (each.data.validation_file or each.data.dataset_name) for each in configs):
+        raise ConfigError([f"{path} has {what} scores; give --validation_file"])
 
 
 def _check_rungs(configs: Sequence[RunConfig], rungs: Sequence[int], path: Path) -> None:
@@ -312,7 +324,8 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
     if grid:
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            methods.append(Method(" ".join(f"{name}={value_text(value)}" for name, value in point.items()), point))
+            name = " ".join(as_name(f"{option}={value_text(value)}") for option, value in point.items())
+            methods.append(Method(name[:LONGEST_NAME].rstrip(), point))
     for number, item in enumerate(content.get("trials") or [], 1):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise ConfigError([f"{path}: trial {number} has no name; write `- name: ...` and its options below"])

@@ -48,7 +48,7 @@ def read_versioned(path: Path, version: int, *, if_damaged: str, if_other: str) 
 
 
 def read_record(trial: Trial) -> Record | None:
-    """What the folder of a trial says; None if it says nothing.
+    """What the folder of a trial says; None if it says nothing, or that other options failed before the first step.
 
     Raises:
         UserError: The file is damaged, or of a run with other options.
@@ -64,6 +64,8 @@ def read_record(trial: Trial) -> Record | None:
     )
     wanted = json.loads(json.dumps(compared(trial)))
     if record.get("config") != wanted:
+        if record.get("status") == "failed" and not record.get("step") and not record.get("rungs"):
+            return None
         earlier = record.get("config") or {}
         names = sorted(name for name in {*earlier, *wanted} if earlier.get(name) != wanted.get(name))
         raise UserError(
@@ -171,7 +173,10 @@ def write_sweep(path: Path, plan: Plan, records: Sequence[Record], about: Mappin
             "shared_options": {
                 name: without_folders(value) for name, value in _shared([each["config"] for each in records]).items()
             },
-            "trials": [{name: value for name, value in record.items() if name not in left_out} for record in records],
+            "trials": [
+                {name: _shown(name, value) for name, value in record.items() if name not in left_out}
+                for record in records
+            ],
         },
     )
 
@@ -179,6 +184,11 @@ def write_sweep(path: Path, plan: Plan, records: Sequence[Record], about: Mappin
 def without_folders(value: Any) -> Any:
     """A value as others may read it: of a path, which only this machine has, the last part."""
     return (Path(value).name or value) if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value of a record as others may read it."""
+    return {word: without_folders(each) for word, each in value.items()} if name == "options" else value
 
 
 def _common(records: Sequence[Record], name: str) -> Any:

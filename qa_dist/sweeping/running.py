@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from qa_dist.common.reading import read_json_object
 from qa_dist.common.secrets import masked
 from qa_dist.sweeping.halving import better_half
 from qa_dist.sweeping.plan import Plan, Trial
-from qa_dist.sweeping.record import Record, is_at, read_record, score_at, without_folders, write_sweep
+from qa_dist.sweeping.record import FORMAT, Record, is_at, read_record, score_at, without_folders, write_sweep
 
 Task = tuple[Trial, int | None]
 """A trial, and after how many steps it pauses (None: it goes to its end)."""
@@ -41,8 +42,16 @@ def in_order(tasks: Iterable[Task]) -> NextTask:
 def command(argv: Sequence[str]) -> list[str]:
     """The words that start a sweep again, without secrets and folders of this machine, of `sys.argv`."""
     # `qa-dist sweep FILE` and `python -m qa_dist.sweep FILE`.
-    words = argv[2:] if Path(argv[0]).name == "qa-dist" else argv[1:]
-    return ["qa-dist", "sweep", *(without_folders(masked(word)) for word in words)]
+    words = argv[2:] if argv[1:2] == ["sweep"] else argv[1:]
+    return ["qa-dist", "sweep", *map(_word, words)]
+
+
+def _word(word: str) -> str:
+    """A word of a command line as others may read it."""
+    name, equals, value = word.partition("=")
+    if word.startswith("--") and equals:
+        return f"{name}={without_folders(masked(value))}" if masked(word) == word else masked(word)
+    return str(without_folders(masked(word)))
 
 
 class Ledger:
@@ -59,7 +68,8 @@ class Ledger:
         self._plan = plan
         self._results = results
         self._begun = time.monotonic()
-        self._about = {
+        self._earlier_seconds = 0.0
+        self._about: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command(sys.argv),
         }
@@ -72,11 +82,24 @@ class Ledger:
         Raises:
             UserError: A folder holds a trial with other options.
         """
+        is_first = not self.records
         self.records |= {trial.name: read_record(trial) for trial in trials}
+        if is_first and any(self.records.values()):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take over when the sweep was started, by which command, and how long it has taken so far."""
+        held = read_json_object(self._results) if self._results.is_file() else {}
+        if held.get("sweep") != self._plan.name or held.get("format") != FORMAT:
+            return
+        self._about |= {name: held[name] for name in self._about if name in held}
+        seconds = held.get("seconds")
+        self._earlier_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def note(self) -> None:
         """Write the file of results."""
-        about = {**self._about, "seconds": round(time.monotonic() - self._begun, 1)}
+        seconds = self._earlier_seconds + time.monotonic() - self._begun
+        about = {**self._about, "seconds": round(seconds, 1)}
         known = [record for record in self.records.values() if record is not None]
         write_sweep(self._results, self._plan, known, about)
 
@@ -120,7 +143,11 @@ def run_sweep(
     methods = list(dict.fromkeys(trial.method for trial in plan.trials))
     for step in (*plan.rungs, None):
         trials = [trial for trial in plan.trials if trial.method in methods]
-        tasks: list[Task] = [(trial, step) for trial in trials if not is_at(ledger.records[trial.name], step)]
+        tasks: list[Task] = [
+            (trial, step)
+            for trial in trials
+            if (not plan.only or trial.method in plan.only) and not is_at(ledger.records[trial.name], step)
+        ]
         if tasks and not runner.run(in_order(tasks), is_over=is_over, ended=ledger.ended):
             return False
         if step is not None:

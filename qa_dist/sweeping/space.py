@@ -24,7 +24,8 @@ PRUNERS = {
 
 KEYS = ("trials", "parameters", "sampler", "pruner", "storage", "study")
 MOST_PROPOSALS = 10_000
-_LONGEST_NAME = 100
+LONGEST_NAME = 100
+_BETWEEN = 0.381966
 _RANGE_KEYS = ("low", "high", "log", "step")
 
 
@@ -94,7 +95,7 @@ class Search:
 
     def point_name(self, number: int, point: Mapping[str, Any]) -> str:
         """Name of a point's method: its number, and what may be shown of its values."""
-        return f"{number} {' '.join(_said(name, value) for name, value in point.items())}"[:_LONGEST_NAME].rstrip()
+        return f"{number} {' '.join(_said(name, value) for name, value in point.items())}"[:LONGEST_NAME].rstrip()
 
     def described(self) -> dict[str, Any]:
         """What is searched and how, without the place where the study is kept."""
@@ -121,13 +122,25 @@ def value_text(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else re.sub(r"[/,]", ".", str(value))
 
 
+def as_name(text: str) -> str:
+    """A text with dots for what no method's name may have."""
+    return re.sub(r"[^A-Za-z0-9 ._=+-]", ".", text)
+
+
 def _said(name: str, value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else value_text(value)
-    return re.sub(r"[^A-Za-z0-9 ._=+-]", ".", f"{name}={text}")
+    return as_name(f"{name}={text}")
 
 
 def _ends(parameter: Parameter) -> Iterator[Any]:
-    yield from parameter.values.values() if isinstance(parameter, Choice) else (parameter.low, parameter.high)
+    if isinstance(parameter, Choice):
+        yield from parameter.values.values()
+        return
+    yield from (parameter.low, parameter.high)
+    if not parameter.is_whole:
+        # One between them too: an option of whole numbers takes 4.0 and 64.0, and nothing else of that range.
+        step = _BETWEEN * (parameter.high - parameter.low) if parameter.step is None else parameter.step
+        yield parameter.low + step
 
 
 def read_search(path: Path, content: Mapping[str, Any], rungs: Sequence[int]) -> Search | None:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import signal
 import time
 import traceback
@@ -9,15 +10,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from qa_dist.common.errors import DivergedError, UserError
 from qa_dist.common.reading import read_json_object
 from qa_dist.common.signals import Stopped
 from qa_dist.distributed.failures import launched_rank
-from qa_dist.machine.usage import forget_peak_memory
+from qa_dist.machine.usage import forget_peak_memory, peak_memory_bytes
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import Record, new_record, read_record, write_record
+from qa_dist.training.checkpoints import WEIGHTS
 from qa_dist.training.loop import train
+from qa_dist.training.output_folder import CHECKPOINTS, TIMINGS
 
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 
@@ -39,6 +43,7 @@ def run_trial(
     """
     record = read_record(trial) or new_record(trial)
     record["starts"] += 1
+    earlier_peak = record.get("peak_memory_bytes") or 0
     begun = time.monotonic()
     forget_peak_memory()
     try:
@@ -62,12 +67,15 @@ def run_trial(
         figures = None if evaluation is None else {"loss": evaluation.loss, **evaluation.named_metrics}
         written = read_json_object(trial.folder / "run.json")
         if not written:
-            record |= {"status": "paused", "step": pause_after, "error": None}
+            record |= {"status": "paused", "step": pause_after, "error": None, **_trained(trial)}
             record["rungs"] = [*record["rungs"], {"step": pause_after, **(figures or _logged(trial))}]
         else:
             record |= {"status": "done", "step": written["num_steps"], "error": None, **_facts(trial, written)}
             record["final"] = figures
     record["seconds"] = round(record["seconds"] + time.monotonic() - begun, 3)
+    record["train_seconds"] = _seconds_of_steps(trial)
+    peak = record.get("peak_memory_bytes") if record["status"] == "done" else None
+    record["peak_memory_bytes"] = max(earlier_peak, peak or _peak_of_this_rank())
     if not launched_rank():
         write_record(trial, record)
     # What a failed run held, the next one may need.
@@ -82,6 +90,28 @@ def _last_step(trial: Trial) -> int:
     path = trial.folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def _seconds_of_steps(trial: Trial) -> float:
+    """Seconds of all optimiser steps of a run, whichever process made them; those that were lost do not count."""
+    path = trial.folder / TIMINGS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return round(math.fsum(json.loads(line)["step_seconds"] for line in lines), 3)
+
+
+def _peak_of_this_rank() -> int:
+    is_on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return peak_memory_bytes(torch.device("cuda" if is_on_gpu else "cpu"))
+
+
+def _trained(trial: Trial) -> Record:
+    """Number and bytes of what is trained, as the newest checkpoint has it in one file; {} where it is in shards."""
+    files = sorted((trial.folder / CHECKPOINTS).glob(f"*/{WEIGHTS}"))
+    if not files:
+        return {}
+    with safe_open(files[-1], "pt") as file:
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    return {"trainable_parameters": count, "saved_bytes": files[-1].stat().st_size}
 
 
 def _logged(trial: Trial) -> Record:

@@ -8,7 +8,7 @@ from qa_dist.common.columns import aligned
 from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.config.options import DataConfig, RunConfig
-from qa_dist.data.sources import available_splits, subset
+from qa_dist.data.sources import subset, training_splits
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.limits import limit_lines
 from qa_dist.evaluation.tuning import require_enough
@@ -78,23 +78,16 @@ def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
     """
     with contextlib.nullcontext() if ranks is None else ranks.local_main_first():
         # A wrong path is said before a model is looked for.
-        splits = available_splits(config.data)
-        if "train" not in splits:
-            raise DataError(
-                "there is no training data; give --train_file, or --dataset_name of a set with a train split"
-            )
+        training = config.training
+        splits = training_splits(config.data, evaluates=training.eval_steps != "no" or training.eval_on_start)
         # Before packages are asked for and features made for a model that cannot be trained on them.
-        require_trainable(model_configuration(config.model), config.training.mixed_precision)
+        require_trainable(model_configuration(config.model), training.mixed_precision)
         require_fitting_adapter(config.model)
         tokenizer = load_tokenizer(config.model)
         require_its_tokenizer(config.model, tokenizer)
         is_main = ranks is None or ranks.is_main
         stores = {split: prepare_store(config, split, tokenizer=tokenizer, progress=is_main) for split in splits}
     train, validation = stores["train"], stores.get("validation")
-    if validation is None and (config.training.eval_steps != "no" or config.training.eval_on_start):
-        raise DataError(
-            "there is no validation data to evaluate on during training; give --validation_file, or --eval_steps no"
-        )
     _require_answers(config.data, train)
     if validation is not None:
         _require_scorable(config, validation)

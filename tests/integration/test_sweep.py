@@ -1,5 +1,7 @@
 """A sweep of tiny runs: halving by exact resume, a trial that diverges, and a sweep that was stopped and goes on."""
 
+import contextlib
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qa_dist import sweep as sweep_command
 from qa_dist.common.errors import UserError
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping import table
@@ -70,8 +73,15 @@ def test_a_sweep_halves_goes_on_where_it_was_stopped_and_repeats_nothing(
         "after 4 steps, 1 of 2 methods go on: learns",
     ]
     third = Inline()
+    before = json.loads(results.read_text(encoding="utf-8"))
     assert run_sweep(plan, third, results)
     assert third.done == []
+    # When it began and what it took are those of all calls.
+    after = json.loads(results.read_text(encoding="utf-8"))
+    assert {name: after[name] for name in ("started", "command", "trials")} == {
+        name: before[name] for name in ("started", "command", "trials")
+    }
+    assert after["seconds"] >= before["seconds"] > 0
 
     # The winner, halted at two rungs, ends with the bytes of a run in one go.
     alone = planned(inputs, tmp_path, SWEEP.replace("rungs: [2, 4]", ""), "--eval_steps", "2", "--output_dir", "x")
@@ -81,6 +91,13 @@ def test_a_sweep_halves_goes_on_where_it_was_stopped_and_repeats_nothing(
     assert record["starts"] == 3
     assert record["resumed_at_steps"] == [2, 4]
     assert [rung["step"] for rung in record["rungs"]] == [2, 4]
+    # All its steps are counted, not only those behind the last rung.
+    lines = (trial.folder / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == record["num_steps"] == 6
+    assert record["train_seconds"] == pytest.approx(sum(json.loads(line)["step_seconds"] for line in lines), abs=1e-3)
+    still: Any = read_record(plan.trials[0])
+    assert still["trainable_parameters"] == record["trainable_parameters"]
+    assert min(still["peak_memory_bytes"], still["train_seconds"], still["saved_bytes"]) > 0
     forget_ranks()
     once = next(trial for trial in alone.trials if trial.name == "learns-seed2")
     assert run_trial(once_in(once, tmp_path / "once"), None)["resumed_at_steps"] == []
@@ -129,8 +146,6 @@ def test_a_trial_that_is_stopped_at_a_rung_has_the_score_of_the_rung(inputs: dic
 
 
 def once_in(trial: Trial, folder: Path) -> Trial:
-    import dataclasses
-
     training = dataclasses.replace(trial.config.training, output_dir=str(folder))
     return dataclasses.replace(trial, config=dataclasses.replace(trial.config, training=training))
 
@@ -144,9 +159,38 @@ def test_a_trial_that_cannot_run_is_counted_and_another_sweep_may_not_have_its_f
     (trial,) = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["trials"]
     assert trial["status"] == "failed"
     assert trial["error"].startswith("--lora_target_modules nothing: no such linear layer")
-    other = planned(inputs, tmp_path, text, "--lora_r", "3")
+    # What failed before its first step may be mended in the sweep file.
+    mended = text.replace("[nothing]", "[attention]")
+    assert run_sweep(planned(inputs, tmp_path, mended), Inline(), tmp_path / "sweep.json")
+    (trial,) = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["trials"]
+    assert (trial["status"], trial["error"]) == ("done", None)
+    other = planned(inputs, tmp_path, mended, "--lora_r", "3")
     with pytest.raises(UserError, match="was run with another lora_r than the sweep file says now"):
         run_sweep(other, Inline(), tmp_path / "sweep.json")
+
+
+def test_trials_that_are_not_asked_for_are_kept(inputs: dict[str, str], tmp_path: Path) -> None:
+    text = "options: {max_seq_length: 64, doc_stride: 16, max_train_steps: 1}\ngrid: {lora_r: [2, 4]}"
+    plan = planned(inputs, tmp_path, text)
+    for only, done in (("lora_r=2", 1), ("lora_r=4", 2)):
+        runner = Inline()
+        assert run_sweep(dataclasses.replace(plan, only=(only,)), runner, tmp_path / "sweep.json")
+        assert runner.done == [(f"{only}-seed42", None)]
+        sweep = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+        assert (len(sweep["trials"]), sweep["num_trials"]) == (done, 2)
+
+
+def test_a_sweep_without_a_result_says_so(
+    inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep_command, "_runner", lambda options: contextlib.nullcontext(Inline()))
+    file = tmp_path / "few.yaml"
+    words = [word for name, value in inputs.items() for word in (f"--{name}", value)]
+    words = [str(file), *words, "--max_seq_length", "64", "--doc_stride", "16", "--max_train_steps", "1"]
+    for targets, code in (("nothing", 1), ("attention", 0)):
+        file.write_text(f"trials: [{{name: a, lora_target_modules: [{targets}]}}]", encoding="utf-8")
+        assert sweep_command.main([*words, "--output_dir", str(tmp_path / "out")]) == code
+        assert ("error: no trial came to its end" in capsys.readouterr().err) == bool(code)
 
 
 def test_the_table_has_mean_and_deviation_and_says_what_is_missing() -> None:

@@ -68,9 +68,20 @@ def test_rungs_are_where_trials_are_evaluated_and_saved(tmp_path: Path) -> None:
 
 def test_some_methods_alone(tmp_path: Path) -> None:
     text = "seeds: [3, 4]\ntrials:\n  - {name: a, lora_r: 1}\n  - {name: b, lora_r: 2}"
-    assert [trial.name for trial in plan(tmp_path, text, only=("b",)).trials] == ["b-seed3", "b-seed4"]
+    found = plan(tmp_path, text, only=("b",))
+    assert (len(found.trials), found.only) == (4, ("b",))
     with pytest.raises(ConfigError, match="there are a, b"):
         plan(tmp_path, text, only=("c",))
+    with pytest.raises(ConfigError, match=r"--only runs some trials, and .* has rungs, which compare all"):
+        plan(tmp_path, f"{text}\nrungs: [5]", only=("b",))
+
+
+def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
+    text = "grid: {model_name_or_path: ['package:some_wheel/model', '~/mine'], learning_rate: [0.00123456]}"
+    assert [trial.name for trial in plan(tmp_path, text).trials] == [
+        "model_name_or_path=package.some_wheel.model_learning_rate=0.00123456-seed42",
+        "model_name_or_path=..mine_learning_rate=0.00123456-seed42",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,9 +144,33 @@ def test_flags_may_not_undo_what_the_trials_differ_in(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(["--jobs", "2"]) == 2
+    assert "the sweep file is missing; name it before the options" in capsys.readouterr().err
+    assert sweep.main(["--output_dir", "out", "few.yaml"]) == 2
+    assert "the sweep file is missing; name it before the options" in capsys.readouterr().err
+    assert sweep.main(["few.yaml"]) == 2
     assert "--output_dir is missing" in capsys.readouterr().err
     assert sweep.main(["nothing.yaml", "--output_dir", "out"]) == 2
     assert "there is no sweep file nothing.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "rungs", "sentence"),
+    [
+        (["--train_file", "nope.json", "--eval_steps", "no"], "", "nope.json does not exist"),
+        (["--train_file", "DATA"], "", "there is no validation data to evaluate on during training"),
+        (["--validation_file", "DATA"], "", "there is no training data; give --train_file"),
+        (["--train_file", "DATA"], "rungs: [5]", "has rungs, where trials are compared by scores; give --validation"),
+    ],
+)
+def test_data_that_no_trial_can_use_is_refused_before_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], rungs: str, sentence: str
+) -> None:
+    (tmp_path / "few.yaml").write_text(f"grid: {{lora_r: [1, 2]}}\n{rungs}", encoding="utf-8")
+    (tmp_path / "data.json").write_text('{"data": []}', encoding="utf-8")
+    words = [word.replace("DATA", str(tmp_path / "data.json")) for word in flags]
+    assert sweep.main([str(tmp_path / "few.yaml"), *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_results_cannot_go_to_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

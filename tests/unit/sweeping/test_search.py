@@ -43,7 +43,7 @@ def test_what_is_searched(tmp_path: Path) -> None:
         "lora_r": Range(2, 16, step=2),
         "lora_target_modules": layers,
     }
-    assert [point["lora_r"] for _, point in plan.search.corners()] == [2, 2, 2, 16, 2, 2]
+    assert [point["lora_r"] for _, point in plan.search.corners()] == [2, 2, 2, 2, 16, 2, 2]
     name = plan.search.point_name(3, {"learning_rate": 0.00123456, "lora_r": 4, "lora_target_modules": ["a/b", "c"]})
     assert name == "3 learning_rate=0.001235 lora_r=4 lora_target_modules=a.b+c"
 
@@ -66,6 +66,8 @@ SMALL = "search: {trials: 2, parameters: {lora_r: [1, 2]}"
         ("search: {trials: 3, parameters: {ema_decay: {low: 0, high: 0.9, log: true}}}", "a low above 0, and no step"),
         ("search: {trials: 3, parameters: {lora_r: [1, 1]}}", "a list of different values"),
         ("search: {trials: 3, parameters: {lora_r: {low: 0, high: 4}}}", "trial lora_r 0: --lora_r 0 is out of range"),
+        ("search: {trials: 3, parameters: {lora_r: {low: 4, high: 64.0}}}", "is not an integer"),
+        ("search: {trials: 3, parameters: {lora_r: {low: 4.0, high: 6, step: 0.5}}}", "--lora_r 4.5 is not an integer"),
         ("search: {trials: 3, parameters: {lora_rank: [1, 4]}}", "--lora_rank is no option here"),
         (f"{SMALL}, sampler: grid}}", "sampler is grid; use one of tpe, random, gp"),
         (f"{SMALL}, pruner: best}}\nrungs: [3]", "pruner is best; use one of none, median, halving, hyperband"),
