@@ -12,6 +12,7 @@ number of ranks was, so that any other can go on.
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -38,7 +39,12 @@ WEIGHTS, OPTIMIZER, BEST, STATE, MANIFEST = (
 )
 REQUIRED = frozenset((WEIGHTS, OPTIMIZER, STATE))
 _PREFIX = "step-"
+_NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
+"""What folders of checkpoints are called; whatever else lies among them is somebody's, and is left alone."""
+
+_ASIDE = "kept-"
 _PARTIAL = ".partial-"
+_MOMENTS = frozenset(("exp_avg", "exp_avg_sq", "state1", "state2"))
 _DOOMED = ".doomed-"
 
 
@@ -61,6 +67,10 @@ class Checkpoint:
     best: Weights | None
     identity: Mapping[str, Any]
     state: RunState
+
+
+class _UnreadError(CheckpointError):
+    """A checkpoint that another version, or the disk at another time, may give."""
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
@@ -106,10 +116,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: It is incomplete, damaged, of another format, or holds links or foreign files.
     """
     _require_folder(path)
+    inside = [*_checkpoints(path), *_checkpoints(path / "checkpoints")]
+    if inside and not os.path.lexists(path / MANIFEST):
+        raise CheckpointError(
+            f"{path} is no checkpoint but holds some; name one, such as {inside[-1]}, or go on in a run's own folder "
+            "with --output_dir and --resume_from_checkpoint auto"
+        )
     manifest = _json(path, MANIFEST, _read(path, MANIFEST))
     version = manifest.get("format")
     if version != FORMAT:
-        raise CheckpointError(
+        raise _UnreadError(
             f"{path} has format {version!r} and this version reads {FORMAT}; use the version that wrote it"
         )
     entries = manifest.get("files")
@@ -118,8 +134,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     data = {name: _verified(path, name, entry) for name, entry in entries.items()}
     position = _json(path, STATE, data[STATE])
     step, identity = position.get("step"), position.get("identity")
-    if not isinstance(step, int) or not isinstance(identity, dict) or "progress" not in position:
+    if not isinstance(step, int) or step < 0 or not isinstance(identity, dict) or "progress" not in position:
         raise CheckpointError(f"{path}: {STATE} does not describe a position in a run; it is damaged")
+    if _NAME.fullmatch(path.name) and path.name != _name(step):
+        raise CheckpointError(f"{path}: {STATE} is about step {step}, not that of the folder's name; it is damaged")
     state = RunState.from_json(position["progress"], path / STATE)
     if (state.best is None) != (BEST not in data):
         raise CheckpointError(f"{path}: {STATE} and {BEST} do not agree on whether there is a best evaluation")
@@ -156,11 +174,55 @@ def newest_checkpoint(directory: Path, notice: Callable[[str], object]) -> Check
     return None
 
 
-def discard_after(directory: Path, step: int) -> None:
-    """Remove the checkpoints of later steps than `step`: a run that goes on from there writes them again."""
+def misfit(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], num_steps: int) -> str | None:
+    """Why a run cannot go on from a checkpoint whose files are as they were written; None if it can.
+
+    Args:
+        checkpoint: The checkpoint, of a run with the same options.
+        shapes: Of the trained tensors, by parameter name.
+        num_steps: Optimiser steps of the run.
+    """
+    if checkpoint.step > num_steps:
+        return f"it is of step {checkpoint.step} and the run has {num_steps} steps"
+    for what, weights in (("weights", checkpoint.weights), ("best weights", checkpoint.best)):
+        if weights is not None and {name: tuple(tensor.shape) for name, tensor in weights.items()} != dict(shapes):
+            return f"its {what} have other names or shapes than the model's"
+    for key, tensor in checkpoint.optimizer.items():
+        kind, _, name = key.partition("/")
+        if name not in shapes or (kind in _MOMENTS and tuple(tensor.shape) != shapes[name]):
+            return f"its optimiser state has {key} [{', '.join(map(str, tensor.shape))}], which fits no tensor"
+    # With loss scaling all steps so far may have been left out.
+    if checkpoint.step and not checkpoint.optimizer and checkpoint.state.gradient_scaler is None:
+        return "its optimiser state is empty"
+    return None
+
+
+def discard_after(directory: Path, step: int, notice: Callable[[str], object]) -> None:
+    """Remove the checkpoints of later steps than `step`: a run that goes on from there writes them again.
+
+    One that only another version can read, or that the disk does not give now, is renamed and kept.
+
+    Args:
+        directory: The folder of checkpoints.
+        step: The step that the run goes on after.
+        notice: Hears what becomes of each.
+    """
     for path in _checkpoints(directory):
-        if path.name > _name(step):
+        if path.name <= _name(step):
+            continue
+        try:
+            read_checkpoint(path)
+        except _UnreadError:
+            aside = path.with_name(f"{_ASIDE}{path.name}")
+            _remove(aside)
+            os.replace(path, aside)
+            notice(f"{path.name} of a later step is now called {aside.name}, as it cannot be read here")
+        except CheckpointError:
             _remove(path)
+            notice(f"{path.name} of a later step, which is damaged, was removed")
+        else:
+            _remove(path)
+            notice(f"{path.name} of a later step was removed; the run writes it again")
 
 
 def prune(directory: Path, keep: int | None) -> None:
@@ -228,13 +290,14 @@ def _name(step: int) -> str:
 
 
 def _checkpoints(directory: Path) -> list[Path]:
-    """Folders that are named as checkpoints, oldest first."""
-    return sorted(directory.glob(f"{_PREFIX}*")) if directory.is_dir() else []
+    """What is named as checkpoints are, oldest first."""
+    found = directory.glob(f"{_PREFIX}*") if directory.is_dir() else ()
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
 
 
 def _remove(path: Path) -> None:
     """Remove a folder; a checkpoint is renamed first, so that a removal cut short leaves no half of one."""
-    if path.is_symlink():
+    if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
         if path.name.startswith(_PREFIX):
@@ -261,7 +324,7 @@ def _read(path: Path, name: str) -> bytes:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is incomplete: {name} is missing") from error
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise _UnreadError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def _verified(path: Path, name: str, entry: Any) -> bytes:
@@ -277,7 +340,8 @@ def _verified(path: Path, name: str, entry: Any) -> bytes:
 def _json(path: Path, name: str, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Besides what is no UTF-8 and no JSON: numbers with thousands of digits.
         raise CheckpointError(f"{path / name} is not JSON; it is damaged") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path / name} is not a JSON object; it is damaged")

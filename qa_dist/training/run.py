@@ -17,7 +17,7 @@ from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.saved import save_trained
 from qa_dist.model.span_model import SpanModel
 from qa_dist.training.best_weights import BestWeights, measure_of
-from qa_dist.training.checkpoints import CheckpointWriter, discard_after
+from qa_dist.training.checkpoints import CheckpointWriter, discard_after, misfit
 from qa_dist.training.evaluator import Evaluator
 from qa_dist.training.identity import differences
 from qa_dist.training.inputs import RunData
@@ -99,11 +99,16 @@ class Run:
 
         Raises:
             ConfigError: The checkpoint is of a run that differs from this one in what its steps compute; on all ranks.
+            CheckpointError: It holds something else than this run's weights and moments; on all ranks.
         """
         problems: list[str] = []
+        fault = None
         if self._checkpoint is not None:
             problems = differences(self._checkpoint.identity, trainer.identity)
-        checkpoint, problems, keeps_own = self.ranks.broadcast((self._checkpoint, problems, self.folder.keeps_own))
+            fault = misfit(self._checkpoint, trainer.shapes, trainer.num_steps)
+        checkpoint, problems, fault, keeps_own = self.ranks.broadcast(
+            (self._checkpoint, problems, fault, self.folder.keeps_own)
+        )
         # It holds copies of the weights and the moments.
         self._checkpoint = None
         if problems:
@@ -113,6 +118,8 @@ class Run:
                     "with --resume_from_checkpoint no and another --output_dir"
                 ]
             )
+        if fault:
+            raise CheckpointError(f"the checkpoint cannot be used: {fault}; name another, or remove it")
         if checkpoint is None:
             if self.folder.looks_for_own:
                 self.log.notice(f"no checkpoint in {self.folder.directory}: the run starts anew")
@@ -125,7 +132,7 @@ class Run:
         self._last_step = checkpoint.step
         self._saved_step = checkpoint.step if keeps_own else None
         if self.ranks.is_main:
-            discard_after(self.folder.checkpoints, checkpoint.step)
+            discard_after(self.folder.checkpoints, checkpoint.step, self.log.notice)
         self.log.notice(f"resumed after step {checkpoint.step} of {trainer.num_steps}")
         return checkpoint.step
 

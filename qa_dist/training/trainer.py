@@ -78,6 +78,7 @@ class Trainer:
         # These before the tensors are sharded.
         self.gradients = GradientCheck(model)
         self.identity = run_identity(config, store, model, ranks)
+        self.shapes = {name: tuple(weight.shape) for name, weight in model.trainable()}
         # Only now, so that the identity is that of the weights as they were loaded.
         spare_casts(
             model, config.model, training.mixed_precision, ranks.device, shards_one_type=strategy.startswith("zero")

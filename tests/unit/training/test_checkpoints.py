@@ -107,6 +107,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest cut": (lambda path: os.truncate(path / "manifest.json", 30), "is not JSON"),
     "manifest a list": (lambda path: (path / "manifest.json").write_text("[]"), "is not a JSON object"),
     "manifest too deep": (lambda path: (path / "manifest.json").write_text("[" * 100_000), "is not JSON"),
+    "manifest with endless digits": (
+        lambda path: (path / "manifest.json").write_text(f'{{"format": {"1" * 5000}}}'),
+        "is not JSON",
+    ),
+    "another step's": (
+        lambda path: reseal(
+            path, "state.json", (path / "state.json").read_bytes().replace(b'"step": 10', b'"step": 11')
+        ),
+        "not that of the folder's name",
+    ),
     "foreign version": (lambda path: edit_manifest(path, lambda m: m.update(format=99)), "format 99"),
     "file not listed": (lambda path: edit_manifest(path, lambda m: m["files"].pop("state.json")), "does not list"),
     "foreign file listed": (
@@ -324,8 +334,46 @@ def test_the_limit_keeps_the_newest(tmp_path: Path) -> None:
         writer.save(checkpoint(step))
     assert writer.wait()
     assert sorted(os.listdir(folder)) == ["step-00000020", "step-00000025", "step-00000030"]
-    discard_after(folder, 20)
+    told: list[str] = []
+    discard_after(folder, 20, told.append)
     assert os.listdir(folder) == ["step-00000020"]
+    assert told == [f"step-000000{step} of a later step was removed; the run writes it again" for step in (25, 30)]
+
+
+def test_what_no_run_wrote_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (5, 10, 15):
+        write_checkpoint(checkpoint(step), folder)
+    own = ["notes.txt", "step-00000010.bak", "step-00000010_good", "step-notes.txt", "step-3"]
+    for name in own:
+        (folder / name).mkdir() if "." not in name else (folder / name).write_text("mine")
+    found = newest_checkpoint(folder, pytest.fail)
+    assert found is not None
+    assert found.step == 15
+    prune(folder, 2)
+    discard_after(folder, 10, lambda text: None)
+    assert sorted(os.listdir(folder)) == sorted([*own, "step-00000010"])
+
+
+def test_a_later_checkpoint_of_another_version_is_kept_aside_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        write_checkpoint(checkpoint(step), tmp_path)
+    edit_manifest(tmp_path / "step-00000010", lambda manifest: manifest.update(format=2))
+    flip(tmp_path / "step-00000015" / "state.json")
+    told: list[str] = []
+    discard_after(tmp_path, 5, told.append)
+    assert told == [
+        "step-00000010 of a later step is now called kept-step-00000010, as it cannot be read here",
+        "step-00000015 of a later step, which is damaged, was removed",
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["kept-step-00000010", "step-00000005"]
+
+
+def test_the_folder_of_a_run_is_no_checkpoint(tmp_path: Path) -> None:
+    write_checkpoint(checkpoint(5), tmp_path / "checkpoints")
+    for path in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(CheckpointError, match=r"is no checkpoint but holds some; name one, such as .*05,"):
+            read_checkpoint(path)
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What `Run` ties together, without processes, model or data: when things are due, what is saved, how it goes on."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from qa_dist.common.signals import Stopped
 from qa_dist.config.options import DataConfig, RunConfig, TrainingConfig
 from qa_dist.evaluation import loop as evaluation_loop
 from qa_dist.evaluation.results import Evaluation
-from qa_dist.training import checkpoints
+from qa_dist.training import checkpoints, output_folder
 from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from qa_dist.training.run import Run
 from qa_dist.training.run_state import BestScore, RunState
@@ -79,12 +80,13 @@ class FakeTrainer:
     def __init__(self, seed: int = 1) -> None:
         self.engine = FakeEngine()
         self.identity = {"seed": seed}
+        self.shapes = {"weight": (1,)}
 
     def final_weights(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def checkpoint(self, step: int, best: Any, state: RunState) -> Checkpoint:
-        return Checkpoint(step, self.engine.weights(), {}, best, self.identity, state)
+        return Checkpoint(step, self.engine.weights(), {"exp_avg/weight": torch.zeros(1)}, best, self.identity, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         self.engine.restore(checkpoint.weights)
@@ -282,6 +284,38 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(begin: Begin, tmp_path
     assert kept.step == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"step": 99}, r"it is of step 99 and the run has \d+ steps"),
+        ({"weights": {}}, "its weights have other names or shapes than the model's"),
+        ({"weights": {"weight": torch.zeros(2)}}, "its weights have other names or shapes"),
+        ({"best": {"other": torch.zeros(1)}}, "its best weights have other names or shapes"),
+        ({"optimizer": {}}, "its optimiser state is empty"),
+        (
+            {"optimizer": {"exp_avg/other": torch.zeros(1)}},
+            r"optimiser state has exp_avg/other \[1\], which fits no",
+        ),
+        (
+            {"optimizer": {"exp_avg/weight": torch.zeros(3)}},
+            r"optimiser state has exp_avg/weight \[3\], which fits",
+        ),
+    ],
+)
+def test_a_checkpoint_that_holds_something_else_is_refused(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], sentence: str
+) -> None:
+    """Its files are as they were written, by somebody else."""
+    run, trainer = begin()
+    take_steps(run, trainer, range(4))
+    run.save_checkpoint(trainer)
+    run._writer.wait()
+    found = output_folder.newest_checkpoint
+    monkeypatch.setattr(output_folder, "newest_checkpoint", lambda *words: dataclasses.replace(found(*words), **change))
+    with pytest.raises(CheckpointError, match=rf"checkpoint cannot be used: .*{sentence}.*; name another, or"):
+        begin(resume_from_checkpoint="auto")
+
+
 def test_a_run_that_would_go_on_and_cannot_says_that_it_starts_anew(begin: Begin, capsys: Any) -> None:
     begin(resume_from_checkpoint="auto")
     assert "no checkpoint in" in capsys.readouterr().err
@@ -289,7 +323,7 @@ def test_a_run_that_would_go_on_and_cannot_says_that_it_starts_anew(begin: Begin
     assert "no checkpoint in" not in capsys.readouterr().err
 
 
-def test_a_run_that_goes_back_removes_the_checkpoints_of_later_steps(begin: Begin, tmp_path: Path) -> None:
+def test_a_run_that_goes_back_removes_the_checkpoints_of_later_steps(begin: Begin, tmp_path: Path, capsys: Any) -> None:
     run, trainer = begin()
     for step in (4, 8):
         take_steps(run, trainer, range(step - 4, step))
@@ -298,6 +332,7 @@ def test_a_run_that_goes_back_removes_the_checkpoints_of_later_steps(begin: Begi
     folder = tmp_path / "out" / "checkpoints"
     begin(resume_from_checkpoint=str(folder / "step-00000004"))
     assert os.listdir(folder) == ["step-00000004"]
+    assert "step-00000008 of a later step was removed; the run writes it again" in capsys.readouterr().err
 
 
 def test_the_model_before_training_is_never_the_best(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
