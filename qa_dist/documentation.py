@@ -184,7 +184,6 @@ def refusal_table() -> str:
         f"`--optim {kind}`": {"optim": kind} for kind in _choices(TrainingConfig, "optim")
     }
     rows["`--gradient_exchange_dtype bf16`"] = {"gradient_exchange_dtype": "bf16"}
-    rows["`--ema_decay`"] = {"ema_decay": 0.99}
     rows["`--cpu_offload`"] = {"cpu_offload": True}
     # With auto, layers are left as they are where this does not work.
     rows |= {f"`--torch_compile {kind}`": {"torch_compile": kind} for kind in ("layers", "model")}

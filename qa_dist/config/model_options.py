@@ -53,13 +53,6 @@ class ModelConfig:
         "`all-linear` (every linear layer of the encoder), or module names separated by commas",
         fixed=True,
     )
-    init_lora_weights: Literal["default", "pissa", "olora"] = option(
-        "default",
-        "how adapters begin: default draws A and lets B be zero; pissa takes the largest singular vectors of the "
-        "layer's weights (Meng et al. 2024), olora the first columns of their QR decomposition (Buyukakyuz 2024), and "
-        "both take them off the frozen weights; what is saved has twice the rank and is for the weights as they were",
-        fixed=True,
-    )
     lora_bias: Literal["none", "all"] = option(
         "none", "biases of the encoder that are trained beside the adapters, those of its norms included", fixed=True
     )
@@ -113,21 +106,11 @@ class ModelConfig:
                 f"--lora_target_modules {','.join(self.lora_target_modules)} mixes a keyword with names; "
                 "give attention, all-linear or names alone"
             )
-        if self.init_lora_weights != "default":
-            wanted = f"--init_lora_weights {self.init_lora_weights}"
-            if self.use_dora:
-                yield f"{wanted} does not go with --use_dora, whose magnitudes are not a product; drop one"
-            if self.use_rslora:
-                yield f"{wanted} is saved with twice the rank, for which --use_rslora has another scale; drop one"
-            if self.quantization != "no":
-                yield f"{wanted} changes the frozen weights and --quantization {self.quantization} packs them; drop one"
-            if self.init_adapter is not None:
-                yield f"{wanted} is for new adapters and --init_adapter {self.init_adapter} names old ones; drop one"
 
 
 ADAPTER_OPTIONS = tuple(
     item.name
     for item in dataclasses.fields(ModelConfig)
-    if item.name.startswith("lora_") or item.name in ("use_rslora", "use_dora", "init_lora_weights")
+    if item.name.startswith("lora_") or item.name in ("use_rslora", "use_dora")
 )
 """Options of adapters, which mean nothing where there are none."""

@@ -54,8 +54,6 @@ class RunConfig(ShownAsText):
 
     def problems(self) -> Iterable[str]:
         model, training = self.model, self.training
-        if model.tuning == "full" and training.loraplus_lr_ratio is not None:
-            yield "--loraplus_lr_ratio is about LoRA adapters but --tuning is full; drop it or use --tuning lora"
         if model.quantization != "no" and training.residual_dtype == "bf16":
             yield (
                 f"--residual_dtype bf16 rounds what norms give and --quantization {model.quantization} leaves them "

@@ -24,6 +24,7 @@ from qa_dist.common.secrets import masked
 from qa_dist.common.shipped import shipped_folder
 from qa_dist.config.model_options import ADAPTER_OPTIONS
 from qa_dist.config.options import GROUPS, RunConfig
+from qa_dist.config.removed_options import removal, was_off, was_removed, without_removed
 from qa_dist.config.texts import default_text, option_type, shown
 
 T = TypeVar("T")
@@ -76,6 +77,16 @@ def read_recipe(name: str, *, called: str = "--config") -> dict[str, Any]:
         content = "a list" if isinstance(loaded, list) else f"only {shown(loaded)}"
         raise ConfigError([f"{called} {path} holds {content}; write a line `name: value` for each option"])
     return loaded
+
+
+def read_run_options(folder: Path) -> dict[str, Any]:
+    """The options of the run in a folder, under their flag names; empty where it has no config.yaml.
+
+    Raises:
+        ConfigError: As for `read_recipe`.
+    """
+    path = folder / "config.yaml"
+    return without_removed(read_recipe(str(path))) if path.is_file() else {}
 
 
 def write_config(config: RunConfig, path: Path) -> None:
@@ -133,7 +144,7 @@ def parse(
             problems.extend(error.problems)
             is_recipe_read = False
     layers.append(("", flags))
-    values, refused = _values_of(layers, known)
+    values, refused = _values_of(layers, known, trains="training" in groups)
     problems.extend(refused)
     if is_recipe_read:
         # What was given and refused is not missing.
@@ -169,7 +180,7 @@ def configure(recipe: str | os.PathLike[str] | RunConfig | None = None, /, **opt
             layers.insert(0, (_EARLIER, recipe.flat()))
         elif recipe is not None:
             layers.insert(0, (f"the recipe {os.fspath(recipe)}", read_recipe(os.fspath(recipe))))
-        values, problems = _values_of(layers, list(GROUPS.values()))
+        values, problems = _values_of(layers, list(GROUPS.values()), trains=True)
         built = _built(list(GROUPS.values()), values, None, {})
         run = RunConfig(**{name: built[group] for name, group in GROUPS.items()})
         for group in (*built.values(), run):
@@ -199,13 +210,14 @@ def _built(
 
 
 def _values_of(
-    layers: Sequence[tuple[str, Mapping[str, Any]]], known: Sequence[type[Any]]
+    layers: Sequence[tuple[str, Mapping[str, Any]]], known: Sequence[type[Any]], *, trains: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """The value of every option that some layer sets, the last one that does, and what is wrong in any layer.
 
     Args:
         layers: Name and raw values of each source of options; later ones override. The first holds no command's own.
         known: All groups of options.
+        trains: Whether a run is to be trained with them: what only reads one takes it as it was trained.
     """
     fields = {item.name: item for group in known for item in dataclasses.fields(group)}
     common = {item.name: item for group in GROUPS.values() for item in dataclasses.fields(group)}
@@ -217,6 +229,8 @@ def _values_of(
         for name in _superseded(layer):
             values.pop(name, None)
         for name, raw in layer.items():
+            if was_removed(name) and (was_off(name, raw) or not trains):
+                continue
             if name not in allowed:
                 problems.append(_unknown(name, allowed, where))
                 continue
@@ -252,7 +266,7 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
     elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
         names += ["dataset_name", "dataset_config_name"]
     if layer.get("tuning") == "full":
-        names += [*ADAPTER_OPTIONS, "loraplus_lr_ratio"]
+        names += ADAPTER_OPTIONS
     if layer.get("mixed_precision") in ("no", "fp16"):
         names += ["residual_dtype"]
     if layer.get("mixed_precision") in ("bf16", "fp16"):
@@ -320,9 +334,12 @@ def _read_flags(
 
 
 def _unknown(name: str, names: Iterable[str], where: str) -> str:
+    prefix = f"{where}: " if where else ""
+    if was_removed(name):
+        return prefix + removal(name)
     close = difflib.get_close_matches(name, list(names), n=1)
     hint = f"did you mean --{close[0]}?" if close else "see --help for all options"
-    return f"{where + ': ' if where else ''}--{shown(name)} is no option here; {hint}"
+    return f"{prefix}--{shown(name)} is no option here; {hint}"
 
 
 def _word_of(item: "dataclasses.Field[Any]", raw: Any) -> Any:

@@ -32,26 +32,12 @@ class TrainingConfig:
         minimum=16,
     )
     learning_rate: float = option(3e-4, "highest learning rate", above=0, fixed=True)
-    loraplus_lr_ratio: float | None = option(
-        None, "learning rate of the adapters' B over that of A (LoRA+, Hayou et al. 2024); none: 1", above=0, fixed=True
-    )
-    head_lr_ratio: float | None = option(
-        None, "learning rate of the head over that of the rest; none: 1", above=0, fixed=True
-    )
     layer_decay: float | None = option(
         None,
         "learning rate of a layer, or of its adapters, over that of the next one up, from the head down to the "
         "embeddings (Howard and Ruder 2018); none: 1",
         above=0,
         maximum=1,
-        fixed=True,
-    )
-    ema_decay: float | None = option(
-        None,
-        "evaluate and save an exponential average of the weights: so much of it stays in each step, less in the first "
-        "ones; none: the weights themselves",
-        above=0,
-        below=1,
         fixed=True,
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = option(

@@ -141,9 +141,6 @@ class Engine(ABC):
     def load_optimizer_tensors(self, tensors: Weights) -> None:
         """Put such a state back, whatever strategy it is from; all ranks must do it together."""
 
-    def release(self) -> None:  # noqa: B027 - most keep nothing
-        """Between steps: give back memory that waits for gradients of the next one."""
-
     @property
     def exchanged_bytes(self) -> int:
         """Bytes of gradients that this rank has added up with the others' in a step; 0 if a library does that."""

@@ -197,11 +197,6 @@ def recipe_problems(strategy: Strategy, config: RunConfig) -> Iterable[str]:
             f"--optim {training.optim} does not work with {strategy}, which cuts the tensors apart {taken}; drop it, "
             "or use accelerate_configs/ddp.yaml"
         )
-    if training.ema_decay is not None and strategy != "ddp":
-        yield (
-            f"--ema_decay does not work with {strategy}, which holds the weights in shards; drop it, or use "
-            "accelerate_configs/ddp.yaml"
-        )
     if training.gradient_exchange_dtype != "float32" and strategy != "ddp":
         own = "its communication_data_type" if strategy.startswith("zero") else "float32 alone"
         yield (

@@ -21,7 +21,6 @@ PARTS = (
     "adapters and head",
     "gradients",
     "optimiser",
-    "average",
     "sharing",
     "activations",
     "logits",
@@ -104,8 +103,6 @@ class Setup:
         optim: which AdamW.
         has_graphs: whether passes are replayed as CUDA graphs.
         exchanges_halves: whether plain data parallelism sends gradients in bf16, for which it keeps a copy.
-        has_average: whether an average of the weights is kept. An evaluation puts the weights aside meanwhile, but has
-            no gradients.
     """
 
     strategy: Strategy
@@ -116,7 +113,6 @@ class Setup:
     optim: OptimizerName = "adamw"
     has_graphs: bool = False
     exchanges_halves: bool = False
-    has_average: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +221,6 @@ def _throughout(sizes: Sizes, setup: Setup) -> MemoryUse:
         # The whole gradients go from the backward pass into a bucket, and from there to the rank that owns them.
         gradients = share
     device = {**weights, "gradients": gradients, "optimiser": optimiser, "sharing": _sharing_bytes(sizes, setup)}
-    average = trained if setup.has_average else 0
-    if average:
-        device["average"] = average
     host: dict[str, int] = {}
     if setup.cpu_offload:
         moved = ["optimiser"]
@@ -237,7 +230,7 @@ def _throughout(sizes: Sizes, setup: Setup) -> MemoryUse:
             moved += weights
         host = {part: device.pop(part) for part in moved}
     if setup.keeps_checkpoints:
-        host["checkpoint copies"] = trained + moments + average
+        host["checkpoint copies"] = trained + moments
     if setup.device == "cpu":
         if sizes.quantised:
             # What is not quantised lies in the mapped file still, and so stay the pages that have been read.

@@ -186,7 +186,6 @@ def estimate(
             cpu_offload=config.training.cpu_offload,
             keeps_checkpoints=config.training.checkpointing_steps != "no",
             optim=config.training.optim,
-            has_average=config.training.ema_decay is not None,
             exchanges_halves=config.training.gradient_exchange_dtype == "bf16",
             has_graphs=kind == "cuda" and uses_graphs(config, strategy, padding),
         )

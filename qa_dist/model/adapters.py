@@ -7,7 +7,6 @@ from torch import nn
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.base_factors import take_off_base
 from qa_dist.model.families import family_of
 from qa_dist.model.loading import without_library_messages
 from qa_dist.model.span_model import head_names
@@ -93,6 +92,4 @@ def add_adapters(base: Any, config: ModelConfig) -> Any:
         for name, weight in model.named_parameters():
             if is_idle_bias(name):
                 weight.requires_grad_(False)
-    if config.init_lora_weights != "default":
-        take_off_base(model, config.init_lora_weights)
     return model

@@ -13,7 +13,6 @@ from qa_dist.common.files import staged_files
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import is_idle_bias
-from qa_dist.model.base_factors import as_saved
 from qa_dist.model.building import CPU, load_base
 from qa_dist.model.loading import library_errors, without_library_messages
 from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter
@@ -59,11 +58,7 @@ def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:
     Raises:
         CheckpointError: There are none, or one is empty or not finite.
     """
-    with as_saved(model.model, trained) as as_adapter:
-        return _write_tensors(model.model, dict(as_adapter), directory)
-
-
-def _write_tensors(inner: Any, trained: Weights, directory: Path) -> Weights:
+    inner: Any = model.model
     extra: dict[str, Any]
     if hasattr(inner, "peft_config"):
         from peft import get_peft_model_state_dict

@@ -19,7 +19,7 @@ from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_bytes, read_json_object
-from qa_dist.config.parsing import read_recipe
+from qa_dist.config.parsing import read_run_options
 from qa_dist.model.calibration import Calibration, read_calibration
 from qa_dist.reporting.intervals import Float64
 from qa_dist.reporting.systems import System, read_systems
@@ -129,7 +129,7 @@ def _require_run(path: str) -> None:
 
 def _read_run(path: str, name: str) -> Run:
     folder = Path(path)
-    config = read_recipe(str(folder / "config.yaml")) if (folder / "config.yaml").is_file() else {}
+    config = read_run_options(folder)
     record, metrics = read_json_object(folder / "run.json"), read_json_object(folder / "metrics.json")
     steps, evaluations, num_damaged = _read_log(folder / "metrics.jsonl")
     steps |= _read_timings(folder / "timings.jsonl", steps["step"])

@@ -15,7 +15,7 @@ from qa_dist.common.errors import CheckpointError
 from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_json_object
 from qa_dist.config.options import DataConfig, EvaluationConfig
-from qa_dist.config.parsing import read_recipe
+from qa_dist.config.parsing import read_run_options
 from qa_dist.evaluation.ceiling import Ceiling
 from qa_dist.evaluation.limits import kept_limits
 from qa_dist.features.building import store_root
@@ -139,12 +139,11 @@ def read_run(name: str) -> RunRecord:
     # An evaluation on other data may have been written into the folder since.
     scores = final if isinstance(final, dict) else metrics
     is_scored = all(is_number(scores.get(key)) for key in ("exact_match", "f1"))
-    config = folder / "config.yaml"
     return RunRecord(
         folder,
         is_adapter,
         read_json_object(folder / ADAPTER_CONFIG),
-        read_recipe(str(config)) if config.is_file() else {},
+        read_run_options(folder),
         run,
         scores if is_scored else {},
     )

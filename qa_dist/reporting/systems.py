@@ -9,7 +9,7 @@ from typing import Any
 from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_json_file, read_json_object
-from qa_dist.config.parsing import read_recipe
+from qa_dist.config.parsing import read_run_options
 from qa_dist.evaluation.score_files import load_null_odds, load_predictions
 from qa_dist.evaluation.scoring import counted
 
@@ -106,7 +106,7 @@ def _read_system(path: str, file: Path, name: str) -> System:
     if not os.path.isdir(path):
         return System(name, path, texts, notes)
     run = Path(path)
-    config = read_recipe(str(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
+    config = read_run_options(run)
     metrics = read_json_object(run / "metrics.json")
     # Runs of versions before the rules had names scored by SQuAD's.
     rules = metrics.get("answer_normalization", "squad" if "f1" in metrics else None)

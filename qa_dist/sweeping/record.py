@@ -10,6 +10,7 @@ from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.files import require_writable, write_json
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import read_json_object
+from qa_dist.config.removed_options import without_removed
 from qa_dist.sweeping.plan import Plan, Trial
 
 FORMAT = 1
@@ -63,10 +64,10 @@ def read_record(trial: Trial) -> Record | None:
         if_other="is not of this version; choose another --output_dir",
     )
     wanted = json.loads(json.dumps(compared(trial)))
-    if record.get("config") != wanted:
+    earlier = record["config"] = without_removed(record.get("config") or {})
+    if earlier != wanted:
         if record.get("status") == "failed" and not record.get("step") and not record.get("rungs"):
             return None
-        earlier = record.get("config") or {}
         names = sorted(name for name in {*earlier, *wanted} if earlier.get(name) != wanted.get(name))
         raise UserError(
             f"{trial.folder} was run with another {', '.join(names[:5])} than the sweep file says now; choose another "

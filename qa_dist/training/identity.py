@@ -11,6 +11,7 @@ import torch
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
+from qa_dist.config.removed_options import without_removed
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.span_model import SpanModel
@@ -20,12 +21,8 @@ _LEFT_OUT_IF_FALSE = ("deterministic",)
 
 _SINCE: Mapping[str, Any] = {
     "answer_normalization": "squad",
-    "init_lora_weights": "default",
     "lora_bias": "none",
-    "loraplus_lr_ratio": None,
-    "head_lr_ratio": None,
     "layer_decay": None,
-    "ema_decay": None,
     "residual_dtype": "float32",
     "gradient_exchange_dtype": "float32",
 }
@@ -52,7 +49,7 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
     untold = {name: wanted[name] for name in _UNTOLD if name in wanted}
-    saved = {**{name: value for name, value in _SINCE.items() if name in wanted}, **untold, **saved}
+    saved = {**{name: value for name, value in _SINCE.items() if name in wanted}, **untold, **without_removed(saved)}
 
     def shown(identity: Mapping[str, Any], name: str) -> str:
         return f"{identity[name]!s:.40}" if name in identity else "absent"

@@ -13,6 +13,7 @@ from qa_dist.common.errors import ConfigError, LocalTrainingError
 from qa_dist.common.files import hold, make_writable, require_writable
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import write_config
+from qa_dist.config.removed_options import removals
 from qa_dist.model.calibration import FILE as CALIBRATION
 from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 
@@ -86,7 +87,8 @@ class OutputFolder:
 
         Raises:
             CheckpointError: The checkpoint cannot be used.
-            ConfigError: The folder holds results that may not be replaced, cannot be written to, or is another run's.
+            ConfigError: The folder holds results that may not be replaced, cannot be written to, or is another run's;
+                or the checkpoint's run had an option that was taken out.
         """
         checkpoint = self._find_checkpoint(config.training.resume_from_checkpoint, notice)
         make_writable(self.directory, "--output_dir")
@@ -160,12 +162,12 @@ class OutputFolder:
         self.looks_for_own = is_restart or wanted == "auto"
         if self.looks_for_own and (checkpoint := newest_checkpoint(self.checkpoints, notice)):
             self.keeps_own = True
-            return checkpoint
+            return _gone_on_with(checkpoint)
         if wanted in ("no", "auto"):
             return None
         # A checkpoint of another folder brings none of that folder's results along.
         self.keeps_own = Path(wanted).resolve().parent == self.checkpoints.resolve()
-        return read_checkpoint(Path(wanted))
+        return _gone_on_with(read_checkpoint(Path(wanted)))
 
     def _require_free(self, config: RunConfig) -> None:
         """Make sure that what the folder holds may be replaced or kept.
@@ -209,6 +211,17 @@ class OutputFolder:
         for name in _EVALUATED:
             if not (keeps_logits and name == "logits.npy"):
                 (self.directory / name).unlink(missing_ok=True)
+
+
+def _gone_on_with(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, unless its run was trained in a way that is no longer there.
+
+    Raises:
+        ConfigError: It was.
+    """
+    if problems := removals(checkpoint.identity):
+        raise ConfigError([f"the checkpoint of step {checkpoint.step}: {problem}" for problem in problems])
+    return checkpoint
 
 
 @contextmanager

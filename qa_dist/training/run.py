@@ -213,13 +213,12 @@ class Run:
         """Evaluate the model as it is, log that, and keep its weights if they are the best so far."""
         step = self._last_step
         self.is_evaluation_pending = True
-        with trainer.final_weights():
-            with self.clock.phase("evaluate"), self.log.paused():
-                evaluation = self._evaluator.during_training(trainer, data)
-            self._latest = (step, evaluation)
-            self.log.evaluation(step, evaluation)
-            # The model is no candidate before it has been trained.
-            is_best = step > 0 and self.best.offer(step, evaluation, trainer.engine.weights)
+        with self.clock.phase("evaluate"), self.log.paused():
+            evaluation = self._evaluator.during_training(trainer, data)
+        self._latest = (step, evaluation)
+        self.log.evaluation(step, evaluation)
+        # The model is no candidate before it has been trained.
+        is_best = step > 0 and self.best.offer(step, evaluation, trainer.engine.weights)
         if is_best and self.ranks.is_main and self.config.training.keep == "best":
             with self.folder.writing(step):
                 self.best.write(trainer.model, data.tokenizer, self.folder.directory / BEST)
@@ -354,8 +353,6 @@ class Run:
             is_latest = self._latest is not None and self._latest[0] == best.score.step
             is_usable = is_latest or self.config.evaluation.gather == "candidates"
             return best.score.step, best.evaluation if is_usable else None
-        if trainer.average is not None:
-            trainer.average.take_over()
         if self._latest is not None and self._latest[0] == self._last_step:
             return self._latest
         return self._last_step, None

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +30,6 @@ from qa_dist.training.rate_factors import rate_factors
 from qa_dist.training.run_state import RunState
 from qa_dist.training.step_inputs import StepInputs
 from qa_dist.training.step_report import Outcome, StepReport
-from qa_dist.training.weight_average import PREFIX, WeightAverage
 
 LEAST_LOSS_SCALE = 1.0
 """In float16, losses are scaled up so that small gradients do not vanish; one below 1 would make them vanish more."""
@@ -90,7 +88,6 @@ class Trainer:
         self.engine = make_engine(
             ranks, model, make, max_grad_norm=training.max_grad_norm, exchange_dtype=exchange_dtype
         )
-        self.average = None if training.ema_decay is None else WeightAverage(model.trainable(), training.ema_decay)
         # On the device, and before anything is captured or measured.
         group_adapters(config, ranks, model, notice)
         compile_where_right(config, ranks, model, self.inputs, notice)
@@ -126,8 +123,6 @@ class Trainer:
         self._require_finite(step, features, outcome.losses)
         if math.isfinite(outcome.grad_norm):
             self.gradients.updated()
-            if self.average is not None:
-                self.average.update(step)
         else:
             self._require_room_below(step, features)
         return StepResult(
@@ -164,14 +159,6 @@ class Trainer:
         evaluation = {} if self.evaluation_graphs is None else self.evaluation_graphs.describe()
         return {**self.passes.describe(), **({"evaluation": evaluation} if evaluation else {})}
 
-    def final_weights(self) -> AbstractContextManager[None]:
-        """Context in which the model has the weights that are evaluated and kept: their average, if one is kept."""
-        if self.average is None:
-            return nullcontext()
-        # The weights are put aside meanwhile; what gradients take is room for them.
-        self.engine.release()
-        return self.average.in_place()
-
     def checkpoint(self, step: int, best: Weights | None, state: RunState) -> Checkpoint:
         """What a run needs to go on after `step` optimiser steps; the tensors are copies.
 
@@ -181,7 +168,7 @@ class Trainer:
         return Checkpoint(
             step=step,
             weights=self.engine.weights(),
-            optimizer={**self.engine.optimizer_tensors(), **(self.average.tensors() if self.average else {})},
+            optimizer=self.engine.optimizer_tensors(),
             best=best,
             identity=self.identity,
             state=state,
@@ -190,11 +177,7 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was taken."""
         self.engine.restore(checkpoint.weights)
-        tensors = checkpoint.optimizer
-        if self.average is not None:
-            self.average.restore(tensors)
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
-        self.engine.load_optimizer_tensors(tensors)
+        self.engine.load_optimizer_tensors(checkpoint.optimizer)
         self.engine.load_scaler_state(checkpoint.state.gradient_scaler)
         if self.config.training.max_tokens_per_device is None:
             # It may have been halved since; other micro-batches would round differently.

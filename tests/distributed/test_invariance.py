@@ -135,7 +135,7 @@ def test_evaluate_repeats_the_metrics_of_the_run(inputs: dict[str, str], runs: d
 @pytest.mark.parametrize(
     "options",
     [
-        {"init_lora_weights": "pissa", "lora_bias": "all", "loraplus_lr_ratio": 4, "head_lr_ratio": 2},
+        {"lora_bias": "all", "layer_decay": 0.9},
         {"tuning": "full", "lora_target_modules": "attention", "lora_dropout": 0.1, "layer_decay": 0.8},
     ],
     ids=["lora", "full"],
@@ -148,7 +148,7 @@ def test_methods_give_the_same_weights_at_any_world_size(
     found = []
     for world_size in (1, 2):
         output = tmp_path / str(world_size)
-        few = {"ema_decay": 0.9, "max_train_steps": 6, "eval_steps": "no", "model_dropout": 0, **options}
+        few = {"max_train_steps": 6, "eval_steps": "no", "model_dropout": 0, **options}
         run_main(
             "qa_dist.train", arguments(inputs, output, **few), output.with_suffix(".log"), num_processes=world_size
         )

@@ -212,9 +212,9 @@ def test_the_table_has_mean_and_deviation_and_says_what_is_missing() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        "{init_lora_weights: pissa, lora_bias: all, loraplus_lr_ratio: 4, ema_decay: 0.9, head_lr_ratio: 2}",
-        "{init_lora_weights: olora, keep: best, ema_decay: 0.5}",
-        "{tuning: full, layer_decay: 0.8, ema_decay: 0.9}",
+        "{lora_bias: all, layer_decay: 0.9}",
+        "{use_dora: true, keep: best}",
+        "{tuning: full, layer_decay: 0.8}",
     ],
 )
 def test_every_method_goes_on_from_a_rung_with_the_same_bytes(

@@ -74,11 +74,12 @@ def test_what_a_configuration_shows_gives_it_again() -> None:
     ("recipe", "options", "parts"),
     [
         (None, {"lerning_rate": 1}, ["lerning_rate is no option here; did you mean learning_rate?"]),
+        (None, {"ema_decay": 0.9}, ["ema_decay was taken out, as it brought no gain"]),
         (None, {"lora_r": 0, "seed": "x"}, ["2 problems", "lora_r 0 is out of range", "seed x is not an integer"]),
         (
             None,
-            {"tuning": "full", "loraplus_lr_ratio": 4},
-            ["loraplus_lr_ratio is about LoRA adapters but tuning is full"],
+            {"residual_dtype": "bf16", "mixed_precision": "bf16", "padding": "sorted"},
+            ["residual_dtype bf16 is for rows without padding and padding is sorted"],
         ),
         (None, {"init_adapter": "a", "tuning": "full"}, ["init_adapter a goes on from LoRA adapters but tuning is"]),
         ("no-recipe", {}, ["config no-recipe is neither a file nor a recipe", "quickstart"]),

@@ -68,11 +68,6 @@ class DataParallel(TorchEngine):
             with self.watchdog.waiting():
                 self._exchange.average()
 
-    @override
-    def release(self) -> None:
-        if self._exchange is not None and not self.keeps_gradients:
-            self._exchange.release()
-
     @property
     @override
     def exchanged_bytes(self) -> int:

@@ -73,10 +73,6 @@ class GradientExchange:
             bucket.receive()
         self._works.clear()
 
-    def release(self) -> None:
-        """Give the buffers back, when no parameter has a gradient any more; the next pass makes others."""
-        self._made.clear()
-
     def _note(self, place: int, _: torch.Tensor) -> None:
         """A gradient of this bucket is there, as far as this pass goes; passes of others are none of our business."""
         if self._missing is None:

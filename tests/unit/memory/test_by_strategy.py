@@ -194,10 +194,3 @@ def test_graphs_keep_the_memory_of_a_pass_beside_another_one() -> None:
     passes = [TracedPass(tokens, {"activations": 1000 + 10 * tokens}) for tokens in (10, 20)]
     room = in_update(SIZES, plain).device_bytes + 42_000
     assert largest_budget(SIZES, plain, passes, room) - 50 == 2 * largest_budget(SIZES, graphs, passes, room) + 50
-
-
-def test_an_average_is_one_more_copy_of_what_is_trained() -> None:
-    plain, more = (setup("ddp", keeps_checkpoints=True, has_average=has) for has in (False, True))
-    assert in_pass(SIZES, more, MADE).device == {**in_pass(SIZES, plain, MADE).device, "average": SIZES.trained_bytes}
-    copies = [in_pass(SIZES, each, MADE) for each in (plain, more)]
-    assert sum(copies[1].host.values()) - sum(copies[0].host.values()) == SIZES.trained_bytes

@@ -115,6 +115,17 @@ def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_task(plan.trials[0].folder / "task.json")
 
 
+def test_a_record_may_name_options_that_were_taken_out_if_they_were_off(tmp_path: Path) -> None:
+    each = trial(tmp_path, "a")
+    record = new_record(each)
+    off = {"loraplus_lr_ratio": None, "head_lr_ratio": None, "ema_decay": None, "init_lora_weights": "default"}
+    write_record(each, {**record, "config": {**record["config"], **off}})
+    assert read_record(each) == record
+    write_record(each, {**record, "config": {**record["config"], **off, "ema_decay": 0.5}})
+    with pytest.raises(UserError, match="was run with another ema_decay than the sweep file says now"):
+        read_record(each)
+
+
 def test_every_trial_is_a_job_of_the_script_and_so_many_wait_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,10 @@ SMALL = "search: {trials: 2, parameters: {lora_r: [1, 2]}"
         ("search: {trials: 3, parameters: {lora_r: {low: 4}}}", "the parameter lora_r has low; give it a list"),
         ("search: {trials: 3, parameters: {lora_r: {low: 4, high: 4}}}", "goes from 4 to 4; both must be numbers"),
         ("search: {trials: 3, parameters: {lora_r: {low: 1, high: 4, step: 0.5}}}", "make it a whole number too"),
-        ("search: {trials: 3, parameters: {ema_decay: {low: 0, high: 0.9, log: true}}}", "a low above 0, and no step"),
+        (
+            "search: {trials: 3, parameters: {lora_dropout: {low: 0, high: 0.9, log: true}}}",
+            "a low above 0, and no step",
+        ),
         ("search: {trials: 3, parameters: {lora_r: [1, 1]}}", "a list of different values"),
         ("search: {trials: 3, parameters: {lora_r: {low: 0, high: 4}}}", "trial lora_r 0: --lora_r 0 is out of range"),
         ("search: {trials: 3, parameters: {lora_r: {low: 4, high: 64.0}}}", "is not an integer"),

@@ -111,6 +111,12 @@ def test_rules_of_scores_are_fixed_and_those_of_earlier_checkpoints_were_squads(
     assert differences(earlier, other) == ["answer_normalization is mlqa:zh here and squad there"]
 
 
+def test_an_option_that_was_taken_out_and_was_off_is_no_difference() -> None:
+    found = identity(RunConfig(), model())
+    off = {"loraplus_lr_ratio": None, "head_lr_ratio": None, "ema_decay": None, "init_lora_weights": "default"}
+    assert differences({**found, **off}, found) == []
+
+
 def test_another_compiler_s_choice_is_another_run_and_earlier_checkpoints_do_not_tell() -> None:
     layers, none = (
         identity(RunConfig(training=TrainingConfig(torch_compile=wanted)), model()) for wanted in ("layers", "no")

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,15 +75,12 @@ class FakeTrainer:
     """A trainer of such a model."""
 
     num_steps, steps_per_epoch, max_tokens = NUM_STEPS, STEPS_PER_EPOCH, 64
-    model = average = evaluation_graphs = None
+    model = evaluation_graphs = None
 
     def __init__(self, seed: int = 1) -> None:
         self.engine = FakeEngine()
         self.identity = {"seed": seed}
         self.shapes = {"weight": (1,)}
-
-    def final_weights(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def checkpoint(self, step: int, best: Any, state: RunState) -> Checkpoint:
         return Checkpoint(step, self.engine.weights(), {"exp_avg/weight": torch.zeros(1)}, best, self.identity, state)

@@ -1,16 +1,13 @@
-"""Adapters that begin as a part of the base model, and biases trained beside adapters: what is saved gives the same."""
+"""Biases trained beside adapters: the start is the base model, and what is saved gives the same."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig
-from qa_dist.config.parsing import parse
 from qa_dist.model.building import build_meta_model, build_model
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.rehearsal import rehearse
@@ -43,20 +40,8 @@ def logits(model: SpanModel) -> torch.Tensor:
         return torch.stack(list(model(ids, torch.zeros_like(ids), [LENGTH], None)))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"init_lora_weights": "pissa"},
-        {"init_lora_weights": "olora"},
-        {"lora_bias": "all"},
-        {"init_lora_weights": "pissa", "lora_bias": "all"},
-    ],
-    ids=str,
-)
-def test_the_start_is_the_base_model_and_what_is_saved_is_an_adapter_on_it(
-    plain: ModelConfig, options: dict[str, Any], tmp_path: Path
-) -> None:
-    config = dataclasses.replace(plain, **options)
+def test_the_start_is_the_base_model_and_what_is_saved_is_an_adapter_on_it(plain: ModelConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(plain, lora_bias="all")
     model = built(config)
     # B is zero in a plain adapter, so that it computes what the base model and the head do.
     assert torch.allclose(logits(model), logits(built(plain)), atol=1e-6)
@@ -72,21 +57,7 @@ def test_the_start_is_the_base_model_and_what_is_saved_is_an_adapter_on_it(
         again = load_trained(config, str(tmp_path / "saved"), max_seq_length=64, tokenizer_pads_left=False, fold=fold)
         assert torch.allclose(logits(again), logits(model), atol=3e-6)
     said = json.loads((tmp_path / "saved" / "adapter_config.json").read_text(encoding="utf-8"))
-    doubles = "init_lora_weights" in options
-    assert (said["r"], said["lora_alpha"]) == ((8, 32) if doubles else (4, 16))
-    assert said["init_lora_weights"] is True
-    inner: Any = model.model
-    assert inner.peft_config["default"].r == 4
-
-
-def test_pissa_begins_with_the_largest_singular_vectors(plain: ModelConfig) -> None:
-    before = dict(built(plain).named_parameters())
-    after = dict(built(dataclasses.replace(plain, init_lora_weights="pissa")).named_parameters())
-    name = next(name for name in before if name.endswith("query.base_layer.weight"))
-    whole, rest = torch.linalg.svdvals(before[name].detach()), torch.linalg.svdvals(after[name].detach())
-    # The best approximation of rank 4 leaves the singular values behind the fourth (Eckart and Young).
-    assert torch.allclose(rest[: len(whole) - 4], whole[4:], atol=1e-5)
-    assert float(rest[len(whole) - 4 :].max()) < 1e-5
+    assert (said["r"], said["lora_alpha"], said["bias"]) == (4, 16, "all")
 
 
 def test_biases_are_trained_and_nothing_else_besides(plain: ModelConfig) -> None:
@@ -100,23 +71,6 @@ def test_biases_are_trained_and_nothing_else_besides(plain: ModelConfig) -> None
 
 
 def test_a_model_without_numbers_is_built_too(plain: ModelConfig) -> None:
-    config = dataclasses.replace(plain, init_lora_weights="olora", lora_bias="all")
+    config = dataclasses.replace(plain, lora_bias="all")
     shapes = [(name, tuple(weight.shape)) for name, weight in build_meta_model(config, max_seq_length=64).trainable()]
     assert shapes == [(name, tuple(weight.shape)) for name, weight in built(config).trainable()]
-
-
-@pytest.mark.parametrize(
-    ("option", "sentence"),
-    [
-        ({"use_dora": True}, "--init_lora_weights pissa does not go with --use_dora"),
-        ({"use_rslora": True}, "is saved with twice the rank, for which --use_rslora has another scale"),
-        ({"quantization": "4bit"}, "changes the frozen weights and --quantization 4bit packs them"),
-        ({"init_adapter": "x"}, "is for new adapters and --init_adapter x names old ones"),
-        ({"tuning": "full"}, "--init_lora_weights sets up LoRA but --tuning is full"),
-    ],
-)
-def test_what_it_cannot_honour_is_refused(option: dict[str, Any], sentence: str) -> None:
-    # As one file: a flag `--tuning full` would take the other back.
-    base = {"init_lora_weights": "pissa", **option}
-    with pytest.raises(ConfigError, match=sentence):
-        parse(["--output_dir", "x"], prog="test", description="", base=base)
