@@ -95,6 +95,27 @@ def fitted_temperature(choices: Choices) -> float:
     return float(np.exp((low + high) / 2))
 
 
+def kept_temperature(choices: Choices) -> tuple[float, dict[str, float] | None]:
+    """The temperature to keep for a model, and the fitted one where that is not kept: as JSON has it.
+
+    The likeliest temperature is not always the one with the least expected calibration error. Where it does not lower
+    that of the answers that it was fitted on, 1 is kept, as it makes probabilities no worse.
+
+    Returns:
+        The temperature; None, or the fitted `temperature` with the errors of the same answers `before` (with 1) and
+        `after` (with it), in percent points.
+    """
+    fitted = fitted_temperature(choices)
+    if fitted == 1:
+        return fitted, None
+    before, after = (
+        calibration_error(reliability(choices.confidence(each), choices.right_E)) for each in (1.0, fitted)
+    )
+    if after < before:
+        return fitted, None
+    return 1.0, {"temperature": fitted, "before": before, "after": after}
+
+
 @dataclass(frozen=True, slots=True)
 class Bin:
     """Answers of like confidence.

@@ -1,6 +1,7 @@
 """From the answers of an evaluation to the threshold and the temperature that suit the model, and what these bring.
 
-The null threshold comes first, by the rule of evaluate-v2.0.py; the temperature is fitted to the answers that follow.
+The null threshold comes first, by the rule of evaluate-v2.0.py; the temperature is fitted to the answers that follow,
+and is kept where it makes their probabilities truer.
 
 Shapes: E examples with known references, W entries of an n-best list.
 """
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig, EvaluationConfig
 from qa_dist.evaluation.answers import Answers
-from qa_dist.evaluation.calibration import Choices, agreement, fitted_temperature
+from qa_dist.evaluation.calibration import Choices, agreement, kept_temperature
 from qa_dist.evaluation.candidates import Int64
 from qa_dist.evaluation.loop import best_scores, known_references
 from qa_dist.evaluation.normalization import Normalization, normalization
@@ -123,12 +124,13 @@ def tuned(
         threshold = scored.best_threshold(is_tuned_E)
     used = in_force if threshold is None else threshold
     after = scored.choices(used)
-    temperature = fitted_temperature(after.only(is_tuned_E))
+    temperature, not_kept = kept_temperature(after.only(is_tuned_E))
     shown = after.only(is_reported_E)
     report: dict[str, Any] = {
         "calibration": {
             "before": agreement(shown.confidence(), shown.right_E),
             "after": agreement(shown.confidence(temperature), shown.right_E),
+            **({} if not_kept is None else {"not_kept": not_kept}),
         },
         "null_threshold": None,
     }

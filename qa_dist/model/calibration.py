@@ -30,7 +30,8 @@ class Calibration:
         answer_normalization: whose rules said which answers are right.
         tuned_on: the data: `data` (a name), `fingerprint` (of its feature store), `part` ("all" or "half"), and counts.
         reported_on: the same of the data of the report: that which it was tuned on, or the other half of its contexts.
-        report: errors of calibration and scores, before and after, in percent.
+        report: errors of calibration and scores, before and after, in percent. `calibration` has `not_kept` where the
+            temperature is 1 because the fitted one did not lower the error of the data that it was fitted on.
     """
 
     temperature: float
@@ -64,10 +65,18 @@ class Calibration:
         where = "on the same questions, which flatters" if part == "all" else "on the other half"
         found = self.report["calibration"]
         before, after = (f"{found[when]['ece']:.2f}" for when in ("before", "after"))
-        yield (
-            f"temperature {self.temperature:.3f}, fitted on {self.origin}: expected calibration error {before} before, "
-            f"{after} after, {where}"
-        )
+        if "not_kept" in found:
+            without, fitted = (f"{found['not_kept'][when]:.2f}" for when in ("before", "after"))
+            yield (
+                f"no temperature is kept: the one fitted on {self.origin}, {found['not_kept']['temperature']:.3f}, "
+                f"does not lower their expected calibration error, which is {without} without and {fitted} with it"
+                + ("" if part == "all" else f"; {before} {where} without it")
+            )
+        else:
+            yield (
+                f"temperature {self.temperature:.3f}, fitted on {self.origin}: expected calibration error {before} "
+                f"before, {after} after, {where}"
+            )
         found = self.report["null_threshold"]
         if found is None:
             return

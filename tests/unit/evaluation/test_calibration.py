@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from qa_dist.evaluation.calibration import Choices, calibration_error, fitted_temperature, reliability
+from qa_dist.evaluation.calibration import (
+    Choices,
+    calibration_error,
+    fitted_temperature,
+    kept_temperature,
+    reliability,
+)
 from qa_dist.evaluation.candidates import Float64
 
 
@@ -76,6 +82,34 @@ def test_lists_of_one_entry_say_nothing_of_the_temperature() -> None:
         np.concatenate([some.right_E, lone.right_E]),
     )
     assert fitted_temperature(both) == pytest.approx(fitted_temperature(some))
+
+
+def of_two(*groups: tuple[int, float, float]) -> Choices:
+    """Lists of two entries: groups of so many answers with a confidence, of which a share is right."""
+    lists, right = [], []
+    for count, confidence, share in groups:
+        lists += [[np.log(confidence / (1 - confidence)), 0.0]] * count
+        right += [at < round(share * count) for at in range(count)]
+    return Choices.of(lists, [0] * len(lists), right)
+
+
+def test_a_temperature_that_raises_the_error_is_not_kept() -> None:
+    # Likelihood is about the few answers that are too sure; the others are not sure enough, and become less so.
+    both = of_two((320, 0.62, 0.66), (80, 0.99, 0.9))
+    fitted = fitted_temperature(both)
+    assert log_likelihood(both, fitted) > log_likelihood(both, 1)
+    kept, not_kept = kept_temperature(both)
+    assert kept == 1
+    assert not_kept is not None
+    assert not_kept["temperature"] == fitted
+    assert not_kept["before"] == pytest.approx(0.8 * (100 * 211 / 320 - 62) + 0.2 * 9)
+    assert not_kept["after"] == calibration_error(reliability(both.confidence(fitted), both.right_E))
+    assert not_kept["after"] > not_kept["before"] + 2
+
+
+def test_a_temperature_that_lowers_the_error_is_kept(overconfident: Choices) -> None:
+    assert kept_temperature(overconfident) == (fitted_temperature(overconfident), None)
+    assert kept_temperature(Choices.of([[2.0], [1.0]], [0, 0], [True, False])) == (1, None)
 
 
 def test_calibration_errors_by_hand() -> None:

@@ -1,5 +1,7 @@
 """Thresholds and temperatures against brute force, on answers made up here."""
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from qa_dist.evaluation.loop import best_scores
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from qa_dist.evaluation.tuning import FEWEST_OF_A_KIND, FEWEST_QUESTIONS, in_tuned_half, require_enough, tuned
 from qa_dist.features.store import FeatureStore
+from qa_dist.model.calibration import FILE, read_calibration
 
 WORDS = "amber basin cedar delta ember fjord grove haven inlet jetty".split()
 LARGEST = float(np.finfo(np.float32).max)
@@ -196,6 +199,64 @@ def test_where_silence_is_best_no_threshold_is_kept() -> None:
     assert best_scores(known(wrong), answers)["best_f1_thresh"] == 0
     assert found.null_score_diff_threshold is None
     assert "none is better than never to answer" in list(found.lines())[1]
+
+
+def unevenly_sure(num_questions: int, *, version_2: bool) -> tuple[FeatureStore, Answers]:
+    """Answers of which most are a little too unsure and some far too sure: the likeliest temperature makes most worse.
+
+    With `version_2` every fourth question has no answer, and its null odds say so.
+    """
+    store, answers = made(num_questions, version_2=False)
+    starts, ends = np.full((num_questions, 6), -1, np.int32), np.full((num_questions, 6), -1, np.int32)
+    scores, references = np.full((num_questions, 6), -np.inf, np.float32), []
+    for row, context in enumerate(answers.contexts):
+        end, is_unanswerable = context.index(" "), version_2 and row % 4 == 3
+        confidence, share = (0.99, 0.9) if row % 5 == 0 else (0.62, 0.66)
+        scores[row, :2] = (10, 0) if is_unanswerable else (np.log(confidence / (1 - confidence)), 0)
+        # The other entry is "no answer", or a span of one letter.
+        span, other = (1, 0) if is_unanswerable else (0, 1)
+        starts[row, span], ends[row, span] = 0, end
+        if not version_2:
+            starts[row, other], ends[row, other] = 0, 1
+        references.append([] if is_unanswerable else [context[:end] if row * 37 % 100 < 100 * share else "unheard"])
+    odds_E = np.where([bool(each) for each in references], scores[:, 1] - scores[:, 0], 10).astype(np.float32)
+    changed = dataclasses.replace(
+        answers,
+        **{
+            "texts": [context[: context.index(" ")] for context in answers.contexts],
+            "num_entries_E": starts[:, 0] * 0 + 2,
+        },
+        **{"chosen_E": np.zeros(num_questions, np.int64), "start_char_EW": starts, "end_char_EW": ends},
+        **{"score_EW": scores, "null_odds_E": odds_E if version_2 else None},
+    )
+    cast(Any, store).answer_texts = lambda index: references[index]
+    return store, changed
+
+
+@pytest.mark.parametrize("part", ["all", "half"])
+@pytest.mark.parametrize("version_2", [False, True])
+def test_a_temperature_that_makes_probabilities_worse_is_not_kept(part: Any, version_2: bool, tmp_path: Path) -> None:
+    store, answers = unevenly_sure(800, version_2=version_2)
+    found = tuned(answers, store, DATA, EvaluationConfig(), part=part, version_2=version_2)
+    assert found.temperature == 1
+    errors = found.report["calibration"]
+    assert errors["before"] == errors["after"]
+    not_kept = errors["not_kept"]
+    assert not_kept["temperature"] > 1.2
+    assert not_kept["after"] > not_kept["before"]
+    said, *others = found.lines()
+    assert said.startswith(
+        f"no temperature is kept: the one fitted on {found.origin}, {not_kept['temperature']:.3f}, does"
+    )
+    assert f"which is {not_kept['before']:.2f} without and {not_kept['after']:.2f} with it" in said
+    assert said.endswith("on the other half without it") == (part == "half")
+    if part == "all":
+        assert not_kept["before"] == errors["before"]["ece"]
+    # The threshold is another thing, and is kept.
+    assert (found.null_score_diff_threshold is not None) == version_2 == (len(others) == 1)
+    found.write(tmp_path)
+    assert read_calibration(tmp_path) == found
+    assert Path(tmp_path, FILE).read_text().startswith('{\n  "format_version": 1,\n  "temperature": 1.0,\n')
 
 
 @pytest.mark.parametrize(
