@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of this entry point."""
     parser = command.Parser(
         prog=PROG,
-        description="Scores with 95 %% intervals, by slice and by kind of mistake; differences of two and more systems "
+        description="Scores with 95 % intervals, by slice and by kind of mistake; differences of two and more systems "
         "with intervals and p-values; mean and deviation over seeds.",
         allow_abbrev=False,
     )

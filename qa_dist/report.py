@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of this entry point."""
     parser = command.Parser(
         prog=PROG,
-        description="One HTML page about runs: what was run, curves, scores with 95 %% intervals, slices, calibration, "
+        description="One HTML page about runs: what was run, curves, scores with 95 % intervals, slices, calibration, "
         "and answers in their contexts. It loads nothing from anywhere, and needs no script.",
         allow_abbrev=False,
     )

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_dist.common.errors import CheckpointError, ConfigError
-from qa_dist.common.reading import decoded, read_bytes, read_json_file
+from qa_dist.common.reading import decoded, read_bytes, read_json_file, read_json_object
 from qa_dist.common.secrets import masked
 from qa_dist.config.options import RunConfig
 from qa_dist.model.calibration import FILE as CALIBRATION
+from qa_dist.model.calibration import read_calibration
 from qa_dist.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_INDEX, MODEL_WEIGHTS
 from qa_dist.reporting.card import FILE as CARD
 from qa_dist.reporting.card import is_card
@@ -61,8 +62,11 @@ def publication(run: RunRecord, repo_id: str, base_model: str | None) -> list[Fi
         base_model: Hub id of an adapter's base model; None: as the run names it.
 
     Raises:
-        UserError: Something is missing that others need, or the card is of another model or holds a secret.
+        UserError: Something is missing that others need, a file cannot be used, or the card is of another model or
+            holds a secret.
     """
+    # What readers would refuse is not sent.
+    read_calibration(run.folder)
     base = base_model or (run.base.hub_id if run.base else None)
     if run.is_adapter and base is None:
         named = f"is {run.base.name}, which is on no hub" if run.base else "is not known"
@@ -77,7 +81,7 @@ def publication(run: RunRecord, repo_id: str, base_model: str | None) -> list[Fi
     changes: dict[str, Any] = {"base_model_name_or_path": base} if run.is_adapter else {}
     for name in _CLEANED:
         if (run.folder / name).is_file():
-            value = read_json_file(run.folder / name)
+            value = read_json_object(run.folder / name)
             found.append(File(name, _json({**_public(value), **(changes if name == ADAPTER_CONFIG else {})})))
     found += _options(run, base)
     return sorted(found)

@@ -19,7 +19,7 @@ from qa_dist.publish import main
 from tests.hub_server import READ_TOKEN, TOKEN, Hub, hub
 from tests.refusals import refusal
 from tests.unit.data_fixtures import FIXTURES
-from tests.unit.trained import edit_json
+from tests.unit.trained import edit_json, some_calibration
 
 # The hub's library sends files in a way that its own library for HTTP will give up.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -240,6 +240,27 @@ def test_a_whole_model_in_several_files(run: Path, tmp_path: Path, capsys: Captu
     rows = re.findall(r"^ +[\d,]+  (\S+)$", capsys.readouterr().out, re.MULTILINE)
     expected = {"README.md", "config.json", "model.safetensors.index.json", *parts.values()}
     assert set(rows) == expected | {"tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "tokenizer_config.json", "calibration.json", "run.json"])
+def test_a_file_that_holds_something_else_is_not_sent(run: Path, server: Hub, capsys: Capture, name: str) -> None:
+    (run / name).write_text("[]", encoding="utf-8")
+    said = refusal(main, [str(run), *WORDS], capsys)
+    assert f"{run / name} must hold a JSON object, not a list; mend or remove it" in said
+    assert server.requests == []
+
+
+def test_a_calibration_that_readers_refuse_is_not_sent(run: Path, server: Hub, capsys: Capture) -> None:
+    some_calibration().write(run)
+    edit_json(run / "calibration.json", temperature=-1)
+    said = refusal(main, [str(run), *WORDS], capsys)
+    assert "calibration.json is not as it was written (temperature -1, threshold None); remove it" in said
+    edit_json(run / "calibration.json", temperature=2.0, format_version=9)
+    assert "calibration.json has format 9 but" in refusal(main, [str(run), *WORDS], capsys)
+    assert server.requests == []
+    some_calibration().write(run)
+    assert main([str(run), *WORDS]) == 0
+    assert sorted(server.files("me/x")) == sorted([*NAMES, "calibration.json"])
 
 
 def test_what_cannot_be_published_is_one_sentence(run: Path, tmp_path: Path, capsys: Capture) -> None:

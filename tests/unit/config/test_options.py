@@ -1,5 +1,6 @@
 """One configuration from recipes and flags; every problem reported, all of them at once."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qa_dist.cli import COMMANDS
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import GROUPS, RunConfig, defaults, option
 from qa_dist.config.parsing import parse, peek, read_recipe, recipe_path, write_config
@@ -238,6 +240,16 @@ def test_importing_and_helping_load_no_heavy_library(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_no_doubled_percent_signs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(COMMANDS[name].module).main(["--help"])
+    assert not end.value.code
+    text = capsys.readouterr().out
+    assert "usage: " in text
+    assert "%%" not in text
 
 
 def test_help_lists_every_option_of_an_entry() -> None:
