@@ -60,33 +60,41 @@ def read_recipe(name: str, *, called: str = "--config") -> dict[str, Any]:
         ConfigError: The file is missing, is not YAML, holds an option twice, or is not a mapping.
     """
     path = recipe_path(name)
+    return _options_in(path, f"{called} {path}", "write a line `name: value` for each option")
+
+
+def read_run_options(path: str | Path) -> dict[str, Any]:
+    """Options in the config.yaml that a run left in its folder, under their flag names; none if there is no such file.
+
+    Those that later versions took out, and that were off, are left out.
+
+    Raises:
+        ConfigError: As for `read_recipe`; messages name the file alone.
+    """
+    if not os.path.isfile(path):
+        return {}
+    return without_removed(_options_in(Path(path), str(path), "mend or remove it"))
+
+
+def _options_in(path: Path, called: str, advice: str) -> dict[str, Any]:
+    """Options of a YAML file; `called` is what messages call it, and `advice` what to do where it holds none."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         loaded = read_yaml(text)
     except OSError as error:
-        raise ConfigError([f"{called} {path} cannot be read: {error.strerror}"]) from error
+        raise ConfigError([f"{called} cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{called} {path} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
+        raise ConfigError([f"{called} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
     except ParseError as error:
-        raise ConfigError([f"{called} {path} cannot be used as YAML: {error}"]) from error
+        raise ConfigError([f"{called} cannot be used as YAML: {error}"]) from error
     if not text.strip():
-        raise ConfigError([f"{called} {path} is empty; write a line `name: value` for each option"])
+        raise ConfigError([f"{called} is empty; {advice}"])
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         content = "a list" if isinstance(loaded, list) else f"only {shown(loaded)}"
-        raise ConfigError([f"{called} {path} holds {content}; write a line `name: value` for each option"])
+        raise ConfigError([f"{called} holds {content}; {advice}"])
     return loaded
-
-
-def read_run_options(folder: Path) -> dict[str, Any]:
-    """The options of the run in a folder, under their flag names; empty where it has no config.yaml.
-
-    Raises:
-        ConfigError: As for `read_recipe`.
-    """
-    path = folder / "config.yaml"
-    return without_removed(read_recipe(str(path))) if path.is_file() else {}
 
 
 def write_config(config: RunConfig, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.model_options import ADAPTER_OPTIONS
 from qa_dist.config.options import ModelConfig, RunConfig
-from qa_dist.config.parsing import peek, read_recipe
+from qa_dist.config.parsing import peek, read_run_options
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.pretrained import (
     ADAPTER_CONFIG,
@@ -103,7 +103,7 @@ def as_tuned(config: RunConfig, folder: str) -> RunConfig:
 def _options(adapter: str) -> dict[str, Any]:
     config, foreign, plain = (os.path.join(adapter, name) for name in ("config.yaml", ADAPTER_CONFIG, MODEL_CONFIG))
     if os.path.isfile(config):
-        of_run = read_recipe(config)
+        of_run = read_run_options(config)
         found = {name: value for name, value in of_run.items() if name not in _PLACES or not is_download(adapter)}
         # A whole model needs no other folder, which may be gone.
         return {**found, "model_name_or_path": adapter} if found.get("tuning") == "full" else found

@@ -9,7 +9,7 @@ import torch
 
 from qa_dist.common.errors import CheckpointError
 from qa_dist.config.options import EvaluationConfig, ModelConfig, RunConfig
-from qa_dist.config.parsing import read_recipe, write_options
+from qa_dist.config.parsing import read_run_options, write_options
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.folder import was_evaluated_without_answers
 from qa_dist.model.saved import load_trained
@@ -93,7 +93,7 @@ def _write_options(adapter: str, directory: Path) -> None:
     path = os.path.join(adapter, "config.yaml")
     if not os.path.isfile(path):
         return
-    of_run = read_recipe(path)
+    of_run = read_run_options(path)
     names = ["max_seq_length", "doc_stride", "max_question_length"]
     names += [field.name for field in dataclasses.fields(EvaluationConfig) if field.name != "gather"]
     kept = {name: of_run[name] for name in names if of_run.get(name) is not None}

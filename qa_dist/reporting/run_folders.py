@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from qa_dist.common.columns import aligned
-from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.errors import ConfigError, DataError, UserError
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_bytes, read_json_object
 from qa_dist.config.parsing import read_run_options
 from qa_dist.model.calibration import Calibration, read_calibration
 from qa_dist.reporting.intervals import Float64
-from qa_dist.reporting.systems import System, read_systems
+from qa_dist.reporting.systems import System, read_run_system
 
 STEP_FIGURES = ("step", "loss", "learning_rate", "grad_norm", "num_features", "num_tokens")
 """What is read of a line of metrics.jsonl about an optimiser step."""
@@ -129,16 +129,27 @@ def _require_run(path: str) -> None:
 
 def _read_run(path: str, name: str) -> Run:
     folder = Path(path)
-    config = read_run_options(folder)
+    config, unknown = _read_options(folder / "config.yaml")
     record, metrics = read_json_object(folder / "run.json"), read_json_object(folder / "metrics.json")
     steps, evaluations, num_damaged = _read_log(folder / "metrics.jsonl")
     steps |= _read_timings(folder / "timings.jsonl", steps["step"])
     run = Run(name, path, config, record, steps, evaluations, metrics, read_calibration(folder))
     system = None
     if os.path.lexists(folder / "predictions.json"):
-        (system,) = read_systems([path])
-        system = replace(system, name=name)
-    return replace(run, system=system, notes=tuple(_lacks(run, folder, system, num_damaged)))
+        system = read_run_system(path, name, config)
+    return replace(run, system=system, notes=(*unknown, *_lacks(run, folder, system, num_damaged)))
+
+
+def _read_options(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The options of a run; where they are not known none, and a sentence that says why."""
+    unknown = "which options the run had is not known."
+    try:
+        options = read_run_options(path)
+    except UserError as error:
+        return {}, [f"{str(error).rstrip('.')}: {unknown}"]
+    if options:
+        return options, []
+    return {}, [f"{'config.yaml holds no options' if path.is_file() else 'There is no config.yaml'}: {unknown}"]
 
 
 def _read_log(path: Path) -> tuple[dict[str, Float64], tuple[Figures, ...], int]:
@@ -196,8 +207,6 @@ def _lacks(run: Run, folder: Path, system: System | None, num_damaged: int) -> I
             "There is no run.json: the run is still going on, or was stopped or killed before its end. Versions, "
             f"hardware, time and memory are noted at the end.{when}"
         )
-    if not run.config:
-        yield "There is no config.yaml: which options the run had is not known."
     if not log.is_file():
         yield "There is no metrics.jsonl: there are no curves."
     elif not len(run.steps["step"]):

@@ -143,7 +143,7 @@ def read_run(name: str) -> RunRecord:
         folder,
         is_adapter,
         read_json_object(folder / ADAPTER_CONFIG),
-        read_run_options(folder),
+        read_run_options(folder / "config.yaml"),
         run,
         scores if is_scored else {},
     )

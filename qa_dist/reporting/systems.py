@@ -102,11 +102,20 @@ def _predictions_file(path: str) -> Path:
 
 
 def _read_system(path: str, file: Path, name: str) -> System:
+    if os.path.isdir(path):
+        return read_run_system(path, name, read_run_options(Path(path, "config.yaml")))
     texts, notes = load_predictions(file)
-    if not os.path.isdir(path):
-        return System(name, path, texts, notes)
+    return System(name, path, texts, notes)
+
+
+def read_run_system(path: str, name: str, config: Mapping[str, Any]) -> System:
+    """The predictions in the folder of a run whose options are known; none (empty) where it had no config.yaml.
+
+    Raises:
+        UserError: A file cannot be used, or there are no predictions.
+    """
+    texts, notes = load_predictions(_predictions_file(path))
     run = Path(path)
-    config = read_run_options(run)
     metrics = read_json_object(run / "metrics.json")
     # Runs of versions before the rules had names scored by SQuAD's.
     rules = metrics.get("answer_normalization", "squad" if "f1" in metrics else None)
