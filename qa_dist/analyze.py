@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qa_dist.common import command
 from qa_dist.evaluation.normalization import unfit_note
@@ -52,15 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _analyze(options: argparse.Namespace) -> int:
     # Only now: --help and mistakes in the flags should not wait for it.
     from qa_dist.reporting.analysis import Resampling, analyze, rules_for
-    from qa_dist.reporting.questions import read_questions
+    from qa_dist.reporting.questions import evaluated_questions, read_questions
     from qa_dist.reporting.systems import read_systems
     from qa_dist.reporting.tables import lines
 
     systems = read_systems(options.systems)
     rules = rules_for(systems, options.answer_normalization)
     questions = read_questions(options.references)
-    unfit = unfit_note(questions.references.answers.values(), rules)
-    for note in (*questions.references.notes, *([unfit] if unfit else [])):
+    systems = [
+        replace(system, notes=(*system.notes, note)) if (note := questions.unknown_in(system.texts)) else system
+        for system in systems
+    ]
+    notes = list(questions.references.notes)
+    if not options.allow_missing:
+        questions, left_out = evaluated_questions(questions, systems)
+        notes += left_out
+    if unfit := unfit_note(questions.references.answers.values(), rules):
+        notes.append(unfit)
+    for note in notes:
         sys.stderr.write(f"{PROG}: note: {note}\n")
     found = analyze(
         systems,

@@ -108,11 +108,12 @@ def _analysis(run: "RunRecord", references: str) -> dict[str, Any]:
         UserError: The references cannot be used, or are of other questions.
     """
     from qa_dist.reporting.analysis import analyze, rules_for
-    from qa_dist.reporting.questions import read_questions
+    from qa_dist.reporting.questions import evaluated_questions, read_questions
     from qa_dist.reporting.systems import read_systems
 
     systems = read_systems([str(run.folder)])
-    questions = read_questions(references)
+    questions, notes = evaluated_questions(read_questions(references), systems)
+    sys.stderr.writelines(f"{PROG}: note: {note}\n" for note in notes)
     try:
         return analyze(systems, questions, rules_for(systems, None))
     except ScoringError as error:

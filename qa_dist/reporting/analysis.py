@@ -96,6 +96,7 @@ def analyze(
         }
         for first, second in itertools.combinations(range(len(systems)), 2)
     ]
+    groups, notes = repetitions(systems)
     top = {name: described[0][name] for name in (*SCORES, "slices", "mistakes", "calibration", "null_threshold")}
     return {
         "answer_normalization": rules.name,
@@ -109,7 +110,8 @@ def analyze(
         **top,
         "systems": described,
         "paired": paired,
-        "seeds": [_over_seeds(group, described) for group in repetitions(systems)],
+        "seeds": [_over_seeds(group, described) for group in groups],
+        "notes": notes,
     }
 
 

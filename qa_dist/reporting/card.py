@@ -72,7 +72,9 @@ def card(run: RunRecord, options: CardOptions, analysis: Mapping[str, Any] | Non
         *calibration_lines(run),
         *training_lines(run),
     ]
-    text = masked(f"---\n{_metadata(run, options, base, title, is_adapter)}\n---\n\n" + "\n".join(lines) + "\n")
+    text = masked(
+        f"---\n{_metadata(run, options, base, title, is_adapter, analysis)}\n---\n\n" + "\n".join(lines) + "\n"
+    )
     return f"{text}<!-- qa-dist card {_digest(text)} -->\n"
 
 
@@ -126,12 +128,19 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _metadata(run: RunRecord, options: CardOptions, base: Source | None, title: str, is_adapter: bool) -> str:
+def _metadata(
+    run: RunRecord,
+    options: CardOptions,
+    base: Source | None,
+    title: str,
+    is_adapter: bool,
+    analysis: Mapping[str, Any] | None,
+) -> str:
     """The YAML that the hub reads, as huggingface_hub writes it."""
     from huggingface_hub import ModelCardData
 
     data_sets = [found.hub_id for found in [run.data("train")] if found and found.hub_id]
-    results = _results(run)
+    results = _results(run, analysis)
     known: dict[str, Any] = {
         "language": list(options.languages) or None,
         "license": options.license,
@@ -151,8 +160,11 @@ def _metadata(run: RunRecord, options: CardOptions, base: Source | None, title: 
     return data.to_yaml()
 
 
-def _results(run: RunRecord) -> list[Any]:
-    """The measured scores as the hub's model-index has them; none without scores or where nothing names the data."""
+def _results(run: RunRecord, analysis: Mapping[str, Any] | None) -> list[Any]:
+    """The measured scores as the hub's model-index has them; none without scores or where nothing names the data.
+
+    With an analysis, the arguments of each metric have its interval, by the names of the `evaluate` library.
+    """
     from huggingface_hub import EvalResult
 
     found = run.data("validation") if run.scores else None
@@ -170,9 +182,22 @@ def _results(run: RunRecord) -> list[Any]:
             metric_type=key,
             metric_name=name,
             metric_value=round(float(run.scores[key]), 4),
+            metric_args=_interval(analysis, key),
         )
         for key, name in _SCORES.items()
     ]
+
+
+def _interval(analysis: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
+    """The interval of a score, and how it was found; None without an analysis, and about a single context."""
+    if analysis is None or analysis[key]["low"] is None:
+        return None
+    return {
+        "confidence_interval": [round(float(analysis[key][end]), 4) for end in ("low", "high")],
+        "confidence_level": analysis["level"],
+        "n_resamples": analysis["num_resamples"],
+        "resampled": "contexts",
+    }
 
 
 def _summary(run: RunRecord, base: Source | None, *, is_adapter: bool) -> Iterator[str]:

@@ -71,6 +71,7 @@ def scored(runs: Sequence[Run], references: str | None, rules_name: str | None, 
     if unfit := unfit_note(questions.references.answers.values(), rules):
         notes.append(unfit)
     found = analyze(list(systems.values()), questions, rules, resampling=resampling)
+    notes += found["notes"]
     for (number, _), each in zip(systems.items(), found["systems"], strict=True):
         notes += [f"{each['name']}: {note}" for note in each["notes"]]
         noted = runs[number].metrics.get("f1")
@@ -125,9 +126,6 @@ def _common(
                 "out of what is said about answers"
             )
     if kept and len(ids) < len(questions):
-        notes.append(
-            f"{len(ids):,} of the {len(questions):,} questions of {questions.name} are answered"
-            f"{' by every run' if len(kept) > 1 else ''}; what is said about answers is about these"
-        )
-        questions = questions.only(ids)
+        questions, note = questions.answered(ids, len(kept))
+        notes.append(note)
     return kept, questions

@@ -17,6 +17,8 @@ BESIDE_RESULTS = (
     *("output_dir", "overwrite_output_dir", "store_dir", "cache_dir", "preprocessing_num_workers", "show_structure"),
     *("max_tokens_per_device", "eval_tokens_per_device", "gather", "disable_tqdm", "report_to", "logging_steps"),
     *("checkpointing_steps", "checkpoint_total_limit", "resume_from_checkpoint", "hang_timeout", "ddp_timeout"),
+    # What is tuned at the end goes into a file of its own.
+    "tune_on",
 )
 """Options that runs may differ in and still be repetitions of one another with other seeds."""
 
@@ -109,7 +111,7 @@ def _read_system(path: str, file: Path, name: str) -> System:
 
 
 def read_run_system(path: str, name: str, config: Mapping[str, Any]) -> System:
-    """The predictions in the folder of a run whose options are known; none (empty) where it had no config.yaml.
+    """The predictions in the folder of a run whose options were read; empty where they are not known.
 
     Raises:
         UserError: A file cannot be used, or there are no predictions.
@@ -147,17 +149,30 @@ def _is_one(entry: Any) -> bool:
     )
 
 
-def repetitions(systems: Sequence[System]) -> list[list[System]]:
-    """Groups of two or more runs whose options differ in the seed, and otherwise in `BESIDE_RESULTS` alone."""
-    groups: dict[str, list[System]] = {}
+def repetitions(systems: Sequence[System]) -> tuple[list[list[System]], list[str]]:
+    """Groups of two or more runs whose options differ in the seed, and otherwise in `BESIDE_RESULTS` alone.
+
+    Runs of which two have the same seed are no such group, as that seed would count twice.
+
+    Returns:
+        The groups; a sentence on each group that was dropped.
+    """
+    alike: dict[str, list[System]] = {}
     for system in systems:
         if "seed" in system.config:
             options = {
                 name: value for name, value in system.config.items() if name != "seed" and name not in BESIDE_RESULTS
             }
-            groups.setdefault(repr(sorted(options.items(), key=repr)), []).append(system)
-    return [
-        group
-        for group in groups.values()
-        if len(group) > 1 and len({str(system.config["seed"]) for system in group}) == len(group)
-    ]
+            alike.setdefault(repr(sorted(options.items(), key=repr)), []).append(system)
+    groups, notes = [], []
+    for group in alike.values():
+        by_seed: dict[str, list[str]] = {}
+        for system in group:
+            by_seed.setdefault(str(system.config["seed"]), []).append(system.name)
+        repeated = [f"{' and '.join(names)} have seed {seed}" for seed, names in by_seed.items() if len(names) > 1]
+        if repeated:
+            listed = ", ".join(system.name for system in group)
+            notes.append(f"no mean over the seeds of {listed}: {', '.join(repeated)}; name one run for each seed")
+        elif len(group) > 1:
+            groups.append(group)
+    return groups, notes

@@ -48,6 +48,9 @@ def lines(analysis: Mapping[str, Any]) -> Iterator[str]:
                 for key, name in (("exact_match", "EM"), ("f1", "F1"))
             )
         )
+    for note in analysis["notes"]:
+        yield ""
+        yield _note(note)
     for system in analysis["systems"]:
         yield ""
         yield f"== {_shown(system['name'])}"
@@ -55,7 +58,11 @@ def lines(analysis: Mapping[str, Any]) -> Iterator[str]:
         yield from _mistakes(system["mistakes"])
         yield from _confidence(system)
         for note in system["notes"]:
-            yield f"note: {''.join(c if c.isprintable() else '?' for c in note)}"
+            yield _note(note)
+
+
+def _note(text: str) -> str:
+    return f"note: {''.join(c if c.isprintable() else '?' for c in text)}"
 
 
 def _overall(system: Mapping[str, Any]) -> Row:

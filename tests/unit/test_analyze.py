@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 
+from qa_dist import score
 from qa_dist.analyze import main
 from qa_dist.config.options import RunConfig
 from qa_dist.evaluation.score_files import load_null_odds, load_references
 from qa_dist.evaluation.scoring import score_v2
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec
+from qa_dist.reporting.analysis import Resampling
 from qa_dist.reporting.mistakes import KINDS
 from qa_dist.reporting.questions import read_questions
+from qa_dist.reporting.report_scores import scored
+from qa_dist.reporting.run_folders import read_runs
 from qa_dist.reporting.systems import BESIDE_RESULTS
 from tests.refusals import refusal
 from tests.tiny import tiny_squad, tiny_tokenizer
@@ -150,7 +154,7 @@ def run_folder(folder: Path, answers: dict[str, str], **options: Any) -> str:
 def test_seeds_are_put_together(references: str, tmp_path: Path, capsys: Capture) -> None:
     wrong = dict.fromkeys(RIGHT, "wrong")
     runs = [
-        run_folder(tmp_path / "one", RIGHT, seed=1, disable_tqdm=True),
+        run_folder(tmp_path / "one", RIGHT, seed=1, disable_tqdm=True, tune_on="no"),
         run_folder(tmp_path / "two", {**wrong, "a": RIGHT["a"]}, seed=2),
         run_folder(tmp_path / "other", wrong, seed=3, lora_r=4),
         run_folder(tmp_path / "again", wrong, seed=3, lora_r=16),
@@ -161,8 +165,25 @@ def test_seeds_are_put_together(references: str, tmp_path: Path, capsys: Capture
     assert (group["systems"], group["seeds"]) == (["one", "two"], [1, 2])
     assert group["f1"] == group["exact_match"] == {"mean": 62.5, "std": pytest.approx(53.0330085889911)}
     assert len(found["paired"]) == 6
+    assert found["notes"] == []
     assert main([*runs[:2], "--references", references, *FEW]) == 0
     assert "2 seeds (1, 2), mean and standard deviation: EM 62.50 +- 53.03, F1" in capsys.readouterr().out
+
+
+def test_a_seed_that_is_there_twice_is_said(references: str, tmp_path: Path, capsys: Capture) -> None:
+    seeds = {"one": 1, "two": 2, "again": 2, "third": 3, "last": 3}
+    runs = [run_folder(tmp_path / name, RIGHT, seed=seed) for name, seed in seeds.items()]
+    found = analyzed(capsys, *runs, "--references", references, *FEW)
+    assert found["seeds"] == []
+    note = (
+        "no mean over the seeds of one, two, again, third, last: two and again have seed 2, third and last have "
+        "seed 3; name one run for each seed"
+    )
+    assert found["notes"] == [note]
+    assert main([*runs, "--references", references, *FEW]) == 0
+    assert f"\nnote: {note}\n" in capsys.readouterr().out
+    # A page about these runs has the same notes.
+    assert note in scored(read_runs(runs), references, None, Resampling(100)).notes
 
 
 def test_options_beside_the_results_are_options() -> None:
@@ -229,6 +250,60 @@ def test_places_of_a_run_are_used(references: str, tmp_path: Path, capsys: Captu
     write(run / "nbest.json", {"a": entries, "c": [{"text": "The", "score": 0.5, "start_char": 0, "end_char": 3}]})
     found = analyzed(capsys, str(run), "--references", references, *FEW)
     assert {each["kind"]: each["n"] for each in found["mistakes"] if each["n"]} == {"unanswered": 1, "wrong_words": 1}
+
+
+def test_predictions_for_unknown_questions_are_said(references: str, tmp_path: Path, capsys: Capture) -> None:
+    more = write(tmp_path / "more.json", {**RIGHT, "y": "x", "x": "x"})
+    found = analyzed(capsys, more, "--references", references, *FEW)
+    assert found["exact_match"]["value"] == 100
+    note = "predictions for 2 unknown questions ('y', 'x') are ignored"
+    assert found["systems"][0]["notes"][0] == note
+    assert score.main(["--references", references, "--predictions", more]) == 0
+    assert f"note: {note}\n" in capsys.readouterr().err
+    assert main([more, "--references", references, *FEW]) == 0
+    assert f"note: {note}\n" in capsys.readouterr().out
+    # A question whose answers nobody knows is no unknown one.
+    unlabelled = squad()
+    del unlabelled["data"][0]["paragraphs"][1]["qas"][1]["answers"]
+    some = write(tmp_path / "some.json", unlabelled)
+    found = analyzed(capsys, write(tmp_path / "right.json", RIGHT), "--references", some, *FEW)
+    assert found["num_questions"] == 3
+    assert len(found["systems"][0]["notes"]) == 1
+
+
+def test_a_run_on_some_questions_is_analyzed_on_these(references: str, tmp_path: Path, capsys: Capture) -> None:
+    texts = {**RIGHT, "b": "in 1911"}
+    some = run_folder(tmp_path / "some", {key: texts[key] for key in ("d", "a", "b")}, max_eval_samples=3)
+    other = run_folder(tmp_path / "other", {key: texts[key] for key in ("b", "c")}, max_eval_samples=2)
+    whole = write(tmp_path / "whole.json", RIGHT)
+    for systems, count, said in (
+        ([some], 3, ""),
+        ([whole, some], 3, " by every run"),
+        ([some, other], 1, " by every run"),
+    ):
+        assert main([*systems, "--references", references, "--json", *FEW]) == 0
+        captured = capsys.readouterr()
+        found = json.loads(captured.out)
+        assert found["num_questions"] == count
+        note = (
+            f"{count} of the 4 questions of {references} are answered{said}; what is said about answers is about these"
+        )
+        assert captured.err == f"qa_dist.analyze: note: {note}\n"
+        assert not any("unknown" in note for system in found["systems"] for note in system["notes"])
+    assert analyzed(capsys, some, "--references", references, *FEW)["exact_match"]["value"] == pytest.approx(200 / 3)
+    # What is missing is wrong where that is asked for; a run without the option has to answer all.
+    found = analyzed(capsys, some, "--references", references, "--allow_missing", *FEW)
+    assert (found["num_questions"], found["exact_match"]["value"]) == (4, 50)
+    third = run_folder(tmp_path / "third", {"d": "x"}, max_eval_samples=1)
+    without = run_folder(tmp_path / "without", {"a": "x"})
+    foreign = run_folder(tmp_path / "foreign", {"z": "x"}, max_eval_samples=1)
+    for systems, part in (
+        ([other, third], f"{other}, {third}: no question of {references} is answered by each of these runs"),
+        ([without], "without: 3 questions ('b', 'c', 'd') without predictions"),
+        ([some, without], "without: 2 questions ('b', 'd') without predictions"),
+        ([foreign], "foreign answers none of the 4 questions of"),
+    ):
+        assert part in refusal(main, [*systems, "--references", references, *FEW], capsys)
 
 
 # --------------------------------------------------------------------------------------------------------- what is bad

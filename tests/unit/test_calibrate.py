@@ -1,5 +1,6 @@
 """A threshold and a temperature that are tuned for a model go with it, and count wherever it answers."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -40,6 +41,11 @@ def asked_in(path: Path) -> list[dict[str, Any]]:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def without_temperature(not_kept: Any) -> dict[str, Any]:
+    """A report on a temperature that was fitted and not kept."""
+    return {"calibration": {**some_calibration().report["calibration"], "not_kept": not_kept}, "null_threshold": None}
 
 
 def evaluated(folder: Path, dev: Path, results: Path, *more: str) -> Path:
@@ -225,6 +231,8 @@ def test_models_that_cannot_be_calibrated(copy: Path, tmp_path: Path, capsys: Ca
         ({"tuned_on": []}, "is not as it was written"),
         ({"report": {"calibration": {"before": {"ece": "5"}}}}, "is not as it was written"),
         ({"report": ...}, "is not as it was written"),
+        ({"report": without_temperature(3)}, "is not as it was written"),
+        ({"report": without_temperature({"temperature": 2.0, "before": 1.0})}, "is not as it was written"),
         ({"more": 1}, "is not as it was written"),
     ],
 )
@@ -247,6 +255,19 @@ def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert next(written.lines()).startswith(
         "temperature 2.000, fitted on the 300 questions about one half of the contexts of dev.json: expected"
     )
+
+
+def test_a_temperature_that_is_not_kept_is_told_of(copy: Path) -> None:
+    report = without_temperature({"temperature": 1.2345, "before": 3.0, "after": 4.0})
+    dataclasses.replace(some_calibration(temperature=1.0), report=report).write(copy / "adapter")
+    assert Reader(copy / "adapter", device="cpu").temperature == 1
+    text = card(read_run(str(copy / "adapter")), CardOptions(folder_name="x"))
+    said = (
+        "- no temperature is kept: the one fitted on the 300 questions about one half of the contexts of dev.json, "
+        "1.234, does not lower their expected calibration error, which is 3.00 without and 4.00 with it; 5.00 on the "
+        "other half without it\n"
+    )
+    assert said in text
 
 
 def test_halves_need_no_seed() -> None:

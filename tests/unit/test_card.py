@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from qa_dist.card import main
 from qa_dist.config.options import DataConfig, ModelConfig, RunConfig
+from qa_dist.reporting.card import CardOptions, card
 from qa_dist.reporting.run_record import read_run
 from tests.refusals import refusal
 from tests.unit.data_fixtures import FIXTURES
@@ -140,6 +141,51 @@ def test_intervals_and_slices_with_references(trained: Path, tmp_path: Path, cap
         assert (row[1], row[4]) == (str(each["n"]), f"{each['f1']['value']:.2f}")
     assert "By windows of the run's tokenizer" in text
     assert "title of the article" not in text
+
+
+def test_the_metadata_have_the_intervals(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    from qa_dist import analyze
+
+    run, references = str(trained / "adapter"), str(trained / "train.json")
+    text = written(capsys, run, "--output", tmp_path / "card.md", "--references", references)
+    assert analyze.main([run, "--references", references, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    data = ModelCard(text).data
+    assert [each.metric_type for each in data.eval_results] == ["exact_match", "f1"]
+    for each in data.eval_results:
+        score = found[each.metric_type]
+        assert each.metric_value == round(score["value"], 4)
+        assert each.metric_args == {
+            "confidence_interval": [round(score["low"], 4), round(score["high"], 4)],
+            "confidence_level": 0.95,
+            "n_resamples": 2000,
+            "resampled": "contexts",
+        }
+    # About a single context there is none.
+    one = {name: {**found[name], "low": None, "high": None} for name in ("exact_match", "f1")}
+    about_one = card(read_run(run), CardOptions(folder_name="x"), {**found, **one})
+    assert [each.metric_args for each in ModelCard(about_one).data.eval_results] == [None, None]
+
+
+def test_a_run_on_some_questions_has_intervals_on_these(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = Path(shutil.copytree(trained / "adapter", tmp_path / "run"))
+    whole = json.loads((trained / "train.json").read_text(encoding="utf-8"))
+    paragraphs = whole["data"][0]["paragraphs"]
+    paragraphs.append(json.loads(json.dumps(paragraphs[0])))
+    for entry in paragraphs[-1]["qas"]:
+        entry["id"] += " again"
+    count = 12 + len(paragraphs[-1]["qas"])
+    references = tmp_path / "whole.json"
+    references.write_text(json.dumps(whole), encoding="utf-8")
+    words = [str(run), "--references", str(references)]
+    assert "leave out questions of" in refusal(main, words, capsys)
+    options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    (run / "config.yaml").write_text(yaml.safe_dump(options | {"max_eval_samples": 12}), encoding="utf-8")
+    assert main(words) == 0
+    note = f"12 of the {count} questions of {references} are answered; what is said about answers is about these"
+    assert capsys.readouterr().err == f"qa_dist.card: note: {note}\n"
+    text = (run / "README.md").read_text(encoding="utf-8")
+    assert "to" in cells(text, "12")[4]
 
 
 def test_a_run_of_a_version_before(run: Path, capsys: Capture) -> None:
