@@ -125,15 +125,10 @@ def tuned(
     used = in_force if threshold is None else threshold
     after = scored.choices(used)
     temperature, not_kept = kept_temperature(after.only(is_tuned_E))
-    shown = after.only(is_reported_E)
-    report: dict[str, Any] = {
-        "calibration": {
-            "before": agreement(shown.confidence(), shown.right_E),
-            "after": agreement(shown.confidence(temperature), shown.right_E),
-            **({} if not_kept is None else {"not_kept": not_kept}),
-        },
-        "null_threshold": None,
-    }
+    errors = _errors(after.only(is_reported_E), temperature)
+    if not_kept is not None:
+        errors["not_kept"] = not_kept
+    report: dict[str, Any] = {"calibration": errors, "null_threshold": None}
     if version_2:
         report["null_threshold"] = {
             "before": scored.at(in_force, is_reported_E),
@@ -149,6 +144,14 @@ def tuned(
         reported_on={**named, "part": "all" if part == "all" else "other half", **scored.counts(is_reported_E)},
         report=report,
     )
+
+
+def _errors(choices: Choices, temperature: float) -> dict[str, Any]:
+    """How well confidences agree with exact match, before and after a temperature."""
+    return {
+        when: agreement(choices.confidence(each), choices.right_E)
+        for when, each in (("before", 1.0), ("after", temperature))
+    }
 
 
 class _Scored:
