@@ -10,7 +10,8 @@ from typing import Any
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.model_options import ADAPTER_OPTIONS
 from qa_dist.config.options import ModelConfig, RunConfig
-from qa_dist.config.parsing import peek, read_run_options
+from qa_dist.config.parsing import peek
+from qa_dist.config.recipe_files import read_run_options
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.pretrained import (
     ADAPTER_CONFIG,

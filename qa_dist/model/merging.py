@@ -9,7 +9,7 @@ import torch
 
 from qa_dist.common.errors import CheckpointError
 from qa_dist.config.options import EvaluationConfig, ModelConfig, RunConfig
-from qa_dist.config.parsing import read_run_options, write_options
+from qa_dist.config.recipe_files import read_run_options, write_options
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.folder import was_evaluated_without_answers
 from qa_dist.model.saved import load_trained

@@ -15,7 +15,7 @@ from qa_dist.common.errors import CheckpointError
 from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_json_object
 from qa_dist.config.options import DataConfig, EvaluationConfig
-from qa_dist.config.parsing import read_run_options
+from qa_dist.config.recipe_files import read_run_options
 from qa_dist.evaluation.ceiling import Ceiling
 from qa_dist.evaluation.limits import kept_limits
 from qa_dist.features.building import store_root

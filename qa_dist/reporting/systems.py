@@ -9,7 +9,7 @@ from typing import Any
 from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_json_file, read_json_object
-from qa_dist.config.parsing import read_run_options
+from qa_dist.config.recipe_files import read_run_options
 from qa_dist.evaluation.score_files import load_null_odds, load_predictions
 from qa_dist.evaluation.scoring import counted
 

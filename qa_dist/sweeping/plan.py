@@ -12,7 +12,8 @@ from typing import Any
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import type_name
 from qa_dist.config.options import RunConfig
-from qa_dist.config.parsing import layered, parse, peek, read_recipe
+from qa_dist.config.parsing import layered, parse, peek
+from qa_dist.config.recipe_files import read_recipe
 from qa_dist.config.texts import shown
 from qa_dist.sweeping.space import LONGEST_NAME, Search, as_name, read_search, value_text
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from qa_dist.common.errors import ConfigError, LocalTrainingError
 from qa_dist.common.files import hold, make_writable, require_writable
 from qa_dist.config.options import RunConfig
-from qa_dist.config.parsing import write_config
+from qa_dist.config.recipe_files import write_config
 from qa_dist.config.removed_options import removals
 from qa_dist.model.calibration import FILE as CALIBRATION
 from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint

@@ -11,7 +11,8 @@ import yaml
 
 import qa_dist
 from qa_dist.config.options import RunConfig
-from qa_dist.config.parsing import parse, recipe_path
+from qa_dist.config.parsing import parse
+from qa_dist.config.recipe_files import recipe_path
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import transformers_model
 from qa_dist.training.trainer import Trainer

@@ -68,7 +68,8 @@ def test_a_model_of_transformers_is_read(model_type: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": "true", "lora_target_modules": "all-linear"}])
 def test_an_adapter_becomes_part_of_the_weights(trained: Path, tmp_path: Path, options: dict[str, str]) -> None:
-    from qa_dist.config.parsing import parse, read_recipe
+    from qa_dist.config.parsing import parse
+    from qa_dist.config.recipe_files import read_recipe
     from qa_dist.model.saved import load_trained
 
     adapter = (trained_folder(tmp_path, learning_rate="0.05", **options) if options else trained) / "adapter"

@@ -12,7 +12,8 @@ import yaml
 from qa_dist.cli import COMMANDS
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import GROUPS, RunConfig, defaults, option
-from qa_dist.config.parsing import parse, peek, read_recipe, recipe_path, write_config
+from qa_dist.config.parsing import parse, peek
+from qa_dist.config.recipe_files import read_recipe, recipe_path, write_config
 from qa_dist.documentation import option_tables
 
 RECIPES = sorted((Path(__file__).parents[3] / "qa_dist" / "recipes").glob("*.yaml"))

@@ -10,7 +10,8 @@ import qa_dist
 from qa_dist import train
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
-from qa_dist.config.parsing import parse, read_run_options
+from qa_dist.config.parsing import parse
+from qa_dist.config.recipe_files import read_run_options
 from qa_dist.config.removed_options import removals, was_removed, without_removed
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import read_plan
@@ -49,7 +50,7 @@ def test_a_file_that_switched_them_off_is_read_as_if_it_did_not_name_them(none: 
     assert trained("--config", path) == wanted
     assert trained(base={"lora_r": 4, **OFF}) == wanted
     assert qa_dist.configure(path) == qa_dist.configure(lora_r=4)
-    assert read_run_options(tmp_path) == {"lora_r": 4}
+    assert read_run_options(tmp_path / "config.yaml") == {"lora_r": 4}
 
 
 @pytest.mark.parametrize(("name", "value"), ON.items())
@@ -90,8 +91,8 @@ def test_what_a_run_had_is_told_and_stays_in_its_record(tmp_path: Path) -> None:
     assert removals({"seed": 1, **OFF, "ema_decay": 0.99}) == [sentence("ema_decay")]
     assert without_removed({"seed": 1, **OFF, "ema_decay": 0.99}) == {"seed": 1, "ema_decay": 0.99}
     written(tmp_path, ON)
-    assert read_run_options(tmp_path) == {"lora_r": 4, **ON}
-    assert read_run_options(tmp_path / "nothing") == {}
+    assert read_run_options(tmp_path / "config.yaml") == {"lora_r": 4, **ON}
+    assert read_run_options(tmp_path / "nothing" / "config.yaml") == {}
 
 
 @pytest.mark.parametrize("name", ["budget_a", "budget_a2"])

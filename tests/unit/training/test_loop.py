@@ -14,7 +14,7 @@ import torch
 
 from qa_dist import evaluate, train
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.parsing import read_recipe
+from qa_dist.config.recipe_files import read_recipe
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.data_parallel import DataParallel
 from tests.distributed.launching import lines
