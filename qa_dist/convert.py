@@ -19,7 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of this entry point."""
     parser = command.Parser(
         prog=PROG,
-        description="Write questions as plain SQuAD JSON, v2.0 if some have no answer, with every answer at its place.",
+        description="Write questions as plain SQuAD JSON, v2.0 if some have no answer, with answers at their places. "
+        "One that was not found has answer_start -1; a question of whose answer nothing is known has no answers.",
         allow_abbrev=False,
     )
     parser.add_argument("input", metavar="IN", help="a file or folder of questions, in any layout that training reads")

@@ -12,7 +12,7 @@ from qa_dist.data.records import Answer, Example
 from qa_dist.data.rows import Reading, Record, listed, printable
 from qa_dist.data.values import RawAnswer, is_nothing, read_answers, read_name, read_truth
 
-READING_RULES = 6
+READING_RULES = 7
 """Changes with whatever in this room decides what becomes of a file; stores are named after it."""
 
 PROBLEMS = {
@@ -140,6 +140,7 @@ def validate(
     allow_unanswerable: bool = True,
     for_training: bool = True,
     keep_scored: bool = False,
+    keep_spelling: bool = False,
 ) -> tuple[list[Example], Report]:
     """The valid examples, and what was found in all records.
 
@@ -152,7 +153,11 @@ def validate(
         allow_unanswerable: Whether a question may have no answer.
         for_training: Whether every example needs a label: an answer that has a place, or that there is none. If not, an
             example may have references without a place, or none that are known.
-        keep_scored: Keep invalid records that can be scored all the same: those with an id, texts and references.
+        keep_scored: Keep invalid records that can be scored all the same: those with an id, texts and references. A
+            blank answer is then a reference without a place, as the official scripts have it.
+        keep_spelling: Score by the answers as the file spells them: where the context has characters without a width
+            that an answer lacks, or the other way round, the answer is a reference without a place. White space makes
+            no difference to any score, so an answer that differs in it alone is as the context has it.
     """
     rows, notes = _numbered(records)
     checked = [draft_of(record, allow_unanswerable) for record in rows]
@@ -165,7 +170,8 @@ def validate(
     )
     if unit is not None:
         notes.append(f"offsets count {unit} and were converted")
-    found = _Found(for_training=for_training, keep_scored=keep_scored, convert=UNITS.get(unit or ""))
+    convert = UNITS.get(unit or "")
+    found = _Found(for_training=for_training, keep_scored=keep_scored, keep_spelling=keep_spelling, convert=convert)
     for record, (draft, problems) in zip(rows, checked, strict=True):
         found.add(record, draft, problems)
     return found.examples, found.report(len(rows), tuple(notes))
@@ -174,10 +180,11 @@ def validate(
 class _Found:
     """Examples as they are made, and what is found on the way."""
 
-    def __init__(self, *, for_training: bool, keep_scored: bool, convert: Convert | None) -> None:
+    def __init__(self, *, for_training: bool, keep_scored: bool, keep_spelling: bool, convert: Convert | None) -> None:
         self.examples: list[Example] = []
         self._for_training = for_training
         self._keep_scored = keep_scored
+        self._keep_spelling = keep_spelling
         self._convert = convert
         self._ids: set[str] = set()
         self._contexts: dict[str, str] = {}
@@ -197,7 +204,7 @@ class _Found:
         is_mended = False
         if draft is not None and draft.answers is not None:
             placed, others, is_mended = self._place(draft)
-            if others and not placed and self._for_training:
+            if any(map(str.strip, others)) and not placed and self._for_training:
                 problems.add("answer_not_at_offset")
         if draft is not None and draft.answers is None and self._for_training:
             problems.add("missing_answers")
@@ -230,15 +237,16 @@ class _Found:
         is_mended = False
         for answer in draft.answers or ():
             if not answer.text.strip():
+                others.append(answer.text)
                 continue
             start = answer.start
             if self._convert is not None and start is not None and start >= 0:
                 start = self._convert(start, draft.context)
             span = place(answer.text, start, draft.context)
-            if span is None:
+            if span is None or (self._keep_spelling and answer.text.split() != draft.context[slice(*span)].split()):
                 others.append(answer.text)
                 continue
-            placed.append(Answer(draft.context[span.start : span.end], span.start))
+            placed.append(Answer(draft.context[slice(*span)], span.start))
             is_mended = is_mended or span.start != start
         return placed, others, is_mended
 
@@ -297,7 +305,7 @@ class ReferenceTexts(NamedTuple):
 
 
 def reference_texts(records: Iterable[Record]) -> ReferenceTexts:
-    """The texts of the reference answers, read as `validate` reads them; questions and contexts are not looked at."""
+    """The texts of the reference answers, read as `validate` reads them to score by; contexts are not looked at."""
     rows, notes = _numbered(records)
     texts: dict[str, tuple[str, ...] | None] = {}
     found: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
@@ -382,7 +390,10 @@ def _value(raw: Any, read: Callable[[Any], Any], kind: str, problems: set[str]) 
 def _answers_meant(
     answers: list[RawAnswer] | None, is_impossible: bool | None, problems: set[str]
 ) -> list[RawAnswer] | None:
-    """The answers with a text; none also where an empty one means that there is none, None where nothing is known."""
+    """The answers; none also where an empty one means that there is none, None where nothing is known.
+
+    An empty text that got lost stays among them: the official scripts take it for a reference.
+    """
     if answers is None:
         return [] if is_impossible else None
     with_text = [answer for answer in answers if answer.text.strip()]
@@ -393,6 +404,7 @@ def _answers_meant(
         is_no_answer = is_impossible is None and not with_text and all(a.start is None or a.start < 0 for a in answers)
         if not is_no_answer:
             problems.add("empty_answer")
+            return answers
     return with_text
 
 

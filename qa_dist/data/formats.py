@@ -16,7 +16,7 @@ from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import decoded, decompressed, is_compressed
 from qa_dist.data.layouts import ALLOWED, lay_out, require_columns
-from qa_dist.data.rows import Reading, Record
+from qa_dist.data.rows import Reading
 
 PARQUET_MAGIC = b"PAR1"
 _SEPARATORS = ",;\t|"
@@ -163,14 +163,7 @@ def parse(content: bytes, path: Path) -> Reading:
     # Parquet may hold articles or paragraphs too.
     if loaded.columns is not None and not {"paragraphs", "qas"} & {*loaded.columns}:
         require_columns(loaded.columns, path)
-    reading = lay_out(loaded.value, path, loaded.word)
-    if not loaded.shifted:
-        return reading
-    records = [
-        Record(record.place, record.row, "surplus_values") if number in loaded.shifted else record
-        for number, record in enumerate(reading)
-    ]
-    return Reading(records, reading.notes)
+    return lay_out(loaded.value, path, loaded.word, loaded.shifted)
 
 
 def load(content: bytes, path: Path) -> Content:

@@ -4,13 +4,13 @@
 needs such a function and a row. `lay_out` is the way in.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json, type_name
-from qa_dist.data.rows import IDS, Columns, Reading, Record, Row, listed, no_answers_note, read_rows
+from qa_dist.data.rows import IDS, Columns, Reading, Record, Row, listed, merged, no_answers_note, read_rows
 
 ALLOWED = (
     'allowed are SQuAD ({"data": [articles]}), lists of {context, qas}, rows with id, context, question and answers '
@@ -294,23 +294,30 @@ LAYOUTS = {
 """Every layout by name; the first that recognises a list reads it."""
 
 
-def lay_out(value: Any, path: Path, word: str = "row") -> Reading:
+def lay_out(value: Any, path: Path, word: str = "row", shifted: Collection[int] = ()) -> Reading:
     """The records in the value of a file.
 
     Args:
         value: What the file holds, as JSON has it.
         path: The file, for messages.
         word: What messages call a member of a list of rows.
+        shifted: Positions of members that have more values than there are columns.
 
     Raises:
         DataError: It is in no layout that is known.
     """
     items, is_version_2 = _items(value, path)
     names = dict.fromkeys(key for item in items if isinstance(item, dict) for key in item)
-    for layout in LAYOUTS.values():
+    for name, layout in LAYOUTS.items():
         if layout.is_it(items):
             reading = layout.read(items, word)
-            return Reading(reading.records, reading.notes, is_version_2)
+            records = [
+                Record(record.place, record.row, "surplus_values") if number in shifted else record
+                for number, record in enumerate(reading)
+            ]
+            # Articles hold a question once, with all of its answers.
+            records, found = merged(records) if name == "rows" else (records, [])
+            return Reading(records, (*reading.notes, *found), is_version_2)
     if not items:
         return Reading((), (), is_version_2)
     if not names:

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from qa_dist.data.values import are_floats, is_nothing, spelled
+from qa_dist.data.values import (
+    RawAnswer,
+    are_floats,
+    is_nothing,
+    number_as_text,
+    read_answers,
+    read_cell,
+    read_name,
+    spelled,
+)
 
 Row = Mapping[str, Any]
 
@@ -14,7 +23,7 @@ COLUMNS = ("id", "context", "question", "answers")
 
 # What a column may be called, the usual name first. `text` is the context where no other column is. Capitals, and
 # blanks or dashes for underscores, make no difference: "Answer Start" and "answerStart" are `answer_start`.
-IDS = ("id", "qid", "question_id", "query_id", "qas_id", "example_id", "_id")
+IDS = ("id", "qid", "question_id", "query_id", "qas_id", "example_id", "_id", "guid", "uid")
 CONTEXTS = ("context", "context_text", "passage", "paragraph", "document", "text")
 _QUESTIONS = ("question", "query", "question_text", "query_text")
 _ANSWERS = ("answers", "answer", "answer_text", "answers.text", "answers_text", "text")
@@ -23,6 +32,9 @@ _NUM_NAMES_SHOWN = 8
 _FEW_NAMES = 64
 _NO_ANSWER = "NONE"
 """What Haystack's annotation tool writes as `answer_category` of a question without an answer."""
+
+_NOWHERE = ("-1", "-1.0")
+"""Offsets that say there is no answer; beside another one, "[]" is a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,63 @@ def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
     if columns.answers is None and columns.is_impossible is None:
         notes.append(no_answers_note(names))
     return Reading(records, tuple(notes))
+
+
+def merged(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Rows that differ in their answers only, one for each annotation, as one with all of these answers.
+
+    They have one id, one question and one context. Where not all of them have answers they are left, and so are all if
+    none differ: an id that occurs twice is then a mistake.
+
+    Args:
+        records: The records of a file.
+
+    Returns:
+        The records, a merged one in the place of the first of its own, and what there is to say of it.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        if (name := _identity(record)) is not None:
+            groups.setdefault(name, []).append(index)
+    answers = {}
+    for indices in groups.values():
+        rows = [records[index].row for index in indices]
+        if len(rows) > 1 and (found := _answers_of_one_question(rows)) is not None:
+            answers[tuple(indices)] = found
+    if not any(len({*map(tuple, found)}) > 1 for found in answers.values()):
+        return list(records), []
+    kept: list[Record | None] = [*records]
+    for (first, *others), found in answers.items():
+        every = [{"text": answer.text, "answer_start": answer.start} for each in found for answer in each]
+        kept[first] = Record(records[first].place, {**records[first].row, "answers": every})
+        for index in others:
+            kept[index] = None
+    num_rows = sum(map(len, answers))
+    note = f"{num_rows:,} rows that differ in their answers only are {len(answers):,} questions with all of these"
+    return [record for record in kept if record is not None], [note]
+
+
+def _identity(record: Record) -> str | None:
+    """The id of a record that can be used, as text; None if it has none."""
+    try:
+        return None if record.problem else read_name(record.row.get("id")) or None
+    except ValueError:
+        return None
+
+
+def _answers_of_one_question(rows: Sequence[Row]) -> list[list[RawAnswer]] | None:
+    """The answers in each of some rows; None if they are not about one question, or not all of them answer it."""
+    first = rows[0]
+    alike = ("question", "context", "is_impossible")
+    if not isinstance(first.get("question"), str) or not isinstance(first.get("context"), str):
+        return None
+    if any(row.get(name) != first.get(name) for row in rows for name in alike):
+        return None
+    try:
+        answers = [read_answers(row.get("answers")) or [] for row in rows]
+    except (ValueError, OverflowError):
+        return None
+    return answers if all(each and all(a.text.strip() for a in each) for each in answers) else None
 
 
 def no_answers_note(names: Sequence[str]) -> str:
@@ -134,10 +203,10 @@ class Columns(NamedTuple):
             answers = []
         elif self.start is not None and isinstance(answers, str):
             answers = _flat(answers, start)
-        elif self.answers != "answers" and isinstance(answers, int | float) and not isinstance(answers, bool):
+        elif isinstance(answers, int | float) and not isinstance(answers, bool):
             # What pandas makes of a column of years.
             answers = _flat(answers, start)
-        elif isinstance(answers, list) and start is not None and all(isinstance(item, str) for item in answers):
+        elif isinstance(answers, list) and start is not None and _are_texts(answers):
             # Texts in one column and offsets in another; lists of objects have offsets of their own.
             answers = {"text": answers, "answer_start": start}
         found["answers"] = answers
@@ -170,11 +239,21 @@ def _flat(text: str | int | float, start: Any) -> Any:
     if is_nothing(text):
         # -1 is an offset that says there is no answer; an empty cell says nothing.
         return None if is_nothing(start) else {"text": "", "answer_start": start}
-    if isinstance(text, str) and (is_nothing(start) or text.lstrip().startswith("{")):
-        return text
+    if isinstance(text, str):
+        if is_nothing(start) or text.lstrip().startswith("{"):
+            return text
+        # What pandas writes for a list of objects or of texts; objects have offsets of their own.
+        cell = [] if text.strip() == "[]" and str(start).strip() in _NOWHERE else read_cell(text)
+        if cell is not None:
+            return {"text": cell, "answer_start": start} if cell and _are_texts(cell) else cell
     if isinstance(text, float) and text.is_integer():
         text = int(text)
     return {"text": str(text), "answer_start": start}
+
+
+def _are_texts(answers: Any) -> bool:
+    """Whether a value is a list of answer texts, or of the whole numbers that stand for some."""
+    return isinstance(answers, list) and all(isinstance(number_as_text(item), str) for item in answers)
 
 
 def printable(text: str) -> str:

@@ -71,6 +71,7 @@ def load_source(source: Source, data: DataConfig, split: Split) -> tuple[list[Ex
         allow_unanswerable=data.version_2_with_negative is not False,
         for_training=split == "train",
         keep_scored=split == "validation" and data.on_invalid == "drop",
+        keep_spelling=split == "validation",
     )
     if report.num_records == 0:
         raise DataError(f"{source.name} holds no questions; name a source with at least one")

@@ -15,6 +15,7 @@ from qa_dist.data.literals import read_literal
 _TEXTS = ("text", "answer_text")
 _STARTS = ("answer_start", "start")
 _OPENINGS = ("{", "[{", "[[", "['", '["')
+_ARRAYS = ("array(", "np.array(", "numpy.array(")
 _NOTHING = ("None", "nan", "NaN", "null")
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -34,15 +35,15 @@ def read_answers(raw: Any) -> list[RawAnswer] | None:
 
     These are `{"text": [...], "answer_start": [...]}` (hub), `[{"text", "answer_start"}, ...]` (SQuAD files), one such
     object or text alone, `{"start", "end", "text"}` (Label Studio), texts without offsets, and any of them as JSON or
-    as a Python literal in a cell of text. An empty list or object means that there is no answer, None or an empty cell
-    that nothing is known.
+    as a Python literal in a cell of text. A whole number may stand for a text: the year 1871. An empty list or object
+    means that there is no answer, None or an empty cell that nothing is known.
 
     Raises:
         ValueError: It is none of these.
     """
     if _is_blank_cell(raw):
         return None
-    value = _unquoted(raw)
+    value = number_as_text(_unquoted(raw))
     if isinstance(value, str):
         return [RawAnswer(value, None)]
     if isinstance(value, Mapping):
@@ -60,6 +61,7 @@ def _of_item(item: Any) -> list[RawAnswer] | None:
         return None
     if isinstance(item, Mapping):
         return _of_object(item)
+    item = number_as_text(item)
     if isinstance(item, str):
         return [RawAnswer(item, None)]
     raise ValueError("an answer is neither an object nor a text")
@@ -109,9 +111,26 @@ def _answer(text: Any, start: int | None) -> RawAnswer:
     if _is_null(text):
         # Beside `is_impossible` it means that there is none, else it is an answer that got lost.
         text = ""
+    text = number_as_text(text)
     if not isinstance(text, str):
         raise ValueError("an answer text is no text")
     return RawAnswer(text, start)
+
+
+def number_as_text(value: Any) -> Any:
+    """A whole number as its digits, as answers are years and counts; any other value as it is."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def read_cell(text: str) -> list[Any] | dict[str, Any] | None:
+    """The list or object that a cell holds as a program writes one; None for any other text, as "[sic] he wrote"."""
+    if not text.lstrip().startswith((*_OPENINGS, *_ARRAYS)):
+        return None
+    try:
+        value = _unquoted(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, list | dict) else None
 
 
 def _unquoted(raw: Any) -> Any:
@@ -123,7 +142,7 @@ def _unquoted(raw: Any) -> Any:
     if not isinstance(raw, str):
         return raw
     text = raw.strip()
-    if not text.startswith(("[", "{", "(", "array(", "np.array(", "numpy.array(")):
+    if not text.startswith(("[", "{", "(", *_ARRAYS)):
         return raw
     try:
         value = read_json(text)
@@ -139,7 +158,7 @@ def _unquoted(raw: Any) -> Any:
         return value
     if isinstance(value, list) and (text.startswith("[") or all(isinstance(item, str | dict) for item in value)):
         return value
-    return value if text.startswith(("array(", "np.", "numpy.")) else raw
+    return value if text.startswith(_ARRAYS) else raw
 
 
 def read_start(value: Any) -> int | None:

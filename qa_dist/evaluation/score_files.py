@@ -4,7 +4,7 @@ References are read by the reader of training data, so that whatever can be eval
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,14 +14,14 @@ from qa_dist.common.parsers import type_name
 from qa_dist.common.reading import read_bytes, read_json_file
 from qa_dist.data.formats import load
 from qa_dist.data.layouts import rows_by_column, split_rows
-from qa_dist.data.values import are_floats, read_name, spelled
+from qa_dist.data.rows import IDS, listed
+from qa_dist.data.values import are_floats, number_as_text, read_name, spelled
 from qa_dist.evaluation.scoring import counted
 
 if TYPE_CHECKING:
     from qa_dist.data.rows import Reading
 
 _TEXTS = ("prediction_text", "prediction", "text", "answer")
-_IDS = ("id", "qid", "question_id")
 _ALLOWED = (
     "predictions are an object from question ids to texts, or rows with id and prediction_text as JSON, JSONL, CSV, "
     "TSV or Parquet"
@@ -107,22 +107,45 @@ def load_predictions(path: str | Path) -> Predictions:
 
     It is an object from ids to texts, or to lists of candidates of which the first is taken (`nbest.json`), or rows of
     `id` and `prediction_text`, as the metrics of the `evaluate` library take them: JSON (also by column), JSONL, CSV,
-    TSV or Parquet.
+    TSV or Parquet. A whole number may stand for a text.
 
     Raises:
-        DataError: the file cannot be read or is none of these, or an id occurs twice.
+        DataError: the file cannot be read or is none of these, a row has more values than the header has columns, or
+            an id occurs twice.
     """
     path = Path(path)
-    value = load(read_bytes(path), path).value
+    content = load(read_bytes(path), path)
+    if content.shifted:
+        raise DataError(_surplus(content.shifted, path))
+    value = content.value
+    if content.word == "record" and isinstance(value, list) and len(value) == 1 and _is_whole(value[0]):
+        # A whole JSON file in one line.
+        (value,) = value
     if not isinstance(value, dict):
         return _of_rows(value, path)
     rows = _rows_of_object(value)
     return _of_object(value, path) if rows is None else _of_rows(rows, path)
 
 
+def _surplus(shifted: Collection[int], path: Path) -> str:
+    """What to say of a table with rows, at these positions, whose columns are shifted."""
+    from qa_dist.data.checking import PROBLEMS
+
+    rows = listed([f"row {index + 1}" for index in sorted(shifted)], len(shifted))
+    what = f"{len(shifted):,} where {PROBLEMS['surplus_values']} ({rows})"
+    return f"{path}: {what}; put quotation marks around each text that holds what separates the columns."
+
+
+def _is_whole(line: Any) -> bool:
+    """Whether the only line of a file is an object of predictions and not one row of them."""
+    if not isinstance(line, dict):
+        return False
+    return _is_by_column(line) or (_named(line, IDS) is None and _named(line, _TEXTS) is None)
+
+
 def _rows_of_object(value: Mapping[str, Any]) -> list[Any] | None:
     """The rows in an object: a table as pandas writes it, a list under `data`, or one row; None if it is no such."""
-    if _is_row(value):
+    if _is_row(value) or _is_by_column(value):
         by_column = rows_by_column(value)
         return [value] if by_column is None else by_column
     data = split_rows(value) or value.get("data")
@@ -131,7 +154,15 @@ def _rows_of_object(value: Mapping[str, Any]) -> list[Any] | None:
 
 def _is_row(value: Mapping[str, Any]) -> bool:
     """Whether an object is one row and not a table of ids."""
-    return "prediction_text" in value and _named(value, _IDS) is not None
+    return "prediction_text" in value and _named(value, IDS) is not None
+
+
+def _is_by_column(value: Mapping[str, Any]) -> bool:
+    """Whether an object has the values of all rows, in lists or by their numbers, under the names of columns."""
+    found = [value[name] for name in (_named(value, IDS), _named(value, _TEXTS)) if name is not None]
+    return len(found) == 2 and (
+        all(isinstance(column, list) for column in found) or all(isinstance(column, dict) for column in found)
+    )
 
 
 def _of_object(value: Mapping[str, Any], path: Path) -> Predictions:
@@ -139,6 +170,7 @@ def _of_object(value: Mapping[str, Any], path: Path) -> Predictions:
     if value and all(isinstance(entry, list) and entry and isinstance(entry[0], dict) for entry in value.values()):
         texts = {key: entry[0].get("text") for key, entry in value.items()}
         notes.append("the first candidate of each question is scored")
+    texts = {key: number_as_text(text) for key, text in texts.items()}
     strange = [key for key, text in texts.items() if not isinstance(text, str)]
     if strange:
         raise DataError(
@@ -153,7 +185,7 @@ def _of_rows(rows: Any, path: Path) -> Predictions:
     texts: dict[str, str] = {}
     repeated = []
     names = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
-    identity, text = _named(names, _IDS), _named(names, _TEXTS)
+    identity, text = _named(names, IDS), _named(names, _TEXTS)
     if identity is None or text is None:
         what = f"rows with {', '.join(map(str, names))}" if names else "a list without rows"
         raise DataError(f"{path} holds {what}; {_ALLOWED}.")
@@ -165,11 +197,12 @@ def _of_rows(rows: Any, path: Path) -> Predictions:
             key = None
         if key is not None and has_floats:
             key = key.removesuffix(".0")
-        if key is None or not isinstance(row.get(text), str):
+        predicted = number_as_text(row.get(text)) if isinstance(row, dict) else None
+        if key is None or not isinstance(predicted, str):
             raise DataError(f"{path}: row {number} has no {identity if key is None else text} that is text; mend it.")
         if key in texts:
             repeated.append(key)
-        texts[key] = row[text]
+        texts[key] = predicted
     if repeated:
         raise DataError(f"{path} holds {counted(repeated, 'id')} more than once; keep one prediction for each.")
     odds = ("no_answer_probability is not used; give it as --null_odds",) if "no_answer_probability" in names else ()

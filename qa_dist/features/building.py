@@ -152,8 +152,9 @@ def _earlier_fingerprint(
     if (fingerprint == first and store.has_several_answers) or any(map(has_accents, {*store.contexts})):
         return None
     report = store.report
-    is_plain = not (report.num_mended or report.num_invalid or report.num_unanswerable or report.notes)
-    if not is_plain or report.num_without_references:
+    is_plain = not (report.num_mended or report.problems or report.num_unanswerable or report.notes)
+    # Validation data was scored by its answers as the contexts spell them, and by cells that were lists of answers.
+    if not is_plain or report.num_without_references or split == "validation":
         examples, _ = load_source(source, data, split)
         num_unanswerable = sum(example.is_unanswerable for example in examples)
         if num_unanswerable != store.num_unanswerable or not store.holds(_example_batch(examples)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_dist.convert import main
+from qa_dist.convert import build_parser, main
 from qa_dist.data.checking import validate
 from tests.unit.data_fixtures import TINY_SQUAD, read_file, row, tiny_examples, write_rows
 
@@ -59,6 +59,16 @@ def test_what_was_read_and_mended_is_said(tmp_path: Path, capsys: Capture) -> No
     }
     before, after = (validate(read_file(file), for_training=False)[0] for file in (Path(path), tmp_path / "out.json"))
     assert before == after
+    qas = [
+        qa for each in json.loads((tmp_path / "out.json").read_text())["data"][0]["paragraphs"] for qa in each["qas"]
+    ]
+    assert [qa.get("answers", ["none"])[-1] for qa in qas] == [
+        {"text": "the shore", "answer_start": -1},
+        "none",
+        {"text": "the shore", "answer_start": -1},
+    ]
+    told = " ".join(build_parser().format_help().split())
+    assert "One that was not found has answer_start -1; a question of whose answer nothing is known has no" in told
 
 
 def test_a_file_that_is_there_is_not_replaced(tmp_path: Path, capsys: Capture) -> None:

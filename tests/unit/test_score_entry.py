@@ -113,6 +113,11 @@ PREDICTED = {
     "columns.json": json.dumps({name: {str(i): row[name] for i, row in enumerate(ROWS)} for name in ROWS[0]}),
     "lists.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
     "split.json": json.dumps({"columns": list(ROWS[0]), "index": [0, 1], "data": [list(row.values()) for row in ROWS]}),
+    "other_lists.json": json.dumps({"id": [1, 2], "prediction": [row["prediction_text"] for row in ROWS]}),
+    "other_columns.jsonl": json.dumps(
+        {"guid": {"0": 1, "1": 2}, "text": {str(i): r["prediction_text"] for i, r in enumerate(ROWS)}}
+    ),
+    "one_line.jsonl": json.dumps({str(row["id"]): row["prediction_text"] for row in ROWS}),
     "nbest.json": json.dumps({str(r["id"]): [{"text": r["prediction_text"]}, {"text": "x"}] for r in ROWS}),
 }
 QUESTIONS = [
@@ -139,6 +144,27 @@ def test_every_layout_of_both_files_gives_the_same_scores(references, prediction
     output = capsys.readouterr()
     assert json.loads(output.out) == {"exact_match": 50.0, "f1": 75.0}
     assert ("first candidate" in output.err) == (predictions == "nbest.json")
+
+
+@pytest.mark.parametrize("predicted", [[{"id": 2, "prediction_text": 1871}], {"2": 1871}])
+def test_a_whole_number_is_a_predicted_text(predicted, files, capsys):
+    rows = [{"id": 2, "context": "In 1871.", "question": "When?", "answers": [1871]}]
+    paths = files(references=rows, predictions=predicted)
+    assert main(["--references", paths["references"], "--predictions", paths["predictions"]]) == 0
+    assert json.loads(capsys.readouterr().out) == {"exact_match": 100.0, "f1": 100.0}
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_a_blank_answer_is_a_reference_as_the_official_scripts_have_it(version, files, capsys):
+    qas = [{"id": "a", "answers": [{"text": "cat"}]}, {"id": "b", "answers": [{"text": "", "answer_start": 0}]}]
+    references = {"version": version, "data": [{"paragraphs": [{"qas": qas}]}]}
+    paths = files(references=references, predictions={"a": "cat", "b": "dog"})
+    assert main(["--references", paths["references"], "--predictions", paths["predictions"]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if version == "1.1":
+        assert found == {"exact_match": 50.0, "f1": 50.0}
+    else:
+        assert (found["exact"], found["HasAns_total"], "NoAns_total" in found) == (50.0, 2, False)
 
 
 def test_questions_without_known_answers_are_not_scored(files, capsys):
@@ -171,6 +197,13 @@ def test_predictions_that_cannot_be_told_are_refused(content, part, files, tmp_p
     paths = files(references=squad("1.1", a=["cat"]))
     assert main(["--references", paths["references"], "--predictions", str(tmp_path / "predictions.json")]) == 2
     assert part in capsys.readouterr().err
+
+
+def test_a_table_of_predictions_with_shifted_columns_is_refused(files, tmp_path, capsys):
+    (tmp_path / "predictions.csv").write_text("id,prediction_text\na,Ada Kerrow, the builder\nb,1871\n")
+    paths = files(references=squad("1.1", a=["Ada Kerrow"], b=["1871"]))
+    words = ["--references", paths["references"], "--predictions", str(tmp_path / "predictions.csv")]
+    assert "1 where a row has more values than the header has columns (row 1); put" in refusal(main, words, capsys)
 
 
 def test_unknown_flags_are_refused(capsys):

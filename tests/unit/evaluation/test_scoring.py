@@ -238,7 +238,7 @@ def test_the_version_is_found(tmp_path, extra, version_2):
         (b"{}", "in no layout that is known"),
         (b'{"data": [{"paragraphs": 3}]}', "paragraphs is not a list"),
         (json.dumps(squad((1.5, ["x"]))).encode(), "id is not a string"),
-        (json.dumps(squad(("a", [3]))).encode(), "answers is neither a list"),
+        (json.dumps(squad(("a", [True]))).encode(), "answers is neither a list"),
         (json.dumps(squad(("a", ["x"]), ("a", ["y"]))).encode(), "1 id \\('a'\\) more than once"),
         (json.dumps(squad()).encode(), "holds no questions"),
     ],

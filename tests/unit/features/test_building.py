@@ -12,6 +12,7 @@ import pytest
 
 from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig
+from qa_dist.data import sources
 from qa_dist.features import building
 from qa_dist.features.building import prepare_store, store_root
 from qa_dist.features.store import STAGING_SUFFIX, FeatureStore
@@ -244,6 +245,24 @@ def test_a_store_of_the_last_reading_rules_is_used_where_they_make_no_difference
         earlier.setattr(building, "READING_RULES", building.READING_RULES - 1)
         before = prepared(config, "train")
     assert (prepared(config, "train").path == before.path) == is_same
+
+
+def test_validation_data_of_earlier_reading_rules_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"text": ["Ada Kerrow"], "answer_start": [3]}
+    path = write_rows(tmp_path / "rows.jsonl", row("a", context="By Ada\u200b Kerrow.", answers=answers))
+    config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores", validation_file=path)
+    read = sources.validate
+    with monkeypatch.context() as earlier:
+        earlier.setattr(building, "READING_RULES", building.READING_RULES - 1)
+        earlier.setattr(
+            sources, "validate", lambda *given, **options: read(*given, **options | {"keep_spelling": False})
+        )
+        before = prepared(config, "validation")
+    again = prepared(config, "validation")
+    assert before.answer_texts(0) == ["Ada\u200b Kerrow"]
+    assert again.answer_texts(0) == ["Ada Kerrow"]
 
 
 def test_a_folder_without_locks_is_used(tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
