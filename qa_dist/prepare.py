@@ -106,7 +106,8 @@ def _reachable(config: RunConfig, stores: Mapping[str, "FeatureStore"], tokenize
     best = limits(stores["validation"], tokenizer, config.evaluation, version_2=version_2).ceiling
     if best is None:
         return {}
-    return {"ceiling": {"exact_match": best.exact_match, "f1": best.f1}, "out_of_reach": best.out_of_reach}
+    unsearched = {"num_unsearched": best.num_unsearched} if best.num_unsearched else {}
+    return {"ceiling": {"exact_match": best.exact_match, "f1": best.f1}, "out_of_reach": best.out_of_reach} | unsearched
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Most questions have a reference that is a span, which `_is_reachable` finds at o
 spans, those with the highest bound first. Shapes: C context tokens of a window, S spans of a window.
 """
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -40,7 +41,11 @@ MOST_SPANS = 20_000
 """Spans of a question that are tried before the bound on the others is taken for its ceiling. Only long answers of
 common words need so many."""
 
-_LETTER = re.compile(r"\S")
+MOST_TOKENS = 20_000_000
+"""Context tokens of all questions that are searched, about a minute of one core, before a bound of 1 is taken for the
+others. Only thousands of answers that no model can give, in contexts of thousands of words, need so many."""
+
+_BLANK = re.compile(r"\s")
 _PLAIN = re.compile(r"[\w!-/:-@\[-`{-~]*")
 
 
@@ -53,12 +58,14 @@ class Ceiling:
         f1: in percent.
         num_examples: questions with known references; the others are left out.
         out_of_reach: how many of them cannot be answered exactly, by reason; reasons that do not occur are left out.
+        num_unsearched: how many of them count as answered exactly because looking would have taken too long.
     """
 
     exact_match: float
     f1: float
     num_examples: int
     out_of_reach: dict[str, int]
+    num_unsearched: int = 0
 
 
 class Window(NamedTuple):
@@ -71,7 +78,8 @@ class Window(NamedTuple):
 def ceiling(store: FeatureStore, rules: Normalization, *, max_answer_length: int, version_2: bool) -> Ceiling | None:
     """The ceiling of the examples of a store; None if it has none with known references.
 
-    It is exact, but for questions of which more than `MOST_SPANS` spans would have to be tried: there it is a bound.
+    It is exact, but for questions of which more than `MOST_SPANS` spans would have to be tried, and those that are left
+    when `MOST_TOKENS` tokens were searched: there it is a bound.
 
     Args:
         store: The examples and their features.
@@ -79,7 +87,9 @@ def ceiling(store: FeatureStore, rules: Normalization, *, max_answer_length: int
         max_answer_length: Tokens of the longest answer.
         version_2: Whether the null answer is a choice, and scores are those of SQuAD v2.0.
     """
-    return summed(reaches(store, rules, max_answer_length=max_answer_length, version_2=version_2))
+    budget = Budget(MOST_TOKENS)
+    found = summed(reaches(store, rules, max_answer_length=max_answer_length, version_2=version_2, budget=budget))
+    return None if found is None else dataclasses.replace(found, num_unsearched=budget.num_unsearched)
 
 
 class Reach(NamedTuple):
@@ -98,18 +108,49 @@ class Reach(NamedTuple):
     reason: str | None
 
 
-def reaches(store: FeatureStore, rules: Normalization, *, max_answer_length: int, version_2: bool) -> Iterator[Reach]:
-    """What every question of a store with known references can reach, in order; arguments as of `ceiling`."""
+class Budget:
+    """What may be searched of many questions.
+
+    Attributes:
+        num_left: context tokens that may still be searched; the last search may take more.
+        num_unsearched: questions that there was nothing left for.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_left = num_tokens
+        self.num_unsearched = 0
+
+    def allows(self, question: "Question") -> bool:
+        """Whether a question may be searched, which is then counted."""
+        if self.num_left <= 0:
+            self.num_unsearched += 1
+            return False
+        self.num_left -= sum(len(window.starts) for window in question.windows)
+        return True
+
+
+def reaches(
+    store: FeatureStore,
+    rules: Normalization,
+    *,
+    max_answer_length: int,
+    version_2: bool,
+    budget: Budget | None = None,
+) -> Iterator[Reach]:
+    """What every question of a store with known references can reach, in order.
+
+    The arguments are as of `ceiling`; `budget` is for the searches, None: they may take as long as they need.
+    """
     windows = _windows_by_example(store.feature_map(), store.num_examples)
     for index, context in enumerate(store.contexts):
         if (references := store.references(index)) is not None:
             question = Question(context, references, windows[index], rules, max_answer_length, version_2)
-            yield reach_of(question, index)
+            yield reach_of(question, index, budget)
 
 
-def reach_of(question: "Question", example_index: int) -> Reach:
-    """What one question can reach."""
-    exact, f1 = best_scores(question)
+def reach_of(question: "Question", example_index: int, budget: Budget | None = None) -> Reach:
+    """What one question can reach; 1 where it would have to be searched and the budget does not allow it."""
+    exact, f1 = best_scores(question, budget)
     return Reach(example_index, exact, f1, reason_of(question) if exact < 1 else None)
 
 
@@ -166,8 +207,11 @@ class Question:
                 yield start, start + len(text)
 
 
-def best_scores(question: Question) -> tuple[float, float]:
-    """The best exact match and the best F1 of a question, from 0 to 1 and each by itself, over all its answers."""
+def best_scores(question: Question, budget: Budget | None = None) -> tuple[float, float]:
+    """The best exact match and the best F1 of a question, from 0 to 1 and each by itself, over all its answers.
+
+    Both are 1, which is a bound, where the question would have to be searched and the budget does not allow it.
+    """
     golds = question.golds()
     has_tokens = any(len(window.starts) for window in question.windows)
     best = (0.0, 0.0)
@@ -179,7 +223,9 @@ def best_scores(question: Question) -> tuple[float, float]:
             break
         if any(_is_reachable(window, start, end, question.max_answer_length) for window in question.windows):
             best = _better(best, question.score(golds, question.context[start:end]))
-    return best if best == (1, 1) or not has_tokens else _Search(question, golds).best(best)
+    if best == (1, 1) or not has_tokens:
+        return best
+    return _Search(question, golds).best(best) if budget is None or budget.allows(question) else (1.0, 1.0)
 
 
 def reason_of(question: Question) -> str:
@@ -252,6 +298,8 @@ class _Search:
         # With nothing to find, or with blanks at an end, what gives no units matters too: all blocks are looked at.
         self._is_odd = any(not gold.units or gold.text != gold.text.strip() for gold in golds)
         self._cuts = re.compile(f"[{question.rules.cuts}]")
+        # Windows overlap, and words come again: long contexts have many times more blocks than different ones.
+        self._known_blocks: dict[tuple[str, bool], tuple[int, int, int, int]] = {}
 
     def best(self, best: tuple[float, float]) -> tuple[float, float]:
         """Exact match and F1, each the higher of `best` and of what any span has."""
@@ -278,7 +326,10 @@ class _Search:
     def _spans(self) -> tuple[Int64, Int64, npt.NDArray[np.float64]]:
         """First character, one past the last, and bound of F1, of the spans that matter in any window."""
         context = self._question.context
-        num_cuts_before, num_letters_before = _num_before(self._cuts, context), _num_before(_LETTER, context)
+        num_blanks_before = _num_before(_BLANK, context)
+        is_cut_by_blanks = self._cuts.pattern == f"[{_BLANK.pattern}]"
+        num_cuts_before = num_blanks_before if is_cut_by_blanks else _num_before(self._cuts, context)
+        num_letters_before = np.arange(len(context) + 1) - num_blanks_before
         parts = [
             self._spans_of(window, num_cuts_before, num_letters_before)
             for window in self._question.windows
@@ -300,12 +351,10 @@ class _Search:
         block_C = np.cumsum(begins_block) - 1
         first_C = np.flatnonzero(begins_block)
         last_C = np.append(first_C[1:], len(starts)) - 1
-        blocks = _Blocks.of(
-            [
-                self._block(self._question.context[starts[first] : ends[last]], is_whole=first == last)
-                for first, last in zip(first_C.tolist(), last_C.tolist(), strict=True)
-            ]
-        )
+        context, known = self._question.context, self._known_blocks
+        places = zip(starts[first_C].tolist(), ends[last_C].tolist(), (first_C == last_C).tolist(), strict=True)
+        texts = [(context[start:end], is_whole) for start, end, is_whole in places]
+        blocks = _Blocks.of([known.get(block) or self._block(*block) for block in texts])
         matters_C = (blocks.most_shared > 0)[block_C]
         first = np.flatnonzero(matters_C)
         last = first[:, None] + np.arange(min(self._question.max_answer_length, len(starts)))
@@ -320,8 +369,12 @@ class _Search:
             bound_S = np.maximum(bound_S, (2 * precision_S * recall_S) / np.maximum(precision_S + recall_S, 1e-300))
         return starts[first_S], window.ends[last_S].astype(np.int64), bound_S
 
-    def _block(self, text: str, *, is_whole: bool) -> tuple[int, int, int, int]:
-        """A row of `_Blocks`; a block of one token `is_whole` wherever it occurs."""
+    def _block(self, text: str, is_whole: bool) -> tuple[int, int, int, int]:
+        """A row of `_Blocks`, kept for when the block comes again; one of one token `is_whole` wherever it occurs."""
+        self._known_blocks[text, is_whole] = row = self._counts(text, is_whole)
+        return row
+
+    def _counts(self, text: str, is_whole: bool) -> tuple[int, int, int, int]:
         units = self._question.rules.units(self._question.rules.text(text))
         shared, total = sum(unit in self._wanted for unit in units), len(units)
         if is_whole:
@@ -357,7 +410,7 @@ class _Blocks(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, int, int]]) -> "_Blocks":
         """The blocks with these counts."""
-        return cls(*np.array(rows, np.int64).T)
+        return cls(*np.fromiter(itertools.chain.from_iterable(rows), np.int64, 4 * len(rows)).reshape(-1, 4).T)
 
     def between(self, first_S: Int64, last_S: Int64) -> tuple[Int64, Int64]:
         """Most shared units, and fewest of all, of spans from some part of a block to some part of another."""

@@ -129,6 +129,11 @@ def limit_lines(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *
             f"warning: {total:,} of {best.num_examples:,} questions cannot be answered exactly by any model, as their "
             f"reference answers: {counts}"
         )
+    if best is not None and best.num_unsearched:
+        yield (
+            f"note: {best.num_unsearched:,} of {best.num_examples:,} questions were not searched for their best "
+            "answer, which would take long, and count as answered exactly: the best scores are no more than a bound"
+        )
     references = (store.answer_texts(index) for index in range(store.num_examples))
     if (note := unfit_note(references, normalization(config.answer_normalization))) is not None:
         yield f"note: {note}"

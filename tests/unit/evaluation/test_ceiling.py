@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qa_dist.evaluation import ceiling as module
-from qa_dist.evaluation.ceiling import REASONS, Question, Window, best_scores, reason_of
+from qa_dist.evaluation.ceiling import REASONS, Budget, Question, Window, best_scores, reason_of
 from qa_dist.evaluation.normalization import NORMALIZATIONS, SQUAD
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from tests.unit.evaluation.oracles import skip_without_package_of
@@ -103,6 +103,32 @@ def test_a_search_that_ends_early_is_a_bound(monkeypatch: pytest.MonkeyPatch) ->
         assert 100.0 * found[1] >= wanted[1], question
         num_higher += 100.0 * found[1] > wanted[1]
     assert num_higher > 2
+
+
+def test_what_a_budget_leaves_unsearched_has_a_bound_of_one() -> None:
+    draw = random.Random(11)
+    questions = [random_question(draw, "squad", version_2=False) for _ in range(60)]
+    exact = [best_scores(question) for question in questions]
+    budget = Budget(100)
+    bounded = [best_scores(question, budget) for question in questions]
+    first = next(place for place in range(60) if bounded[place] != exact[place])
+    assert 5 < first < 50
+    assert bounded[:first] == exact[:first]
+    # Those that need no search are exact all the same.
+    assert {bounded[place] for place in range(first, 60) if bounded[place] != exact[place]} == {(1.0, 1.0)}
+    assert sum(one != other for one, other in zip(bounded, exact, strict=True)) <= budget.num_unsearched < 60 - first
+
+
+def test_a_word_that_comes_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    counts = module._Search._counts
+    monkeypatch.setattr(
+        module._Search, "_counts", lambda self, text, is_whole: counted.append(text) or counts(self, text, is_whole)
+    )
+    context = " ".join(["mill", "river", "flood"] * 100)
+    windows = [words(context), words(context)]
+    assert best_scores(Question(context, [("mill pond", -1)], windows, SQUAD, 30, False))[1] == pytest.approx(2 / 3)
+    assert sorted(counted) == ["flood", "mill", "river"]
 
 
 def test_most_spans_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qa_dist.config.options import EvaluationConfig
+from qa_dist.evaluation import ceiling
 from qa_dist.evaluation import limits as module
 from qa_dist.evaluation.limits import FILE, Limits, limit_lines, limits, unknown_token, unknown_token_share
 from qa_dist.features.store import FeatureStore
@@ -106,6 +107,21 @@ def test_what_is_said(store: FeatureStore) -> None:
         "warning: 2 of 4 questions cannot be answered exactly by any model, as their reference answers: 1 do not "
         "begin and end with tokens, 1 are longer than --max_answer_length",
     ]
+
+
+def test_searches_that_would_take_long_are_left_out_and_said(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceiling, "MOST_TOKENS", 1)
+    config = EvaluationConfig(max_answer_length=5)
+    said = list(limit_lines(store, TOKENIZER, config, version_2=False))
+    assert said[-1] == (
+        "note: 1 of 4 questions were not searched for their best answer, which would take long, and count as answered "
+        "exactly: the best scores are no more than a bound"
+    )
+    best = found(store, max_answer_length=5).ceiling
+    assert best is not None
+    assert (best.num_unsearched, best.exact_match, sum(best.out_of_reach.values())) == (1, 75.0, 1)
 
 
 @pytest.mark.parametrize("is_named", [True, False])
