@@ -140,6 +140,16 @@ def test_a_tokenizer_of_bytes_knows_all_text(store: FeatureStore) -> None:
     assert said[0].endswith("0.00 % of the context tokens are unknown")
 
 
+def test_a_blank_reference_is_no_question_out_of_reach(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "dev.jsonl", row("a"), row("b", answers=[{"text": "", "answer_start": 0}]))
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", TOKENIZER)
+    config = run_config(tokenizer, tmp_path / "stores", validation_file=path, on_invalid="drop")
+    store = prepared(config, "validation")
+    assert store.num_unanswerable == 0
+    (said,) = limit_lines(store, TOKENIZER, EvaluationConfig(), version_2=False)
+    assert said.startswith("validation: at best EM 100.00, F1 50.00 with ")
+
+
 def test_a_good_fit_is_one_line(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "dev.jsonl", row("a"))
     config = run_config(save_tokenizer(tmp_path / "tokenizer", TOKENIZER), tmp_path / "stores", validation_file=path)
