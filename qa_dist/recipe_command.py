@@ -13,6 +13,7 @@ NAME is as `ls` shows it, or without its folder and ending: squad_minilm_small, 
 import argparse
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any, Literal
 from qa_dist.common.command import Parser, run_command
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.parsers import ParseError, read_yaml
-from qa_dist.common.shipped import FOLDERS, find_shipped, shipped_files
+from qa_dist.common.shipped import FOLDERS, SeveralShippedError, find_shipped, shipped_files
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.launch_config import Strategy, read_launch_config, recipe_problems
@@ -119,22 +120,24 @@ def copy(name: str, destination: str | None) -> list[Path]:
 
     Raises:
         ConfigError: Nothing has this name, or files are in the way; nothing is written then.
+        UserError: The place cannot be written to.
     """
     folder = name.removeprefix("./").rstrip("/")
+    # What asks for a place in os.path takes a name that is too long for one that is not there; writing there says it.
     if folder in FOLDERS:
         sources = {whole: path for whole, path in shipped_files().items() if whole.startswith(f"{folder}/")}
         target = Path(destination or folder)
-        if destination and (target.is_dir() or destination.endswith("/")):
+        if destination and (os.path.isdir(target) or destination.endswith("/")):
             target /= folder
         copies = {path: target / path.name for path in sources.values()}
     else:
         whole, source = find_shipped(name)
         own = Path(source.name if whole.startswith("recipes/") else whole)
         target = Path(destination) if destination else own
-        if destination and (target.is_dir() or destination.endswith("/")):
+        if destination and (os.path.isdir(target) or destination.endswith("/")):
             target /= source.name
         copies = {source: target}
-    in_the_way = [str(path) for path in copies.values() if path.exists() or path.is_symlink()]
+    in_the_way = [str(path) for path in copies.values() if os.path.lexists(path)]
     if in_the_way:
         are = "is" if len(in_the_way) == 1 else "are"
         raise ConfigError(
@@ -199,13 +202,14 @@ def _recognised(name: str) -> _File:
         ConfigError: There is none, or it cannot be read.
     """
     path = Path(name)
-    if not path.is_file():
+    # Unlike Path.is_file, this takes a name that is too long for that of a file that is not there.
+    if not os.path.isfile(path):
         try:
             path = find_shipped(name)[1]
+        except SeveralShippedError as error:
+            raise ConfigError([problem.removeprefix(f"{name} ") for problem in error.problems]) from error
         except ConfigError as error:
-            raise ConfigError(
-                ["there is no such file, and none of that name is shipped; see qa-dist recipes ls"]
-            ) from error
+            raise ConfigError([_why_no_file(name)]) from error
     if path.suffix == ".sh":
         return _File(name, path, "script")
     if path.suffix == ".json":
@@ -217,6 +221,15 @@ def _recognised(name: str) -> _File:
         values = None
     is_launcher = isinstance(values, dict) and not _LAUNCHER_KEYS.isdisjoint(values)
     return _File(name, path, "launcher configuration" if is_launcher else "recipe")
+
+
+def _why_no_file(name: str) -> str:
+    """What a name is that is neither a file nor that of a shipped one."""
+    if os.path.isdir(name) or name.removeprefix("./").rstrip("/") in FOLDERS:
+        return "is a folder; name a file in it"
+    if os.path.exists(name):
+        return "is a device or a pipe and no file; name a file"
+    return "there is no such file, and none of that name is shipped; see qa-dist recipes ls"
 
 
 def _recipe(path: Path) -> RunConfig:

@@ -14,6 +14,10 @@ FOLDERS = ("recipes", "accelerate_configs", "ds_configs", "launch")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+class SeveralShippedError(ConfigError):
+    """A name that several shipped files have."""
+
+
 def shipped_folder(name: str, package: Path = _PACKAGE) -> Path:
     """The folder of that name among FOLDERS: the repository's if the package lies in one, else the package's copy."""
     if name == "recipes":
@@ -38,7 +42,8 @@ def find_shipped(name: str) -> tuple[str, Path]:
     """The whole name and the path of the shipped file that `name` means.
 
     Raises:
-        ConfigError: It means none, or several.
+        SeveralShippedError: It means several.
+        ConfigError: It means none.
     """
     files = shipped_files()
     short = name.removeprefix("./")
@@ -50,7 +55,7 @@ def find_shipped(name: str) -> tuple[str, Path]:
         if len(matches) == 1:
             return matches[0], files[matches[0]]
         if matches:
-            raise ConfigError([f"{short} is {' and '.join(matches)}; name one of them"])
+            raise SeveralShippedError([f"{short} is {' and '.join(matches)}; name one of them"])
     names = [*files, *(whole.partition("/")[2] for whole in files), *(Path(whole).stem for whole in files)]
     close = difflib.get_close_matches(short, names, n=1)
     hint = f"did you mean {close[0]}?" if close else "see qa-dist recipes ls"

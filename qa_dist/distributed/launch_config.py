@@ -16,6 +16,8 @@ from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.shipped import file_or_shipped
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.config.texts import shown
+from qa_dist.distributed.zero_section import section_problems
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -27,6 +29,11 @@ GRADIENT_BUCKET = 1 << 24
 
 Plain data parallelism takes it from here; the files of ds_configs/ repeat it as `reduce_bucket_size`.
 """
+
+PARALLELISM = (
+    "the launcher's parallelism_config has no effect: every rank computes whole examples, and the strategy alone says "
+    "what the ranks share; remove it"
+)
 
 _DEEPSPEED_KEYS = (
     "train_batch_size",
@@ -43,6 +50,8 @@ _DEEPSPEED_KEYS = (
     "wall_clock_breakdown",
 )
 """Keys of a DeepSpeed configuration that have a meaning here; DeepSpeed itself ignores keys that it does not know."""
+
+_COMMUNICATION_TYPES = ("fp32", "fp16", "bf16")
 
 _STAGES: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
 
@@ -140,6 +149,8 @@ def _launcher_problems(environment: Mapping[str, str], training: TrainingConfig)
         yield f"the launcher's dynamo_backend ({backend.lower()}) has no effect; remove it and use --torch_compile"
     if _is_true(environment.get("ACCELERATE_USE_MEGATRON_LM")):
         yield "the launcher asks for Megatron-LM, which does not hold these models; use accelerate_configs/ddp.yaml"
+    if _is_true(environment.get("ACCELERATE_USE_PARALLELISM_CONFIG")):
+        yield PARALLELISM
     accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
     if accumulation not in ("auto", "1"):
         yield (
@@ -237,7 +248,7 @@ def _deepspeed_launch_config(
     problems.extend(f"{path}: {problem}" for problem in _deepspeed_problems(found, environment, training))
     zero = found["zero_optimization"]
     stage = zero.get("stage")
-    strategy: Strategy = _STAGES.get(stage, "zero2") if isinstance(stage, int) else "zero2"
+    strategy: Strategy = _STAGES.get(stage, "zero2") if type(stage) is int else "zero2"
     filled = {
         **{name: value for name, value in found.items() if name != "train_batch_size"},
         # What a rank computes at once is counted in tokens and differs from step to step. DeepSpeed wants a number,
@@ -273,10 +284,24 @@ def _deepspeed_problems(
         yield f"{', '.join(unknown)} would have no effect; keep to {', '.join(_DEEPSPEED_KEYS)}"
     yield from _batch_problems(ds_config, training)
     yield from _precision_problems(ds_config, training)
-    if ds_config.get("zero_force_ds_cpu_optimizer"):
+    yield from _value_problems(ds_config)
+    if ds_config.get("zero_force_ds_cpu_optimizer") is True:
         yield "zero_force_ds_cpu_optimizer is true, but the optimiser is torch's AdamW; set it to false"
     yield from _stage_problems(ds_config["zero_optimization"], environment)
     yield from _offload_problems(ds_config["zero_optimization"], environment, training)
+
+
+def _value_problems(ds_config: Mapping[str, Any]) -> Iterable[str]:
+    """What is no value of the keys beside the sections."""
+    data_type = ds_config.get("communication_data_type")
+    if data_type is not None and data_type not in _COMMUNICATION_TYPES:
+        yield f"communication_data_type is {shown(data_type)}; use {', '.join(_COMMUNICATION_TYPES)}"
+    for name in ("wall_clock_breakdown", "zero_force_ds_cpu_optimizer"):
+        if not isinstance(ds_config.get(name, False), bool):
+            yield f"{name} is {shown(ds_config[name])}; use true or false"
+    steps = ds_config.get("steps_per_print")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        yield f"steps_per_print is {shown(steps)}; use a whole number, 1 or more"
 
 
 def _batch_problems(ds_config: Mapping[str, Any], training: TrainingConfig) -> Iterable[str]:
@@ -311,18 +336,30 @@ def _precision_problems(ds_config: Mapping[str, Any], training: TrainingConfig) 
 def _stage_problems(zero: Mapping[str, Any], environment: Mapping[str, str]) -> Iterable[str]:
     """What is no stage, does not go with the stage, or is filled in by nobody."""
     stage = zero.get("stage")
-    if not isinstance(stage, int) or stage not in _STAGES:
-        yield f"zero_optimization.stage is {stage}; use 1, 2 or 3, or accelerate_configs/ddp.yaml for no partitioning"
+    # true equals 1.
+    if type(stage) is not int or stage not in _STAGES:
+        yield (
+            f"zero_optimization.stage is {shown(stage)}; use 1, 2 or 3, or accelerate_configs/ddp.yaml for no "
+            "partitioning"
+        )
     asked = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if asked is not None and asked != str(stage):
         yield f"zero_optimization.stage is {stage}, but the launcher's zero_stage is {asked}; remove the latter"
-    if zero.get("offload_param") and stage in (1, 2):
-        yield f"zero_optimization.offload_param has no effect in stage {stage}; remove it or use stage 3"
-    if stage == 1 and zero.get("overlap_comm"):
-        yield "zero_optimization.overlap_comm has no effect in stage 1; remove it"
+    yield from section_problems(zero)
     for name, value in zero.items():
         if value == "auto":
             yield f"zero_optimization.{name} is auto, which nothing fills in; remove it to get DeepSpeed's default"
+    if _is_true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")):
+        yield (
+            "the launcher's zero3_save_16bit_model is true, but weights are gathered and saved as they are trained, in "
+            "float32; set it to false"
+        )
+    experts = environment.get("ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES", "")
+    if experts.lower() not in ("", "none"):
+        yield (
+            f"the launcher's deepspeed_moe_layer_cls_names is {experts}, but no model here is a mixture of experts; "
+            "remove it"
+        )
     if _is_true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_INIT")):
         yield "the launcher's zero3_init_flag is true, but every rank builds the whole model first; set it to false"
 
@@ -332,10 +369,10 @@ def _offload_problems(
 ) -> Iterable[str]:
     """Devices that the recipe or the launcher contradicts, or that nothing is offloaded to here."""
     for name in ("offload_optimizer", "offload_param"):
-        offload = zero.get(name) or {}
+        offload = zero.get(name)
         if not isinstance(offload, Mapping):
-            yield f'zero_optimization.{name} is {offload!r} and must be an object, such as {{"device": "cpu"}}'
-            continue
+            # `section_problems` says so.
+            offload = {}
         device = offload.get("device", "none")
         if device not in ("cpu", "none"):
             yield f"zero_optimization.{name}.device is {device}; use cpu or none"

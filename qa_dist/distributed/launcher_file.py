@@ -3,13 +3,20 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import ParseError, read_yaml
 from qa_dist.config.texts import shown
+from qa_dist.distributed.launch_config import PARALLELISM
+
+_TEXTS = ("compute_environment", "distributed_type", "mixed_precision", "gpu_ids", "dynamo_config.dynamo_backend")
+"""Keys whose values accelerate takes apart as text."""
+
+_LISTS = ("commands", "tpu_vm", "tpu_env")
+"""Keys that accelerate itself writes as lists."""
 
 
 def launcher_environment(path: Path) -> dict[str, str]:
@@ -20,7 +27,9 @@ def launcher_environment(path: Path) -> dict[str, str]:
     Raises:
         ConfigError: The file cannot be read, or accelerate would refuse it, or start fewer processes than it asks for.
     """
-    _read(path)
+    if _read(path).get("parallelism_config"):
+        # accelerate looks at it for some strategies only.
+        raise ConfigError([PARALLELISM])
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import launch
 
@@ -41,14 +50,18 @@ def launcher_environment(path: Path) -> dict[str, str]:
             else:
                 environment = launch.prepare_simple_launcher_cmd_env(arguments)[1]
                 is_one_process = True
+            kind = defaults.distributed_type.value
         # What accelerate does with an odd value is not written down anywhere: it may be any of these.
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        except (
+            *(ArithmeticError, AssertionError, AttributeError, LookupError),
+            *(ImportError, OSError, RuntimeError, TypeError, ValueError),
+        ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError([f"accelerate launch does not take it: {reason}"]) from error
     if is_one_process and (arguments.num_processes or 1) > 1:
         raise ConfigError(
             [
-                f"distributed_type {defaults.distributed_type.value} starts one process and not num_processes: "
+                f"distributed_type {kind} starts one process and not num_processes: "
                 f"{arguments.num_processes}; set distributed_type: MULTI_GPU, also on a CPU"
             ]
         )
@@ -69,10 +82,26 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ConfigError(["it holds no `name: value` lines; see accelerate_configs/ddp.yaml"])
     counts = {name: values[name] for name in ("num_processes", "num_machines") if name in values}
     # Handed on as they are, they would stop torchrun later, with a traceback.
-    if wrong := [
+    wrong = [
         f"{name} is {shown(value)} and not a number of 1 or more"
         for name, value in counts.items()
         if not isinstance(value, int) or isinstance(value, bool) or value < 1
-    ]:
+    ]
+    if wrong := [*wrong, *(problem for name in values for problem in _type_problems(name, values[name]))]:
         raise ConfigError(wrong)
     return values
+
+
+def _type_problems(name: str, value: Any) -> Iterator[str]:
+    """Values of a type that accelerate does not look for, and would stop at with a traceback or an odd message."""
+    if name.endswith("_config"):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from _type_problems(f"{name}.{key}", inner)
+        elif value is not None:
+            yield f"{name} is {shown(value)} and no section of `name: value` lines; mend it or remove it"
+    elif isinstance(value, dict) or (isinstance(value, list) and name not in _LISTS):
+        yield f"{name} is {shown(value)} and takes one value; mend it or remove it"
+    elif name in _TEXTS and not isinstance(value, str) and (value is not None or name == "distributed_type"):
+        # What YAML takes for a number or for a word of its own, such as NO, needs quotes.
+        yield f"{name} is {shown(value)} and no text; write one, in quotes"

@@ -47,6 +47,7 @@ MAY_IMPORT = {
 PURE = ("common", "config", "data", "features/tokenizer", "features/windows", "features/batching")
 PURE = (*PURE, "evaluation/candidates", "evaluation/searches", "evaluation/top_spans", "evaluation/answers")
 PURE = (*PURE, "evaluation/scoring", "evaluation/normalization", "evaluation/ceiling", "distributed/launch_config")
+PURE = (*PURE, "distributed/zero_section")
 """Places whose code returns what it has to say."""
 
 LONGER = {"answering/reader": ("__init__",)}

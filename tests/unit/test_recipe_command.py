@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -139,6 +140,62 @@ def test_a_launcher_configuration_is_read_as_accelerate_reads_it(capsys: pytest.
     assert "only ZeRO offloads" in said
     Path("twice.yaml").write_text("num_machines: 1\nnum_machines: 2\n", encoding="utf-8")
     assert "num_machines' is there more than once" in refused(capsys, "validate", "twice.yaml")
+
+
+WRONG_TYPES: list[Any] = [[1], [], ["a"], 3, 0, 2.5, None, False, {"a": 1}, {"a": [1]}, "text", 10**30]
+
+
+def test_no_value_of_a_launcher_configuration_ends_in_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("distributed_type", "mixed_precision", "gpu_ids", "use_cpu", "compute_environment", "main_process_port")
+    names += ("deepspeed_config", "fsdp_config", "dynamo_config", "parallelism_config", "num_processes", "rdzv_backend")
+    for name in names:
+        for value in WRONG_TYPES:
+            file = changed("accelerate_configs/zero2.yaml", **{name: value})
+            # Anything but a mistake that it tells would be raised.
+            assert main(["validate", file]) in (0, 2), (name, value)
+            said = capsys.readouterr().err
+            assert "object has no attribute" not in said or value == 10**30, said
+    for values, sentence in (
+        ({"distributed_type": [1]}, "distributed_type is [1] and takes one value; mend it or remove it"),
+        ({"distributed_type": False}, "distributed_type is false and no text; write one, in quotes"),
+        ({"dynamo_config": {"dynamo_backend": 3}}, "dynamo_config.dynamo_backend is 3 and no text"),
+        ({"fsdp_config": 3}, "fsdp_config is 3 and no section of `name: value` lines"),
+        ({"mixed_precision": "fp8"}, "accelerate launch does not take it: FP8 is not available on this machine"),
+        ({"parallelism_config": {"parallelism_config_tp_size": 2}}, "the launcher's parallelism_config has no effect"),
+    ):
+        assert f"ddp.yaml: {sentence}" in refused(capsys, "validate", changed("accelerate_configs/ddp.yaml", **values))
+
+
+def test_what_accelerate_config_writes_by_itself_is_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    config_args = pytest.importorskip("accelerate.commands.config.config_args")
+    written = config_args.ClusterConfig(
+        compute_environment="LOCAL_MACHINE",
+        distributed_type="DEEPSPEED",
+        mixed_precision="no",
+        use_cpu=False,
+        debug=False,
+        num_processes=2,
+        deepspeed_config={"deepspeed_config_file": "ds_configs/zero3.json", "zero3_init_flag": False},
+    )
+    written.to_yaml_file("mine.yaml")
+    assert main(["validate", "mine.yaml"]) == 0
+    assert "without problems" in capsys.readouterr().out
+
+
+def test_what_is_no_file_is_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, sentence in (
+        ("zero3", "zero3: is accelerate_configs/zero3.yaml and ds_configs/zero3.json; name one of them"),
+        ("ds_configs", "ds_configs: is a folder; name a file in it"),
+        ("./launch/", "./launch/: is a folder; name a file in it"),
+        (".", ".: is a folder; name a file in it"),
+        ("/dev/null", "/dev/null: is a device or a pipe and no file; name a file"),
+        ("x" * 300, "there is no such file, and none of that name is shipped"),
+    ):
+        assert sentence in refused(capsys, "validate", name)
+    for words in (["tutorial", "x" * 300], ["launch", "x" * 300], ["tutorial", f"{'x' * 300}/"]):
+        assert "cannot be written: File name too long; choose another place" in refused(capsys, "cp", *words)
+    assert "nothing shipped is called xxx" in refused(capsys, "cp", "x" * 300)
+    assert list(folder.iterdir()) == []
 
 
 def test_files_named_together_are_checked_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
+from qa_dist.distributed import zero_section
 from qa_dist.distributed.launch_config import GRADIENT_BUCKET, LaunchConfig, asks_for, read_launch_config
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +100,22 @@ def test_deepspeed_reads_what_it_is_given(path: Path) -> None:
     assert (offloaded is not None) == path.stem.endswith("_offload")
 
 
+def test_the_keys_of_the_section_are_those_of_deepspeed() -> None:
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    taken = {field.alias or name: field.annotation for name, field in fields.items()}
+    assert {name: taken.get(name) for name in zero_section._NUMBERS} == dict.fromkeys(zero_section._NUMBERS, int)
+    assert {taken.get(name) for name in zero_section._SWITCHES} == {bool, bool | None}
+    assert zero_section._OFFLOADS.keys() <= taken.keys()
+
+
+def test_a_whole_number_may_be_written_as_json_writes_large_ones(edited: Any) -> None:
+    path = edited(zero_optimization={"reduce_bucket_size": 5e8, "overlap_comm": False, "offload_param": None})
+    assert read_launch_config(deepspeed(path), training()).strategy == "zero2"
+
+
 def test_offloading_by_flag_is_offloading_by_file() -> None:
     for stage in ("zero2", "zero3"):
         by_flag = read_launch_config(deepspeed(ROOT / f"ds_configs/{stage}.json"), training(cpu_offload=True))
@@ -128,10 +145,33 @@ def test_offloading_by_flag_is_offloading_by_file() -> None:
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "device is nvme; use cpu or none"),
         (
             {"zero_optimization": {"offload_optimizer": "cpu"}},
-            "is 'cpu' and must be an object, such as",
+            "is cpu and must be an object, such as",
         ),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "has no effect in stage 2"),
         ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "reduce_bucket_size is auto, which nothing fills in"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage is true; use 1, 2 or 3"),
+        ({"zero_optimization": {"reduce_bucket_size": -5}}, "reduce_bucket_size is -5; use a whole number, 1 or more"),
+        ({"zero_optimization": {"reduce_bucket_size": "many"}}, "reduce_bucket_size is many; use a whole number"),
+        ({"zero_optimization": {"allgather_bucket_size": 1.5}}, "allgather_bucket_size is 1.5; use a whole number"),
+        ({"zero_optimization": {"allgather_bucket_size": True}}, "allgather_bucket_size is true; use a whole number"),
+        ({"zero_optimization": {"overlap_comm": 1}}, "zero_optimization.overlap_comm is 1; use true or false"),
+        ({"zero_optimization": {"overlap_com": True}}, "overlap_com would have no effect; did you mean overlap_comm?"),
+        ({"zero_optimization": {"foo": 3}}, "zero_optimization.foo would have no effect; remove it"),
+        ({"zero_optimization": {"cpu_offload": True}}, "did you mean offload_optimizer?"),
+        (
+            {"zero_optimization": {"stage3_max_live_parameters": 9}},
+            "stage3_max_live_parameters has no effect in stage 2; remove it, or use stage 3",
+        ),
+        ({"zero_optimization": {"stage": 1, "overlap_comm": True}}, "overlap_comm has no effect in stage 1; remove"),
+        ({"zero_optimization": {"offload_optimizer": False}}, "offload_optimizer is false and must be an object"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "zero_optimization.offload_optimizer.ratio would have no effect; keep to device and pin_memory",
+        ),
+        ({"zero_optimization": {"offload_optimizer": {"pin_memory": "yes"}}}, "pin_memory is yes; use true or false"),
+        ({"communication_data_type": "int8"}, "communication_data_type is int8; use fp32, fp16, bf16"),
+        ({"wall_clock_breakdown": "often"}, "wall_clock_breakdown is often; use true or false"),
+        ({"steps_per_print": 0}, "steps_per_print is 0; use a whole number, 1 or more"),
         ({"zero_optimization": None}, "no zero_optimization section"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -151,6 +191,7 @@ def test_values_equal_to_the_recipe_are_no_contradiction(edited: Any) -> None:
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision (bf16) is not the run's (no)"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "use --torch_compile"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"}, "parallelism_config has no"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps (4) has no effect"),
         ({"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "gradient_clipping is 0.5, but the recipe's max_grad_norm is 1.0"),
     ],
@@ -167,6 +208,8 @@ def test_launcher_values_that_contradict_the_recipe_are_refused(variables: dict[
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "stage is 2, but the launcher's zero_stage is 3"),
         ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device is cpu"),
         ({"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init_flag is true"),
+        ({"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}, "zero3_save_16bit_model is true"),
+        ({"ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": "Expert"}, "deepspeed_moe_layer_cls_names is Expert"),
         ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "none"}, "without a deepspeed_config_file"),
         ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "absent/zero2.json"}, "start in the folder that it is relative to"),
     ],
