@@ -54,7 +54,7 @@ if [ -z "$processes" ]; then
   processes=$((gpus > 0 ? gpus : 1))
 fi
 
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "NPROC_PER_NODE is $processes; give it a number of processes, 1 or more"
+[[ $processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "NPROC_PER_NODE is $processes; give it a number of processes, from 1 to 9999"
 
 restarts=0
 if [[ ${NNODES:-1} = *:* ]]; then
@@ -94,10 +94,16 @@ if [ -n "${DS_CONFIG:-}" ]; then
     fail "there is no file DS_CONFIG=$DS_CONFIG; name one of ds_configs/, which qa-dist recipes ls lists"
   export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_CONFIG_FILE=$file
 fi
-[ -z "${LOG_DIR:-}" ] || options+=(--log-dir "$LOG_DIR" --tee 3)
+if [ -n "${LOG_DIR:-}" ]; then
+  mkdir -p -- "$LOG_DIR" 2>/dev/null && [ -w "$LOG_DIR" ] ||
+    fail "LOG_DIR is $LOG_DIR, where no folder can be made or written to; name another folder"
+  options+=(--log-dir "$LOG_DIR" --tee 3)
+fi
 
 cores=${SLURM_CPUS_ON_NODE:-$(nproc)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+[[ $OMP_NUM_THREADS =~ ^[1-9][0-9]{0,3}$ ]] ||
+  fail "OMP_NUM_THREADS is $OMP_NUM_THREADS; give it a number of threads, from 1 to 9999"
 # What a process says is shown, and in its log, at once and with its rank.
 # shellcheck disable=SC2016  # torchrun fills in the rank
 export PYTHONUNBUFFERED=1 TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] '

@@ -148,14 +148,19 @@ def _data_lines(data: RunData) -> list[str]:
 def _step_lines(
     training: TrainingConfig, ranks: Ranks, trainer: Trainer, checkpoint: Checkpoint | None, *, can_evaluate: bool
 ) -> list[str]:
-    tokens = int(trainer.store.lengths[trainer.inputs.features].sum())
-    per_step = tokens / trainer.steps_per_epoch
+    inputs, lengths = trainer.inputs, trainer.store.lengths
+    tokens = int(lengths[inputs.features].sum())
+    whole_epochs = trainer.num_steps // trainer.steps_per_epoch
+    # The last epoch may end early; which features its steps hold is drawn.
+    last_steps = range(whole_epochs * trainer.steps_per_epoch, trainer.num_steps)
+    in_all = whole_epochs * tokens + sum(int(lengths[inputs.global_batch(step)].sum()) for step in last_steps)
+    most_features = min(training.global_batch_size, len(inputs.features))
     processes = "1 process" if ranks.world_size == 1 else f"{ranks.world_size} processes"
     eval_steps = training.eval_steps if can_evaluate else "no"
     lines = [
-        f"{trainer.num_steps:,} optimiser steps, {trainer.steps_per_epoch:,} per epoch; {training.global_batch_size} "
+        f"{trainer.num_steps:,} optimiser steps, {trainer.steps_per_epoch:,} per epoch; up to {most_features:,} "
         "features each",
-        f"{tokens:,} tokens per epoch, {per_step:,.0f} per step on average; {per_step * trainer.num_steps:,.0f} in all",
+        f"{tokens:,} tokens per epoch, {in_all / trainer.num_steps:,.0f} per step on average; {in_all:,} in all",
         f"{processes} on {ranks.device.type}, {ranks.launch_config.strategy}: up to {trainer.max_tokens:,} tokens at "
         "once on each",
         f"evaluation: {'before the first step; ' if training.eval_on_start else ''}{_when(eval_steps)}",

@@ -110,8 +110,10 @@ def test_the_torchrun_script_shares_the_cores_and_hands_everything_on(tmp_path: 
     assert (variables["HF_DATASETS_OFFLINE"], variables["CUDA_VISIBLE_DEVICES"]) == ("1", "3,5")
     assert variables["PYTHONPATH"].split(":")[0] == str(ROOT)
     assert "ACCELERATE_USE_DEEPSPEED" not in variables
-    words, variables = launched_by("torchrun.sh", tmp_path, LOG_DIR="logs", MAX_RESTARTS="3", OMP_NUM_THREADS="7")
-    assert words[4:10] == ["--max-restarts", "3", "--standalone", "--log-dir", "logs", "--tee"]
+    words, variables = launched_by(
+        "torchrun.sh", tmp_path, LOG_DIR=str(tmp_path / "logs"), MAX_RESTARTS="3", OMP_NUM_THREADS="7"
+    )
+    assert words[4:10] == ["--max-restarts", "3", "--standalone", "--log-dir", str(tmp_path / "logs"), "--tee"]
     assert variables["OMP_NUM_THREADS"] == "7"
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in variables
 
@@ -164,6 +166,9 @@ def test_a_task_of_an_array_is_requeued_alone_and_has_an_exit_file_of_its_own(tm
     [
         ("torchrun.sh", "NPROC_PER_NODE", "gpu"),
         ("torchrun.sh", "NPROC_PER_NODE", "0"),
+        ("torchrun.sh", "NPROC_PER_NODE", "10000"),
+        ("torchrun.sh", "OMP_NUM_THREADS", "abc"),
+        ("torchrun.sh", "OMP_NUM_THREADS", "0"),
         ("torchrun.sh", "MAX_RESTARTS", "-1"),
         ("local.sh", "NUM_PROCESSES", "2x"),
         ("local.sh", "NUM_PROCESSES", "0"),
@@ -176,6 +181,17 @@ def test_numbers_in_the_environment_are_checked(tmp_path: Path, script: str, nam
     assert done.returncode == 2
     assert f"{name} is {value}; give it a number" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_for_logs_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    for folder in ("/dev/null", "/dev/null/logs"):
+        done = run(["bash", str(ROOT / "launch" / "torchrun.sh")], NPROC_PER_NODE="1", LOG_DIR=folder)
+        assert done.returncode == 2
+        assert f"LOG_DIR is {folder}, where no folder can be made or written to" in done.stderr
+        assert done.stderr.count("\n") == 1
+    words, _ = launched_by("torchrun.sh", tmp_path, LOG_DIR=str(tmp_path / "logs" / "today"))
+    assert words[-7:-5] == [str(tmp_path / "logs" / "today"), "--tee"]
+    assert (tmp_path / "logs" / "today").is_dir()
 
 
 def test_a_range_of_machines_may_restart_and_meets_in_a_new_store_each_time(tmp_path: Path) -> None:

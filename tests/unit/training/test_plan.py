@@ -70,7 +70,7 @@ def test_what_is_planned_is_what_the_run_does(run: Callable[..., int], tmp_path:
     steps = [line for line in lines(tmp_path / "out" / "metrics.jsonl") if "learning_rate" in line]
     per_epoch = sum(line["num_tokens"] for line in steps if line["epoch"] <= 1)
     in_all = sum(line["num_tokens"] for line in steps)
-    assert f"{record['num_steps']} optimiser steps, {len(steps) // 2} per epoch; 8 features each" in plan
+    assert f"{record['num_steps']} optimiser steps, {len(steps) // 2} per epoch; up to 8 features each" in plan
     assert f"{per_epoch:,} tokens per epoch, {per_epoch * 2 / len(steps):,.0f} per step" in plan
     assert f"on average; {in_all:,} in all" in plan
     if not torch.cuda.is_available():
@@ -90,6 +90,26 @@ def test_what_is_planned_is_what_the_run_does(run: Callable[..., int], tmp_path:
     assert planned | tokenizer == written
     folders = set(re.findall(r"^    (\w+)/ with", plan, re.MULTILINE))
     assert folders == {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+
+
+def test_the_tokens_are_those_of_the_steps_that_are_taken(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
+    # 20 features are two whole batches and a short one; the run ends in the second epoch, behind a whole one.
+    options = {"max_train_steps": 4, "eval_steps": "no"}
+    assert run("--dry_run", **options) == 0
+    plan = capsys.readouterr().out
+    assert run(**options) == 0
+    steps = [line["num_tokens"] for line in lines(tmp_path / "out" / "metrics.jsonl") if "learning_rate" in line]
+    assert len(steps) == 4
+    assert f"{sum(steps) / 4:,.0f} per step on average; {sum(steps):,} in all" in plan
+    assert sum(steps) != round(sum(steps[:3]) / 3 * 4), "an average would do as well"
+
+
+def test_a_batch_is_no_larger_than_the_data(run: Callable[..., int], capsys: Any) -> None:
+    assert run("--dry_run", global_batch_size=100_000, num_train_epochs=3) == 0
+    plan = capsys.readouterr().out
+    features = re.search(r"train: .*; ([\d,]+) features", plan)
+    assert features
+    assert f"3 optimiser steps, 1 per epoch; up to {features[1]} features each" in plan
 
 
 def test_the_memory_is_that_of_the_estimate(run: Callable[..., int], capsys: Any) -> None:
