@@ -196,17 +196,24 @@ def _from_encoded(start: int, context: str, encoding: str, width: int) -> int | 
 
 
 def _from_single_line_ends(start: int, context: str) -> int | None:
-    for number, match in enumerate(re.finditer("\r\n", context)):
-        if match.start() - number >= start:
-            return start + number
-    return start + context.count("\r\n")
+    found = start
+    for match in re.finditer("\r\n", context):
+        if match.start() >= found:
+            break
+        found += 1
+    return found if found <= len(context) else None
 
 
 def _from_double_line_ends(start: int, context: str) -> int | None:
-    for number, match in enumerate(re.finditer("\n", context)):
-        if match.start() + number >= start:
-            return start - number
-    return start - context.count("\n")
+    found = start
+    for match in re.finditer("\n", context):
+        if match.start() >= found:
+            break
+        found -= 1
+        if found == match.start():
+            # Between the two characters of a line end that has one here.
+            return None
+    return found if found <= len(context) else None
 
 
 def _behind(convert: Callable[[int, str], int | None]) -> Callable[[int, str], int | None]:
