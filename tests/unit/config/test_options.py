@@ -221,12 +221,8 @@ def test_the_table_shows_every_option() -> None:
     "module",
     [
         "qa_dist",
-        *(
-            f"qa_dist.{command}"
-            for command in ("cli", "train", "evaluate", "predict", "prepare", "score", "analyze", "report", "convert")
-        ),
-        *(f"qa_dist.{command}" for command in ("merge", "export", "estimate", "ask", "serve", "inspect_command")),
-        *("qa_dist.card", "qa_dist.publish", "qa_dist.sweep", "qa_dist.split"),
+        "qa_dist.cli",
+        *(command.module for command in COMMANDS.values()),
         # `prepare` loads a tokenizer by it.
         "qa_dist.model.pretrained",
     ],
