@@ -80,10 +80,25 @@ def test_documents_name_tests() -> None:
     assert all(PAGES[f"docs/{name}.md"].count("tests/") > 4 for name in ("architecture", "reliability", "security"))
 
 
+def words_of_code(text: str) -> set[str]:
+    """Words of fenced blocks and of code in lines."""
+    blocks = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    codes = [*blocks, *re.findall(r"`([^`\n]+)`", text)]
+    return {word for code in codes for word in re.split(r"[\s=,()'\"]+", code)}
+
+
+def test_words_of_code_are_found_in_blocks_and_lines() -> None:
+    page = (
+        "Run `a/one.py`:\n\n```bash\nDS_CONFIG=b/two.json bash c/three.sh\n```\n\n- so:\n\n  ```text\n  d/four\n  ```\n"
+    )
+    assert {"a/one.py", "b/two.json", "c/three.sh", "d/four"} <= words_of_code(page)
+    assert "here" not in words_of_code("```text\nthere\n```\nhere\n```text\n```\n")
+
+
 # The changelog names files of earlier versions.
 @pytest.mark.parametrize("document", [document for document in PAGES if document != "CHANGELOG.md"])
 def test_every_file_that_a_document_names_is_there(document: str) -> None:
-    words = {word for code in re.findall(r"`([^`\n]+)`|^```.*?^```", PAGES[document]) for word in code.split()}
+    words = words_of_code(PAGES[document])
     words |= set(re.findall(r"TESTS=(\S+?)`?$", PAGES[document], re.MULTILINE))
     names = {word.partition("::")[0] for word in words} - TO_BE_WRITTEN.get(document, set())
     for name in names:

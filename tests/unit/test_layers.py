@@ -1,6 +1,6 @@
 """The floor plan: files at the top are commands, folders are rooms, and a room imports only rooms above it.
 
-"Above" is in the order of ROOMS. Commands import rooms and no command but those that they stand for; importing
+"Above" is in the order of ROOMS. Commands import rooms and no other command; importing
 accelerate, torch.distributed and DeepSpeed is left to the room of the ranks.
 """
 
@@ -149,6 +149,24 @@ def test_every_command_has_a_module() -> None:
     assert [
         name for name, command in COMMANDS.items() if not (ROOT / f"{command.module.replace('.', '/')}.py").exists()
     ] == []
+
+
+def commands_imported(module: str) -> set[str]:
+    """Files at the top of the package, other than itself, that a module imports."""
+    files = {name for name in MODULES if "/" not in name}
+    return rooms_of(imports(module)) & files - {module}
+
+
+# `cli` imports the command that is asked for, by its name, and `documentation` reads the table of all of them.
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if "/" not in name and name not in ("cli", "documentation")]
+)
+def test_a_command_imports_no_command(module: str) -> None:
+    assert commands_imported(module) == set(), f"what {module} takes from there belongs in a room"
+
+
+def test_imports_of_commands_are_noticed() -> None:
+    assert commands_imported("documentation") == {"cli"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
