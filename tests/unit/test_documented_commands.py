@@ -144,7 +144,7 @@ def test_lines_of_all_kinds_are_looked_at() -> None:
     [
         ("qa-dist predict --model outputs/mine --inputfile dev.json", {"--inputfile"}),
         ("zcat a.gz | qa-dist predict --model outputs/mine --out - | gzip > b.gz", {"--out"}),
-        ("qa-dist anser outputs/mine", {"anser"}),
+        ("qa-dist reply outputs/mine", {"reply"}),
         ("OMP_NUM_THREADS=1 python -m qa_dist.train --config quickstart --rate=3", {"--rate"}),
         ("accelerate launch --config a.yaml -m qa_dist.train --seed 1", {"--config"}),
         ("torchrun --nprocs 2 -m qa_dist.train --seed 1", {"--nprocs"}),
