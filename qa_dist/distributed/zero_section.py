@@ -51,6 +51,9 @@ _STAGES_BY_KEY = {**{name: stages for name, (_, stages) in _NUMBERS.items()}, **
 _OFFLOAD_KEYS = ("device", "pin_memory")
 """The others of DeepSpeed are for NVMe, or for its own optimiser."""
 
+_AS_IT_IS = {"allgather_partitions": True}
+"""What most configurations in circulation say besides, and what happens anyway; anything else cannot be had."""
+
 _NEWER_NAMES = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
 
 
@@ -62,7 +65,7 @@ def section_problems(zero: Mapping[str, Any]) -> Iterable[str]:
     stage = zero.get("stage")
     for name, value in zero.items():
         stages = _STAGES_BY_KEY.get(name)
-        if name == "stage":
+        if name == "stage" or (name in _AS_IT_IS and value is _AS_IT_IS[name]):
             continue
         if stages is None:
             yield f"zero_optimization.{name} would have no effect; {_instead(name)}"

@@ -156,6 +156,10 @@ def test_offloading_by_flag_is_offloading_by_file() -> None:
         ({"zero_optimization": {"allgather_bucket_size": True}}, "allgather_bucket_size is true; use a whole number"),
         ({"zero_optimization": {"overlap_comm": 1}}, "zero_optimization.overlap_comm is 1; use true or false"),
         ({"zero_optimization": {"overlap_com": True}}, "overlap_com would have no effect; did you mean overlap_comm?"),
+        (
+            {"zero_optimization": {"allgather_partitions": False}},
+            "zero_optimization.allgather_partitions would have no",
+        ),
         ({"zero_optimization": {"foo": 3}}, "zero_optimization.foo would have no effect; remove it"),
         ({"zero_optimization": {"cpu_offload": True}}, "did you mean offload_optimizer?"),
         (
@@ -181,7 +185,8 @@ def test_a_value_that_contradicts_the_recipe_is_named(edited: Any, changes: dict
 
 
 def test_values_equal_to_the_recipe_are_no_contradiction(edited: Any) -> None:
-    path = edited(train_batch_size=8, gradient_clipping=0.5, bf16={"enabled": False})
+    zero = {"stage": 2, "allgather_partitions": True}
+    path = edited(train_batch_size=8, gradient_clipping=0.5, bf16={"enabled": False}, zero_optimization=zero)
     assert read_launch_config(deepspeed(path), training(global_batch_size=8, max_grad_norm=0.5)).strategy == "zero2"
 
 
