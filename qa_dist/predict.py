@@ -37,6 +37,9 @@ PROG = "qa_dist.predict"
 
 STREAM = "-"
 
+_OVERLAP = 0.01
+"""Share of the shorter of two answers that both may have; as a Reader has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictConfig(ReaderOptions):
@@ -59,7 +62,7 @@ class PredictConfig(ReaderOptions):
     )
     top_k: int = option(1, "answers to each question; above 1 they are in `nbest`", minimum=1)
     overlap_threshold: float = option(
-        0.01,
+        _OVERLAP,
         "of two answers that share more than this share of the shorter one's characters, keep the better one; 1: both",
         minimum=0,
         maximum=1,
@@ -93,6 +96,11 @@ class PredictConfig(ReaderOptions):
             yield "--overwrite_output_file is about a file and --output_file is standard output; drop one"
         if self.n_best_size is not None and self.top_k > self.n_best_size:
             yield f"--top_k {self.top_k} is more than --n_best_size {self.n_best_size}; raise the latter"
+        if self.top_k == 1 and self.overlap_threshold != _OVERLAP:
+            yield (
+                f"--overlap_threshold {self.overlap_threshold:g} chooses among several answers and --top_k is 1; raise "
+                "the latter or drop the former"
+            )
         if self.output_file is not None and os.path.isdir(self.output_file):
             yield f"--output_file {shown(self.output_file)} is a folder; name a file in it"
 
@@ -153,7 +161,7 @@ def _files(options: PredictConfig, is_asked_to_stop: Callable[[], bool]) -> "Que
     Raises:
         UserError: One of them cannot be used.
     """
-    from qa_dist.answering.question_files import Interruptible, QuestionFiles, find_files, inside
+    from qa_dist.answering.question_files import Interruptible, QuestionFiles, find_files, inside, opened_pipe
     from qa_dist.common.files import require_writable
 
     source, output = str(options.input_file), Path(str(options.output_file))
@@ -169,6 +177,8 @@ def _files(options: PredictConfig, is_asked_to_stop: Callable[[], bool]) -> "Que
             )
         _require_other(output, os.fstat(sys.stdin.fileno()))
         return QuestionFiles([], io.BufferedReader(Interruptible(sys.stdin.fileno(), is_asked_to_stop)))
+    if pipe := opened_pipe(source, is_asked_to_stop):
+        return QuestionFiles([], pipe, stream_name=source)
     paths = find_files(source)
     for path in paths:
         _require_other(output, path.stat())
@@ -225,6 +235,11 @@ def _predict_on_ranks(
         if rounds is None:
             return None
         metrics = rounds.progress.metrics()
+        if options.answer_normalization is not None and "f1" not in metrics:
+            note = (
+                "no question has reference answers, so that nothing was scored and --answer_normalization had no effect"
+            )
+            sys.stderr.write(f"{PROG}: note: {note}\n")
         return {"answer_normalization": manner.rules.name, **metrics} if "f1" in metrics else metrics
 
 

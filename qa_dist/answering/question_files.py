@@ -8,21 +8,21 @@ The layouts are those of `qa_dist.data`, recognised line by line: a line of JSON
 questions (MRQA), and a row may have a list of passages as its context, or as `contexts`.
 """
 
-import csv
 import glob
 import gzip
 import hashlib
 import io
 import os
 import select
-import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from qa_dist.answering.csv_rows import csv_rows, row_too_long
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import is_compressed, require_readable
@@ -98,15 +98,17 @@ class StoppedReadingError(Exception):
 class Interruptible(io.RawIOBase):
     """A stream, such as standard input, whose reader can be asked to stop while nothing comes."""
 
-    def __init__(self, descriptor: int, is_asked_to_stop: Callable[[], bool]) -> None:
-        """Read what comes from a descriptor, which is left open.
+    def __init__(self, descriptor: int, is_asked_to_stop: Callable[[], bool], *, is_own: bool = False) -> None:
+        """Read what comes from a descriptor.
 
         Args:
             descriptor: Of a pipe, a terminal or a file.
             is_asked_to_stop: Whether to raise StoppedReadingError instead of waiting any longer.
+            is_own: Whether the descriptor is closed with the stream; if not, it is left open.
         """
         self._descriptor = descriptor
         self._is_asked_to_stop = is_asked_to_stop
+        self._is_own = is_own
 
     def readable(self) -> bool:
         return True
@@ -116,6 +118,31 @@ class Interruptible(io.RawIOBase):
             if self._is_asked_to_stop():
                 raise StoppedReadingError
         return os.readv(self._descriptor, [buffer])
+
+    def close(self) -> None:
+        if self._is_own and not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def opened_pipe(name: str, is_asked_to_stop: Callable[[], bool]) -> BinaryIO | None:
+    """A pipe or a device under a name, such as /dev/fd/63 of a shell's `<(...)`, opened; None if it is none.
+
+    What is read of such a one is gone, so that it is opened once, and nobody may look into it before.
+
+    Raises:
+        DataError: It cannot be opened.
+    """
+    path = os.path.expanduser(name)
+    if not os.path.exists(path) or os.path.isdir(path) or os.path.isfile(path):
+        return None
+    try:
+        # Opening a named pipe would wait for whoever writes, deaf to signals; reading waits for it as well.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+    os.set_blocking(descriptor, True)
+    return io.BufferedReader(Interruptible(descriptor, is_asked_to_stop, is_own=True))
 
 
 def inside(output: Path, name: str) -> bool:
@@ -140,17 +167,22 @@ class QuestionFiles:
         num_bytes: Of all files together, as they are on the disk; None for a stream.
     """
 
-    def __init__(self, paths: Sequence[Path], stream: BinaryIO | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], stream: BinaryIO | None = None, *, stream_name: str = "standard input"
+    ) -> None:
         """Open nothing yet.
 
         Args:
             paths: The files.
-            stream: What is read instead of files: JSONL, CSV or JSON, also gzip-compressed.
+            stream: What is read instead of files, in any format, also gzip-compressed.
+            stream_name: What messages call that.
         """
         self.names = [path.name for path in paths] if stream is None else [STREAM]
         self.num_bytes = None if stream is not None else sum(path.stat().st_size for path in paths)
         self._paths = paths
         self._stream = stream
+        self._stream_path = Path(stream_name)
+        self._shown = _shown_names(paths) if stream is None else {self._stream_path: stream_name}
         self._digest = hashlib.sha256()
         self._digest_of_given = self._digest.copy()
         self._bytes_before = 0
@@ -183,7 +215,7 @@ class QuestionFiles:
 
     def _all_units(self) -> Iterator[Unit]:
         if self._stream is not None:
-            yield from self._units_of(Path("standard input"), self._stream)
+            yield from self._units_of(self._stream_path, self._stream)
             return
         for path in self._paths:
             with _named(path), path.open("rb", buffering=_BLOCK) as file:
@@ -211,7 +243,7 @@ class QuestionFiles:
             elif kind == "JSON":
                 yield from self._document(path, head, file)
             elif kind == "CSV":
-                yield from self._csv_rows(path, self._lines(path, head, file))
+                yield from self._csv_rows(path, head, self._lines(path, head, file))
             elif kind == "JSONL":
                 yield from self._jsonl_lines(path, self._lines(path, head, file))
 
@@ -222,47 +254,28 @@ class QuestionFiles:
             for line in lines:
                 number += 1
                 if len(line) >= LONGEST_UNIT:
-                    raise _too_long(path, number)
+                    raise row_too_long(path, number, LONGEST_UNIT)
                 self._digest.update(line)
                 yield line.removeprefix(_BOM) if number == 1 else line
 
     def _jsonl_lines(self, path: Path, lines: Iterator[bytes]) -> Iterator[Unit]:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                place = f"{path.name}, line {number}"
+                place = f"{self._shown[path]}, line {number}"
                 yield Unit(place, partial(_parse_line, line, place))
 
-    def _csv_rows(self, path: Path, lines: Iterator[bytes]) -> Iterator[Unit]:
-        header = next(lines, b"")
-        # What is not UTF-8 becomes half a surrogate pair, and a mistake of its row alone.
-        num_bytes = 0
-
-        def texts() -> Iterator[str]:
-            nonlocal num_bytes
-            yield header.decode("utf-8", "surrogateescape")
-            for line in lines:
-                num_bytes += len(line)
-                if num_bytes >= LONGEST_UNIT:
-                    raise _too_long(path, reader.line_num)
-                yield line.decode("utf-8", "surrogateescape")
-
-        mark = separator_of(header.decode("utf-8", "surrogateescape"))
-        reader = csv.reader(texts(), delimiter=mark, strict=True)
-        # The module's limit of 128 KiB per field is global, and shorter than some contexts.
-        limit = csv.field_size_limit(sys.maxsize)
-        try:
-            names = next(reader, [])
-            _require_columns(names, path)
-            columns = Columns.of(names)
-            first_line = reader.line_num + 1
-            for values in reader:
-                place, first_line, num_bytes = f"{path.name}, line {first_line}", reader.line_num + 1, 0
-                if values:
-                    yield Unit(place, partial(_parse_cells, columns, names, values, place))
-        except csv.Error as error:
-            raise DataError(f"{path} is not CSV: {error} at line {reader.line_num}; mend the file") from error
-        finally:
-            csv.field_size_limit(limit)
+    def _csv_rows(self, path: Path, head: Sequence[bytes], lines: Iterator[bytes]) -> Iterator[Unit]:
+        mark = separator_of(head[0].removeprefix(_BOM).decode("utf-8", "surrogateescape"))
+        rows = csv_rows(lines, path, mark, most_bytes=LONGEST_UNIT)
+        names = next(rows).values
+        _require_columns(names, path)
+        columns = Columns.of(names)
+        for row in rows:
+            place = f"{self._shown[path]}, line {row.line}"
+            if row.problem:
+                yield Unit(place, partial(list, (Flaw(place, row.problem),)))
+            elif row.values:
+                yield Unit(place, partial(_parse_cells, columns, names, row.values, place))
 
     def _parquet_rows(self, path: Path, head: Sequence[bytes], file: Any) -> Iterator[Unit]:
         import pyarrow as pa
@@ -287,7 +300,7 @@ class QuestionFiles:
                 for batch in table.iter_batches(batch_size=_ROWS):
                     for row in batch.to_pylist():
                         number += 1
-                        place = f"{path.name}, row {number}"
+                        place = f"{self._shown[path]}, row {number}"
                         yield Unit(place, partial(_parse_row, columns, row, place))
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
@@ -297,7 +310,7 @@ class QuestionFiles:
         content = b"".join(head) + file.read()
         self._digest.update(content)
         for record in parse(content, path):
-            placed = Record(f"{path.name}, {record.place}", record.row, record.problem)
+            placed = Record(f"{self._shown[path]}, {record.place}", record.row, record.problem)
             yield Unit(placed.place, partial(list, (placed,)))
 
 
@@ -314,11 +327,11 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); check the path and the disk") from error
 
 
-def _too_long(path: Path, number: int) -> DataError:
-    return DataError(
-        f"{path} has {LONGEST_UNIT >> 20} MiB or more in the row at line {number}, where a question and its context "
-        "belong; check that it is a text file and that its quotes are closed"
-    )
+def _shown_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """What messages call each file: its own name, or its path below the folder of all where several have that name."""
+    counts = Counter(path.name for path in paths)
+    common = os.path.commonpath([path.parent for path in paths]) if len(counts) < len(paths) else ""
+    return {path: path.name if counts[path.name] == 1 else os.path.relpath(path, common or os.curdir) for path in paths}
 
 
 def _head(file: Any, path: Path) -> list[bytes]:
@@ -329,7 +342,7 @@ def _head(file: Any, path: Path) -> list[bytes]:
         if not line:
             break
         if len(line) >= LONGEST_UNIT:
-            raise _too_long(path, len(head) + 1)
+            raise row_too_long(path, len(head) + 1, LONGEST_UNIT)
         head.append(line)
         if line.startswith(PARQUET_MAGIC):
             break

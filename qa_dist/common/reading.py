@@ -4,6 +4,7 @@ The standard library is enough, so that scoring starts at once.
 """
 
 import gzip
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,11 +58,19 @@ def read_bytes(path: Path) -> bytes:
 def require_readable(path: Path) -> None:
     """Open a file and look at its first byte, so that a wrong path is said before anything expensive starts.
 
+    Of a pipe or a device nothing is read: it would be gone for whoever opens it behind this.
+
     Raises:
-        DataError: As for `read_bytes`.
+        DataError: As for `read_bytes`, or it is such a one.
     """
-    with _named(path), path.open("rb") as file:
-        file.read(1)
+    with _named(path):
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise DataError(
+                f"{path} is a pipe or a device, and files are read more than once; write it to a file and name that"
+            )
+        with path.open("rb") as file:
+            file.read(1)
 
 
 @contextmanager

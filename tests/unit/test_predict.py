@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,39 @@ def test_from_standard_input_to_standard_output(
     captured = capfdbinary.readouterr()
     assert [json.loads(line)["id"] for line in captured.out.splitlines()] == ["q0", "q1", "q2"]
     assert b'"num_answered": 3' in captured.err
+
+
+@pytest.mark.parametrize("kind", ["named", "of a shell"])
+def test_a_pipe_under_a_name_is_read_whole(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A shell's <(...) is /dev/fd/N. Whoever looked into it first would take its first questions away."""
+    content = write_jsonl(tmp_path / "q.jsonl", rows(300)).read_bytes()
+    name, reading, writing = str(tmp_path / "pipe"), -1, -1
+    if kind == "named":
+        os.mkfifo(name)
+    else:
+        reading, writing = os.pipe()
+        name = f"/dev/fd/{reading}"
+
+    def write() -> None:
+        with open(name if kind == "named" else writing, "wb") as file:
+            file.write(content)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    # Whoever opened the pipe a second time would wait for ever.
+    ending = threading.Timer(30, lambda: os.close(os.open(name, os.O_WRONLY | os.O_NONBLOCK)))
+    ending.start()
+    try:
+        assert predict.main(words(folder, name, tmp_path / "answers.jsonl")) == 0
+    finally:
+        ending.cancel()
+        if reading >= 0:
+            os.close(reading)
+    writer.join(10)
+    assert json.loads(capsys.readouterr().out) == {"num_answered": 300}
+    assert [line["id"] for line in lines(tmp_path / "answers.jsonl")] == [f"q{number}" for number in range(300)]
 
 
 def test_a_stop_ends_the_wait_for_standard_input(
@@ -172,6 +206,10 @@ def test_a_journal_knows_the_precision_and_one_of_before_is_read(
         (("--model", "m", "--input_file", "q", "--output_file", "o", "--top_k", "9", "--n_best_size", "3"), "raise"),
         (("--model", "m", "--input_file", "q", "--output_file", "o", "--on_invalid", "drop"), "error, skip"),
         (
+            ("--model", "m", "--input_file", "q", "--output_file", "o", "--overlap_threshold", "0.5"),
+            "--overlap_threshold 0.5 chooses among several answers and --top_k is 1; raise",
+        ),
+        (
             (
                 *("--model", "m", "--input_file", "q", "--output_file", "o"),
                 *("--allow_no_answer", "false", "--null_score_diff_threshold", "3"),
@@ -188,6 +226,17 @@ def test_a_mistake_is_one_sentence(
     given = [word.replace("{folder}", str(folder)).replace("{out}", str(tmp_path / "out")) for word in more]
     assert told in refusal(predict.main, given, capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_rules_without_references_are_told_of(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "nothing was scored and --answer_normalization had no effect"
+    path = write_jsonl(tmp_path / "q.jsonl", rows(2))
+    assert predict.main(words(folder, path, tmp_path / "a", "--answer_normalization", "squad")) == 0
+    assert told in capsys.readouterr().err
+    path = write_jsonl(tmp_path / "r.jsonl", rows(2, with_answers=True))
+    more = ("--answer_normalization", "squad", "--overlap_threshold", "0.01")
+    assert predict.main(words(folder, path, tmp_path / "b", *more)) == 0
+    assert told not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["a link", "standard input"])

@@ -140,6 +140,47 @@ def test_bad_rows_of_a_table(tmp_path: Path) -> None:
     assert [each.id for each in asked(path) if isinstance(each, Asked)] == ["1", "5"]
 
 
+def test_badly_quoted_rows_are_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(
+        'id,question,context\n1,"two\nlines",text\n2,"He said "hi" when?",text\n3,a,text\n\n'
+        '4,"a,text\n5,b,text\n6,"c",text\n7,d,text\n8,"e\n\nf",text\n9,g\rh,text\n10,i,text\n11,"j,text',
+        encoding="utf-8",
+    )
+    assert flaws(path) == [
+        ("q.csv, line 4", "it is not CSV (',' expected after '\"')"),
+        ("q.csv, line 7", "it and what follows up to line 9 are not CSV (',' expected after '\"')"),
+        ("q.csv, line 14", "it is not CSV (new-line character seen in unquoted field)"),
+        ("q.csv, line 16", "it is not CSV (a quote is not closed)"),
+    ]
+    found = [each for each in asked(path) if isinstance(each, Asked)]
+    assert [(each.id, each.place) for each in found] == [
+        ("1", "q.csv, line 2"),
+        ("3", "q.csv, line 5"),
+        ("7", "q.csv, line 10"),
+        ("8", "q.csv, line 11"),
+        ("10", "q.csv, line 15"),
+    ]
+
+
+def test_a_header_that_is_no_csv_ends_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text('question,"con"text\na,b\n', encoding="utf-8")
+    with pytest.raises(DataError, match="is not CSV: ',' expected after '\"' at line 1; mend the file"):
+        list(QuestionFiles([path]).units())
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a/q.jsonl", "b/q.jsonl", "b/other.csv")]
+    for path, content in zip(paths, ("{\n", "{\n", 'question,context\n"a"b,c\n'), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    files = QuestionFiles(paths)
+    assert [unit.place for unit in files.units()] == ["a/q.jsonl, line 1", "b/q.jsonl, line 1", "other.csv, line 2"]
+    # A journal has these: runs go on that were begun with them.
+    assert files.names == ["q.jsonl", "q.jsonl", "other.csv"]
+
+
 def damaged(folder: Path, what: str) -> tuple[Path, int]:
     """A file that cannot be read to its end, and how many questions stand before the damage."""
     path = write_jsonl(folder / "q.jsonl.gz", rows(2000))
@@ -155,7 +196,7 @@ def damaged(folder: Path, what: str) -> tuple[Path, int]:
     )
     header = "question,context\n" if what == "open quote" else "name,place\n"
     texts = {
-        "open quote": f'{header}a,b\n"c"d,e\n',
+        "open quote": f'{header}a,b\n"c,d\ne,f\n',
         "no columns": f"{header}a,b\n",
         "html": "<html>\n<body>\n",
         "no Parquet": "PAR1 and nothing more",
@@ -169,7 +210,7 @@ def damaged(folder: Path, what: str) -> tuple[Path, int]:
     [
         ("cut gzip", "ends in the middle of its gzip stream"),
         ("no gzip", "is not gzip-compressed although"),
-        ("open quote", "is not CSV"),
+        ("open quote", "has a quote in the row at line 3 that is not closed before the end of the file at line 4"),
         ("no columns", "lacks context, question"),
         ("html", "is neither JSON, JSONL, CSV"),
         ("no Parquet", "is not Parquet"),
