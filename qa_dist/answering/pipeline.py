@@ -23,6 +23,7 @@ import transformers
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 from qa_dist.answering.opening import configuration_of
+from qa_dist.answering.package_bases import let_bases_be_packages
 from qa_dist.answering.records import Question
 from qa_dist.answering.torch_backend import device_lock
 from qa_dist.common.errors import CheckpointError, ConfigError, DataError
@@ -58,9 +59,19 @@ def register_pipeline() -> None:
     getattr(transformers.pipelines, "REMOVED_TASKS", {}).pop(TASK, None)
     registered = PIPELINE_REGISTRY.supported_tasks.get(TASK, {}).get("impl")
     if registered is not QuestionAnsweringPipeline:
-        PIPELINE_REGISTRY.register_pipeline(TASK, QuestionAnsweringPipeline, pt_model=_Models, type="text")
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, QuestionAnsweringPipeline, pt_model=_Models, default=_NoDefault(model=None), type="text"
+        )
         # By this, pipelines that are saved would put this file into their model's folder, to be run from there.
         del QuestionAnsweringPipeline._registered_impl
+    let_bases_be_packages()
+
+
+class _NoDefault(dict[str, Any]):
+    """What transformers looks into when no model is named."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise ConfigError([f'a pipeline for "{TASK}" has no model of its own; name one, as model="outputs/mine"'])
 
 
 class _Models(transformers.AutoModelForQuestionAnswering):  # type: ignore[misc]
@@ -400,4 +411,7 @@ def _add(answers: list[dict[str, Any]], context: str, start: int, end: int, scor
 def _best(answers: list[dict[str, Any]], top_k: int) -> Any:
     """The best answers: one as it is, several as a list."""
     best = sorted(answers, key=lambda answer: -answer["score"])[:top_k]
+    if not best:
+        # A context without tokens, such as of zero-width spaces.
+        best = [{"score": 0.0, "start": 0, "end": 0, "answer": ""}]
     return best[0] if len(best) == 1 else best

@@ -1,6 +1,7 @@
 """The pipeline answers as that of transformers 4.57 did, whose answers are kept, and takes what it took."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from qa_dist.common.errors import UserError
 from tests.support import pipeline_fixture
 from tests.support.pipeline_fixture import CONTEXT, LENGTHS, OPTIONS, QUESTIONS, make_model
 from tests.tiny import tiny_model
+from tests.unit.trained import edit_json
 
 KEPT = json.loads((Path(__file__).parents[2] / "fixtures" / "pipeline_4_57.json").read_text(encoding="utf-8"))
 AT_THE_EDGE = {"572a0b101d046914007796eb": [211, 220], "5726e942f1498d1400e8efa1": [559, 571]}
@@ -160,6 +162,48 @@ def test_an_adapter_is_read_with_its_head(trained: Path) -> None:
     answer = pipe(**ASKED, align_to_words=False, max_seq_len=64, doc_stride=16)
     text = Reader(adapter, device="cpu", max_answer_length=15).answer(ASKED["question"], CONTEXT).text
     assert answer["answer"] == text
+
+
+@pytest.fixture
+def adapter_on_a_package(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The adapter of a run whose --model_name_or_path was package:a_package_with_a_model/model."""
+    package = tmp_path / "packages" / "a_package_with_a_model"
+    shutil.copytree(trained / "model", package / "model")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(package.parent))
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained / "adapter", adapter)
+    base = "package:a_package_with_a_model/model"
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=base)
+    config = (adapter / "config.yaml").read_text(encoding="utf-8")
+    (adapter / "config.yaml").write_text(config.replace(str(trained / "model"), base), encoding="utf-8")
+    return adapter
+
+
+def test_the_base_of_an_adapter_may_be_in_a_package(adapter_on_a_package: Path) -> None:
+    qa_dist.register_pipeline()
+    pipe = transformers.pipeline("question-answering", model=str(adapter_on_a_package), device="cpu")
+    answer = pipe(**ASKED, align_to_words=False, max_seq_len=64, doc_stride=16)
+    text = Reader(adapter_on_a_package, device="cpu", max_answer_length=15).answer(ASKED["question"], CONTEXT).text
+    assert answer["answer"] == text
+    edit_json(adapter_on_a_package / "adapter_config.json", base_model_name_or_path="package:no_such_package_here/x")
+    with pytest.raises(UserError, match="needs the Python package no_such_package_here, which is not installed"):
+        transformers.pipeline("question-answering", model=str(adapter_on_a_package), device="cpu")
+
+
+def test_a_context_without_tokens_has_the_empty_answer(pipe: Any) -> None:
+    empty = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+    assert pipe(question="When?", context="\u200b", **LENGTHS) == empty
+    asked = [{"question": "When?", "context": "\u200b"}, ASKED]
+    first, second = pipe(asked, top_k=3, **LENGTHS)
+    assert first == empty
+    assert len(second) == 3
+
+
+def test_without_a_model_it_says_that_one_is_to_be_named() -> None:
+    qa_dist.register_pipeline()
+    with pytest.raises(UserError, match='a pipeline for "question-answering" has no model of its own; name one'):
+        transformers.pipeline("question-answering")
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
