@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tokenizers
+
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import write_json
 from qa_dist.common.parsers import ParseError, read_json
@@ -60,7 +62,7 @@ class Exported:
         """The description in a folder.
 
         Raises:
-            CheckpointError: It cannot be read, or is of another version.
+            CheckpointError: It cannot be read, is of another version, or was damaged or edited since.
         """
         path = folder / DESCRIPTION
         try:
@@ -81,9 +83,39 @@ class Exported:
         except (KeyError, TypeError) as error:
             what = f"lacks {', '.join(lacking)}" if lacking else "is not as it was written"
             raise CheckpointError(f"{path} {what}; export the model again") from error
-        if not set(INPUTS[:2]) <= set(read.inputs) <= set(INPUTS) or not isinstance(read.pad_token_id, int):
-            raise CheckpointError(f"{path} names inputs that no reader has; export the model again")
+        if name := read._first_misfit():
+            raise CheckpointError(f"{path} has no `{name}` that a reader can use; export the model again")
         return read
+
+    def _first_misfit(self) -> str | None:
+        """The first part that is of another kind than exports have it; None if all is as it should be."""
+        fits = {
+            "inputs": all(name in INPUTS for name in self.inputs) and all(name in self.inputs for name in INPUTS[:2]),
+            "pad_token_id": _is_count(self.pad_token_id),
+            "longest_feature": self.longest_feature is None or _is_count(self.longest_feature),
+            "options": isinstance(self.options, Mapping),
+            "provenance": isinstance(self.provenance, Mapping),
+            "tokenizer": _is_tokenizer(self.tokenizer),
+        }
+        return next((name for name, does_fit in fits.items() if not does_fit), None)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_tokenizer(spec: TokenizerSpec) -> bool:
+    if not isinstance(spec.backend, str) or spec.padding_side not in ("left", "right"):
+        return False
+    if not all(value is None or _is_count(value) for value in (spec.cls_token_id, spec.bos_token_id)):
+        return False
+    if not isinstance(spec.has_token_types, bool) or not isinstance(spec.has_exact_offsets, bool):
+        return False
+    try:
+        tokenizers.Tokenizer.from_str(spec.backend)
+    except Exception:  # the library raises nothing more special
+        return False
+    return True
 
 
 def is_exported(folder: str | Path) -> bool:

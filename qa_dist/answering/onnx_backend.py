@@ -4,7 +4,7 @@ Shapes: B features of a batch, L tokens of the longest of them, T tokens of all 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.answering.backend import Backend
-from qa_dist.answering.exported import ONNX_FILES, OUTPUTS, Exported, ExportPrecision
+from qa_dist.answering.exported import DESCRIPTION, ONNX_FILES, OUTPUTS, Exported, ExportPrecision
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import EvaluationConfig
@@ -71,7 +71,10 @@ class OnnxBackend(Backend):
         self.tokenizer = self.exported.tokenizer
         self.device = "cpu"
         self.notes = ()
-        self._session = open_session(Path(folder) / ONNX_FILES[self.precision], num_threads)
+        file = Path(folder) / ONNX_FILES[self.precision]
+        self._session = open_session(file, num_threads)
+        _require_names("reads", self.exported.inputs, self._session.get_inputs(), file)
+        _require_names("gives", OUTPUTS, self._session.get_outputs(), file)
 
     def candidates(self, features: FeatureColumns, config: EvaluationConfig) -> CandidateTable:
         table = FeatureTable.of(features)
@@ -133,6 +136,20 @@ def _threads_of(environment: Mapping[str, str]) -> int:
     """Threads that OMP_NUM_THREADS asks for, which onnxruntime does not read by itself; 0 if it does not ask."""
     first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else 0
+
+
+def _require_names(verb: str, expected: Sequence[str], there: Sequence[Any], file: Path) -> None:
+    """Make sure that a graph has the inputs or outputs which the description beside it tells of.
+
+    Raises:
+        CheckpointError: It has others.
+    """
+    names = [each.name for each in there]
+    if set(names) != set(expected):
+        raise CheckpointError(
+            f"{file} {verb} {', '.join(names)}, and a reader by {DESCRIPTION} expects {', '.join(expected)}; export "
+            "the model again"
+        )
 
 
 def open_session(path: Path, num_threads: int | None = None) -> Any:
