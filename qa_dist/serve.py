@@ -6,6 +6,7 @@ It listens to this machine alone unless --host says otherwise. SIGTERM lets it f
 import contextlib
 import importlib.util
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from qa_dist.answering.options import ReaderConfig, read_options
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
+from qa_dist.config.texts import shown
 from qa_dist.machine.allocator import start_with_jemalloc
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 _BATCH_CHARACTERS = {"cpu": 16_384, "cuda": 262_144}
 """About what one forward pass or two of these devices take."""
+
+_HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:/*\s]+")
+"""The name of a host as requests have it, without a port: [::1] with its brackets, or a name with neither : nor /."""
 
 _IN_TIME = 0.8
 """Of the time limit of a request: who would have to wait for longer is better told at once."""
@@ -76,6 +81,12 @@ class ServeConfig(ReaderConfig):
                 f"--max_body_bytes {self.max_body_bytes} cannot hold a text of --max_context_characters "
                 f"{self.max_context_characters}; raise the one or lower the other"
             )
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                yield (
+                    f"--allowed_hosts {shown(host)} is no name of a host; give each name whole and alone, such as "
+                    "qa.example or [::1], without http://, port and *"
+                )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -262,6 +262,8 @@ def make_app(service: Service, *, hosts: Collection[str], close_seconds: float) 
         version=qa_dist.__version__,
         summary="Answers to questions, as they stand in a text",
         docs_url=None,
+        # A path with a slash too many is none of these, which is said as JSON; a redirection would have no body.
+        redirect_slashes=False,
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -275,9 +277,11 @@ def make_app(service: Service, *, hosts: Collection[str], close_seconds: float) 
         openapi_extra={"requestBody": body},
     )
     app.add_api_route("/health", service.health, methods=["GET"], response_model=None)
+    # Apart from GET, which the description of the interface names: what watches a server may ask for the head alone.
+    app.add_api_route("/health", service.health, methods=["HEAD"], response_model=None, include_in_schema=False)
     app.add_api_route("/metrics", service.show_metrics, methods=["GET"], response_model=None)
     for path, name in (("/", "page.html"), ("/docs", "docs.html")):
-        app.add_api_route(path, _shown(load_page(name)), methods=["GET"], include_in_schema=False)
+        app.add_api_route(path, _shown(load_page(name)), methods=["GET", "HEAD"], include_in_schema=False)
     app.add_exception_handler(RefusedError, _show_refusal)
     app.add_exception_handler(HTTPException, _show_http_error)
     app.add_exception_handler(Exception, _show_failure)

@@ -27,6 +27,9 @@ _HEADERS = {
 FAILED = "the server failed at this request; its log says more"
 """What a client is told of a mistake of ours."""
 
+_LONGEST_HOST = 100
+"""Characters of a host's name that an answer repeats."""
+
 _logger = logging.getLogger("qa_dist.serve")
 
 
@@ -62,8 +65,8 @@ class Guard:
             await send(message)
 
         try:
-            if self._hosts and _host(scope) not in self._hosts:
-                await _send_error(send_counted, 421, "this server is not called by the name in the header Host")
+            if self._hosts and (host := _host(scope)) not in self._hosts:
+                await _send_error(send_counted, 421, _misdirected(host))
             else:
                 await self._app(scope, receive, send_counted)
         except Exception as error:
@@ -88,6 +91,12 @@ def _host(scope: Scope) -> str:
     if value.startswith("["):
         return value.partition("]")[0] + "]"
     return value.partition(":")[0]
+
+
+def _misdirected(host: str) -> str:
+    """What a client is told that calls the server by a name that is not its own."""
+    named = f"{host[:_LONGEST_HOST]}, as the header Host says" if host else "by an empty header Host"
+    return f"this server is not called {named}; call it by its name, or start it with that one in --allowed_hosts"
 
 
 def _complete(message: MutableMapping[str, Any]) -> None:

@@ -50,6 +50,10 @@ def test_a_second_server_that_starts_while_the_first_one_loads_is_refused(capsys
         (["any-model", "--api_key_file", "nothing"], "nothing does not exist"),
         (["any-model", "--max_body_bytes", "2000"], "cannot hold a text of"),
         (["any-model", "--request_timeout", "0"], "--request_timeout"),
+        (["any-model", "--allowed_hosts", "example.com:8443"], "--allowed_hosts example.com:8443 is no name of a host"),
+        (["any-model", "--allowed_hosts", "a.org,http://y.org"], "--allowed_hosts http://y.org is no name of a host"),
+        (["any-model", "--allowed_hosts", "*.example.com"], "--allowed_hosts *.example.com is no name of a host"),
+        (["any-model", "--allowed_hosts", "::1"], "--allowed_hosts ::1 is no name of a host"),
         (["any-model", "--prot", "1"], "did you mean --port"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -57,6 +61,11 @@ def test_a_second_server_that_starts_while_the_first_one_loads_is_refused(capsys
 def test_mistakes(words: list[str], part: str, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert part in refusal(serve.main, words, capsys)
+
+
+def test_names_of_hosts_that_are_taken() -> None:
+    config = serve.ServeConfig(model="any-model", allowed_hosts=("qa.example", "localhost", "[::1]", "10.0.0.7"))
+    assert list(config.problems()) == []
 
 
 def test_a_package_that_is_missing(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
