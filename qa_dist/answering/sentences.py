@@ -16,6 +16,14 @@ _LONGEST_SIDE = 200
 _INITIAL = re.compile(r"\b[^\W\d_]$")
 """A single letter: the full stop behind it is mostly that of an initial, as in J. Smith."""
 
+_LAST_WORD = re.compile(r"\b[^\W\d_]+$")
+_ABBREVIATIONS = frozenset(
+    ("Dr", "Mr", "Mrs", "Ms", "Prof", "St", "No", "Fig", "vs", "etc", "approx", "ca", "Approx", "Ca", "fig")
+)
+"""Words whose full stop mostly ends no sentence. "No" has its capital: "no" is the end of many."""
+
+_LONGEST_WORD = max(map(len, _ABBREVIATIONS)) + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
@@ -41,12 +49,12 @@ def sentence_around(context: str, start_char: int, end_char: int) -> Sentence:
     first = max(0, start_char - 4 * _LONGEST_SIDE)
     begin = first
     for end in _END.finditer(context, first, start_char):
-        if not _is_initial(context, end.start()):
+        if not _is_abbreviation(context, end.start()):
             begin = end.end()
     finish = min(len(context), end_char + 4 * _LONGEST_SIDE)
     # From the answer's last character on, as the answer may take in the full stop.
     for end in _END.finditer(context, max(start_char, end_char - 1), finish):
-        if end.end() >= end_char and not _is_initial(context, end.start()):
+        if end.end() >= end_char and not _is_abbreviation(context, end.start()):
             finish = end.end()
             break
     before, after = context[begin:start_char].lstrip(), context[end_char:finish].rstrip()
@@ -75,5 +83,10 @@ _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks by which text can be shown in another order than it has."""
 
 
-def _is_initial(context: str, stop: int) -> bool:
-    return context[stop] == "." and _INITIAL.search(context[max(0, stop - 2) : stop]) is not None
+def _is_abbreviation(context: str, stop: int) -> bool:
+    """Whether what ends at context[stop] is a full stop behind an initial or a common abbreviation."""
+    if context[stop] != ".":
+        return False
+    before = context[max(0, stop - _LONGEST_WORD) : stop]
+    word = _LAST_WORD.search(before)
+    return _INITIAL.search(before) is not None or (word is not None and word.group() in _ABBREVIATIONS)

@@ -61,19 +61,19 @@ class Style:
         else:
             sentence = sentence_around(context, best.start_char, best.end_char)
             lines += self._wrapped(f"{_ANSWER}{sentence.answer}{_END} ({percent(best.probability)})")
-            lines += self._wrapped(f"{sentence.before}{_ANSWER}{sentence.answer}{_END}{sentence.after}")
+            whole = f"{sentence.before}{_ANSWER}{sentence.answer}{_END}{sentence.after}"
+            lines += self._wrapped(whole, is_sentence=True)
         if listed:
             also = "next best: " if best.is_no_answer else "or: "
             lines += [self.dim(line) for line in self._wrapped(also + listed)]
         return "\n".join(lines) + "\n"
 
-    def _wrapped(self, text: str) -> list[str]:
+    def _wrapped(self, text: str, *, is_sentence: bool = False) -> list[str]:
         """Lines of at most the terminal's width, with the answer in its colour.
 
         Where there are no colours the answer in its sentence stands between brackets.
         """
         lines = textwrap.wrap(text, self.width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-        is_sentence = not text.startswith(_ANSWER)
         begin, end = (_BOLD_GREEN, _PLAIN) if self.has_colours else ("[", "]") if is_sentence else ("", "")
         return [line.replace(_ANSWER, begin).replace(_END, end) for line in lines]
 

@@ -64,6 +64,25 @@ def test_an_answer_in_its_sentence(answer: str, expected: str) -> None:
     assert f"{found.before}[{found.answer}]{found.after}" == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Rome", "He met Dr. Smith of St. Ives, No. 7, in [Rome]."),
+        ("He met", "[He met] Dr. Smith of St. Ives, No. 7, in Rome."),
+        ("first", "It was the [first] of approx. 20, c. 1900, i.e. of many."),
+        ("no", "Smith said [no]."),
+    ],
+)
+def test_a_full_stop_behind_an_abbreviation_ends_no_sentence(answer: str, expected: str) -> None:
+    text = (
+        "He met Dr. Smith of St. Ives, No. 7, in Rome. Smith said no. It was the first of approx. 20, c. 1900, i.e. of "
+        "many. More followed."
+    )
+    start = text.index(answer)
+    found = sentence_around(text, start, start + len(answer))
+    assert f"{found.before}[{found.answer}]{found.after}" == expected
+
+
 def test_a_text_without_sentences_is_cut_around_the_answer() -> None:
     text = "word " * 5000 + "here " + "more " * 5000
     found = sentence_around(text, 25_000, 25_004)
@@ -129,7 +148,9 @@ def test_a_pipe_gets_a_line_of_columns_for_each_line(page: Path, monkeypatch: py
 def test_a_conversation(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, colours: bool) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "" if colours else "1")
-    typed = "1874+Telfer\n\nnobody\n:what\n:text\nAnother text.\n\nIt has parts.\n.\nparts\n:quit\nnever read\n"
+    typed = (
+        "1874+Telfer\nOrrin Head\n\nnobody\n:what\n:text\nAnother text.\n\nIt has parts.\n.\nparts\n:quit\nnever read\n"
+    )
     code, printed = run(monkeypatch, typed, "--context_file", str(page), terminal=True)
     assert code == 0
     if colours:
@@ -141,6 +162,8 @@ def test_a_conversation(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
         assert "\x1b" not in printed
         assert "No answer: the text does not say (90 %)." in printed
         assert "It has [parts]." in printed
+        assert "  [Orrin Head] was lit in 1874." in printed
+        assert "  Orrin Head (50 %)" in printed
     assert "There is no :what." in capsys.readouterr().err
     assert "never" not in printed
 
