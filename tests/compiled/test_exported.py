@@ -402,7 +402,7 @@ def test_a_folder_that_is_not_whole_is_a_sentence(spoilt: Path) -> None:
             "lacks longest_feature, options, pad_token_id",
         ),
         (json.dumps({**described, "tokenizer": {"backend": 7}}), "is not as it was written"),
-        (json.dumps({**described, "inputs": ["pixels"]}), "names inputs that no reader has"),
+        (json.dumps({**described, "inputs": ["pixels"]}), "has no `inputs` that a reader can use"),
     ):
         (spoilt / DESCRIPTION).write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=problem):
