@@ -115,7 +115,7 @@ def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         (b'{"question": "a", "context": "\\ud800"}', "half a surrogate pair"),
         (b'{"question": "a"}', "no question or no context"),
         (b'{"id": {}, "question": "a", "context": "c"}', "id is not a string"),
-        (b'{"question": "a", "context": "c", "answers": 3}', "answers is neither"),
+        (b'{"question": "a", "context": "c", "answers": true}', "answers is neither"),
         (b"{}", "no question or no context"),
     ]
     path.write_bytes(b"\n".join([good, *(line for line, _ in bad), b"", good]))
