@@ -208,7 +208,7 @@ def test_a_reader_without_torch_gives_the_answers_of_the_model(
     bert: tuple[Path, ModelConfig, dict[str, Any]], items: list[dict[str, str]]
 ) -> None:
     page = (ROOT / "docs" / "answering.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^pip install --no-deps qa-dist\npip install (.*)$", page, re.MULTILINE)
+    (line,) = re.findall(r"^pip install --no-deps \.\npip install (.*)$", page, re.MULTILINE)
     modules = modules_of(line.split())
     assert {"numpy", "onnxruntime", "tokenizers"} <= modules
     assert not {"torch", "transformers", "peft", "safetensors", "pyarrow", "datasets"} & modules
@@ -260,9 +260,15 @@ def test_threads_are_as_many_as_the_launcher_says(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value + more)
-    monkeypatch.setattr(
-        "onnxruntime.InferenceSession", lambda path, options, **others: seen.append(options.intra_op_num_threads)
-    )
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession
+
+    def opened(path: str, options: Any, **others: Any) -> Any:
+        seen.append(options.intra_op_num_threads)
+        return session(path, options, **others)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", opened)
     OnnxBackend(bert[0] / "exported", num_threads=given)
     # What is no number asks for nothing.
     assert seen == [0 if more == "x" and given is None else threads]
