@@ -66,7 +66,8 @@ def read_record(trial: Trial) -> Record | None:
     wanted = json.loads(json.dumps(compared(trial)))
     earlier = record["config"] = without_removed(record.get("config") or {})
     if earlier != wanted:
-        if record.get("status") == "failed" and not record.get("step") and not record.get("rungs"):
+        log = trial.folder / "metrics.jsonl"
+        if record.get("status") == "failed" and not (log.is_file() and log.stat().st_size):
             return None
         names = sorted(name for name in {*earlier, *wanted} if earlier.get(name) != wanted.get(name))
         raise UserError(

@@ -165,6 +165,10 @@ def test_a_trial_that_cannot_run_is_counted_and_another_sweep_may_not_have_its_f
     (trial,) = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["trials"]
     assert (trial["status"], trial["error"]) == ("done", None)
     other = planned(inputs, tmp_path, mended, "--lora_r", "3")
+    done = read_record(planned(inputs, tmp_path, mended).trials[0])
+    assert done is not None
+    # Also where its process died behind a step, of which there may be a checkpoint.
+    write_record(other.trials[0], {**done, "status": "failed", "step": 0, "rungs": []})
     with pytest.raises(UserError, match="was run with another lora_r than the sweep file says now"):
         run_sweep(other, Inline(), tmp_path / "sweep.json")
 
