@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from qa_dist.answering.options import ReaderOptions, lengths_of_run
+from qa_dist.answering.records import OVERLAP_THRESHOLD
 from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.signals import Stopped, StopSignals
@@ -37,9 +38,6 @@ PROG = "qa_dist.predict"
 
 STREAM = "-"
 
-_OVERLAP = 0.01
-"""Share of the shorter of two answers that both may have; as a Reader has it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictConfig(ReaderOptions):
@@ -62,7 +60,7 @@ class PredictConfig(ReaderOptions):
     )
     top_k: int = option(1, "answers to each question; above 1 they are in `nbest`", minimum=1)
     overlap_threshold: float = option(
-        _OVERLAP,
+        OVERLAP_THRESHOLD,
         "of two answers that share more than this share of the shorter one's characters, keep the better one; 1: both",
         minimum=0,
         maximum=1,
@@ -96,7 +94,7 @@ class PredictConfig(ReaderOptions):
             yield "--overwrite_output_file is about a file and --output_file is standard output; drop one"
         if self.n_best_size is not None and self.top_k > self.n_best_size:
             yield f"--top_k {self.top_k} is more than --n_best_size {self.n_best_size}; raise the latter"
-        if self.top_k == 1 and self.overlap_threshold != _OVERLAP:
+        if self.top_k == 1 and self.overlap_threshold != OVERLAP_THRESHOLD:
             yield (
                 f"--overlap_threshold {self.overlap_threshold:g} chooses among several answers and --top_k is 1; raise "
                 "the latter or drop the former"

@@ -142,13 +142,9 @@ def _require_data(plan: "Plan") -> None:
     """
     from qa_dist.data.sources import training_splits
 
-    checked: set[tuple[object, ...]] = set()
-    for config in plan.configs:
-        data, evaluates = config.data, config.training.eval_steps != "no" or config.training.eval_on_start
-        key = (data.train_file, data.validation_file, data.dataset_name, data.dataset_config_name, evaluates)
-        if key not in checked:
-            training_splits(data, evaluates=evaluates)
-            checked.add(key)
+    needed = ((config.data, config.training.evaluates_before_end) for config in plan.configs)
+    for data, evaluates in dict.fromkeys(needed):
+        training_splits(data, evaluates=evaluates)
 
 
 @contextmanager

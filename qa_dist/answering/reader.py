@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 from qa_dist.answering.opening import OnnxOptions, named_as_in_python, open_model
 from qa_dist.answering.ranking import ranked
-from qa_dist.answering.records import Answer, InvalidQuestionError, Question
+from qa_dist.answering.records import OVERLAP_THRESHOLD, Answer, InvalidQuestionError, Question
 from qa_dist.common.errors import ConfigError, DataError
 from qa_dist.data.records import Example
 from qa_dist.evaluation.answers import decode
@@ -27,9 +27,6 @@ SLOWEST_STEP = 8
 
 _END = object()
 """What no item is."""
-
-OVERLAP_THRESHOLD = 0.01
-"""Share of a shorter answer's characters that it may have in common with a better one: as Haystack's reader has it."""
 
 
 class Reader:

@@ -6,6 +6,9 @@ from typing import Any
 
 from qa_dist.common.errors import DataError
 
+OVERLAP_THRESHOLD = 0.01
+"""Share of a shorter answer's characters that it may have in common with a better one: as Haystack's reader has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -58,17 +58,26 @@ def read_run_options(path: str | Path) -> dict[str, Any]:
     return without_removed(_options_in(Path(path), str(path), "mend or remove it"))
 
 
-def _options_in(path: Path, called: str, advice: str) -> dict[str, Any]:
-    """Options of a YAML file; `called` is what messages call it, and `advice` what to do where it holds none."""
+def yaml_file(path: Path, called: str) -> tuple[str, Any]:
+    """The text of a YAML file, and the value in it; `called` is what messages call it.
+
+    Raises:
+        ConfigError: It cannot be read, is not UTF-8, or is not YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        loaded = read_yaml(text)
+        return text, read_yaml(text)
     except OSError as error:
         raise ConfigError([f"{called} cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{called} is not UTF-8 (byte {error.start:,}); convert the file"]) from error
     except ParseError as error:
         raise ConfigError([f"{called} cannot be used as YAML: {error}"]) from error
+
+
+def _options_in(path: Path, called: str, advice: str) -> dict[str, Any]:
+    """Options of a YAML file; `called` is what messages call it, and `advice` what to do where it holds none."""
+    text, loaded = yaml_file(path, called)
     if not text.strip():
         raise ConfigError([f"{called} is empty; {advice}"])
     if loaded is None:

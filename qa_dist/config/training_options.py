@@ -142,6 +142,11 @@ class TrainingConfig:
     )
     disable_tqdm: bool = option(False, "no progress bar")
 
+    @property
+    def evaluates_before_end(self) -> bool:
+        """Whether the run is evaluated before its end too, for which it needs validation data."""
+        return self.eval_steps != "no" or self.eval_on_start
+
     def problems(self) -> Iterable[str]:
         if self.tf32 and self.mixed_precision != "no":
             yield f"--tf32 is about float32 products and --mixed_precision is {self.mixed_precision}; keep one of them"

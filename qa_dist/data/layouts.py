@@ -277,10 +277,13 @@ class Layout(NamedTuple):
     Attributes:
         is_it: Whether a list is in this layout.
         read: Takes the list, and the word for its members in messages.
+        has_annotations: Whether a question may be there once for each annotation; elsewhere it is there once, with all
+            of its answers.
     """
 
     is_it: Callable[[Sequence[Any]], bool]
     read: Callable[[Sequence[Any], str], Reading]
+    has_annotations: bool = False
 
 
 LAYOUTS = {
@@ -289,7 +292,7 @@ LAYOUTS = {
     "Label Studio": Layout(_is_label_studio, _read_label_studio),
     # KorQuAD 2 and CMRC 2018 among them.
     "paragraphs": Layout(lambda items: _some(items, lambda item: "qas" in item), _read_paragraphs),
-    "rows": Layout(lambda items: _some(items, _is_row), read_rows),
+    "rows": Layout(lambda items: _some(items, _is_row), read_rows, has_annotations=True),
 }
 """Every layout by name; the first that recognises a list reads it."""
 
@@ -308,15 +311,14 @@ def lay_out(value: Any, path: Path, word: str = "row", shifted: Collection[int] 
     """
     items, is_version_2 = _items(value, path)
     names = dict.fromkeys(key for item in items if isinstance(item, dict) for key in item)
-    for name, layout in LAYOUTS.items():
+    for layout in LAYOUTS.values():
         if layout.is_it(items):
             reading = layout.read(items, word)
             records = [
                 Record(record.place, record.row, "surplus_values") if number in shifted else record
                 for number, record in enumerate(reading)
             ]
-            # Articles hold a question once, with all of its answers.
-            records, found = merged(records) if name == "rows" else (records, [])
+            records, found = merged(records) if layout.has_annotations else (records, [])
             return Reading(records, (*reading.notes, *found), is_version_2)
     if not items:
         return Reading((), (), is_version_2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.parsers import ParseError, read_yaml
+from qa_dist.config.recipe_files import yaml_file
 from qa_dist.config.texts import shown
 from qa_dist.distributed.launch_config import PARALLELISM
 
@@ -70,14 +70,7 @@ def launcher_environment(path: Path) -> dict[str, str]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """The file's values, read more strictly than accelerate does."""
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError([f"it cannot be read: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"it is not UTF-8 (byte {error.start:,}); convert the file"]) from error
-    except ParseError as error:
-        raise ConfigError([f"it cannot be used as YAML: {error}"]) from error
+    _, values = yaml_file(path, "it")
     if not isinstance(values, dict):
         raise ConfigError(["it holds no `name: value` lines; see accelerate_configs/ddp.yaml"])
     counts = {name: values[name] for name in ("num_processes", "num_machines") if name in values}

@@ -48,10 +48,11 @@ def command(argv: Sequence[str]) -> list[str]:
 
 def _word(word: str) -> str:
     """A word of a command line as others may read it."""
-    name, equals, value = word.partition("=")
-    if word.startswith("--") and equals:
-        return f"{name}={without_folders(masked(value))}" if masked(word) == word else masked(word)
-    return str(without_folders(masked(word)))
+    word = masked(word)
+    flag, equals, value = word.partition("=")
+    if word.startswith("--"):
+        return f"{flag}{equals}{without_folders(value)}"
+    return str(without_folders(word))
 
 
 class Ledger:

@@ -1,7 +1,6 @@
 """One trial, run in this process as far as it is to go; however it ends, its folder says so."""
 
 import gc
-import json
 import math
 import signal
 import time
@@ -19,9 +18,10 @@ from qa_dist.distributed.failures import launched_rank
 from qa_dist.machine.usage import forget_peak_memory, peak_memory_bytes
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import Record, new_record, read_record, write_record
-from qa_dist.training.checkpoints import WEIGHTS
+from qa_dist.training.checkpoints import CHECKPOINTS, WEIGHTS, checkpoints_in
 from qa_dist.training.loop import train
-from qa_dist.training.output_folder import CHECKPOINTS, TIMINGS
+from qa_dist.training.metrics_log import logged_figures
+from qa_dist.training.output_folder import TIMINGS
 
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 
@@ -43,7 +43,7 @@ def run_trial(
     """
     record = read_record(trial) or new_record(trial)
     record["starts"] += 1
-    earlier_peak = record.get("peak_memory_bytes") or 0
+    peak = record.get("peak_memory_bytes") or 0
     begun = time.monotonic()
     forget_peak_memory()
     try:
@@ -72,10 +72,11 @@ def run_trial(
         else:
             record |= {"status": "done", "step": written["num_steps"], "error": None, **_facts(trial, written)}
             record["final"] = figures
+            # Of all ranks.
+            peak = max(peak, *written["peak_memory_bytes_per_rank"])
     record["seconds"] = round(record["seconds"] + time.monotonic() - begun, 3)
     record["train_seconds"] = _seconds_of_steps(trial)
-    peak = record.get("peak_memory_bytes") if record["status"] == "done" else None
-    record["peak_memory_bytes"] = max(earlier_peak, peak or _peak_of_this_rank())
+    record["peak_memory_bytes"] = peak if record["status"] == "done" else max(peak, _peak_of_this_rank())
     if not launched_rank():
         write_record(trial, record)
     # What a failed run held, the next one may need.
@@ -87,16 +88,13 @@ def run_trial(
 
 def _last_step(trial: Trial) -> int:
     """Optimiser steps that a run that was stopped has done, as its log says."""
-    path = trial.folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    figures = logged_figures(trial.folder / "metrics.jsonl")
+    return int(figures[-1]["step"]) if figures else 0
 
 
 def _seconds_of_steps(trial: Trial) -> float:
     """Seconds of all optimiser steps of a run, whichever process made them; those that were lost do not count."""
-    path = trial.folder / TIMINGS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return round(math.fsum(json.loads(line)["step_seconds"] for line in lines), 3)
+    return round(math.fsum(figures["step_seconds"] for figures in logged_figures(trial.folder / TIMINGS)), 3)
 
 
 def _peak_of_this_rank() -> int:
@@ -105,21 +103,22 @@ def _peak_of_this_rank() -> int:
 
 
 def _trained(trial: Trial) -> Record:
-    """Number and bytes of what is trained, as the newest checkpoint has it in one file; {} where it is in shards."""
-    files = sorted((trial.folder / CHECKPOINTS).glob(f"*/{WEIGHTS}"))
-    if not files:
+    """Number and bytes of what is trained, as the newest checkpoint has it; {} without one."""
+    checkpoints = checkpoints_in(trial.folder / CHECKPOINTS)
+    if not checkpoints:
         return {}
-    with safe_open(files[-1], "pt") as file:
+    path = checkpoints[-1] / WEIGHTS
+    with safe_open(path, "pt") as file:
         count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
-    return {"trainable_parameters": count, "saved_bytes": files[-1].stat().st_size}
+    return {"trainable_parameters": count, "saved_bytes": path.stat().st_size}
 
 
 def _logged(trial: Trial) -> Record:
     """The latest evaluation in a run's log, which one that was stopped behind it does not repeat; {} without any."""
-    for line in reversed((trial.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
-        figures = {name: value for name, value in json.loads(line).items() if name.startswith("eval_")}
-        if figures:
-            return {name.removeprefix("eval_"): value for name, value in figures.items()}
+    for figures in reversed(logged_figures(trial.folder / "metrics.jsonl")):
+        found = {name: value for name, value in figures.items() if name.startswith("eval_")}
+        if found:
+            return {name.removeprefix("eval_"): value for name, value in found.items()}
     return {}
 
 
@@ -130,7 +129,6 @@ def _facts(trial: Trial, run: Mapping[str, Any]) -> Record:
         "num_steps": run["num_steps"],
         "trainable_parameters": parameters.get("trainable"),
         "total_parameters": parameters.get("total"),
-        "peak_memory_bytes": max(run["peak_memory_bytes_per_rank"]),
         "saved_bytes": sum((trial.folder / name).stat().st_size for name in _WEIGHTS if (trial.folder / name).exists()),
         "phase_seconds": run["seconds"],
         "resumed_at_steps": run.get("resumed_at_steps") or [],

@@ -29,6 +29,9 @@ from qa_dist.common.files import staged
 from qa_dist.model.span_model import Weights
 from qa_dist.training.run_state import RunState
 
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints inside a run's folder."""
+
 FORMAT = 1
 WEIGHTS, OPTIMIZER, BEST, STATE, MANIFEST = (
     "trained.safetensors",
@@ -116,8 +119,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: It is incomplete, damaged, of another format, or holds links or foreign files.
     """
     _require_folder(path)
-    inside = [*_checkpoints(path), *_checkpoints(path / "checkpoints")]
-    if inside and not os.path.lexists(path / MANIFEST):
+    if not os.path.lexists(path / MANIFEST) and (
+        inside := [*checkpoints_in(path), *checkpoints_in(path / CHECKPOINTS)]
+    ):
         raise CheckpointError(
             f"{path} is no checkpoint but holds some; name one, such as {inside[-1]}, or go on in a run's own folder "
             "with --output_dir and --resume_from_checkpoint auto"
@@ -160,7 +164,7 @@ def newest_checkpoint(directory: Path, notice: Callable[[str], object]) -> Check
     Raises:
         CheckpointError: There are checkpoints, and none can be used.
     """
-    paths = _checkpoints(directory)
+    paths = checkpoints_in(directory)
     for path in reversed(paths):
         try:
             return read_checkpoint(path)
@@ -207,7 +211,7 @@ def discard_after(directory: Path, step: int, notice: Callable[[str], object]) -
         step: The step that the run goes on after.
         notice: Hears what becomes of each.
     """
-    for path in _checkpoints(directory):
+    for path in checkpoints_in(directory):
         if path.name <= _name(step):
             continue
         try:
@@ -230,7 +234,7 @@ def prune(directory: Path, keep: int | None) -> None:
     for left in [*directory.glob(f"{_PARTIAL}*"), *directory.glob(f"{_DOOMED}*")]:
         _remove(left)
     if keep is not None:
-        for path in _checkpoints(directory)[:-keep]:
+        for path in checkpoints_in(directory)[:-keep]:
             _remove(path)
 
 
@@ -289,7 +293,7 @@ def _name(step: int) -> str:
     return f"{_PREFIX}{step:08d}"
 
 
-def _checkpoints(directory: Path) -> list[Path]:
+def checkpoints_in(directory: Path) -> list[Path]:
     """What is named as checkpoints are, oldest first."""
     found = directory.glob(f"{_PREFIX}*") if directory.is_dir() else ()
     return sorted(path for path in found if _NAME.fullmatch(path.name))

@@ -79,7 +79,7 @@ def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
     with contextlib.nullcontext() if ranks is None else ranks.local_main_first():
         # A wrong path is said before a model is looked for.
         training = config.training
-        splits = training_splits(config.data, evaluates=training.eval_steps != "no" or training.eval_on_start)
+        splits = training_splits(config.data, evaluates=training.evaluates_before_end)
         # Before packages are asked for and features made for a model that cannot be trained on them.
         require_trainable(model_configuration(config.model), training.mixed_precision)
         require_fitting_adapter(config.model)

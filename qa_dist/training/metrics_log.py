@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from qa_dist.common.files import staged
 
@@ -47,6 +47,12 @@ class MetricsLog:
             # A line that the disk has refused would be tried again.
             with suppress(OSError):
                 self._file.close()
+
+
+def logged_figures(path: Path) -> list[dict[str, Any]]:
+    """The figures of each line of such a log, in order; none without a log, and none of a line that was cut short."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
 def _step_of(line: bytes) -> float:

@@ -15,7 +15,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.config.recipe_files import write_config
 from qa_dist.config.removed_options import removals
 from qa_dist.model.calibration import FILE as CALIBRATION
-from qa_dist.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
+from qa_dist.training.checkpoints import CHECKPOINTS, Checkpoint, newest_checkpoint, read_checkpoint
 
 TIMINGS = "timings.jsonl"
 """The file with the time of every step, and the most tokens of a rank in it."""
@@ -41,9 +41,6 @@ _EVALUATED = ("metrics.json", "predictions.json", "nbest.json", "null_odds.json"
 
 FINAL_FILES = ("run.json", "adapter_model.safetensors", "model.safetensors")
 """What only a run that ended well leaves."""
-
-CHECKPOINTS = "checkpoints"
-"""The folder of checkpoints inside a run's folder."""
 
 BEST = "best"
 """The folder inside a run's folder with the best model so far."""

@@ -21,10 +21,10 @@ from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport
-from qa_dist.training.checkpoints import Checkpoint
+from qa_dist.training.checkpoints import CHECKPOINTS, Checkpoint
 from qa_dist.training.identity import differences
 from qa_dist.training.inputs import RunData, load_data
-from qa_dist.training.output_folder import BEST, CHECKPOINTS, OutputFolder
+from qa_dist.training.output_folder import BEST, OutputFolder
 from qa_dist.training.run import UNSCORED, UNTUNED
 from qa_dist.training.start import build_trainable, join_ranks
 from qa_dist.training.trainer import Trainer

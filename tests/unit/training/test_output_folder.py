@@ -9,8 +9,8 @@ import torch
 from qa_dist.common.errors import CheckpointError, ConfigError, LocalTrainingError
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.recipe_files import read_recipe
-from qa_dist.training.checkpoints import Checkpoint, write_checkpoint
-from qa_dist.training.output_folder import CHECKPOINTS, FILES, FINAL_FILES, LAUNCHERS, OutputFolder
+from qa_dist.training.checkpoints import CHECKPOINTS, Checkpoint, write_checkpoint
+from qa_dist.training.output_folder import FILES, FINAL_FILES, LAUNCHERS, OutputFolder
 from qa_dist.training.run_state import RunState
 
 
