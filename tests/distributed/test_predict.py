@@ -5,6 +5,7 @@ kills strike, and `QA_DIST_SEED` when.
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -103,11 +104,14 @@ def until_some_is_written(output: Path, group: Group, least: int = 1) -> None:
         time.sleep(0.005)
 
 
-def instants(num_processes: int) -> Iterator[float]:
-    """Seconds from the start, or below zero from the first answer."""
+def instants(num_processes: int) -> Iterator[tuple[float, float]]:
+    """Share of the answers that is waited for, and seconds after it."""
     random_ = random.Random(1000 * SEED + num_processes)
     while True:
-        yield random_.uniform(0, 2) if random_.random() < 0.3 else -random_.uniform(0, 0.8)
+        if random_.random() < 0.3:
+            yield 0, random_.uniform(0, 2)
+        else:
+            yield random_.uniform(0.05, 0.95), random_.uniform(0, 0.02)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -115,15 +119,15 @@ def test_killed_at_random_instants(predictions: Predictions, whole: bytes, tmp_p
     """SIGKILL to a random rank, again and again; the last run is left alone, with another number of ranks."""
     random_ = random.Random(SEED)
     kills, inside, number = 0, 0, 0
-    for instant in instants(num_processes):
+    for share, seconds in instants(num_processes):
         output = tmp_path / f"answers-{number}.jsonl"
         if kills >= NUM_KILLS:
             break
         group = predictions.start(output, num_processes)
-        if instant < 0:
+        if share:
             before = output.stat().st_size if output.exists() else 0
-            until_some_is_written(output, group, min(before + 1, len(whole)))
-        time.sleep(abs(instant))
+            until_some_is_written(output, group, before + math.ceil(share * (len(whole) - before)))
+        time.sleep(seconds)
         victim = group.ranks[random_.randrange(num_processes)]
         if victim.is_alive():
             victim.kill()

@@ -238,7 +238,9 @@ def test_a_signal_ends_in_a_checkpoint_in_every_phase(runs: Runs, tmp_path: Path
 def test_ranks_that_torchrun_starts_again_go_on(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "run"
     attempt = tmp_path / "torchelastic_a1b2c3" / "none_d4e5f6" / "attempt_0"
-    faults = [Fault("step", 8, rank=1, signal=signal.SIGKILL), Fault("step", 9, rank=0, signal=signal.SIGKILL), None]
+    # The second strikes when step 15 is about to be saved: checkpoints are written beside the steps, one after another,
+    # so that of step 10 is whole by then.
+    faults = [Fault("step", 8, rank=1, signal=signal.SIGKILL), Fault("save", 2, rank=0, signal=signal.SIGKILL), None]
     words = [*runs.words, "--disable_tqdm", "--output_dir", str(output)]
     with torchrun_store() as meeting:
         # What torchrun keeps over the starts of its ranks: the store they meet in, and the folder for their errors.
