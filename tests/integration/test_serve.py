@@ -22,7 +22,7 @@ from tests.tiny import tiny_config, tiny_tokenizer
 pytestmark = [pytest.mark.integration]
 
 CLIENTS = 16
-SECONDS = 1.5
+SECONDS = 10
 
 
 @pytest.fixture(scope="module")
