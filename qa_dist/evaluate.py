@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
-from qa_dist.config.parsing import parse, peek
+from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.model.folder import (
     adapter_problems,
     as_tuned,
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     named = peek(argv, "adapter")
-    on_hub = named is not None and is_hub_id(named)
+    on_hub = named is not None and is_hub_id(named) and not asks_for_help(argv)
     folder = local_copy(str(named), peek(argv, "cache_dir")) if on_hub else str(named)
     refuse_trained_options(argv)
     of_run = for_data_of(options_of_run(folder) if on_hub else base_options(named), argv)

@@ -19,7 +19,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import staged
 from qa_dist.config.options import option
-from qa_dist.config.parsing import parse, peek
+from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.machine.requirements import require_package
 from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run, refuse_trained_options, require_named
 from qa_dist.model.hub import local_copy
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(argv: Sequence[str]) -> int:
     words = with_model_named(argv)
     named = peek(words, "model")
-    name = None if named is None else local_copy(named)
+    name = None if named is None or asks_for_help(words) else local_copy(named)
     refuse_trained_options(words)
     config, options = parse(
         words,

@@ -214,6 +214,11 @@ def peek(argv: Sequence[str], flag: str) -> str | None:
     return None if found is None else os.path.expanduser(found)
 
 
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks what can be said, before anything that it names is looked for."""
+    return not {"-h", "--help"}.isdisjoint(argv)
+
+
 def _read_flags(
     argv: Sequence[str], groups: Sequence[type[Any]], prog: str, description: str
 ) -> tuple[dict[str, Any], list[str]]:

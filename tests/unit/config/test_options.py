@@ -249,6 +249,17 @@ def test_help_has_no_doubled_percent_signs(name: str, capsys: pytest.CaptureFixt
     assert "%%" not in text
 
 
+@pytest.mark.parametrize(
+    "words", ["export nobody/nothing", "evaluate --adapter nobody/nothing", "serve nobody/nothing"]
+)
+def test_help_looks_for_no_model(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *rest = words.split()
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(COMMANDS[name].module).main([*rest, "--help"])
+    assert not end.value.code
+    assert "usage: " in capsys.readouterr().out
+
+
 def test_help_lists_every_option_of_an_entry() -> None:
     done = subprocess.run([sys.executable, "-m", "qa_dist.train", "--help"], capture_output=True, text=True, check=True)
     assert all(f"--{name} " in done.stdout for name in RunConfig().flat())
