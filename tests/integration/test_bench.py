@@ -154,8 +154,8 @@ def test_evaluation(results: Path) -> None:
     for result in section["results"]:
         (repeat,) = result["repeats"]
         assert set(repeat["phase_seconds"]) == {"tokenise", "forward", "decode", "score"}
-        # Of qa_dist's, the forward pass is what the others leave of the whole, and decoding was timed on its own: of this
-        # few questions the rest may be below zero.
+        # Of qa_dist's, the forward pass is what the others leave of the whole, and decoding was timed apart: of so few
+        # questions the rest may be below zero.
         assert min(seconds for phase, seconds in repeat["phase_seconds"].items() if phase != "forward") > 0
         assert sum(repeat["phase_seconds"].values()) == pytest.approx(repeat["seconds"])
         assert repeat["num_examples"] == 6
