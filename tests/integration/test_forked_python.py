@@ -87,7 +87,8 @@ def started(code: str) -> subprocess.Popen[str]:
 
 
 def test_signals_reach_it_and_it_dies_with_the_one_that_asked() -> None:
-    handled = "import os, signal, time\nsignal.signal(10, lambda *_: print('got it'))\nprint(os.getpid())\n"
+    # The signal may come while the number is still being printed, in which `print` cannot be called again.
+    handled = "import os, signal, time\nsignal.signal(10, lambda *_: os.write(1, b'got it\\n'))\nprint(os.getpid())\n"
     handled += "while True: time.sleep(0.05)"
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = started(handled)
