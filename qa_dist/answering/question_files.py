@@ -309,7 +309,7 @@ class QuestionFiles:
     def _document(self, path: Path, head: Sequence[bytes], file: Any) -> Iterator[Unit]:
         content = b"".join(head) + file.read()
         self._digest.update(content)
-        for record in parse(content, path):
+        for record in parse(content, path, is_unpacked=True):
             placed = Record(f"{self._shown[path]}, {record.place}", record.row, record.problem)
             yield Unit(placed.place, partial(list, (placed,)))
 

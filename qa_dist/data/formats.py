@@ -153,28 +153,28 @@ FORMATS = {
 """Every kind of file by name."""
 
 
-def parse(content: bytes, path: Path) -> Reading:
-    """The records in the bytes of a file of questions.
+def parse(content: bytes, path: Path, *, is_unpacked: bool = False) -> Reading:
+    """The records in the bytes of a file of questions; `is_unpacked`: without the compression that its name tells of.
 
     Raises:
         DataError: They cannot be parsed, or are in no layout that is known.
     """
-    loaded = load(content, path)
+    loaded = load(content, path, is_unpacked=is_unpacked)
     # Parquet may hold articles or paragraphs too.
     if loaded.columns is not None and not {"paragraphs", "qas"} & {*loaded.columns}:
         require_columns(loaded.columns, path)
     return lay_out(loaded.value, path, loaded.word, loaded.shifted)
 
 
-def load(content: bytes, path: Path) -> Content:
+def load(content: bytes, path: Path, *, is_unpacked: bool = False) -> Content:
     """What the bytes of a file hold; `path` says by its name which kind of file it is, else the bytes do.
 
     Raises:
         DataError: They cannot be parsed.
     """
-    if content:
+    if content and not is_unpacked:
         require_gzip(path, content)
-    content = decompressed(content, path)
+        content = decompressed(content, path)
     if not content.strip():
         raise DataError(f"{path} is empty; {_ALLOWED}")
     return FORMATS[_format(content, path)].load(content, path)

@@ -36,6 +36,10 @@ def test_every_format_holds_the_same_questions(tmp_path: Path) -> None:
         assert [(each.id, each.question.question, *each.question.contexts) for each in found] == [
             (value["id"], value["question"], value["context"]) for value in values
         ], path
+        packed = path.with_name(f"{path.name}.gz")
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        if path.suffix != ".gz":
+            assert [each[1:] for each in questions(packed)] == [each[1:] for each in found], packed
 
 
 def test_the_whole_of_a_file_is_never_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
