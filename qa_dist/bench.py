@@ -29,7 +29,7 @@ from qa_dist.benchmarking import charts, report
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
-from qa_dist.config.parsing import parse
+from qa_dist.config.parsing import asks_for_help, parse
 
 PROG = "qa_dist.bench"
 TOOLS = {name: name for name in ("report", "memory", "decoding", "checkpoints", "budgets", "answering")} | {
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _bench(argv: list[str]) -> int:
     command = argv[0] if argv and not argv[0].startswith("-") else ""
-    if command not in COMMANDS and not {"-h", "--help"} & set(argv):
+    if command not in COMMANDS and not asks_for_help(argv):
         said = repr(command) if command else "nothing"
         raise UserError(f"{said} cannot be measured; use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
     if command in TOOLS:

@@ -16,7 +16,7 @@ from qa_dist.common.files import hold, make_writable
 from qa_dist.common.parsers import read_json
 from qa_dist.common.signals import EXIT_STOPPED, Stopped, StopSignals
 from qa_dist.config.options import option
-from qa_dist.config.parsing import parse
+from qa_dist.config.parsing import asks_for_help, parse
 from qa_dist.machine.allocator import start_with_jemalloc
 from qa_dist.machine.cuda_environment import prepare_cuda
 
@@ -86,7 +86,7 @@ def _task(words: list[str]) -> int:
 def _sweep(words: list[str]) -> int:
     description = f"{__doc__ or ''}\nThe first word is the sweep file; docs/sweeps.md says what it holds."
     if not words or words[0].startswith("-"):
-        if {"-h", "--help"} & set(words):
+        if asks_for_help(words):
             parse(words, prog=PROG, description=description, entry=SweepConfig)
         raise ConfigError(["the sweep file is missing; name it before the options: qa-dist sweep SWEEP.yaml ..."])
     if "RANK" in os.environ:
