@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qa_dist.machine.allocator import start_with_jemalloc
+from qa_dist.machine.allocator import start_with_flat_heap
 
 
 class Command(NamedTuple):
@@ -97,8 +97,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["train"], ["sweep"], ["serve"]) and argv is None:
-        start_with_jemalloc(os.environ, sys.orig_argv)
+    if words[:1] in (["train"], ["sweep"], ["serve"], ["predict"]) and argv is None:
+        start_with_flat_heap(os.environ, sys.orig_argv)
     if words and words[0] in COMMANDS:
         code: int = importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
         return code

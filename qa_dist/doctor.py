@@ -26,7 +26,7 @@ from qa_dist.config.options import DataConfig, option
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.roll_call import Member, places
 from qa_dist.machine import checks
-from qa_dist.machine.allocator import find_jemalloc, has_glibc
+from qa_dist.machine.allocator import find_jemalloc, glibc_version
 from qa_dist.machine.checks import Check
 from qa_dist.machine.environment import installed
 from qa_dist.machine.requirements import requirements
@@ -96,7 +96,7 @@ def examine(output_dir: str, store_dir: str | None) -> list[Check]:
             num_cores=cores,
         ),
         checks.threads(cores, os.environ.get("OMP_NUM_THREADS")),
-        *(checks.heap(find_jemalloc(), os.environ.get("LD_PRELOAD"), has_gpu=bool(gpus)) if has_glibc() else ()),
+        *(checks.heap(find_jemalloc(), os.environ.get("LD_PRELOAD"), has_gpu=bool(gpus)) if glibc_version() else ()),
         *talking,
         checks.address(host_name({}), checks.host_address),
         *checks.interfaces(checks.find_interfaces(), os.environ),

@@ -22,6 +22,7 @@ from qa_dist.config.answer_rules import AnswerNormalization
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.config.texts import shown
+from qa_dist.machine.allocator import start_with_flat_heap
 from qa_dist.machine.cuda_environment import prepare_cuda
 from qa_dist.machine.requirements import require_package
 
@@ -104,6 +105,8 @@ class PredictConfig(ReaderOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if argv is None:
+        start_with_flat_heap(os.environ, sys.orig_argv)
     return note_exit(run_command(PROG, lambda: _predict(sys.argv[1:] if argv is None else argv)))
 
 

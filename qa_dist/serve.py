@@ -18,7 +18,7 @@ from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import option
 from qa_dist.config.texts import shown
-from qa_dist.machine.allocator import start_with_jemalloc
+from qa_dist.machine.allocator import start_with_flat_heap
 
 if TYPE_CHECKING:
     from qa_dist.answering.reader import Reader
@@ -92,7 +92,7 @@ class ServeConfig(ReaderConfig):
 def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         # Rows have another length in every batch, too.
-        start_with_jemalloc(os.environ, sys.orig_argv)
+        start_with_flat_heap(os.environ, sys.orig_argv)
     return run_command(PROG, lambda: _serve(sys.argv[1:] if argv is None else argv))
 
 

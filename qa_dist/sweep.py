@@ -17,7 +17,7 @@ from qa_dist.common.parsers import read_json
 from qa_dist.common.signals import EXIT_STOPPED, Stopped, StopSignals
 from qa_dist.config.options import option
 from qa_dist.config.parsing import asks_for_help, parse
-from qa_dist.machine.allocator import start_with_jemalloc
+from qa_dist.machine.allocator import start_with_flat_heap
 from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SweepConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         # Its processes, or this one as a job, train.
-        start_with_jemalloc(os.environ, sys.orig_argv)
+        start_with_flat_heap(os.environ, sys.orig_argv)
     words = list(sys.argv[1:] if argv is None else argv)
     if words and Path(words[0]).name == "task.json":
         return note_exit(run_command(PROG, lambda: _task(words)))

@@ -11,7 +11,7 @@ from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.signals import StopSignals
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse
-from qa_dist.machine.allocator import start_with_jemalloc
+from qa_dist.machine.allocator import start_with_flat_heap
 from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class TrainConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
-        start_with_jemalloc(os.environ, sys.orig_argv)
+        start_with_flat_heap(os.environ, sys.orig_argv)
     return note_exit(run_command(PROG, lambda: _train(sys.argv[1:] if argv is None else argv)))
 
 

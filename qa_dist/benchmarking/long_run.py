@@ -2,9 +2,9 @@
 
     python -m qa_dist.bench memory long docs/memory/long_cpu.json --train_file FILE --validation_file FILE
 
-starts training once with glibc's heap and once with jemalloc, side by side, and notes what Linux says of both processes
-as they pass the steps of `STEPS`. The file is written at each of them, so that a measurement that is stopped has what
-it got to.
+starts training with glibc's heap, with that without its cache of small blocks and with jemalloc, side by side, and
+notes what Linux says of the processes as they pass the steps of `STEPS`. The file is written at each of them, so that a
+measurement that is stopped has what it got to.
 """
 
 import os
@@ -19,7 +19,7 @@ from typing import Any
 
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import make_writable, write_json
-from qa_dist.machine.allocator import find_jemalloc
+from qa_dist.machine.allocator import find_jemalloc, without_cache
 from qa_dist.machine.environment import git_commit, hardware, versions
 
 STEPS = (5, 20, 50, 100, 200, 300, 500, 1000, 1500, 2000)
@@ -42,7 +42,10 @@ def environments(base: Mapping[str, str]) -> dict[str, dict[str, str]]:
     if library is None:
         raise UserError("jemalloc is not installed, which is measured beside glibc's heap; install libjemalloc2")
     shared = {**base, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return {"glibc": {**shared, "LD_PRELOAD": ""}, "jemalloc": {**shared, "LD_PRELOAD": str(library)}}
+    found = {"glibc": {**shared, "LD_PRELOAD": ""}}
+    if without := without_cache(found["glibc"]):
+        found["glibc, no cache"] = without
+    return {**found, "jemalloc": {**shared, "LD_PRELOAD": str(library)}}
 
 
 def measure(path: Path, train_file: str, validation_file: str) -> None:
@@ -198,8 +201,12 @@ _INTRODUCTION = (
     "A row of tokens has another length in every step, and glibc's heap grows with the holes for as long as a run",
     "lasts; jemalloc's does not. So `qa_dist.train`, however it is started, takes jemalloc where it is installed",
     "(Debian's and Ubuntu's `libjemalloc2`, Fedora's `jemalloc`): it starts itself anew with LD_PRELOAD, once, before",
-    "it has imported anything, as `qa_dist.sweep` and `qa_dist.serve` do. Where LD_PRELOAD is set already, be it to",
-    "nothing, it does not, nor where there is a GPU. `qa-dist doctor` says whether it will, `run.json` which allocator",
-    "it was.",
+    "it has imported anything, as `qa_dist.sweep`, `qa_dist.serve` and `qa_dist.predict` do. Where LD_PRELOAD is set",
+    "already, be it to nothing, it does not, nor where there is a GPU. `qa-dist doctor` says whether it will,",
+    "`run.json` which allocator it was.",
+    "",
+    "Without jemalloc, and with a glibc of before 2.39, these commands start themselves anew without glibc's cache of",
+    "small blocks (`GLIBC_TUNABLES=glibc.malloc.tcache_count=0`, unless another size is set there), which keeps many",
+    "of the holes apart. A program of your own that opens a `qa_dist.Reader` takes less with either in its environment.",
     "",
 )

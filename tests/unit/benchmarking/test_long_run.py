@@ -12,6 +12,7 @@ import pytest
 
 from qa_dist import bench
 from qa_dist.benchmarking import long_run
+from qa_dist.machine import allocator
 
 SECTION = {
     "hardware": {"cpu_count": 2, "processor": "a processor"},
@@ -24,11 +25,15 @@ def test_a_run_starts_with_the_allocator_that_it_is_named_after(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(long_run, "find_jemalloc", lambda: tmp_path / "libjemalloc.so.2")
+    monkeypatch.setattr(allocator, "glibc_version", lambda: (2, 36))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     by_name = long_run.environments({"HOME": "/", "LD_PRELOAD": "another.so"})
     assert {name: each["LD_PRELOAD"] for name, each in by_name.items()} == {
         "glibc": "",
+        "glibc, no cache": "",
         "jemalloc": str(tmp_path / "libjemalloc.so.2"),
     }
+    assert {name for name, each in by_name.items() if "GLIBC_TUNABLES" in each} == {"glibc, no cache"}
     assert {each["HOME"] for each in by_name.values()} == {"/"}
     monkeypatch.setattr(long_run, "find_jemalloc", lambda: None)
     words = ["memory", "long", str(tmp_path / "long.json"), "--train_file", "a", "--validation_file", "b"]
