@@ -207,6 +207,6 @@ _INTRODUCTION = (
     "",
     "Without jemalloc, and with a glibc of before 2.39, these commands start themselves anew without glibc's cache of",
     "small blocks (`GLIBC_TUNABLES=glibc.malloc.tcache_count=0`, unless another size is set there), which keeps many",
-    "of the holes apart. A program of your own that opens a `qa_dist.Reader` takes less with either in its environment.",
+    "of the holes apart. A program of your own that opens a `qa_dist.Reader` takes less with either in its variables.",
     "",
 )
