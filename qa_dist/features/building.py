@@ -172,7 +172,9 @@ def _writing(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        # mkdir says of a file only that it exists.
+        is_file = isinstance(error, FileExistsError)
+        reason = os.strerror(errno.ENOTDIR) if is_file else error.strerror or " ".join(str(error).split())
         raise StoreError(
             f"the feature store cannot be written to {root} ({reason}); make room or permit writing there, or name "
             "another folder with --store_dir"

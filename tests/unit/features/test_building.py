@@ -116,8 +116,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tokenizer_folder: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"cannot be written to .*--store_dir"):
-        prepared(run_config(tokenizer_folder, tmp_path / "file" / "stores"), "train")
+    for folder in (tmp_path / "file", tmp_path / "file" / "stores"):
+        with pytest.raises(StoreError, match=r"cannot be written to .*Not a directory.*--store_dir"):
+            prepared(run_config(tokenizer_folder, folder), "train")
 
 
 def test_a_store_in_a_read_only_folder_is_used(
