@@ -68,6 +68,8 @@ class DataConfig:
             )
         if self.dataset_config_name and not self.dataset_name:
             yield "--dataset_config_name needs --dataset_name; name the data set or leave it out"
+        elif self.dataset_config_name and (self.source == "sample" or self.source.startswith("synthetic:")):
+            yield f"--dataset_config_name is for data sets of the hub and --dataset_name is {self.source}; leave it out"
         if self.dataset_name and self.dataset_name.startswith("synthetic"):
             count = self.dataset_name.removeprefix("synthetic:")
             if not 1 <= whole_number(count) <= _MOST_SYNTHETIC:

@@ -1,5 +1,6 @@
 """Folders that hold questions: files of one or both splits, and data sets that the `datasets` library saved to disk."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -30,19 +31,28 @@ def saved_splits(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: They cannot be loaded.
     """
-    import datasets
-
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        if (folder / "dataset_dict.json").is_file():
+            names = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            return {name: _saved(folder / name) for name in names}
+        loaded = _saved(folder)
     except Exception as error:  # the library raises a dozen unrelated types
         reason = " ".join(str(error).split())
         raise DataError(f"{folder} is a saved data set that cannot be loaded ({reason}); save it again") from error
-    if isinstance(loaded, datasets.Dataset):
-        # A part of a split is named as validation[:500].
-        split = str(loaded.split).partition("[")[0]
-        is_other = split in ("validation", "test") and "+" not in str(loaded.split)
-        return {split if is_other else "train": loaded}
-    return dict(loaded)
+    # A part of a split is named as validation[:500].
+    split = str(loaded.split).partition("[")[0]
+    is_other = split in ("validation", "test") and "+" not in str(loaded.split)
+    return {split if is_other else "train": loaded}
+
+
+def _saved(folder: Path) -> Any:
+    """One saved data set. Without rows it has no files, and the library does not load it."""
+    import datasets
+
+    state = json.loads((folder / "state.json").read_bytes())
+    if state.get("_data_files") == []:
+        return datasets.Dataset.from_dict({}, split=state.get("_split"))
+    return datasets.load_from_disk(str(folder))
 
 
 def files_of_split(folder: Path, split: Split) -> list[Path]:
@@ -101,7 +111,8 @@ def files_in(folder: Path) -> list[Path]:
 def _is_data(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz")
     is_named = name.endswith(tuple(suffixes())) and not name.startswith(".") and name not in _NOT_DATA
-    return is_named and os.path.isfile(path)
+    # A link to a file that is not there is missing data: whoever opens it says so.
+    return is_named and (os.path.isfile(path) or (path.is_symlink() and not os.path.exists(path)))
 
 
 def suffixes() -> Sequence[str]:

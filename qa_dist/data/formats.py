@@ -98,7 +98,9 @@ def _load_csv(content: bytes, path: Path) -> Content:
         columns = reader.fieldnames or []
         rows: list[dict[Any, Any]] = list(reader)
     except csv.Error as error:
-        raise DataError(f"{path} is not CSV: {error} at line {reader.line_num}; mend the file") from error
+        # Lines are counted when a row is whole; a quote may have let this one run to the end of the file.
+        where = f"in the row at line {reader.line_num + 1}"
+        raise DataError(f"{path} is not CSV: {error} {where}; mend the file") from error
     finally:
         csv.field_size_limit(limit)
     # Spreadsheets end in rows of separators alone, and rows in separators without a column's name.

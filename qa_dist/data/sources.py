@@ -8,6 +8,7 @@ of a whole file (not there, not gzip, not JSON, ...) are a `DataError` of one se
 This module neither logs nor writes: it returns what it found.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -313,9 +314,18 @@ def _load_hub(data: DataConfig) -> Any:
     folder = _expanded(source)
     if os.path.isdir(folder):
         if is_saved(folder):
+            if data.dataset_config_name:
+                raise DataError(
+                    f"--dataset_config_name is for data sets of the hub and {folder} is saved; leave it out"
+                )
             return saved_splits(folder)
         # The library takes some words for formats even where there is a folder of that name.
         source = os.path.abspath(folder)
+        if glob.has_magic(source):
+            raise DataError(
+                f"--dataset_name {data.source} cannot be read: {source} has *, ? or [ in it, and the datasets library "
+                "would read other folders that match; rename it, or pass --train_file and --validation_file"
+            )
     elif source in {module.name for module in pkgutil.iter_modules(datasets.packaged_modules.__path__)}:
         raise DataError(
             f"--dataset_name {source} is the name of a file format, and whatever lies in the current folder would be "

@@ -87,6 +87,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("--max_question_length 300", "at most 251 fits"),
         ("--dataset_name squad --train_file a.json", "two sources"),
         ("--dataset_config_name x", "needs --dataset_name"),
+        ("--dataset_name sample --dataset_config_name x", "--dataset_config_name is for data sets of the hub"),
+        ("--dataset_name synthetic:9 --dataset_config_name x", "--dataset_config_name is for data sets of the hub"),
         ("--dataset_name synthetic:none", "synthetic:N"),
         ("--dataset_name synthetic:10000001", "synthetic:N"),
         ("--subset_seed 1", "asks for one"),

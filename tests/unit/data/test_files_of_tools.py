@@ -15,7 +15,7 @@ from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import validate
 from qa_dist.data.formats import parse
 from qa_dist.data.records import Example
-from qa_dist.data.sources import available_splits, file_source
+from qa_dist.data.sources import available_splits, file_source, load_examples
 
 CONTEXT = "Ada Kerrow built the mill at Lower Brand in 1911."
 NAMED = {"id": "q1", "context": CONTEXT, "question": "Who built the mill?"}
@@ -121,6 +121,20 @@ def test_a_file_that_lies_there_compressed_too_is_not_read_twice(tmp_path: Path)
     assert len(file_source(str(tmp_path / "a.json.gz"), "train").records().records) == 1
 
 
+def test_a_link_to_a_file_that_is_not_there_is_no_less_data(tmp_path: Path) -> None:
+    (tmp_path / "train-1.json").write_text(json.dumps([{**NAMED, "answer": "Ada Kerrow"}]), encoding="utf-8")
+    (tmp_path / "train-2.json").symlink_to(tmp_path / "annex" / "train-2.json")
+    with pytest.raises(DataError, match=r"train-2\.json does not exist"):
+        file_source(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("row", ['q2,"Ada\n\nKerrow" built it,Who?\n', 'q2,"Ada Kerrow built it,Who?\nq3,Ada,Who?\n'])
+def test_a_broken_row_of_a_table_is_found_at_its_first_line(row: str) -> None:
+    table = f'id,context,question\nq1,"Ada Kerrow\nbuilt it",Who?\n{row}'
+    with pytest.raises(DataError, match=r"is not CSV: .* in the row at line 4; mend the file"):
+        parse(table.encode(), Path("a.csv"))
+
+
 def test_keys_of_contexts_with_questions_may_have_capitals() -> None:
     (found,) = read([{"Context": CONTEXT, "qas": [{"id": "q1", "Question": "Who?", "Answer": "Ada Kerrow"}]}])
     assert (found.context, answers(found)) == (CONTEXT, [("Ada Kerrow", 0)])
@@ -144,3 +158,25 @@ def test_a_saved_data_set_is_of_the_split_that_it_names(tmp_path: Path) -> None:
         assert len(file_source(str(folder), "validation").records().records) == 1
     with pytest.raises(DataError, match="has the splits train but no validation"):
         file_source(str(saved(tmp_path / "dictionary")), "validation")
+
+
+def test_a_split_without_rows_does_not_hide_the_others(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    one, empty = datasets.Dataset(table()), datasets.Dataset(table()).select([])
+    datasets.DatasetDict({"train": one, "validation": empty}).save_to_disk(str(tmp_path / "both"))
+    empty.save_to_disk(str(tmp_path / "empty"))
+    assert len(load_examples(DataConfig(train_file=str(tmp_path / "both")), "train")[0]) == 1
+    for data in (DataConfig(dataset_name=str(tmp_path / "both")), DataConfig(validation_file=str(tmp_path / "empty"))):
+        with pytest.raises(DataError, match="holds no questions"):
+            load_examples(data, "validation")
+    with pytest.raises(DataError, match="--dataset_config_name is for data sets of the hub"):
+        available_splits(DataConfig(dataset_name=str(tmp_path / "both"), dataset_config_name="x"))
+
+
+@pytest.mark.parametrize("name", ["data [1]", "da?a", "d*a"])
+def test_a_folder_whose_name_the_library_takes_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path / name, tmp_path / "data"):
+        (folder / "data").mkdir(parents=True)
+        parquet.write_table(table(), folder / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"has \*, \? or \[ in it"):
+        load_examples(DataConfig(dataset_name=str(tmp_path / name)), "train")
