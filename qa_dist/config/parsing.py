@@ -378,5 +378,7 @@ def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
             allowed.append(f"{text} {limits[name]}")
             fits = fits and test(limits[name])
     if not fits:
+        if allowed and isinstance(value, float) and not math.isfinite(value):
+            allowed.append("finite")
         raise ValueError(f"is out of range; it must be {' and '.join(allowed) or 'a finite number'}")
     return value

@@ -156,8 +156,11 @@ def training_splits(data: DataConfig, *, evaluates: bool) -> tuple[Split, ...]:
     if "train" not in splits:
         raise DataError("there is no training data; give --train_file, or --dataset_name of a set with a train split")
     if evaluates and "validation" not in splits:
+        # One option or the other names the data; both are refused.
+        files = "--train_file and --validation_file in the place of --dataset_name"
         raise DataError(
-            "there is no validation data to evaluate on during training; give --validation_file, or --eval_steps no"
+            "there is no validation data to evaluate on during training; give "
+            f"{files if data.dataset_name else '--validation_file'}, or --eval_steps no"
         )
     return splits
 
@@ -188,7 +191,10 @@ def open_source(data: DataConfig, split: Split) -> Source:
         return _files_source(str(folder), files)
     splits = _load_hub(data)
     if split not in splits:
-        raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --{split}_file")
+        raise DataError(
+            f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --train_file and --validation_file "
+            "in the place of --dataset_name"
+        )
     if {"data", "paragraphs"} & set(splits[split].column_names):
         raise DataError(
             f"{data.source} holds files of SQuAD articles whose names do not say of which split they are; call them "

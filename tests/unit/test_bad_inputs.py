@@ -82,7 +82,7 @@ IN_RECIPES = {
     "python_object": "the tag !!python/object/apply:os.system at line 1 is not allowed",
     "question_too_long": "at most 251 fits",
     "rate_comma": "--learning_rate 0,001 is not a number",
-    "rate_inf": "--learning_rate inf is out of range; it must be above 0",
+    "rate_inf": "--learning_rate inf is out of range; it must be above 0 and finite",
     "rate_nan": "--learning_rate nan is out of range; it must be above 0",
     "rate_percent": "--warmup_ratio 10% is not a number",
     "rate_zero": "--learning_rate 0 is out of range; it must be above 0",

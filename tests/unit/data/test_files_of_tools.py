@@ -15,7 +15,7 @@ from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import validate
 from qa_dist.data.formats import parse
 from qa_dist.data.records import Example
-from qa_dist.data.sources import available_splits, file_source, load_examples
+from qa_dist.data.sources import available_splits, file_source, load_examples, training_splits
 
 CONTEXT = "Ada Kerrow built the mill at Lower Brand in 1911."
 NAMED = {"id": "q1", "context": CONTEXT, "question": "Who built the mill?"}
@@ -156,8 +156,14 @@ def test_a_saved_data_set_is_of_the_split_that_it_names(tmp_path: Path) -> None:
         assert available_splits(DataConfig(dataset_name=str(folder))) == (expected,)
         # Named by a file's option it is what the option says.
         assert len(file_source(str(folder), "validation").records().records) == 1
+    dictionary = str(saved(tmp_path / "dictionary"))
     with pytest.raises(DataError, match="has the splits train but no validation"):
-        file_source(str(saved(tmp_path / "dictionary")), "validation")
+        file_source(dictionary, "validation")
+    # Beside --dataset_name, the option of a file alone would be refused.
+    named = DataConfig(dataset_name=dictionary)
+    for read in (lambda: load_examples(named, "validation"), lambda: training_splits(named, evaluates=True)):
+        with pytest.raises(DataError, match="--train_file and --validation_file in the place of --dataset_name"):
+            read()
 
 
 def test_a_split_without_rows_does_not_hide_the_others(tmp_path: Path) -> None:
