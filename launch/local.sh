@@ -37,6 +37,8 @@ count=${NUM_PROCESSES:-$("$python" -c 'import torch; print(torch.cuda.device_cou
 # One process may use every core; several share them.
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > count ? cores / count : 1))}
+[[ $OMP_NUM_THREADS =~ ^[1-9][0-9]{0,3}$ ]] ||
+  fail "OMP_NUM_THREADS is $OMP_NUM_THREADS; give it a number of threads, from 1 to 9999"
 
 config=ddp
 [ "$count" -eq 1 ] && config=single

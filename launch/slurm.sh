@@ -110,7 +110,7 @@ if [ "$status" -ne 0 ] && [ -s "$QA_DIST_EXIT_FILE" ]; then
 fi
 if [ "$status" -eq 85 ]; then
   # A job that was cancelled, or whose time is over, is no longer running; nor is one that is in the queue already.
-  state=$(squeue --noheader --jobs "$job" --format %T)
+  state=$(squeue --noheader --jobs "$job" --format %T) || state="in a state that squeue does not tell"
   if [ "$state" != RUNNING ]; then
     echo "the job is $state; unless it starts again by itself, submit it$again to go on"
   elif [ "$restarts" -ge "$most_requeues" ]; then

@@ -56,8 +56,11 @@ fi
 
 [[ $processes =~ ^[1-9][0-9]{0,3}$ ]] || fail "NPROC_PER_NODE is $processes; give it a number of processes, from 1 to 9999"
 
+machines=${NNODES:-1}
+[[ $machines =~ ^[1-9][0-9]{0,3}(:[1-9][0-9]{0,3})?$ ]] && ((${machines#*:} >= ${machines%:*})) ||
+  fail "NNODES is $machines; give it a number of machines, or the least and the most of them as 1:4"
 restarts=0
-if [[ ${NNODES:-1} = *:* ]]; then
+if [[ $machines = *:* ]]; then
   restarts=10
   # A store of its own for each start: torchrun does not notice when the one that machines share is on one that is lost.
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
@@ -65,12 +68,12 @@ fi
 restarts=${MAX_RESTARTS:-$restarts}
 [[ $restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS is $restarts; give it a number, 0 for none"
 options=(--nproc-per-node "$processes" --max-restarts "$restarts")
-if [ "${NNODES:-1}" = 1 ]; then
+if [ "$machines" = 1 ]; then
   options+=(--standalone)
 else
   [ -n "${RDZV_ENDPOINT:-}" ] ||
-    fail "NNODES is $NNODES but RDZV_ENDPOINT is not set; give it the host and port of one machine"
-  options+=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-qa_dist}")
+    fail "NNODES is $machines but RDZV_ENDPOINT is not set; give it the host and port of one machine"
+  options+=(--nnodes "$machines" --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-qa_dist}")
   if [ -z "${PET_LOCAL_ADDR:-}" ]; then
     # Left alone, torchrun and gloo take the address of the machine's own name, which many systems map to the loopback
     # interface. What counts is the address that the route to the endpoint starts from.

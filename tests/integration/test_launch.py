@@ -161,6 +161,17 @@ def test_a_task_of_an_array_is_requeued_alone_and_has_an_exit_file_of_its_own(tm
     assert (tmp_path / "exit_code.7").read_text(encoding="utf-8") == "85\n"
 
 
+def test_a_stopped_job_keeps_its_exit_status_while_squeue_does_not_answer(tmp_path: Path) -> None:
+    job = slurm_job(tmp_path)
+    (tmp_path / "squeue").write_text("#!/bin/bash\necho error >&2\nexit 1\n", encoding="utf-8")
+    done = run(["bash", str(ROOT / "launch" / "slurm.sh")], **job)
+    assert done.returncode == 85, done.stderr
+    assert done.stdout.endswith(
+        "the job is in a state that squeue does not tell; unless it starts again by itself, submit it with "
+        "--resume_from_checkpoint auto to go on\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("script", "name", "value"),
     [
@@ -170,13 +181,15 @@ def test_a_task_of_an_array_is_requeued_alone_and_has_an_exit_file_of_its_own(tm
         ("torchrun.sh", "OMP_NUM_THREADS", "abc"),
         ("torchrun.sh", "OMP_NUM_THREADS", "0"),
         ("torchrun.sh", "MAX_RESTARTS", "-1"),
+        *(("torchrun.sh", "NNODES", value) for value in ("abc", "0", "2:1", "1:", ":2", "1:2:3")),
+        ("local.sh", "OMP_NUM_THREADS", "x"),
         ("local.sh", "NUM_PROCESSES", "2x"),
         ("local.sh", "NUM_PROCESSES", "0"),
         ("slurm.sh", "MAX_REQUEUES", "often"),
     ],
 )
 def test_numbers_in_the_environment_are_checked(tmp_path: Path, script: str, name: str, value: str) -> None:
-    job = slurm_job(tmp_path, **{"NPROC_PER_NODE": "1", name: value})
+    job = slurm_job(tmp_path, **{"NPROC_PER_NODE": "1", "NUM_PROCESSES": "1", name: value})
     done = run(["bash", str(ROOT / "launch" / script)], **job)
     assert done.returncode == 2
     assert f"{name} is {value}; give it a number" in done.stderr
