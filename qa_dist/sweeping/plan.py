@@ -135,7 +135,8 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
     differing: set[str] = set().union(*(method.options for method in methods), search.parameters if search else ())
     _check_flags(argv, {"seed", *differing}, path)
     _check_own(argv, differing, content, path)
-    common = layered(read_recipe(str(content["config"])) if "config" in content else {}, content.get("options") or {})
+    recipe = {} if content.get("config") is None else read_recipe(str(content["config"]))
+    common = layered(recipe, content.get("options") or {})
 
     def runs(method: Method) -> list[Trial]:
         raw = layered(common, method.options)
@@ -231,7 +232,7 @@ def _check_spacing(rungs: Sequence[int], path: Path) -> None:
     """Refuse rungs for which trials would have to evaluate all the time."""
     every = math.gcd(*rungs) if rungs else 0
     if rungs and min(rungs) > _MOST_EVALUATIONS * every:
-        multiples = ", ".join(str(max(1, round(rung / min(rungs))) * min(rungs)) for rung in rungs)
+        multiples = ", ".join(dict.fromkeys(str(max(1, round(rung / min(rungs))) * min(rungs)) for rung in rungs))
         raise ConfigError(
             [
                 f"{path} has rungs {', '.join(map(str, rungs))}, for which trials evaluate at every multiple of "
@@ -289,7 +290,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _seeds(path: Path, content: Mapping[str, Any]) -> list[int]:
     seeds = content.get("seeds", [42])
     if not _are_counts(seeds, 0) or len(set(seeds)) < len(seeds):
-        raise ConfigError([f"{path}: seeds is {shown(seeds)} and must be a list of different whole numbers"])
+        raise ConfigError([f"{path}: seeds is {shown(seeds)} and must be a list of different whole numbers from 0"])
     return list(seeds)
 
 
@@ -312,7 +313,7 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
     """The grid's points and then the listed trials."""
     grid: Mapping[str, Any] = content.get("grid") or {}
     problems = [
-        f"{path}: {name} in the grid is {type_name(values)} and must be a list of values"
+        f"{path}: {name} in the grid is {'empty' if values == [] else type_name(values)} and must be a list of values"
         for name, values in grid.items()
         if not isinstance(values, list) or not values
     ]

@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +194,13 @@ def read_search(path: Path, content: Mapping[str, Any], rungs: Sequence[int]) ->
 
 def _part(path: Path, key: str, asked: Any, known: Mapping[str, str], problems: list[str]) -> Part:
     """A sampler or pruner: a name, or a mapping with a name and arguments."""
+    # `pruner: none` and YAML's own nothing are one word to whoever writes them.
+    asked = "none" if asked is None and key == "pruner" else asked
     arguments = dict(asked) if isinstance(asked, dict) else {"name": asked}
     name = arguments.pop("name", None)
-    # `pruner: none` and YAML's own nothing are one word to whoever writes them.
-    name = "none" if name is None and key == "pruner" else name
     if not isinstance(name, str) or name not in known:
-        problems.append(f"{path}: {key} is {shown(name)}; use one of {', '.join(known)}")
+        what = f"the name of the {key}" if isinstance(asked, dict) else key
+        problems.append(f"{path}: {what} is {shown(name)}; use one of {', '.join(known)}")
         name = next(iter(known))
     return Part(name, {str(word): _number(value) for word, value in arguments.items()})
 
@@ -239,6 +241,11 @@ def _range(where: str, content: Any) -> Range:
     found = Range(low, high, log, step)
     if found.is_whole and step is not None and not isinstance(step, int):
         raise ConfigError([f"{where} has whole numbers and a step of {shown(step)}; make it a whole number too"])
+    # As decimals, in which 0.9 is three steps of 0.3.
+    if step is not None and (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
+        raise ConfigError(
+            [f"{where} does not get from {low} to {high} in steps of {step}; choose others, so that it does"]
+        )
     return found if found.is_whole else Range(float(low), float(high), log, step)
 
 

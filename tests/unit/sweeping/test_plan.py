@@ -94,7 +94,8 @@ def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
         ("grid: [lora_r]", "grid is a list and must be names with lists"),
         ("grid: {lora_r: 3}", "lora_r in the grid is a number and must be a list of values"),
         ("grid: {lora_r: [1]}\nseeds: [1, 1]", "seeds is .* must be a list of different whole numbers"),
-        ("grid: {lora_r: [1]}\nseeds: [-1]", "seeds is .* must be a list of different whole numbers"),
+        ("grid: {lora_r: [1]}\nseeds: [-1]", "seeds is .* must be a list of different whole numbers from 0"),
+        ("grid: {lora_r: []}", "lora_r in the grid is empty and must be a list of values"),
         ("grid: {seed: [1, 2]}", "a sweep sets --seed itself, its trials have those of the list `seeds`; drop it"),
         ("trials: [{name: a, seed: 7}]", "a sweep sets --seed itself"),
         ("grid: {lora_r: [1]}\noptions: {seed: 7}", "a sweep sets --seed itself"),
@@ -114,6 +115,7 @@ def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
             "grid: {lora_r: [1]}\nrungs: [33, 100]",
             "evaluate at every multiple of 1 steps, .* multiples of one number, such as 33, 99",
         ),
+        ("grid: {lora_r: [1]}\nrungs: [97, 101]", "take multiples of one number, such as 97$"),
         ("grid: {lora_r: [1]}\nrungs: [20, 10]", "rungs is .* increasing numbers of steps"),
         ("trials: [{lora_r: 1}]", "trial 1 has no name"),
         ("trials: [{name: a/b}]", "the trial name a/b may have letters"),
@@ -131,7 +133,7 @@ def test_a_mistake_in_the_file_is_a_sentence(text: str, sentence: str, tmp_path:
 
 
 def test_flags_may_not_undo_what_the_trials_differ_in(tmp_path: Path) -> None:
-    text = "grid: {lora_r: [1, 2]}"
+    text = "config:\ngrid: {lora_r: [1, 2]}"
     for flags, sentence in (
         (["--lora_r=4"], "--lora_r would overwrite what the trials"),
         (["--seed", "4"], "--seed would overwrite"),

@@ -67,6 +67,10 @@ SMALL = "search: {trials: 2, parameters: {lora_r: [1, 2]}"
             "search: {trials: 3, parameters: {lora_dropout: {low: 0, high: 0.9, log: true}}}",
             "a low above 0, and no step",
         ),
+        (
+            "search: {trials: 3, parameters: {lora_r: {low: 1, high: 10, step: 4}}}",
+            "does not get from 1 to 10 in steps of 4; choose others",
+        ),
         ("search: {trials: 3, parameters: {lora_r: [1, 1]}}", "a list of different values"),
         ("search: {trials: 3, parameters: {lora_r: {low: 0, high: 4}}}", "trial lora_r 0: --lora_r 0 is out of range"),
         ("search: {trials: 3, parameters: {lora_r: {low: 4, high: 64.0}}}", "is not an integer"),
@@ -74,6 +78,10 @@ SMALL = "search: {trials: 2, parameters: {lora_r: [1, 2]}"
         ("search: {trials: 3, parameters: {lora_rank: [1, 4]}}", "--lora_rank is no option here"),
         (f"{SMALL}, sampler: grid}}", "sampler is grid; use one of tpe, random, gp"),
         (f"{SMALL}, pruner: best}}\nrungs: [3]", "pruner is best; use one of none, median, halving, hyperband"),
+        (
+            f"{SMALL}, pruner: {{reduction_factor: 3}}}}\nrungs: [3]",
+            "the name of the pruner is null; use one of none, median",
+        ),
         (f"{SMALL}, pruner: median}}", "the pruner median decides at rungs, and there are none"),
         (f"{SMALL}, storage: 3}}", "storage of the search is a number and must be text"),
     ],
@@ -81,6 +89,13 @@ SMALL = "search: {trials: 2, parameters: {lora_r: [1, 2]}"
 def test_a_mistake_in_a_search_is_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=sentence):
         planned(tmp_path, text)
+
+
+def test_steps_that_meet_the_end_but_for_rounding_are_taken(tmp_path: Path) -> None:
+    text = "search: {trials: 3, parameters: {lora_dropout: {low: 0.0, high: 0.9, step: 0.3}}}"
+    search = planned(tmp_path, text).search
+    assert search is not None
+    assert search.parameters == {"lora_dropout": Range(0.0, 0.9, step=0.3)}
 
 
 def test_what_does_not_go_with_a_search(tmp_path: Path) -> None:
