@@ -29,6 +29,7 @@ from qa_dist.benchmarking import charts, report
 from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
+from qa_dist.common.files import make_writable
 from qa_dist.config.parsing import asks_for_help, parse
 
 PROG = "qa_dist.bench"
@@ -62,10 +63,7 @@ def _bench(argv: list[str]) -> int:
     charts.require_matplotlib()
     settings = Settings.of(config, options)
     directory = Path(str(options.output_dir))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder") from error
+    make_writable(directory, "--output_dir")
     if (directory / "bench.json").exists():
         # Before anything is measured: results are added to this file.
         report.read(directory / "bench.json")

@@ -417,6 +417,7 @@ def test_headlines_are_finite_numbers_by_name() -> None:
 REFUSED = {
     "nothing to measure": ([], "nothing cannot be measured"),
     "unknown command": (["speed"], "'speed' cannot be measured"),
+    "a folder that takes no file": (["paths", "--output_dir", "/proc"], "--output_dir /proc cannot be used"),
     "no folder": (["paths"], "--output_dir is missing"),
     "unknown option": (["paths", "--output_dir", "x", "--repeat", "2"], "did you mean --repeats?"),
     "world size": (["scaling", "--output_dir", "x", "--num_processes", "1", "two"], "two"),

@@ -32,6 +32,16 @@ def test_the_table_of_a_gpu_is_what_the_estimate_says_now() -> None:
         assert found[name] == pytest.approx(noted[name], rel=0.02), "run: bench memory estimate docs/memory/cpu.json"
 
 
+def test_what_was_measured_is_replaced_by_a_whole_file(tmp_path: Path) -> None:
+    """A kill in the middle of writing leaves the measurements before."""
+    path, before = tmp_path / "memory.json", tmp_path / "before.json"
+    path.write_text("measured", encoding="utf-8")
+    before.hardlink_to(path)
+    memory._write({"compared": {}, "table": {}}, path)
+    assert before.read_text(encoding="utf-8") == "measured"
+    assert memory.read(path) == {"compared": {}, "table": {}}
+
+
 def test_memory_without_estimates_makes_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "memory.json"
     path.write_text('{"compared": {"lora": {"measured_bytes": 1}}, "table": {}}', encoding="utf-8")
