@@ -137,6 +137,21 @@ def score_at(record: Record | None, step: int, metric: str) -> float | None:
     return -float(found["loss"]) if metric == "loss" else float(found[metric])
 
 
+def require_rungs(trial: Trial, record: Record, rungs: Sequence[int]) -> None:
+    """Make sure that a trial has a score at every rung that it has passed, by which it can be compared there.
+
+    Raises:
+        UserError: It has passed one without a pause, as the rungs were others.
+    """
+    paused_at = {rung["step"] for rung in record["rungs"]}
+    passed = [step for step in rungs if step < record["step"] and step not in paused_at]
+    if passed and record["status"] not in ("diverged", "failed"):
+        raise UserError(
+            f"{trial.folder} has passed step {passed[0]} when the sweep file had other rungs, and has no score there; "
+            "choose another --output_dir, or change them back"
+        )
+
+
 def require_results_file(path: Path) -> None:
     """Make sure that results can be written to a file, before anything is computed for it.
 

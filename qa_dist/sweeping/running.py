@@ -12,7 +12,16 @@ from qa_dist.common.reading import read_json_object
 from qa_dist.common.secrets import masked
 from qa_dist.sweeping.halving import better_half
 from qa_dist.sweeping.plan import Plan, Trial
-from qa_dist.sweeping.record import FORMAT, Record, is_at, read_record, score_at, without_folders, write_sweep
+from qa_dist.sweeping.record import (
+    FORMAT,
+    Record,
+    is_at,
+    read_record,
+    require_rungs,
+    score_at,
+    without_folders,
+    write_sweep,
+)
 
 Task = tuple[Trial, int | None]
 """A trial, and after how many steps it pauses (None: it goes to its end)."""
@@ -136,10 +145,13 @@ def run_sweep(
         notice: Hears what happens.
 
     Raises:
-        UserError: A folder holds a trial with other options.
+        UserError: A folder holds a trial with other options, or one that has passed a rung without a pause.
     """
     ledger = Ledger(plan, results, notice)
     ledger.add(plan.trials)
+    for trial in plan.trials:
+        if (record := ledger.records[trial.name]) is not None:
+            require_rungs(trial, record, plan.rungs)
     ledger.note()
     methods = list(dict.fromkeys(trial.method for trial in plan.trials))
     for step in (*plan.rungs, None):

@@ -1,8 +1,15 @@
-"""What a sweep says of itself."""
+"""What a sweep says of itself, and the rungs that it compares its trials at."""
+
+from pathlib import Path
 
 import pytest
 
-from qa_dist.sweeping.running import command
+from qa_dist.common.errors import UserError
+from qa_dist.sweep import SweepConfig
+from qa_dist.sweeping.plan import Trial, read_plan
+from qa_dist.sweeping.record import new_record, read_record, write_record
+from qa_dist.sweeping.running import command, run_sweep
+from tests.unit.sweeping.inline import Inline
 
 
 @pytest.mark.parametrize(
@@ -14,3 +21,31 @@ def test_the_command_that_starts_a_sweep_again(start: list[str]) -> None:
     shown = command([*start, *words, "--train_file=hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"])
     assert shown[:6] == ["qa-dist", "sweep", "few.yaml", "--output_dir", "out", "--validation_file=dev.json"]
     assert "abcdefgh" not in shown[6]
+
+
+def to_rung_or_end(trial: Trial, step: int | None) -> None:
+    """As a trial of 60 steps whose score is its rank."""
+    record = read_record(trial) or new_record(trial)
+    figures = {"exact_match": 0.0, "f1": float(trial.options["lora_r"])}
+    if step is None:
+        write_record(trial, {**record, "status": "done", "step": 60, "final": figures})
+        return
+    rungs = [*record["rungs"], {"step": step, **figures}]
+    write_record(trial, {**record, "status": "paused", "step": step, "rungs": rungs})
+
+
+def test_a_new_rung_that_trials_have_passed_is_refused(tmp_path: Path) -> None:
+    """They have no score there, and would be left out as if they had failed."""
+    file = tmp_path / "few.yaml"
+
+    def swept(rungs: str) -> list[tuple[str, int | None]]:
+        file.write_text(f"seeds: [1]\ngrid: {{lora_r: [1, 2, 3, 4]}}\nrungs: {rungs}", encoding="utf-8")
+        flags = ["--output_dir", str(tmp_path / "out"), "--dataset_name", "sample"]
+        runner = Inline(body=to_rung_or_end)
+        assert run_sweep(read_plan(file, flags, SweepConfig), runner, tmp_path / "sweep.json")
+        return runner.done
+
+    assert [step for _, step in swept("[20, 30]")] == [20] * 4 + [30] * 2 + [None]
+    with pytest.raises(UserError, match="has passed step 10 when the sweep file had other rungs, and has no score"):
+        swept("[10, 20, 30]")
+    assert swept("[20, 30]") == []
