@@ -134,6 +134,8 @@ def tuned(
             "before": scored.at(in_force, is_reported_E),
             "after": scored.at(used, is_reported_E),
         }
+        if keeps_threshold:
+            report["null_threshold"]["is_chosen"] = True
     name = os.path.basename(os.path.normpath(data.validation_file or data.source))
     named = {"data": name, "split": "validation", "fingerprint": store.fingerprint}
     return Calibration(

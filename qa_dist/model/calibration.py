@@ -31,7 +31,8 @@ class Calibration:
         tuned_on: the data: `data` (a name), `fingerprint` (of its feature store), `part` ("all" or "half"), and counts.
         reported_on: the same of the data of the report: that which it was tuned on, or the other half of its contexts.
         report: errors of calibration and scores, before and after, in percent. `calibration` has `not_kept` where the
-            temperature is 1 because the fitted one did not lower the error of the data that it was fitted on.
+            temperature is 1 because the fitted one did not lower the error of the data that it was fitted on, and
+            `null_threshold` has `is_chosen` where none was tuned because the run had one of its own.
     """
 
     temperature: float
@@ -86,7 +87,7 @@ class Calibration:
                 f"null threshold {self.null_score_diff_threshold:.6g}, tuned on {self.origin}: F1 {after} {where}, "
                 f"{before} with a threshold of {found['before']['threshold']:g}"
             )
-        elif found["before"]["threshold"] == 0:
+        elif found["before"]["threshold"] == 0 and not found.get("is_chosen"):
             yield "no null threshold is kept: none is better than never to answer"
 
 

@@ -181,13 +181,15 @@ def test_without_unanswerable_questions_there_is_no_threshold() -> None:
     assert sum(each["n"] * each["exact_match"] for each in bins) / len(known(store)) == pytest.approx(exact)
 
 
-def test_a_threshold_that_was_chosen_stays() -> None:
-    store, answers = made(300, version_2=True, threshold=1.5)
-    options = EvaluationConfig(null_score_diff_threshold=1.5)
+@pytest.mark.parametrize("threshold", [1.5, 0.0])
+def test_a_threshold_that_was_chosen_stays(threshold: float) -> None:
+    store, answers = made(300, version_2=True, threshold=threshold)
+    options = EvaluationConfig(null_score_diff_threshold=threshold)
     found = tuned(answers, store, DATA, options, part="all", version_2=True, keeps_threshold=True)
     assert found.null_score_diff_threshold is None
     assert found.report["null_threshold"]["before"] == found.report["null_threshold"]["after"]
-    assert found.report["null_threshold"]["before"]["threshold"] == 1.5
+    assert found.report["null_threshold"]["before"]["threshold"] == threshold
+    assert not any("null threshold" in line for line in found.lines())
 
 
 def test_where_silence_is_best_no_threshold_is_kept() -> None:
