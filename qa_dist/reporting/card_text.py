@@ -163,12 +163,15 @@ def calibration_lines(run: RunRecord) -> Iterator[str]:
 
 def training_lines(run: RunRecord) -> Iterator[str]:
     """How it was trained; nothing where that is not known."""
-    is_full = run.config.get("tuning") == "full"
+    not_used = _ABOUT_LORA if run.config.get("tuning") == "full" else ()
+    if run.config.get("max_train_steps") is not None:
+        # The steps decided, whatever the epochs.
+        not_used = (*not_used, "num_train_epochs")
     rows = [
         f"| {label} | {_plain(', '.join(map(str, value)) if isinstance(value, list) else str(value))} |"
         for key, label in _TRAINING.items()
         for value in [run.config.get(key)]
-        if value is not None and not (is_full and key in _ABOUT_LORA)
+        if value is not None and key not in not_used
     ]
     steps, size, parameters = (run.run.get(key) for key in ("weights_of_step", "world_size", "parameters"))
     if is_number(steps):

@@ -102,6 +102,13 @@ def test_a_run_whose_data_say_that_answers_may_be_missing(run: Path, capsys: Cap
     assert "or none, where the text does not answer it" not in written(capsys, run)
 
 
+@pytest.mark.parametrize("steps", [None, 3])
+def test_epochs_are_said_where_they_decided(run: Path, capsys: Capture, steps: int | None) -> None:
+    options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    (run / "config.yaml").write_text(yaml.safe_dump(options | {"max_train_steps": steps}), encoding="utf-8")
+    assert ("| epochs | 3.0 |" in written(capsys, run)) == (steps is None)
+
+
 def test_the_revision_of_the_base_model_is_in_the_code(run: Path, capsys: Capture) -> None:
     options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     hub = options | {"model_name_or_path": "them/base", "model_revision": "v1.2"}
