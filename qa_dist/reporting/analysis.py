@@ -169,7 +169,7 @@ def _ends(interval: Interval) -> dict[str, float | None]:
 
 def _null_threshold(
     system: System, questions: Questions, rules: Normalization, candidates: Candidates
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """The threshold that would have been best; None where there are not all the null odds and n-best lists for it."""
     answers = questions.references.answers
     odds = system.null_odds() if questions.references.version_2 else {}

@@ -21,10 +21,11 @@ def best_null_threshold(
     candidates: Candidates,
     null_odds: Mapping[str, float],
     rules: Normalization,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """`best_f1`, in percent, and `best_f1_thresh` by the rule of evaluate-v2.0.py, for `--null_score_diff_threshold`.
 
-    The best answer of each question that is one is let in where its null odds do not exceed the threshold.
+    The best answer of each question that is one is let in where its null odds do not exceed the threshold. Where
+    nothing is better than no answer at all the script's threshold is 0, which would let answers in; here it is None.
 
     Args:
         references: the reference answers of each question; none means unanswerable.
@@ -39,7 +40,11 @@ def best_null_threshold(
         key: next((entry["text"] for entry in entries if entry["text"]), "") for key, entries in candidates.items()
     }
     scores = score_v2(references, texts, null_odds=null_odds, rules=rules)
-    return {name: float(scores[name]) for name in ("best_f1", "best_f1_thresh")}
+    is_silent = scores["best_f1"] <= 100 * scores.get("NoAns_total", 0) / scores["total"]
+    return {
+        "best_f1": float(scores["best_f1"]),
+        "best_f1_thresh": None if is_silent else float(scores["best_f1_thresh"]),
+    }
 
 
 def calibration(

@@ -123,7 +123,9 @@ def _confidence(system: Mapping[str, Any]) -> Iterator[str]:
             f"calibration: expected error {before} with equal (adaptive) bins, {after} with a temperature of the other "
             f"half of the contexts; temperature {found['temperature']:.3f} on {found['num_questions']:,} questions"
         )
-    if best is not None:
+    if best is not None and best["best_f1_thresh"] is None:
+        yield f"null threshold: none is better than never to answer, which has F1 {best['best_f1']:.2f}"
+    elif best is not None:
         yield (
             f"null threshold: F1 {best['best_f1']:.2f} at {best['best_f1_thresh']:.6g}, the best on these questions "
             "(--null_score_diff_threshold)"
