@@ -20,7 +20,7 @@ from qa_dist.data.rows import Reading
 
 PARQUET_MAGIC = b"PAR1"
 _SEPARATORS = ",;\t|"
-_ALLOWED = f"files are JSON, JSONL, CSV, TSV or Parquet, each plain or .gz, and {ALLOWED}"
+_FORMATS = "files are JSON, JSONL, CSV, TSV or Parquet, each plain or .gz"
 
 
 class Content(NamedTuple):
@@ -168,8 +168,10 @@ def parse(content: bytes, path: Path, *, is_unpacked: bool = False) -> Reading:
     return lay_out(loaded.value, path, loaded.word, loaded.shifted)
 
 
-def load(content: bytes, path: Path, *, is_unpacked: bool = False) -> Content:
+def load(content: bytes, path: Path, *, is_unpacked: bool = False, allowed: str = ALLOWED) -> Content:
     """What the bytes of a file hold; `path` says by its name which kind of file it is, else the bytes do.
+
+    `allowed` says for messages what there may be in such a file: by default the layouts of questions.
 
     Raises:
         DataError: They cannot be parsed.
@@ -178,8 +180,8 @@ def load(content: bytes, path: Path, *, is_unpacked: bool = False) -> Content:
         require_gzip(path, content)
         content = decompressed(content, path)
     if not content.strip():
-        raise DataError(f"{path} is empty; {_ALLOWED}")
-    return FORMATS[_format(content, path)].load(content, path)
+        raise DataError(f"{path} is empty; {_FORMATS}, and {allowed}")
+    return FORMATS[_format(content, path, allowed)].load(content, path)
 
 
 def named_format(path: Path, *, is_json: bool, is_parquet: bool) -> str | None:
@@ -208,7 +210,7 @@ def require_gzip(path: Path, start: bytes) -> None:
         raise DataError(f"{path} is not gzip-compressed although it ends in .gz; rename it or compress it")
 
 
-def _format(content: bytes, path: Path) -> str:
+def _format(content: bytes, path: Path, allowed: str) -> str:
     """Which of FORMATS the file is."""
     start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
     is_json = start[:1] in (b"{", b"[")
@@ -223,4 +225,4 @@ def _format(content: bytes, path: Path) -> str:
     is_table = any(mark.encode() in header for mark in _SEPARATORS)
     if is_table and (b"question" in header or b"query" in header) and (b"text" in header or b"passage" in header):
         return "CSV"
-    raise DataError(f"{path} is neither JSON, JSONL, CSV or TSV with a header, nor Parquet; {_ALLOWED}")
+    raise DataError(f"{path} is neither JSON, JSONL, CSV or TSV with a header, nor Parquet; {_FORMATS}, and {allowed}")

@@ -114,7 +114,7 @@ def load_predictions(path: str | Path) -> Predictions:
             an id occurs twice.
     """
     path = Path(path)
-    content = load(read_bytes(path), path)
+    content = load(read_bytes(path), path, allowed=_ALLOWED)
     if content.shifted:
         raise DataError(_surplus(content.shifted, path))
     value = content.value

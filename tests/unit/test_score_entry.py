@@ -188,6 +188,7 @@ def test_questions_without_known_answers_are_not_scored(files, capsys):
         ('[{"id": "a", "guess": "x"}]', "holds rows with id, guess; predictions are"),
         ('[{"id": "a", "prediction_text": "x"}, "y"]', "row 2 has no id that is text"),
         ('{"a": [{"text": "x"}], "b": []}', "does not for 2 ids ('a', 'b')"),
+        ("", "is empty; files are JSON, JSONL, CSV, TSV or Parquet, each plain or .gz, and predictions are an object"),
         ('{"predictions": {"a": "x"}}', "does not for 1 id ('predictions'); predictions are an object from question"),
         ('{"id": ["a", "b"], "prediction_text": ["x"]}', "id that is text"),
     ],
