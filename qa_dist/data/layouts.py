@@ -342,10 +342,8 @@ def _items(value: Any, path: Path) -> tuple[Sequence[Any], bool | None]:
         for unwrapped in (_wrapped(value), by_column, _by_index(value)):
             if unwrapped is not None:
                 return unwrapped, version
-        raise DataError(
-            f"{path} is in no layout that is known: its top level is an object with the keys "
-            f"{listed(list(value), len(value))}; {ALLOWED}"
-        )
+        keys = f"with the keys {listed(list(value), len(value))}" if value else "without keys"
+        raise DataError(f"{path} is in no layout that is known: its top level is an object {keys}; {ALLOWED}")
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise DataError(f"{path} is in no layout that is known: its top level is {type_name(value)}; {ALLOWED}")
     return value, version
