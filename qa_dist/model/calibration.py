@@ -58,7 +58,8 @@ class Calibration:
         number = f"{count:,} " if isinstance(count, int) else ""
         if self.tuned_on.get("part") == "half":
             return f"the {number}questions about one half of the contexts of {name}"
-        return f"all {number}questions of {name}"
+        # Perhaps not all of them (--max_eval_samples, answers that are not known).
+        return f"{number}questions of {name}"
 
     def lines(self) -> Iterator[str]:
         """What it is and what it brings, for people."""

@@ -232,7 +232,7 @@ def test_what_is_tuned_for_a_model_is_said(trained: Path, tmp_path: Path) -> Non
     tuned = dataclasses.replace(some_calibration(2.5), tuned_on={"data": "<b>dev.json", "part": "all"})
     tuned.write(tmp_path / "run")
     page = reported(tmp_path, tmp_path / "run")
-    assert "temperature 2.500, fitted on all questions of <b>dev.json" in page.parts["calibration"]
+    assert "temperature 2.500, fitted on questions of <b>dev.json" in page.parts["calibration"]
 
 
 def test_a_single_step_has_no_parts_of_steps_around_it(tmp_path: Path) -> None:
