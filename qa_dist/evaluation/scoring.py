@@ -74,7 +74,6 @@ def score_v2(
     """
     exact, f1 = question_scores(references, predictions, version_2=True, allow_missing=allow_missing, rules=rules)
     if null_odds is not None:
-        _check_ids(references, null_odds, "null odds", allow_missing)
         without_odds = [key for key in references if key in predictions and key not in null_odds]
         if without_odds:
             raise ScoringError(f"{counted(without_odds, 'predicted question')} without null odds; give odds for all.")
@@ -122,7 +121,7 @@ def question_scores(
     Raises:
         ScoringError: references and predictions do not belong together, or a question of v1.1 has no answer.
     """
-    _check_ids(references, predictions, "predictions", allow_missing)
+    _check_ids(references, predictions, allow_missing)
     if version_2:
         golds = {key: matchable(texts, rules) for key, texts in references.items()}
         return _raw_scores(golds, predictions, rules, f1_of_empty=f1_of_no_answers)
@@ -134,19 +133,14 @@ def question_scores(
     return _raw_scores(references, predictions, rules, f1_of_empty=no_f1)
 
 
-def _check_ids(
-    references: Mapping[str, object],
-    given: Mapping[str, object],
-    what: str,
-    allow_missing: bool,
-) -> None:
+def _check_ids(references: Mapping[str, object], predictions: Mapping[str, object], allow_missing: bool) -> None:
     if not references:
         raise ScoringError("there are no questions to score; check the reference file.")
-    missing = [] if allow_missing else [key for key in references if key not in given]
+    missing = [] if allow_missing else [key for key in references if key not in predictions]
     if missing:
         raise ScoringError(
-            f"{counted(missing, 'question')} without {what} (--allow_missing scores them 0); check that both files are "
-            "of the same data set."
+            f"{counted(missing, 'question')} without predictions (--allow_missing scores them 0); check that both "
+            "files are of the same data set."
         )
 
 

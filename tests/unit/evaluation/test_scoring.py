@@ -182,10 +182,10 @@ def test_predictions_for_unknown_questions_are_ignored_as_officially_and_mention
 def test_ids_that_do_not_match_are_refused():
     with pytest.raises(ScoringError, match=r"1 question \('b'\) without predictions \(--allow_missing scores them 0\)"):
         score_v1({"a": ["x"], "b": ["x"]}, {"a": "x"})
-    with pytest.raises(ScoringError, match=r"1 question \('b'\) without null odds"):
-        score_v2({"a": ["x"], "b": []}, {"a": "x", "b": ""}, null_odds={"a": 0.0})
-    with pytest.raises(ScoringError, match=r"1 predicted question \('b'\) without null odds"):
-        score_v2({"a": ["x"], "b": []}, {"a": "x", "b": ""}, null_odds={"a": 0.0}, allow_missing=True)
+    for allow_missing in (False, True):
+        # A question without odds is no question without a prediction, and cannot be let pass as one.
+        with pytest.raises(ScoringError, match=r"^1 predicted question \('b'\) without null odds; give odds for all"):
+            score_v2({"a": ["x"], "b": []}, {"a": "x", "b": ""}, null_odds={"a": 0.0}, allow_missing=allow_missing)
     with pytest.raises(ScoringError, match=r"1 question \('b'\) without an answer cannot be scored as SQuAD v1.1"):
         score_v1({"a": ["x"], "b": []}, {"a": "x", "b": ""})
     with pytest.raises(ScoringError, match="no questions to score"):
