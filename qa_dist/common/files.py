@@ -109,6 +109,7 @@ def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     _remove(aside)
     with _removed_on_failure(aside):
         yield aside
+        _share(aside)
         _flush(aside)
         os.replace(aside, path)
     _synchronise(path.parent)
@@ -130,6 +131,7 @@ def staged_files(directory: Path, *, order: Callable[[Path], Any]) -> Iterator[P
     aside.mkdir(parents=True)
     with _removed_on_failure(aside):
         yield aside
+        _share(aside)
         _flush(aside)
         for path in sorted(aside.iterdir(), key=order):
             os.replace(path, directory / path.name)
@@ -158,6 +160,21 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _share(path: Path) -> None:
+    """Give the files in a folder, if it is one, the rights of the folder itself, which are as the umask has them.
+
+    Some libraries write theirs for the owner alone: with safetensors 0.8, a group could read all but the weights.
+    """
+    rights = path.stat().st_mode & 0o666
+    for inner in path.iterdir() if path.is_dir() else ():
+        if inner.is_dir():
+            _share(inner)
+        elif inner.stat().st_mode & 0o666 != rights:
+            # File systems without rights refuse it, and have nothing to share.
+            with suppress(OSError):
+                inner.chmod(rights)
 
 
 def _flush(path: Path) -> None:

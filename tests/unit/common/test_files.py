@@ -156,6 +156,21 @@ def test_files_move_in_their_order_when_all_are_flushed(tmp_path: Path, calls: l
     }
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_rights_that_the_umask_gives_whatever_a_library_gave_them(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with staged(tmp_path / "model") as aside:
+            write_folder(aside)
+            (aside / "inner" / "b").chmod(0o600)
+        with staged_files(tmp_path / "run", order=str) as aside:
+            (aside / "weights").touch(0o600)
+    finally:
+        os.umask(before)
+    for name in ("model/a", "model/inner/b", "run/weights"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_files_of_a_block_that_fails_do_not_move(tmp_path: Path) -> None:
     def fail() -> None:
         with staged_files(folder, order=by_name_reversed) as aside:
