@@ -53,6 +53,8 @@ class EvaluateConfig:
     def problems(self) -> Iterable[str]:
         if self.adapter is None or not is_hub_id(self.adapter):
             yield from adapter_problems(self.adapter)
+        if self.results_dir and self.adapter and Path(self.results_dir).resolve() == Path(self.adapter).resolve():
+            yield f"--results_dir {self.results_dir} is the folder of the model, whose own results stay; name another"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

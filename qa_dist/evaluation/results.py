@@ -49,7 +49,10 @@ class Evaluation(ShownAsText):
 
 
 def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:
-    """Write metrics.json, predictions.json, nbest.json and, with unanswerable questions, null_odds.json."""
+    """Write metrics.json, predictions.json, nbest.json and, with unanswerable questions, null_odds.json.
+
+    Without these, a null_odds.json of earlier results is removed: it says of a folder that "no answer" was a choice.
+    """
     answers = evaluation.answers
     if answers is None:
         raise ValueError("only rank 0 of a whole evaluation has results to write")
@@ -61,6 +64,8 @@ def write_results(evaluation: Evaluation, directory: Path) -> list[Path]:
     odds = answers.null_odds()
     if odds is not None:
         files["null_odds.json"] = odds
+    else:
+        (directory / "null_odds.json").unlink(missing_ok=True)
     for name, value in files.items():
         write_json(directory / name, value)
     return [directory / name for name in files]

@@ -1,4 +1,4 @@
-"""The precision of an evaluation: the run's own, or the one that was asked for, and what is said where it is slow."""
+"""The precision of an evaluation and what is said where it is slow, its data, and where its results go."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from qa_dist import calibrate, evaluate, merge
 from qa_dist.model import precision
+from tests.refusals import refusal
 from tests.unit.trained import reset_accelerate, trained_folder
 
 SLOW = "this processor has no instructions for bf16"
@@ -84,3 +85,26 @@ def test_a_model_is_named_on_the_command_line_and_the_last_one_counts(
     assert f"--{flag} {of_bf16} stands in a recipe, before which the model is looked for" in capsys.readouterr().err
     assert main([f"--{flag}", str(of_bf16), f"--{flag}={tmp_path / 'none'}", *more]) == 2
     assert "none is not a folder" in capsys.readouterr().err
+
+
+def test_results_do_not_take_the_place_of_those_of_the_run(
+    of_bf16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(of_bf16)
+    assert "the folder of the model, whose own results stay" in refusal(
+        evaluate.main, ["--adapter", str(of_bf16), "--results_dir", str(link)], capsys
+    )
+
+
+def test_null_odds_of_earlier_results_go_with_them(of_bf16: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    questions = json.loads((of_bf16.parent / "train.json").read_text(encoding="utf-8"))
+    del questions["version"]
+    questions["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
+    other.write_text(json.dumps(questions), encoding="utf-8")
+    odds = tmp_path / "results" / "null_odds.json"
+    evaluated(of_bf16, odds.parent, "--validation_file", str(other))
+    assert odds.exists()
+    evaluated(of_bf16, odds.parent)
+    assert not odds.exists()
