@@ -97,8 +97,10 @@ def _write_options(adapter: str, directory: Path) -> None:
     names = ["max_seq_length", "doc_stride", "max_question_length"]
     names += [field.name for field in dataclasses.fields(EvaluationConfig) if field.name != "gather"]
     kept = {name: of_run[name] for name in names if of_run.get(name) is not None}
-    if (allows := of_run.get("version_2_with_negative")) is None:
-        allows = was_evaluated_without_answers(adapter)
+    allows = of_run.get("version_2_with_negative")
+    if allows is None and was_evaluated_without_answers(adapter):
+        allows = True
+    # Where it is none, other data that the model is evaluated on decide, as they do for its adapter.
     write_options({**kept, "tuning": "full", "version_2_with_negative": allows}, directory / "config.yaml")
 
 

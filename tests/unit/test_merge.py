@@ -12,6 +12,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from qa_dist import merge
 from qa_dist.config.options import ModelConfig
+from qa_dist.config.recipe_files import write_options
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.model import merging
 from qa_dist.model.folder import base_options, load_tokenizer_of
@@ -184,3 +185,14 @@ def test_an_adapter_trained_here_reads_token_types_also_where_it_was_copied_alon
     tokenizer, notes = load_tokenizer_of(str(tmp_path / "adapter"), config)
     assert notes == []
     assert TokenizerSpec.of(tokenizer).has_token_types
+
+
+def test_whether_questions_may_have_no_answer_is_left_to_the_data_where_the_run_left_it(tmp_path: Path) -> None:
+    trained_folder(tmp_path)
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    assert merge.main(["--adapter", str(adapter), "--merged_dir", str(merged)]) == 0
+    assert base_options(str(merged)).get("version_2_with_negative") is None
+    chosen = tmp_path / "chosen"
+    write_options({**base_options(str(adapter)), "version_2_with_negative": False}, adapter / "config.yaml")
+    assert merge.main(["--adapter", str(adapter), "--merged_dir", str(chosen)]) == 0
+    assert base_options(str(chosen))["version_2_with_negative"] is False
