@@ -231,7 +231,7 @@ class Rounds:
             DataError: There was none, or the note cannot be written.
         """
         if not self.progress.num_records:
-            raise DataError(f"{', '.join(self._files.names[:3])} holds no questions; name a file with at least one")
+            raise DataError(f"{self._files.shown} holds no questions; give at least one")
         if not self._sink.is_finished:
             self._sink.finish(self.progress.state())
 

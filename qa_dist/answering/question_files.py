@@ -193,6 +193,11 @@ class QuestionFiles:
         return None if self._stream is not None else QuestionFiles(self._paths)
 
     @property
+    def shown(self) -> str:
+        """The first few files, or the stream, as messages call them."""
+        return ", ".join(list(self._shown.values())[:3])
+
+    @property
     def sha256(self) -> str:
         """Hex digest of everything up to the last unit that was given; of Parquet and JSON, of whole files."""
         return self._digest_of_given.hexdigest()

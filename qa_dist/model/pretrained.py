@@ -214,6 +214,11 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _no_safetensors(folder: Path, name: str, wanted: str) -> CheckpointError:
+    if any(folder.glob("onnx/*.onnx")):
+        return CheckpointError(
+            f"{name} is an exported model, which qa_dist.Reader, predict, ask and serve read; here, name the model "
+            "that it was exported from"
+        )
     pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
     # Among optimiser states and the like, the weights are called what the libraries call them.
     weights = [path for path in pickles if path.stem in ("pytorch_model", "adapter_model")]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from qa_dist.answering import journal
 from qa_dist.answering.journal import Journal, open_sink
 from qa_dist.answering.prediction import Progress, prediction_bar
+from qa_dist.answering.question_files import QuestionFiles
 from qa_dist.common.errors import DataError
 from qa_dist.evaluation.scoring import score_v1, score_v2
 from tests.unit.answering.predicting import IDENTITY, FirstWord, lines, rows, run, write_all_formats, write_jsonl
@@ -379,8 +381,9 @@ def test_the_bar_says_how_far_how_fast_and_how_long(capsys: pytest.CaptureFixtur
 def test_an_input_without_questions_is_refused(tmp_path: Path) -> None:
     for name in ("q.jsonl", "q.csv"):
         (tmp_path / name).write_text("question,context\n" if name == "q.csv" else "\n\n", encoding="utf-8")
-        with pytest.raises(DataError, match="holds no questions"):
+        with pytest.raises(DataError, match=f"^{name} holds no questions"):
             run([tmp_path / name], tmp_path / f"{name}.answers")
+    assert QuestionFiles([], io.BufferedReader(io.BytesIO())).shown == "standard input"
 
 
 def test_names_of_other_things_than_files_are_streams(tmp_path: Path) -> None:

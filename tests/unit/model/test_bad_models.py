@@ -45,6 +45,12 @@ def without_layer(tensors: dict[str, Any]) -> None:
         del tensors[name]
 
 
+def graph(folder: Path) -> Path:
+    """Where the graph of an exported model lies."""
+    folder.mkdir()
+    return folder / "model.onnx"
+
+
 BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (lambda m: [path.unlink() for path in m.glob("tokenizer*")], "knows special tokens only"),
     "tokenizer cut short": (lambda m: cut(m / "tokenizer.json"), "the tokenizer in"),
@@ -63,6 +69,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (lambda m: edit_json(m / "config.json", hidden_size=64), "cannot be loaded"),
     "another depth": (lambda m: edit_json(m / "config.json", num_hidden_layers=3), "would not be trained"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "holds no weights (model.safetensors)"),
+    "exported": (lambda m: (m / "model.safetensors").replace(graph(m / "onnx")), "is an exported model"),
     "weights cut short": (lambda m: cut(m / "model.safetensors"), "cannot be loaded"),
     "empty weights": (lambda m: (m / "model.safetensors").write_bytes(b""), "cannot be loaded"),
     "endless header": (lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 64), "cannot be loaded"),
