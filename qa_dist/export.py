@@ -17,7 +17,7 @@ from typing import Any, Literal
 from qa_dist.answering.options import with_model_named
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
-from qa_dist.common.files import staged
+from qa_dist.common.files import require_writable, staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.machine.requirements import require_package
@@ -78,6 +78,7 @@ def _export(argv: Sequence[str]) -> int:
     for package in _NEEDED:
         require_package(package, f"--format {options.format}")
     name, folder = str(name), Path(str(options.output_dir))
+    require_writable(folder.absolute().parent, "the folder of --output_dir")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Libraries greet on standard output, which belongs to the result.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
-from qa_dist.common.files import staged
+from qa_dist.common.files import require_writable, staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.model.folder import (
@@ -61,6 +61,7 @@ def _merge(argv: Sequence[str]) -> int:
     )
     require_named(options.adapter, argv, "adapter")
     merged_dir = Path(str(options.merged_dir))
+    require_writable(merged_dir.absolute().parent, "the folder of --merged_dir")
     try:
         merged_dir.parent.mkdir(parents=True, exist_ok=True)
         # Libraries greet on standard output, which belongs to the result.

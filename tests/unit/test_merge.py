@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from qa_dist import merge
+from qa_dist import export, merge
 from qa_dist.config.options import ModelConfig
 from qa_dist.config.recipe_files import write_options
 from qa_dist.features.tokenizer import TokenizerSpec
@@ -196,3 +196,16 @@ def test_whether_questions_may_have_no_answer_is_left_to_the_data_where_the_run_
     write_options({**base_options(str(adapter)), "version_2_with_negative": False}, adapter / "config.yaml")
     assert merge.main(["--adapter", str(adapter), "--merged_dir", str(chosen)]) == 0
     assert base_options(str(chosen))["version_2_with_negative"] is False
+
+
+@pytest.mark.parametrize(("main", "flag"), [(merge.main, "--merged_dir"), (export.main, "--output_dir")])
+def test_a_folder_in_a_file_is_said_to_be_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Any, flag: str
+) -> None:
+    random_adapter(tmp_path, "bert")
+    # Libraries greet on standard output.
+    capsys.readouterr()
+    (tmp_path / "file").touch()
+    model = ["--adapter" if main is merge.main else "--model", str(tmp_path / "adapter")]
+    message = refusal(main, [*model, flag, str(tmp_path / "file" / "new")], capsys)
+    assert message == f"the folder of {flag} {tmp_path / 'file'} cannot be used: Not a directory; choose another folder"
