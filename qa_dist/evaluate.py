@@ -53,8 +53,13 @@ class EvaluateConfig:
     def problems(self) -> Iterable[str]:
         if self.adapter is None or not is_hub_id(self.adapter):
             yield from adapter_problems(self.adapter)
-        if self.results_dir and self.adapter and Path(self.results_dir).resolve() == Path(self.adapter).resolve():
-            yield f"--results_dir {self.results_dir} is the folder of the model, whose own results stay; name another"
+        if self.results_dir and self.adapter and _is_own_folder(Path(self.results_dir), Path(self.adapter)):
+            yield f"--results_dir {self.results_dir} is the folder of the run, whose own results stay; name another"
+
+
+def _is_own_folder(directory: Path, adapter: Path) -> bool:
+    """Whether results would take the place of those that a run left beside its model."""
+    return directory.resolve() == adapter.resolve() and (adapter / "run.json").is_file()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -92,7 +92,7 @@ def test_results_do_not_take_the_place_of_those_of_the_run(
 ) -> None:
     link = tmp_path / "link"
     link.symlink_to(of_bf16)
-    assert "the folder of the model, whose own results stay" in refusal(
+    assert "the folder of the run, whose own results stay" in refusal(
         evaluate.main, ["--adapter", str(of_bf16), "--results_dir", str(link)], capsys
     )
 
