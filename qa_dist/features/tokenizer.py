@@ -10,6 +10,7 @@ Neither torch nor transformers is imported, so that a process that tokenises sta
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,6 +96,12 @@ class TokenizerSpec:
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
+def _short_texts(backend: tokenizers.Tokenizer) -> Iterator[str]:
+    """Texts of which one has tokens: usual ones, and only then all that the vocabulary holds."""
+    yield from ("a", "the", "1")
+    yield from sorted(backend.get_vocab())
+
+
 class Piece(NamedTuple):
     """Special tokens between two texts: ids int32 [n] and token types int8 [n]."""
 
@@ -118,9 +125,7 @@ def template_of(backend: tokenizers.Tokenizer, has_token_types: bool) -> Templat
     Raises:
         ConfigError: It does not put all tokens of one text before all tokens of the other.
     """
-    for text in ("a", "the", "1", *sorted(backend.get_vocab())):
-        if backend.encode(text, add_special_tokens=False).ids:
-            break
+    text = next((text for text in _short_texts(backend) if backend.encode(text, add_special_tokens=False).ids), "")
     encoding = backend.encode(text, text)
     ids = np.array(encoding.ids, np.int32)
     types = np.array(encoding.type_ids if has_token_types else [0] * len(ids), np.int8)
