@@ -136,7 +136,7 @@ def test_the_scripts_start_the_module_that_is_named(tmp_path: Path) -> None:
     """Predictions go on by themselves, so a job that starts again gets no other arguments; training does."""
     words, _ = launched_by("torchrun.sh", tmp_path, MODULE="qa_dist.predict")
     assert words[-4:] == ["-m", "qa_dist.predict", "--seed", "two words"]
-    words, _ = launched_by("local.sh", tmp_path, MODULE="qa_dist.predict", NUM_PROCESSES="2")
+    words, _ = launched_by("local.sh", tmp_path, MODULE="qa_dist.predict", NUM_PROCESSES="2", OMP_NUM_THREADS="2")
     assert words[-4:] == ["-m", "qa_dist.predict", "--seed", "two words"]
     job = slurm_job(tmp_path)
     command = ["bash", str(ROOT / "launch" / "slurm.sh"), "--seed", "two words"]

@@ -279,7 +279,7 @@ IN_SCORES = {
     "odds_400_digits.json": "the null odds of 1 question ('a') are not finite numbers",
     "odds_infinite.json": "the null odds of 1 question ('a') are not finite numbers",
     "odds_list.json": "must hold a JSON object from question ids to numbers, not a list",
-    "odds_missing.json": "1 question ('b') without null odds",
+    "odds_missing.json": "1 predicted question ('b') without null odds",
     "odds_nan.json": "the null odds of 1 question ('a') are not finite numbers",
     "odds_null.json": "must map question ids to numbers, but does not for 1 id ('a')",
     "odds_text.json": "must map question ids to numbers, but does not for 1 id ('a')",
