@@ -152,8 +152,12 @@ def require_rungs(trial: Trial, record: Record, rungs: Sequence[int]) -> None:
         )
 
 
-def require_results_file(path: Path) -> None:
+def require_results_file(path: Path, name: str | None) -> None:
     """Make sure that results can be written to a file, before anything is computed for it.
+
+    Args:
+        path: The file.
+        name: Of the sweep, where results of another one are not to be replaced.
 
     Raises:
         ConfigError: They cannot, or the file holds something else.
@@ -162,6 +166,13 @@ def require_results_file(path: Path) -> None:
         held = read_json_object(path) if path.is_file() else {}
         if not {"sweep", "trials"} <= held.keys():
             raise ConfigError([f"{path} exists and holds no results of a sweep; name another file with --results_file"])
+        if name not in (None, held["sweep"]):
+            raise ConfigError(
+                [
+                    f"{path} holds the results of another sweep, {held['sweep']}, and not of {name}; name another file "
+                    "with --results_file"
+                ]
+            )
     require_writable(path.parent, f"{path}: its folder")
 
 

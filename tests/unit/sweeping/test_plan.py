@@ -180,12 +180,15 @@ def test_what_results_cannot_go_to_is_refused_at_the_start(tmp_path: Path, capsy
     file.write_text("grid: {lora_r: [1, 2]}", encoding="utf-8")
     data = tmp_path / "data.json"
     data.write_text('{"data": []}', encoding="utf-8")
+    other = tmp_path / "other.json"
+    other.write_text('{"sweep": "many", "trials": []}', encoding="utf-8")
     words = [str(file), "--train_file", str(data), "--eval_steps", "no", "--model_name_or_path", "m"]
     out = ["--output_dir", str(tmp_path / "out")]
     for more, sentence in (
         ([*out, "--results_file", str(tmp_path)], "exists and holds no results of a sweep"),
         ([*out, "--results_file", str(data)], "data.json exists and holds no results of a sweep"),
         ([*out, "--results_file", str(data / "x.json")], "its folder .*data.json cannot be used: Not a directory"),
+        ([*out, "--results_file", str(other)], "other.json holds the results of another sweep, many, and not of few"),
         (["--output_dir", str(data)], "its folder .*data.json cannot be used: Not a directory"),
     ):
         assert sweep.main([*words, *more]) == 2
