@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qa_dist.machine.allocator import start_with_flat_heap
+from qa_dist.machine.allocator import LONG_RUNNING, start_with_flat_heap
 
 
 class Command(NamedTuple):
@@ -97,7 +97,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["train"], ["sweep"], ["serve"], ["predict"]) and argv is None:
+    if argv is None and words and f"qa_dist.{words[0]}" in LONG_RUNNING:
         start_with_flat_heap(os.environ, sys.orig_argv)
     if words and words[0] in COMMANDS:
         code: int = importlib.import_module(COMMANDS[words[0]].module).main(words[1:])

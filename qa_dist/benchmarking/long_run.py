@@ -183,6 +183,8 @@ def _described(runs: Mapping[str, Any]) -> str:
     if min(last.values()) >= STEPS[-1]:
         return text
     reached = " and ".join(f"{step:,} with {name}" for name, step in last.items())
+    if len(set(last.values())) == 1:
+        reached = f"{min(last.values()):,} steps"
     return f"{text} The runs were stopped after {reached}: of more, nothing is measured yet."
 
 

@@ -28,7 +28,7 @@ from qa_dist.benchmarking import long_run
 from qa_dist.benchmarking.report import write_page
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
-from qa_dist.common.files import staged
+from qa_dist.common.files import write_json
 from qa_dist.common.parsers import read_json
 from qa_dist.common.shipped import shipped_folder
 from qa_dist.config.parsing import parse
@@ -150,9 +150,7 @@ def _with_estimates(whole: dict[str, Any], path: Path) -> dict[str, Any]:
 def _write(whole: Mapping[str, Any], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Hours of measurements are in the file before.
-        with staged(path) as aside:
-            aside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        write_json(path, whole)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
 

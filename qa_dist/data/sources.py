@@ -32,6 +32,9 @@ from qa_dist.data.layouts import lay_out
 from qa_dist.data.records import Example
 from qa_dist.data.rows import COLUMNS, Reading, Record, Row, listed, read_rows
 
+_FILES_INSTEAD = "--train_file and --validation_file in the place of --dataset_name"
+"""Advice that can be followed: one or the other names the data, and both are refused."""
+
 _NUM_HASHED_SYNTHETIC = 100
 
 
@@ -156,11 +159,9 @@ def training_splits(data: DataConfig, *, evaluates: bool) -> tuple[Split, ...]:
     if "train" not in splits:
         raise DataError("there is no training data; give --train_file, or --dataset_name of a set with a train split")
     if evaluates and "validation" not in splits:
-        # One option or the other names the data; both are refused.
-        files = "--train_file and --validation_file in the place of --dataset_name"
         raise DataError(
             "there is no validation data to evaluate on during training; give "
-            f"{files if data.dataset_name else '--validation_file'}, or --eval_steps no"
+            f"{_FILES_INSTEAD if data.dataset_name else '--validation_file'}, or --eval_steps no"
         )
     return splits
 
@@ -191,10 +192,7 @@ def open_source(data: DataConfig, split: Split) -> Source:
         return _files_source(str(folder), files)
     splits = _load_hub(data)
     if split not in splits:
-        raise DataError(
-            f"{data.source} has the splits {', '.join(splits)} but no {split}; pass --train_file and --validation_file "
-            "in the place of --dataset_name"
-        )
+        raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass {_FILES_INSTEAD}")
     if {"data", "paragraphs"} & set(splits[split].column_names):
         raise DataError(
             f"{data.source} holds files of SQuAD articles whose names do not say of which split they are; call them "

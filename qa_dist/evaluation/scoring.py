@@ -101,6 +101,11 @@ def score_v2(
     return scores
 
 
+def f1_of_silence(references: Mapping[str, Sequence[str]]) -> float:
+    """F1 of no answer to any question, in percent: the share of those without a reference answer."""
+    return 100 * sum(not answers for answers in references.values()) / len(references)
+
+
 def question_scores(
     references: Mapping[str, Sequence[str]],
     predictions: Mapping[str, str],

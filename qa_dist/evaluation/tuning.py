@@ -21,7 +21,7 @@ from qa_dist.evaluation.calibration import Choices, agreement, kept_temperature
 from qa_dist.evaluation.candidates import Int64
 from qa_dist.evaluation.loop import best_scores, known_references
 from qa_dist.evaluation.normalization import Normalization, normalization
-from qa_dist.evaluation.scoring import percent, question_scores
+from qa_dist.evaluation.scoring import f1_of_silence, percent, question_scores
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.calibration import Calibration
 
@@ -179,8 +179,7 @@ class _Scored:
         answers = self.answers.only(np.flatnonzero(is_tuned_E))
         references = {key: self._references[key] for key in answers.example_ids}
         found = best_scores(references, answers, self._rules)
-        silent = 100.0 * sum(not texts for texts in references.values()) / len(references)
-        if found["best_f1"] <= silent:
+        if found["best_f1"] <= f1_of_silence(references):
             return None
         last = np.float32(found["best_f1_thresh"])
         odds_E = np.array(answers.null_odds_E, np.float32)

@@ -15,10 +15,10 @@ with 512 (processor time; `bench budgets`).
 EVALUATION_TOKENS = {"cpu": 768, "cuda": 16384}
 """Budget of a forward pass in evaluation, by device type; constant, so that scores do not depend on free memory.
 
-On a CPU, blocks of other sizes in every pass leave gaps in glibc's heap, as large as the blocks. `/usr/bin/time -v
-qa-dist predict --eval_tokens_per_device N` on 500 questions of SQuAD dev with MiniLM-L6 takes, with one thread and with
-two, 34 and 21 s and a peak of 655 and 749 MiB with 768 tokens, 37 and 24 s and 778 and 853 MiB with 2,048, 38 and 24 s
-and 596 and 690 MiB with 512: medians of three alternating runs, torch 2.13, two AVX2 cores.
+On a CPU, blocks of other sizes in every pass leave gaps in glibc's heap, as large as the blocks. `LD_PRELOAD=
+/usr/bin/time -v qa-dist predict --eval_tokens_per_device N` on 500 questions of SQuAD dev with MiniLM-L6 takes, with
+one thread and with two, 34 and 21 s and a peak of 655 and 749 MiB with 768 tokens, 37 and 24 s and 778 and 853 MiB with
+2,048, 38 and 24 s and 596 and 690 MiB with 512: medians of three alternating runs, torch 2.13, two AVX2 cores.
 """
 
 MARGIN = 0.1

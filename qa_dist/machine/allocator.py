@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 _LIBRARY = "libjemalloc.so.2"
-_LONG = ("qa_dist.train", "qa_dist.sweep", "qa_dist.serve", "qa_dist.predict")
+LONG_RUNNING = ("qa_dist.train", "qa_dist.sweep", "qa_dist.serve", "qa_dist.predict")
 """Modules whose processes run long."""
 
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
@@ -86,7 +86,7 @@ def start_with_flat_heap(environment: MutableMapping[str, str], command: Sequenc
         command: The interpreter and its arguments, `sys.orig_argv`.
     """
     # A process that somebody else's program forked cannot be started anew by what that was started with.
-    is_own = any(word in _LONG or Path(word).name == "qa-dist" for word in command[1:])
+    is_own = any(word in LONG_RUNNING or Path(word).name == "qa-dist" for word in command[1:])
     changed = with_flat_heap(environment) if is_own else None
     if changed is not None:
         os.execve(sys.executable, [sys.executable, *command[1:]], changed)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qa_dist.evaluation.calibration import Choices, agreement, fitted_temperature
 from qa_dist.evaluation.normalization import Normalization
-from qa_dist.evaluation.scoring import score_v2
+from qa_dist.evaluation.scoring import f1_of_silence, score_v2
 from qa_dist.reporting.intervals import Int64
 from qa_dist.reporting.systems import Candidates
 
@@ -40,7 +40,7 @@ def best_null_threshold(
         key: next((entry["text"] for entry in entries if entry["text"]), "") for key, entries in candidates.items()
     }
     scores = score_v2(references, texts, null_odds=null_odds, rules=rules)
-    is_silent = scores["best_f1"] <= 100 * scores.get("NoAns_total", 0) / scores["total"]
+    is_silent = scores["best_f1"] <= f1_of_silence(references)
     return {
         "best_f1": float(scores["best_f1"]),
         "best_f1_thresh": None if is_silent else float(scores["best_f1_thresh"]),
