@@ -16,6 +16,7 @@ from qa_dist.common.errors import DataError, ScoringError
 from qa_dist.evaluation.normalization import SQUAD, normalization
 from qa_dist.evaluation.score_files import load_null_odds, load_predictions, load_references
 from qa_dist.evaluation.scoring import (
+    f1_of_silence,
     metric_path,
     score_v1,
     score_v2,
@@ -345,3 +346,9 @@ def test_metric_module_without_network(tmp_path, monkeypatch):
     added = metric.compute()
     assert added == cases[-1][1], "added one at a time"
     assert not math.isnan(added["f1"])
+
+
+def test_silence_is_right_about_questions_without_an_answer() -> None:
+    references = {"a": [], "b": ["x"], "c": ["x"], "d": []}
+    silent = score_v2(references, dict.fromkeys(references, ""))
+    assert f1_of_silence(references) == silent["f1"] == 50

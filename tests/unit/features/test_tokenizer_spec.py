@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec, template_of
 from tests.tiny import tiny_tokenizer
 
 
@@ -54,3 +54,11 @@ def test_a_tokenizer_that_cannot_be_written_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="cannot be written as JSON"):
         TokenizerSpec.of(CustomTokenizer())
+
+
+def test_the_template_is_found_by_a_word_of_the_vocabulary_where_usual_ones_have_no_tokens() -> None:
+    backend = Tokenizer(models.BPE({"z": 0, "[S]": 1}, []))
+    backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A [S] $B:1", special_tokens=[("[S]", 1)])
+    found = template_of(backend, has_token_types=True)
+    assert [piece.ids.tolist() for piece in (found.before, found.between, found.after)] == [[], [1], []]
+    assert (found.first_type, found.second_type) == (0, 1)
