@@ -36,13 +36,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--per_context", type=count, default=3, help="how many questions are made of a text (default: 3)"
     )
-    parser.add_argument(
-        "--words_of",
-        choices=("own", "other", "both"),
-        default="own",
-        help="whose words a question has: those of the sentence of its answer, those of a sentence with the same "
-        "answer in another text with the same title, or a question of each (default: own)",
-    )
     parser.add_argument("--seed", type=seed, default=42, help="what they are drawn with (default: 42)")
     parser.add_argument(
         "--max_train_samples", type=count, help="take the texts of so many questions, as training with this option does"
@@ -66,20 +59,10 @@ def _cloze(options: argparse.Namespace) -> int:
         raise ConfigError(["--subset_seed draws a subset but --max_train_samples asks for none; add or drop it"])
     # Only now: --help and mistakes in the flags should not wait for it.
     from qa_dist.data.cloze import cloze_examples
-    from qa_dist.data.retold import retold_examples
     from qa_dist.data.squad_files import write_squad
 
     titles = _titles(options)
-    made = []
-    if options.words_of != "other":
-        made += cloze_examples(titles, options.per_context, seed=options.seed)
-    if options.words_of != "own":
-        made += retold_examples(titles, options.per_context, seed=options.seed)
-    if not made and options.words_of == "other":
-        raise DataError(
-            f"{options.input}: no two of its texts with the same title say something of the same number, name or "
-            "phrase in some of the same words; name more English texts, or use --words_of own"
-        )
+    made = cloze_examples(titles, options.per_context, seed=options.seed)
     if not made:
         raise DataError(
             f"{options.input}: no sentence of its texts has five words and a number, a name or a phrase to ask for, as "

@@ -20,11 +20,11 @@ from qa_dist.data.records import Answer, Example
 
 Kind = Literal["number", "name", "phrase"]
 
-SHARES: Mapping[Kind, float] = {"number": 0.22, "name": 0.38, "phrase": 0.40}
+_SHARES: Mapping[Kind, float] = {"number": 0.22, "name": 0.38, "phrase": 0.40}
 """How often an answer is of a kind, as far as the text has some; about as in SQuAD (Rajpurkar et al. 2016, table 2)."""
 
 _MOST_WORDS = 14
-FEWEST_WORDS = 4
+_FEWEST_WORDS = 4
 """Words of a question, one of which asks."""
 
 _MOST_DROPPED = 0.35
@@ -43,10 +43,10 @@ _NUMBER = re.compile(
     r"|[$£€]?\d(?:[\d,.]*\d)?%?)(?:\s(?:percent|million|billion|trillion|years|people|km|miles|meters|metres))?"
 )
 _NAME = re.compile(r"[A-Z][\w'\u2019-]*\w(?:\s(?:(?:of|the|de|for|and)\s)?[A-Z](?:[\w'\u2019-]*\w)?\b)*")
-WORD = re.compile(r"[\w'\u2019-]+")
+_WORD = re.compile(r"[\w'\u2019-]+")
 _END = re.compile(r"(?<=[.!?])[\"\u201d)]?\s+(?=[\"\u201c(]?[A-Z0-9])")
 _DATE = re.compile(rf"(?:1\d|20)\d\d|.*{_MONTH}.*")
-COMMON = frozenset(
+_COMMON = frozenset(
     "a about after against all also although an and another any are as at be because been before being between both "
     "but by can could did do does during each few for from had has have he her him his how however i if in into is it "
     "its many may might more most much must no nor not of off on one only or other our out over shall she should "
@@ -107,10 +107,10 @@ def cloze_examples(titles: Mapping[str, str], per_context: int, *, seed: int) ->
 
 def _questions(context: str, numbers: random.Random, tries: int) -> Iterator[tuple[Gap, str]]:
     """Gaps of a text, no two alike, with a question about each."""
-    by_kind: dict[Kind, list[Gap]] = {kind: [] for kind in SHARES}
+    by_kind: dict[Kind, list[Gap]] = {kind: [] for kind in _SHARES}
     for gap in gaps(context):
         by_kind[gap.kind].append(gap)
-    shares = {kind: share for kind, share in SHARES.items() if by_kind[kind]}
+    shares = {kind: share for kind, share in _SHARES.items() if by_kind[kind]}
     used: set[int] = set()
     num_starts = len({gap.start_char for each in by_kind.values() for gap in each})
     for _ in range(tries if shares else 0):
@@ -121,9 +121,10 @@ def _questions(context: str, numbers: random.Random, tries: int) -> Iterator[tup
         if gap.start_char in used:
             continue
         used.add(gap.start_char)
-        words = question_words(context, gap, numbers)
-        if len(words) >= FEWEST_WORDS:
-            yield gap, as_question(words)
+        words = _words(context, gap, numbers)
+        if len(words) >= _FEWEST_WORDS:
+            question = " ".join(words)
+            yield gap, f"{question[0].upper()}{question[1:]}?"
 
 
 def gaps(text: str) -> Iterator[Gap]:
@@ -131,13 +132,13 @@ def gaps(text: str) -> Iterator[Gap]:
     starts = [0, *(match.end() for match in _END.finditer(text))]
     ends = [*(match.start() for match in _END.finditer(text)), len(text)]
     for start, end in zip(starts, ends, strict=True):
-        if len(text[start:end].split()) <= FEWEST_WORDS:
+        if len(text[start:end].split()) <= _FEWEST_WORDS:
             continue
         for match in _NUMBER.finditer(text, start, end):
             yield Gap("number", (start, end), *match.span())
         for match in _NAME.finditer(text, start, end):
             # A sentence begins with a capital, whatever the word.
-            if match.group().lower() not in COMMON and (match.start() > start or " " in match.group()):
+            if match.group().lower() not in _COMMON and (match.start() > start or " " in match.group()):
                 yield Gap("name", (start, end), *match.span())
         for first, last in _phrases(text, start, end):
             yield Gap("phrase", (start, end), first, last)
@@ -146,25 +147,22 @@ def gaps(text: str) -> Iterator[Gap]:
 def _phrases(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Runs of words in small letters with nothing but a blank between them, and no common word among them."""
     run: list[re.Match[str]] = []
-    for word in itertools.chain(WORD.finditer(text, start, end), [None]):
-        is_part = word is not None and word.group().islower() and word.group() not in COMMON
+    for word in itertools.chain(_WORD.finditer(text, start, end), [None]):
+        is_part = word is not None and word.group().islower() and word.group() not in _COMMON
         if run and not (word is not None and is_part and text[run[-1].end() : word.start()] == " "):
             first, last = run[0].start(), run[-1].end()
-            if len(run) <= _LONGEST_PHRASE and last - first >= FEWEST_WORDS:
+            if len(run) <= _LONGEST_PHRASE and last - first >= _FEWEST_WORDS:
                 yield first, last
             run = []
         if word is not None and is_part:
             run.append(word)
 
 
-def question_words(text: str, gap: Gap, numbers: random.Random) -> list[str]:
-    """The words of a question: some of those around a gap of a text, and one that asks, in its place or before them.
-
-    There may be fewer than `FEWEST_WORDS`, which are too few.
-    """
+def _words(text: str, gap: Gap, numbers: random.Random) -> list[str]:
+    """The words of a question: some of those around the gap, and one that asks in its place or before them all."""
     start, end = gap.sentence
     most = numbers.randint(6, _MOST_WORDS)
-    left, right = WORD.findall(text[start : gap.start_char]), WORD.findall(text[gap.end_char : end])
+    left, right = _WORD.findall(text[start : gap.start_char]), _WORD.findall(text[gap.end_char : end])
     num_left = min(len(left), max(numbers.randint(0, most), most - len(right)))
     left, right = left[len(left) - num_left :], right[: most - num_left]
     dropped = numbers.uniform(0.0, _MOST_DROPPED)
@@ -176,12 +174,6 @@ def question_words(text: str, gap: Gap, numbers: random.Random) -> list[str]:
     if order < 0.7:
         return [asking, *right, *left]
     return [asking, *_shuffled([*left, *right], numbers)]
-
-
-def as_question(words: Sequence[str]) -> str:
-    """A question of its words."""
-    question = " ".join(words)
-    return f"{question[0].upper()}{question[1:]}?"
 
 
 def _shuffled(words: Sequence[str], numbers: random.Random) -> list[str]:
