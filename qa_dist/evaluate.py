@@ -21,6 +21,7 @@ from qa_dist.model.folder import (
     as_tuned,
     base_options,
     for_data_of,
+    is_of_run,
     options_of_run,
     refuse_trained_options,
     require_named,
@@ -53,13 +54,8 @@ class EvaluateConfig:
     def problems(self) -> Iterable[str]:
         if self.adapter is None or not is_hub_id(self.adapter):
             yield from adapter_problems(self.adapter)
-        if self.results_dir and self.adapter and _is_own_folder(Path(self.results_dir), Path(self.adapter)):
-            yield f"--results_dir {self.results_dir} is the folder of the run, whose own results stay; name another"
-
-
-def _is_own_folder(directory: Path, adapter: Path) -> bool:
-    """Whether results would take the place of those that a run left beside its model."""
-    return directory.resolve() == adapter.resolve() and (adapter / "run.json").is_file()
+        if self.results_dir and is_of_run(self.results_dir):
+            yield f"--results_dir {self.results_dir} is the folder of a run, whose own results stay; name another"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -118,8 +118,16 @@ def _options(adapter: str) -> dict[str, Any]:
 
 
 def was_evaluated_without_answers(folder: str) -> bool:
-    """Whether some questions of the evaluation that a run ended with have no answer, so that this file was written."""
-    return os.path.isfile(os.path.join(folder, "null_odds.json"))
+    """Whether some questions of the evaluation that a run ended with have no answer, so that this file was written.
+
+    In a folder that is no run's, such as a merged model's, the file is of an evaluation since, on any data.
+    """
+    return is_of_run(folder) and os.path.isfile(os.path.join(folder, "null_odds.json"))
+
+
+def is_of_run(folder: str) -> bool:
+    """Whether a run has ended in the folder, so that the results there are its own."""
+    return os.path.isfile(os.path.join(folder, "run.json"))
 
 
 def model_sha256(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qa_dist import calibrate, evaluate, merge
+from qa_dist import Reader, calibrate, evaluate, merge
 from qa_dist.model import precision
 from tests.refusals import refusal
 from tests.unit.trained import reset_accelerate, trained_folder
@@ -90,21 +90,40 @@ def test_a_model_is_named_on_the_command_line_and_the_last_one_counts(
 def test_results_do_not_take_the_place_of_those_of_the_run(
     of_bf16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    link = tmp_path / "link"
+    link, other = tmp_path / "link", tmp_path / "other"
     link.symlink_to(of_bf16)
-    assert "the folder of the run, whose own results stay" in refusal(
-        evaluate.main, ["--adapter", str(of_bf16), "--results_dir", str(link)], capsys
-    )
+    other.mkdir()
+    (other / "run.json").write_text("{}", encoding="utf-8")
+    for folder in (link, other):
+        assert "the folder of a run, whose own results stay" in refusal(
+            evaluate.main, ["--adapter", str(of_bf16), "--results_dir", str(folder)], capsys
+        )
 
 
-def test_null_odds_of_earlier_results_go_with_them(of_bf16: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.json"
+@pytest.fixture
+def lacking(of_bf16: Path, tmp_path: Path) -> Path:
+    """Questions of which one has no answer, which nothing but that says of them."""
+    path = tmp_path / "lacking.json"
     questions = json.loads((of_bf16.parent / "train.json").read_text(encoding="utf-8"))
     del questions["version"]
     questions["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
-    other.write_text(json.dumps(questions), encoding="utf-8")
+    path.write_text(json.dumps(questions), encoding="utf-8")
+    return path
+
+
+def test_null_odds_of_earlier_results_go_with_them(of_bf16: Path, lacking: Path, tmp_path: Path) -> None:
     odds = tmp_path / "results" / "null_odds.json"
-    evaluated(of_bf16, odds.parent, "--validation_file", str(other))
+    evaluated(of_bf16, odds.parent, "--validation_file", str(lacking))
     assert odds.exists()
     evaluated(of_bf16, odds.parent)
     assert not odds.exists()
+
+
+def test_results_beside_a_merged_model_say_nothing_of_the_run_that_made_it(
+    of_bf16: Path, lacking: Path, tmp_path: Path
+) -> None:
+    merged = tmp_path / "merged"
+    assert merge.main(["--adapter", str(of_bf16), "--merged_dir", str(merged)]) == 0
+    evaluated(merged, merged, "--validation_file", str(lacking))
+    assert (merged / "null_odds.json").exists()
+    assert not Reader(merged, device="cpu").allow_no_answer
