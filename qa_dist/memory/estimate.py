@@ -43,6 +43,9 @@ _UNITS = {
 }
 """Bytes of each unit that a size of memory may be written in."""
 
+_LEAST_MEMORY = 64 * 2**20
+"""Bytes below which no device is: who writes a smaller number has left out the unit."""
+
 _TIMEOUT_SECONDS = 300
 
 
@@ -65,7 +68,11 @@ class EstimateConfig:
     json: bool = option(False, "print JSON instead of a table")
 
     def problems(self) -> Iterable[str]:
-        if self.device_memory is not None and num_bytes(self.device_memory) is None:
+        size = None if self.device_memory is None else num_bytes(self.device_memory)
+        if size is not None and size < _LEAST_MEMORY:
+            what = f"{size:,} byte{'s' if size > 1 else ''}, less than any device has"
+            yield f"--device_memory {self.device_memory} is {what}; name the unit, as in 24GiB"
+        elif self.device_memory is not None and size is None:
             yield f"--device_memory {self.device_memory} is no size; write it as 24GiB, 80GB or a number of bytes"
 
 

@@ -216,6 +216,8 @@ def test_strategies_whose_library_is_missing_are_left_out_on_a_cpu(
     ("words", "said"),
     [
         (["--device_memory", "24G"], "--device_memory 24G is no size; write it as 24GiB"),
+        (["--device_memory", "24"], "24 is 24 bytes, less than any device has; name the unit, as in 24GiB"),
+        (["--device_memory", "67108863"], "is 67,108,863 bytes, less than any device has"),
         (["--strategy", "zero2", "--mixed_precision", "fp16"], "--mixed_precision fp16 does not work with zero2"),
         (["--cpu_offload", "--strategy", "ddp"], "--cpu_offload does not work with ddp"),
         (["--torch_compile", "model"], "--torch_compile model keeps other tensors"),
