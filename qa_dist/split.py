@@ -49,7 +49,7 @@ def _split(options: argparse.Namespace) -> int:
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source
     from qa_dist.data.splitting import split_articles
-    from qa_dist.data.squad_files import write_squad
+    from qa_dist.data.squad_files import write_squad_parts
 
     source = file_source(options.input, "train")
     reading = source.records()
@@ -60,8 +60,7 @@ def _split(options: argparse.Namespace) -> int:
         sys.stderr.write(f"{PROG}: note: {source.name}: {report.text()}\n")
     parts = split_articles(examples, options.questions, per_article=options.per_article, seed=options.seed)
     version_2 = bool(report.num_unanswerable) or bool(reading.is_version_2)
-    for path, part in ((off, parts.off), (rest, parts.rest)):
-        write_squad(part, path, version_2=version_2)
+    write_squad_parts({off: parts.off, rest: parts.rest}, version_2=version_2)
     counts = {
         "off": str(off),
         "rest": str(rest),

@@ -5,8 +5,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,27 @@ def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
         _flush(aside)
         os.replace(aside, path)
     _synchronise(path.parent)
+
+
+@contextmanager
+def staged_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Where to write files that appear as `paths`, none of which exists, if the block ends well: all or none.
+
+    As with `staged`, each is on the disk before one of them gets its name.
+    """
+    asides = [path.with_name(f".{path.name}{_UNFINISHED}") for path in paths]
+    with ExitStack() as stack:
+        for aside in asides:
+            _remove(aside)
+            stack.enter_context(_removed_on_failure(aside))
+        yield asides
+        for aside in asides:
+            _flush(aside)
+        for path, aside in zip(paths, asides, strict=True):
+            os.replace(aside, path)
+            stack.enter_context(_removed_on_failure(path))
+    for folder in dict.fromkeys(path.parent for path in paths):
+        _synchronise(folder)
 
 
 @contextmanager

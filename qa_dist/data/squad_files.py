@@ -2,12 +2,13 @@
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.files import staged
+from qa_dist.common.files import staged, staged_together
 from qa_dist.data.records import Example
 
 
@@ -17,14 +18,40 @@ def write_squad(examples: Sequence[Example], path: Path, *, version_2: bool) -> 
     Raises:
         ConfigError: The file cannot be written.
     """
-    content = (json.dumps(squad_json(examples, version_2=version_2), ensure_ascii=False) + "\n").encode()
-    try:
+    with _refusals_named(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with staged(path) as aside:
-            # Without a time, so that equal data give equal bytes.
-            aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)
+            aside.write_bytes(_content(examples, path, version_2=version_2))
+
+
+def write_squad_parts(parts: Mapping[Path, Sequence[Example]], *, version_2: bool) -> None:
+    """Write examples by the file that they go to, as `write_squad` does: all files, none of which exists, or none.
+
+    Raises:
+        ConfigError: One of the files cannot be written.
+    """
+    paths = list(parts)
+    with _refusals_named(" and ".join(map(str, paths))):
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with staged_together(paths) as asides:
+            for path, aside in zip(paths, asides, strict=True):
+                with _refusals_named(str(path)):
+                    aside.write_bytes(_content(parts[path], path, version_2=version_2))
+
+
+def _content(examples: Sequence[Example], path: Path, *, version_2: bool) -> bytes:
+    content = (json.dumps(squad_json(examples, version_2=version_2), ensure_ascii=False) + "\n").encode()
+    # Without a time, so that equal data give equal bytes.
+    return gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content
+
+
+@contextmanager
+def _refusals_named(name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise ConfigError([f"{path} cannot be written: {error.strerror or error}; choose another place"]) from error
+        raise ConfigError([f"{name} cannot be written: {error.strerror or error}; choose another place"]) from error
 
 
 def squad_json(examples: Sequence[Example], *, version_2: bool) -> dict[str, Any]:

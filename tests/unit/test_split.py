@@ -1,15 +1,18 @@
 """`qa-dist split`: questions split off by article."""
 
+import errno
 import json
 import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qa_dist import split
 from qa_dist.data.checking import validate
+from tests.refusals import refusal
 from tests.unit.data_fixtures import read_file, row, write_rows
 
 Capture = pytest.CaptureFixture[str]
@@ -79,3 +82,24 @@ def test_mistakes_are_sentences(source: str, tmp_path: Path, capsys: Capture) ->
     assert split.main([untitled, *words[1:]]) == 2
     assert "2 of 2 questions name no article" in capsys.readouterr().err
     assert not (tmp_path / "off.json").exists()
+
+
+@pytest.mark.parametrize("refused", ["off.json", "rest.json"])
+@pytest.mark.parametrize("call", ["write_bytes", "fsync", "replace"])
+def test_of_two_files_there_are_both_or_none(
+    source: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, refused: str, call: str
+) -> None:
+    """Whenever the disk is found to be full: with the content, when it is to be kept, or with the name."""
+    owner = Path if call == "write_bytes" else os
+    done = getattr(owner, call)
+
+    def limited(target: Any, *rest: Any) -> Any:
+        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target
+        if refused in os.path.basename(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return done(target, *rest)
+
+    monkeypatch.setattr(owner, call, limited)
+    words = [source, "--off", str(tmp_path / "off.json"), "--rest", str(tmp_path / "rest.json"), "--questions", "4"]
+    assert re.search(f"{refused}.* cannot be written: No space left", refusal(split.main, words, capsys))
+    assert os.listdir(tmp_path) == ["in.jsonl"]
