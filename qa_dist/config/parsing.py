@@ -27,7 +27,9 @@ T = TypeVar("T")
 
 _NO_VALUE = object()
 _EARLIER = "the earlier run's configuration"
-_LARGEST_INTEGER = 2**63 - 1
+LARGEST_INTEGER = 2**63 - 1
+"""The most that an option of whole numbers takes."""
+
 _MOST_DIGITS = 20
 
 
@@ -363,8 +365,8 @@ def _limited(item: "dataclasses.Field[Any]", value: Any) -> Any:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value
     limits = dict(item.metadata["limits"])
-    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
-        limits["maximum"] = limits["maximum"] or _LARGEST_INTEGER
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        limits["maximum"] = limits["maximum"] or LARGEST_INTEGER
     allowed = []
     fits = math.isfinite(value) if isinstance(value, float) else True
     tests: tuple[tuple[str, str, Callable[[float], bool]], ...] = (

@@ -12,7 +12,7 @@ from typing import Any
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import type_name
 from qa_dist.config.options import RunConfig
-from qa_dist.config.parsing import layered, parse, peek
+from qa_dist.config.parsing import LARGEST_INTEGER, layered, parse, peek
 from qa_dist.config.recipe_files import read_recipe
 from qa_dist.config.texts import shown
 from qa_dist.sweeping.space import LONGEST_NAME, Search, as_name, read_search, value_text
@@ -289,8 +289,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _seeds(path: Path, content: Mapping[str, Any]) -> list[int]:
     seeds = content.get("seeds", [42])
-    if not _are_counts(seeds, 0) or len(set(seeds)) < len(seeds):
-        raise ConfigError([f"{path}: seeds is {shown(seeds)} and must be a list of different whole numbers from 0"])
+    if not _are_counts(seeds, 0) or max(seeds) > LARGEST_INTEGER or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            [
+                f"{path}: seeds is {shown(seeds)} and must be a list of different whole numbers from 0 to "
+                f"{LARGEST_INTEGER}"
+            ]
+        )
     return list(seeds)
 
 

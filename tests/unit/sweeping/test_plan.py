@@ -95,6 +95,7 @@ def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
         ("grid: {lora_r: 3}", "lora_r in the grid is a number and must be a list of values"),
         ("grid: {lora_r: [1]}\nseeds: [1, 1]", "seeds is .* must be a list of different whole numbers"),
         ("grid: {lora_r: [1]}\nseeds: [-1]", "seeds is .* must be a list of different whole numbers from 0"),
+        ("grid: {lora_r: [1]}\nseeds: [9223372036854775808]", "different whole numbers from 0 to 9223372036854775807$"),
         ("grid: {lora_r: []}", "lora_r in the grid is empty and must be a list of values"),
         ("grid: {seed: [1, 2]}", "a sweep sets --seed itself, its trials have those of the list `seeds`; drop it"),
         ("trials: [{name: a, seed: 7}]", "a sweep sets --seed itself"),
