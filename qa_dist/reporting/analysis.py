@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.common.errors import ConfigError, DataError, ScoringError, UserError
-from qa_dist.evaluation.normalization import Normalization, normalization
+from qa_dist.config.texts import shown
+from qa_dist.evaluation.normalization import NORMALIZATIONS, Normalization, normalization
 from qa_dist.evaluation.scoring import percent, question_scores
 from qa_dist.reporting.calibration import best_null_threshold, calibration
 from qa_dist.reporting.intervals import LEVEL, Difference, Float64, Groups, Interval, differences, intervals
@@ -51,13 +52,20 @@ def rules_for(systems: Sequence[System], name: str | None) -> Normalization:
 
     Raises:
         ConfigError: Nothing is asked for and runs were scored by different rules, or the rules cannot be used.
+        DataError: Nothing is asked for and a run was scored by rules that this version does not know.
     """
     if name is not None:
         return normalization(name)
-    of_runs = {system.rules: system.name for system in systems if system.rules is not None}
+    of_runs = {system.rules: system for system in systems if system.rules is not None}
     if len(of_runs) > 1:
-        listed = ", ".join(f"{run} by {rules}" for rules, run in of_runs.items())
+        listed = ", ".join(f"{system.name} by {rules}" for rules, system in of_runs.items())
         raise ConfigError([f"the runs were scored by different rules ({listed}); choose with --answer_normalization"])
+    for rules, system in of_runs.items():
+        if rules not in NORMALIZATIONS:
+            raise DataError(
+                f"{system.path}: its metrics.json has the scores by {shown(rules)}, and the rules known here are "
+                f"{', '.join(NORMALIZATIONS)}; choose with --answer_normalization"
+            )
     return normalization(next(iter(of_runs), "squad"))
 
 

@@ -413,6 +413,9 @@ def test_what_cannot_be_reported_is_one_sentence(
     (torn / "predictions.json").write_text("{", encoding="utf-8")
     listed = run_folder(tmp_path / "listed")
     write(listed / "run.json", [])
+    later = run_folder(tmp_path / "later")
+    write(later / "predictions.json", {"a": "x"})
+    write(later / "metrics.json", {"answer_normalization": "klingon", "f1": 1.0})
     output = tmp_path / "report.html"
     output.write_text("<!doctype html>precious", encoding="utf-8")
     pipe = tmp_path / "pipe"
@@ -425,6 +428,7 @@ def test_what_cannot_be_reported_is_one_sentence(
         ([run, f"{run}/"], "the same run twice; name each once"),
         ([torn], "predictions.json"),
         ([listed], "run.json must hold a JSON object, not a list; mend or remove it"),
+        ([later], "later: its metrics.json has the scores by klingon, and the rules known here are squad, xquad"),
         ([run, "--references", tmp_path / "gone.json"], "gone.json does not exist; check the path"),
         ([run, "--seed", "x"], "'x' is not a whole number"),
         ([run, "--output", empty], "is a folder; name a file"),
@@ -438,4 +442,5 @@ def test_what_cannot_be_reported_is_one_sentence(
     monkeypatch.setattr("qa_dist.reporting.drawings.find_spec", lambda name: None)
     assert "pip install 'qa-dist[bench]'" in refusal(main, [str(run), "--output", str(output)], capsys)
     assert output.read_text(encoding="utf-8") == "<!doctype html>precious"
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "torn", "empty", "listed", "report.html", "pipe"}
+    left = {"run", "torn", "empty", "listed", "later", "report.html", "pipe"}
+    assert {path.name for path in tmp_path.iterdir()} == left
