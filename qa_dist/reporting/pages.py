@@ -17,11 +17,15 @@ from qa_dist.common.files import require_writable, staged
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Control characters and halves of characters, which no page may hold."""
 
+_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""Characters that turn the direction of the text behind them, which is not only that of a name with one of them."""
+
 
 def rendered(template: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]] | None = None) -> str:
     """A template of this folder with these values: the same for the same, to the byte.
 
-    Besides `filters` there are `svg` (a chart as it is), `number` (with commas), `score` (two digits) and `percent`.
+    Besides `filters` there are `svg` (a chart as it is), `number` (with commas), `score` (two digits), `percent`
+    and `straight`.
     """
     environment = _environment(template)
     environment.filters.update(filters or {})
@@ -47,8 +51,14 @@ def _environment(template: str) -> Any:
         "number": lambda value: f"{value:,}",
         "score": lambda value: f"{value:.2f}",
         "percent": lambda value: f"{100 * value:.0f} %",
+        "straight": straight,
     }
     return environment
+
+
+def straight(text: str) -> str:
+    """Text with characters that turn its direction spelled out, for where no element isolates a name in it."""
+    return _TURNS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _template(name: str) -> str:

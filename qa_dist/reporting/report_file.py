@@ -9,7 +9,7 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.reporting.analysis import FEWEST_RESAMPLES, Resampling
 from qa_dist.reporting.drawings import require_matplotlib
-from qa_dist.reporting.pages import require_page, write_page
+from qa_dist.reporting.pages import require_page, straight, write_page
 from qa_dist.reporting.report_page import page
 from qa_dist.reporting.report_scores import scored
 from qa_dist.reporting.run_folders import read_runs
@@ -68,4 +68,4 @@ def write_report(
     text = page(read, found)
     write_page(text, output, "--output")
     notes = (*(f"{run.name}: {note}" for run in read for note in run.notes), *found.notes)
-    return WrittenReport(output, notes)
+    return WrittenReport(output, tuple(map(straight, notes)))

@@ -1,6 +1,9 @@
 """Parts of a report: curves of few points, and contexts in pieces."""
 
 import itertools
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qa_dist.reporting.curves import kept_points, smoothed
+from qa_dist.reporting.report_file import write_report
 from qa_dist.reporting.shown_answers import marked
 
 VALUES = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=300)
@@ -97,3 +101,31 @@ def test_a_long_mark_is_shown_at_both_ends() -> None:
 def test_a_context_without_marks_is_shown_from_its_beginning() -> None:
     assert [piece.text for piece in marked("a " * 1000, [], [], around=50)] == ["a " * 49 + "a", ""]
     assert [piece.text for piece in marked("short", [], [])] == ["short"]
+
+
+def test_names_do_not_turn_the_text_around_them(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+    name, spelled = "a\u202eb\u2066c", r"a\u202eb\u2066c"
+    for run in (tmp_path / name, tmp_path / "plain"):
+        run.mkdir()
+        (run / "config.yaml").write_text("- no options", encoding="utf-8")
+        (run / "run.json").write_text('{"seconds": {"train": 1.0}}', encoding="utf-8")
+        (run / "predictions.json").write_text('{"q": "x"}', encoding="utf-8")
+    data = {"data": [{"paragraphs": [{"context": "A.", "qas": [{"id": "p", "question": "Q?", "answers": []}]}]}]}
+    references = tmp_path / "dev.json"
+    references.write_text(json.dumps(data), encoding="utf-8")
+    written = write_report([tmp_path / name, tmp_path / "plain"], tmp_path / "report.html", references=references)
+    html = written.path.read_text(encoding="utf-8")
+    # What an element isolates turns nothing but itself.
+    outside = re.sub("<bdi>[^<]*</bdi>", "", html)
+    turning = "[\u202a-\u202e\u2066-\u2069]"
+    assert re.search(turning, html)
+    assert not re.search(turning, outside)
+    assert not re.search(turning, str(written))
+    for place in (
+        f"<title>Report: {spelled}",
+        f'title="{spelled}"',
+        f"{spelled}/config.yaml",
+        f"{spelled} answers none",
+    ):
+        assert place in outside
