@@ -99,11 +99,12 @@ def kept_temperature(choices: Choices) -> tuple[float, dict[str, float] | None]:
     """The temperature to keep for a model, and the fitted one where that is not kept: as JSON has it.
 
     The likeliest temperature is not always the one with the least expected calibration error. Where it does not lower
-    that of the answers that it was fitted on, 1 is kept, as it makes probabilities no worse.
+    that of the answers that it was fitted on, 1 is kept, as it makes probabilities no worse; and where it is the first
+    or the last that is tried, as with an untrained model, as a likelier one would be beyond.
 
     Returns:
         The temperature; None, or the fitted `temperature` with the errors of the same answers `before` (with 1) and
-        `after` (with it), in percent points.
+        `after` (with it), in percent points, and with `is_at_end` (true) where it is the first or the last.
     """
     fitted = fitted_temperature(choices)
     if fitted == 1:
@@ -111,9 +112,11 @@ def kept_temperature(choices: Choices) -> tuple[float, dict[str, float] | None]:
     before, after = (
         calibration_error(reliability(choices.confidence(each), choices.right_E)) for each in (1.0, fitted)
     )
-    if after < before:
+    is_at_end = min(fitted / _LEAST, _MOST / fitted) < 1 + 10 * _TOLERANCE
+    if after < before and not is_at_end:
         return fitted, None
-    return 1.0, {"temperature": fitted, "before": before, "after": after}
+    not_kept = {"temperature": fitted, "before": before, "after": after}
+    return 1.0, {**not_kept, "is_at_end": True} if is_at_end else not_kept
 
 
 @dataclass(frozen=True, slots=True)

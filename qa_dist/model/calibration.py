@@ -31,8 +31,9 @@ class Calibration:
         tuned_on: the data: `data` (a name), `fingerprint` (of its feature store), `part` ("all" or "half"), and counts.
         reported_on: the same of the data of the report: that which it was tuned on, or the other half of its contexts.
         report: errors of calibration and scores, before and after, in percent. `calibration` has `not_kept` where the
-            temperature is 1 because the fitted one did not lower the error of the data that it was fitted on, and
-            `null_threshold` has `is_chosen` where none was tuned because the run had one of its own.
+            temperature is 1 because the fitted one did not lower the error of the data that it was fitted on, or was
+            the last that is tried (`is_at_end`), and `null_threshold` has `is_chosen` where none was tuned because the
+            run had one of its own.
     """
 
     temperature: float
@@ -69,9 +70,12 @@ class Calibration:
         before, after = (f"{found[when]['ece']:.2f}" for when in ("before", "after"))
         if "not_kept" in found:
             without, fitted = (f"{found['not_kept'][when]:.2f}" for when in ("before", "after"))
+            why = "does not lower their expected calibration error, which is"
+            if found["not_kept"].get("is_at_end"):
+                why = "is the last of those that are tried and no fit; their expected calibration error is"
             yield (
                 f"no temperature is kept: the one fitted on {self.origin}, {found['not_kept']['temperature']:.3f}, "
-                f"does not lower their expected calibration error, which is {without} without and {fitted} with it"
+                f"{why} {without} without and {fitted} with it"
                 + ("" if part == "all" else f"; {before} {where} without it")
             )
         else:

@@ -105,6 +105,19 @@ def test_a_temperature_that_raises_the_error_is_not_kept() -> None:
     assert not_kept["before"] == pytest.approx(0.8 * (100 * 211 / 320 - 62) + 0.2 * 9)
     assert not_kept["after"] == calibration_error(reliability(both.confidence(fitted), both.right_E))
     assert not_kept["after"] > not_kept["before"] + 2
+    assert "is_at_end" not in not_kept
+
+
+@pytest.mark.parametrize(("right", "end"), [(True, 0.01), (False, 100)])
+def test_a_temperature_at_an_end_of_those_that_are_tried_is_not_kept(right: bool, end: float) -> None:
+    # As of an untrained model, whose answers are nearly all wrong: a likelier one would be beyond.
+    choices = Choices.of([[2.0, 1.0], [3.0, 0.0]] * 50, [0, 0] * 50, [right, right] * 50)
+    kept, not_kept = kept_temperature(choices)
+    assert kept == 1
+    assert not_kept is not None
+    assert not_kept["temperature"] == pytest.approx(end, rel=1e-4)
+    assert not_kept["is_at_end"]
+    assert not_kept["after"] < not_kept["before"]
 
 
 def test_a_temperature_that_lowers_the_error_is_kept(overconfident: Choices) -> None:
