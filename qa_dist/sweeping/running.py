@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from qa_dist.common.files import write_json
 from qa_dist.common.reading import read_json_object
 from qa_dist.common.secrets import masked
 from qa_dist.sweeping.halving import better_half
@@ -22,6 +23,9 @@ from qa_dist.sweeping.record import (
     without_folders,
     write_sweep,
 )
+
+CALLS = ".calls.json"
+"""The file in a sweep's folder that says when the sweep began, by which command, and the seconds of all calls."""
 
 Task = tuple[Trial, int | None]
 """A trial, and after how many steps it pauses (None: it goes to its end)."""
@@ -77,6 +81,7 @@ class Ledger:
         """
         self._plan = plan
         self._results = results
+        self._calls = plan.output_dir / CALLS
         self._begun = time.monotonic()
         self._earlier_seconds = 0.0
         self._about: dict[str, Any] = {
@@ -98,20 +103,26 @@ class Ledger:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Take over when the sweep was started, by which command, and how long it has taken so far."""
-        held = read_json_object(self._results) if self._results.is_file() else {}
-        if held.get("sweep") != self._plan.name or held.get("format") != FORMAT:
-            return
-        self._about |= {name: held[name] for name in self._about if name in held}
-        seconds = held.get("seconds")
-        self._earlier_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+        """Take over when the sweep was started, by which command, and how long it has taken so far.
+
+        Earlier calls may have had another file of results, where earlier versions noted these alone.
+        """
+        for path in (self._calls, self._results, self._plan.output_dir / "sweep.json"):
+            held = read_json_object(path) if path.is_file() else {}
+            if held.get("sweep") == self._plan.name and held.get("format") == FORMAT:
+                self._about |= {name: held[name] for name in self._about if name in held}
+                seconds = held.get("seconds")
+                self._earlier_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+                return
 
     def note(self) -> None:
-        """Write the file of results."""
+        """Write the file of results, and what the next call goes on from."""
         seconds = self._earlier_seconds + time.monotonic() - self._begun
         about = {**self._about, "seconds": round(seconds, 1)}
         known = [record for record in self.records.values() if record is not None]
         write_sweep(self._results, self._plan, known, about)
+        self._calls.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._calls, {"format": FORMAT, "sweep": self._plan.name, **about})
 
     def ended(self, trial: Trial) -> Record | None:
         """Take in what a trial has left, say it, and return it."""

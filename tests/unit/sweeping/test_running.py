@@ -1,6 +1,8 @@
 """What a sweep says of itself, and the rungs that it compares its trials at."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,8 +10,9 @@ from qa_dist.common.errors import UserError
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
-from qa_dist.sweeping.running import command, run_sweep
+from qa_dist.sweeping.running import CALLS, command, run_sweep
 from tests.unit.sweeping.inline import Inline
+from tests.unit.trained import edit_json
 
 
 @pytest.mark.parametrize(
@@ -49,3 +52,28 @@ def test_a_new_rung_that_trials_have_passed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has passed step 10 when the sweep file had other rungs, and has no score"):
         swept("[10, 20, 30]")
     assert swept("[20, 30]") == []
+
+
+def test_the_time_of_a_sweep_is_that_of_all_calls_whatever_their_files_of_results(tmp_path: Path) -> None:
+    file, out = tmp_path / "few.yaml", tmp_path / "out"
+    file.write_text("seeds: [1]\ngrid: {lora_r: [1, 2, 3]}", encoding="utf-8")
+    plan = read_plan(file, ["--output_dir", str(out), "--dataset_name", "sample"], SweepConfig)
+
+    def told(name: str) -> dict[str, Any]:
+        run_sweep(plan, Inline(1, body=to_rung_or_end), tmp_path / name)
+        found = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("started", "command", "seconds")}
+
+    first = told("first.json")
+    edit_json(out / CALLS, seconds=1000.0, started="long ago")
+    second = told("second.json")
+    assert second["started"] == "long ago"
+    assert second["seconds"] >= 1000 > first["seconds"]
+    # As earlier versions left it.
+    (out / CALLS).unlink()
+    (tmp_path / "second.json").rename(out / "sweep.json")
+    assert told("third.json")["seconds"] >= 1000
+    # Of another sweep it says nothing.
+    edit_json(out / CALLS, sweep="another")
+    (out / "sweep.json").unlink()
+    assert told("fourth.json")["seconds"] < 1000
