@@ -16,7 +16,7 @@ from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import decoded, decompressed, is_compressed
 from qa_dist.data.layouts import ALLOWED, lay_out, require_columns
-from qa_dist.data.rows import Reading
+from qa_dist.data.rows import Reading, with_whole_ids
 
 PARQUET_MAGIC = b"PAR1"
 _SEPARATORS = ",;\t|"
@@ -165,7 +165,8 @@ def parse(content: bytes, path: Path, *, is_unpacked: bool = False) -> Reading:
     # Parquet may hold articles or paragraphs too.
     if loaded.columns is not None and not {"paragraphs", "qas"} & {*loaded.columns}:
         require_columns(loaded.columns, path)
-    return lay_out(loaded.value, path, loaded.word, loaded.shifted)
+    value = loaded.value if loaded.columns is None else with_whole_ids(loaded.value)
+    return lay_out(value, path, loaded.word, loaded.shifted)
 
 
 def load(content: bytes, path: Path, *, is_unpacked: bool = False, allowed: str = ALLOWED) -> Content:

@@ -74,7 +74,7 @@ def read_rows(rows: Sequence[Any], word: str = "row") -> Reading:
     """Records of rows in which every question stands for itself."""
     names = list(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row))
     columns = Columns.of(names)
-    rows = _without_points(rows, columns)
+    rows = _with_whole_answers(rows, columns)
     records = [
         Record(f"{word} {number}", columns.row(row))
         if isinstance(row, Mapping)
@@ -150,20 +150,37 @@ def no_answers_note(names: Sequence[str]) -> str:
     return f"no answers are among the keys {listed(names, len(names))}"
 
 
-def _without_points(rows: Sequence[Any], columns: "Columns") -> Sequence[Any]:
-    """The rows of a table with the whole numbers of a column that was one of floats as they were: `7.0` is 7.
+def with_whole_ids(rows: Sequence[Any]) -> Sequence[Any]:
+    """The rows of a table with the ids as they were before a column of whole numbers became one of floats: `7.0` is 7.
 
-    That is a column of ids, or one of answers none of which is in its context as it is.
+    An id in JSON that reads so is a text of its own, and not for this function.
     """
-    for name in (columns.id, columns.answers):
-        cells = [(row[name], row) for row in rows if isinstance(row, Mapping) and not is_nothing(row.get(name))]
-        if not are_floats([cell for cell, _ in cells]):
-            continue
-        if name == columns.id or not any(cell in str(row.get(columns.context)) for cell, row in cells):
-            rows = [
-                {**row, name: row[name].removesuffix(".0")} if isinstance(row.get(name), str) else row for row in rows
-            ]
-    return rows
+    name = Columns.of(list(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row))).id
+    return _without_points(rows, name) if name and are_floats([cell for cell, _ in _cells(rows, name)]) else rows
+
+
+def _with_whole_answers(rows: Sequence[Any], columns: "Columns") -> Sequence[Any]:
+    """Rows with the answers as they were before that, if none of them is in its context as it is now."""
+    if columns.answers is None:
+        return rows
+    cells = _cells(rows, columns.answers)
+    if not are_floats([cell for cell, _ in cells]) or any(cell in str(row.get(columns.context)) for cell, row in cells):
+        return rows
+    return _without_points(rows, columns.answers)
+
+
+def _cells(rows: Sequence[Any], name: str) -> list[tuple[Any, Any]]:
+    """What the rows say in a column, each with its row."""
+    return [(row[name], row) for row in rows if isinstance(row, Mapping) and not is_nothing(row.get(name))]
+
+
+def _without_points(rows: Sequence[Any], name: str) -> Sequence[Any]:
+    return [
+        {**row, name: row[name].removesuffix(".0")}
+        if isinstance(row, Mapping) and isinstance(row.get(name), str)
+        else row
+        for row in rows
+    ]
 
 
 class Columns(NamedTuple):

@@ -30,7 +30,7 @@ from qa_dist.data.folders import Split, files_for, files_of_split, is_saved, sav
 from qa_dist.data.formats import parse
 from qa_dist.data.layouts import lay_out
 from qa_dist.data.records import Example
-from qa_dist.data.rows import COLUMNS, Reading, Record, Row, listed, read_rows
+from qa_dist.data.rows import COLUMNS, Reading, Record, Row, listed, read_rows, with_whole_ids
 
 _FILES_INSTEAD = "--train_file and --validation_file in the place of --dataset_name"
 """Advice that can be followed: one or the other names the data, and both are refused."""
@@ -282,7 +282,7 @@ def _rows_source(name: str, rows: Sequence[Row]) -> Source:
         if not row.keys() <= {*usual}:
             values = dict(row)
         digest.update(json.dumps(values, default=str).encode())
-    return Source(name, digest.hexdigest(), lambda: lay_out(rows, Path(name)))
+    return Source(name, digest.hexdigest(), lambda: lay_out(with_whole_ids(rows), Path(name)))
 
 
 def _synthetic_source(name: str, seed: int) -> Source:

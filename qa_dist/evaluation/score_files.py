@@ -122,7 +122,7 @@ def load_predictions(path: str | Path) -> Predictions:
         # A whole JSON file in one line.
         (value,) = value
     if not isinstance(value, dict):
-        return _of_rows(value, path)
+        return _of_rows(value, path, is_table=content.columns is not None)
     rows = _rows_of_object(value)
     return _of_object(value, path) if rows is None else _of_rows(rows, path)
 
@@ -179,7 +179,7 @@ def _of_object(value: Mapping[str, Any], path: Path) -> Predictions:
     return Predictions(texts, tuple(notes))
 
 
-def _of_rows(rows: Any, path: Path) -> Predictions:
+def _of_rows(rows: Any, path: Path, *, is_table: bool = False) -> Predictions:
     if not isinstance(rows, list):
         raise DataError(f"{path} holds {type_name(rows)}; {_ALLOWED}.")
     texts: dict[str, str] = {}
@@ -189,7 +189,8 @@ def _of_rows(rows: Any, path: Path) -> Predictions:
     if identity is None or text is None:
         what = f"rows with {', '.join(map(str, names))}" if names else "a list without rows"
         raise DataError(f"{path} holds {what}; {_ALLOWED}.")
-    has_floats = are_floats([row.get(identity) for row in rows if isinstance(row, dict)])
+    # As of questions: an id in JSON is the text that it is.
+    has_floats = is_table and are_floats([row.get(identity) for row in rows if isinstance(row, dict)])
     for number, row in enumerate(rows, 1):
         try:
             key = read_name(row.get(identity)) if isinstance(row, dict) else None

@@ -140,7 +140,7 @@ def _earlier_fingerprint(
 
     At first, only the first answer of an example was a label, and a store did not say by which rules its data was read.
     They make no difference where every question has an answer at its offset; elsewhere the source is read again and
-    compared. Accents that are characters of their own were not a letter's.
+    compared. Accents that are characters of their own were not a letter's. Ids such as "1.0" in JSON were 1.
     """
     later = ("labels", "reading_rules", "for_training")
     first = digest({name: value for name, value in ingredients.items() if name not in later})
@@ -153,8 +153,9 @@ def _earlier_fingerprint(
         return None
     report = store.report
     is_plain = not (report.num_mended or report.problems or report.num_unanswerable or report.notes)
+    has_numbers_for_ids = all(map(str.isdecimal, store.example_ids))
     # Validation data was scored by its answers as the contexts spell them, and by cells that were lists of answers.
-    if not is_plain or report.num_without_references or split == "validation":
+    if not is_plain or report.num_without_references or has_numbers_for_ids or split == "validation":
         examples, _ = load_source(source, data, split)
         num_unanswerable = sum(example.is_unanswerable for example in examples)
         if num_unanswerable != store.num_unanswerable or not store.holds(_example_batch(examples)):

@@ -12,7 +12,8 @@ import pytest
 
 from qa_dist.common.errors import ConfigError, DataError, StoreError, UserError
 from qa_dist.config.options import DataConfig
-from qa_dist.data import sources
+from qa_dist.data import formats, sources
+from qa_dist.data.rows import with_whole_ids
 from qa_dist.features import building
 from qa_dist.features.building import prepare_store, store_root
 from qa_dist.features.store import STAGING_SUFFIX, FeatureStore
@@ -264,6 +265,19 @@ def test_validation_data_of_earlier_reading_rules_is_read_again(
     again = prepared(config, "validation")
     assert before.answer_texts(0) == ["Ada\u200b Kerrow"]
     assert again.answer_texts(0) == ["Ada Kerrow"]
+
+
+def test_training_data_whose_ids_were_made_whole_numbers_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", row("1.0"), row("2.0"))
+    config = run_config(save_tokenizer(tmp_path / "tokenizer"), tmp_path / "stores", train_file=path)
+    lay_out = formats.lay_out
+    with monkeypatch.context() as earlier:
+        earlier.setattr(building, "READING_RULES", 7)
+        earlier.setattr(formats, "lay_out", lambda rows, *rest: lay_out(with_whole_ids(rows), *rest))
+        assert prepared(config, "train").example_ids == ["1", "2"]
+    assert prepared(config, "train").example_ids == ["1.0", "2.0"]
 
 
 def test_a_folder_without_locks_is_used(tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
