@@ -319,7 +319,7 @@ def lay_out(value: Any, path: Path, word: str = "row", shifted: Collection[int] 
                 for number, record in enumerate(reading)
             ]
             records, found = merged(records) if layout.has_annotations else (records, [])
-            return Reading(records, (*reading.notes, *found), is_version_2)
+            return Reading(records, (*reading.notes, *found), is_version_2, _is_numbered(value, items))
     if not items:
         return Reading((), (), is_version_2)
     if not names:
@@ -392,6 +392,12 @@ def _by_index(value: Mapping[str, Any]) -> Sequence[Any] | None:
         return None
     has_ids = any(name in row for _, row in rows for name in IDS)
     return [row if has_ids else {"id": index, **row} for index, row in rows]
+
+
+def _is_numbered(value: Any, rows: Sequence[Any]) -> bool:
+    """Whether an object holds rows under the numbers 0, 1, ..., and these are their ids for want of others."""
+    numbers = list(map(str, range(len(rows))))
+    return isinstance(value, dict) and [*value] == numbers and [row.get("id") for row in rows] == numbers
 
 
 def require_columns(columns: Sequence[str], path: Path) -> None:

@@ -60,11 +60,13 @@ class Reading:
         records: the records, in order.
         notes: what was taken in another way than usual, for the user.
         is_version_2: whether the file calls itself SQuAD 2; None if it does not say.
+        is_numbered: whether the ids are no more than the numbers of the rows, 0, 1, ..., as pandas writes them.
     """
 
     records: Sequence[Record]
     notes: tuple[str, ...] = ()
     is_version_2: bool | None = None
+    is_numbered: bool = False
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)

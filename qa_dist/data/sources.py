@@ -243,9 +243,12 @@ def _files_source(name: str, paths: Sequence[Path]) -> Source:
 
     def read() -> Reading:
         readings = {path.name: parse(content, path) for path, content in zip(paths, contents, strict=True)}
+        # Numbers that begin anew in each file tell rows of one file apart, and are no ids in a folder.
+        begins_anew = sum(reading.is_numbered for reading in readings.values()) > 1
         records = [
-            Record(f"{file}: {record.place}", record.row, record.problem)
+            Record(f"{file}: {record.place}", _without_id(record.row) if is_no_id else record.row, record.problem)
             for file, reading in readings.items()
+            for is_no_id in [begins_anew and reading.is_numbered]
             for record in reading
         ]
         notes = [f"{file}: {note}" for file, reading in readings.items() for note in reading.notes]
@@ -254,6 +257,10 @@ def _files_source(name: str, paths: Sequence[Path]) -> Source:
         return Reading(records, (files, *notes), any(versions) if versions else None)
 
     return Source(name, hashlib.sha256(json.dumps(digests).encode()).hexdigest(), read)
+
+
+def _without_id(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "id"}
 
 
 def _folder_of_files(data: DataConfig) -> Path | None:

@@ -1,6 +1,7 @@
 """Ids as files have them, which predictions are written and scored under."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from pyarrow import parquet
 
 from qa_dist import score
 from qa_dist.answering.question_files import QuestionFiles
+from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig
 from qa_dist.data.sources import load_examples
-from tests.unit.data.layout_writers import lines, lists, paragraphs, squad
+from tests.unit.data.layout_writers import by_index, columns, lines, lists, paragraphs, squad
 from tests.unit.data_fixtures import row
 
 TEXTS, NUMBERS = ("1.0", "2.0"), (1.0, 2.0)
@@ -68,3 +70,29 @@ def test_predictions_are_scored_under_the_ids_of_json(
         predictions.write_text(json.dumps(predicted), encoding="utf-8")
         assert score.main(["--references", str(path), "--predictions", str(predictions)]) == 0
         assert json.loads(capsys.readouterr().out) == {"exact_match": 100.0, "f1": 100.0}
+
+
+# -------------------------------------------------------------------------------------------------- ids that are made
+
+
+def without_ids(*places: str) -> list[dict[str, Any]]:
+    return [row(id=..., question=f"{place}?") for place in places]
+
+
+@pytest.mark.parametrize("write", [json.dumps, lines, columns, lists, by_index])
+def test_ids_that_are_made_are_unique_in_a_folder(write: Callable[[Any], str], tmp_path: Path) -> None:
+    for name, places in (("a.json", ("one", "two")), ("b.json", ("three", "four"))):
+        (tmp_path / name).write_text(write(without_ids(*places)), encoding="utf-8")
+    assert ids(tmp_path) == ["1", "2", "3", "4"]
+    # A file that stands alone has the ids that it always had.
+    assert ids(tmp_path / "b.json") == (["0", "1"] if write is by_index else ["1", "2"])
+
+
+def test_numbers_of_one_file_beside_ids_of_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"a": row(id=...), "b": row(id=...)}), encoding="utf-8")
+    (tmp_path / "b.json").write_text(by_index(without_ids("three", "four")), encoding="utf-8")
+    assert ids(tmp_path) == ["a", "b", "0", "1"]
+    # Names that occur twice are no numbers: somebody gave them.
+    (tmp_path / "c.json").write_bytes((tmp_path / "a.json").read_bytes())
+    with pytest.raises(DataError, match=r"2 where the id occurred before \(a, b\)"):
+        ids(tmp_path)
