@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ def saved_splits(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} is a saved data set that cannot be loaded ({reason}); save it again") from error
     # A part of a split is named as validation[:500].
     split = str(loaded.split).partition("[")[0]
-    is_other = split in ("validation", "test") and "+" not in str(loaded.split)
+    is_other = split in _NAMES["validation"] | _OTHER_NAMES and "+" not in str(loaded.split)
     return {split if is_other else "train": loaded}
 
 
@@ -53,6 +53,21 @@ def _saved(folder: Path) -> Any:
     if state.get("_data_files") == []:
         return datasets.Dataset.from_dict({}, split=state.get("_split"))
     return datasets.load_from_disk(str(folder))
+
+
+def name_of_split(names: Iterable[str], split: Split) -> str | None:
+    """What a split is called among the names of splits, as "dev" for validation; None if it is not among them.
+
+    Raises:
+        DataError: Several of them mean it, and none is its usual name.
+    """
+    found = [name for name in names if name in _NAMES[split]]
+    if split in found or len(found) < 2:
+        return split if split in found else next(iter(found), None)
+    raise DataError(
+        f"the splits {' and '.join(found)} are both for {split} by their names; call one of them {split}, or save its "
+        "questions to a file for --train_file or --validation_file"
+    )
 
 
 def files_of_split(folder: Path, split: Split) -> list[Path]:

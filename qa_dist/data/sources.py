@@ -26,7 +26,7 @@ from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.common.reading import read_bytes, require_readable
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, validate
-from qa_dist.data.folders import Split, files_for, files_of_split, is_saved, saved_splits
+from qa_dist.data.folders import Split, files_for, files_of_split, is_saved, name_of_split, saved_splits
 from qa_dist.data.formats import parse
 from qa_dist.data.layouts import lay_out
 from qa_dist.data.records import Example
@@ -125,7 +125,7 @@ def available_splits(data: DataConfig) -> tuple[Split, ...]:
     if folder := _folder_of_files(data):
         return tuple(split for split in every if files_of_split(folder, split))
     loaded = _load_hub(data)
-    splits = tuple(split for split in every if split in loaded)
+    splits = tuple(split for split in every if name_of_split(loaded, split))
     if not splits:
         raise DataError(
             f"{data.source} has the splits {', '.join(loaded)}, but train or validation is needed; name another data "
@@ -191,14 +191,15 @@ def open_source(data: DataConfig, split: Split) -> Source:
             )
         return _files_source(str(folder), files)
     splits = _load_hub(data)
-    if split not in splits:
+    name = name_of_split(splits, split)
+    if name is None:
         raise DataError(f"{data.source} has the splits {', '.join(splits)} but no {split}; pass {_FILES_INSTEAD}")
-    if {"data", "paragraphs"} & set(splits[split].column_names):
+    if {"data", "paragraphs"} & set(splits[name].column_names):
         raise DataError(
             f"{data.source} holds files of SQuAD articles whose names do not say of which split they are; call them "
             "train... and dev... in a local folder, or pass --train_file and --validation_file"
         )
-    return _data_set_source(f"{data.source} ({split})", splits[split])
+    return _data_set_source(f"{data.source} ({name})", splits[name])
 
 
 def _file_of(data: DataConfig, split: Split) -> str | None:
@@ -218,12 +219,13 @@ def file_source(name: str, split: Split) -> Source:
     path = _expanded(name)
     if os.path.isdir(path) and is_saved(path):
         splits = saved_splits(path)
+        named = name_of_split(splits, split)
         # A data set that stands alone may serve as any.
-        if (path / "dataset_dict.json").is_file() and split not in splits:
+        if (path / "dataset_dict.json").is_file() and named is None:
             raise DataError(
                 f"{path} has the splits {', '.join(splits)} but no {split}; name a file or folder that has it"
             )
-        data_set = splits[split] if split in splits else next(iter(splits.values()))
+        data_set = next(iter(splits.values())) if named is None else splits[named]
         return _data_set_source(str(path), data_set)
     return _files_source(str(path), _files_at(path, split))
 

@@ -166,6 +166,34 @@ def test_a_saved_data_set_is_of_the_split_that_it_names(tmp_path: Path) -> None:
             read()
 
 
+def saved_under(folder: Path, *names: str) -> DataConfig:
+    """A saved dictionary whose splits have these names, and one question each, with the name as its id."""
+    datasets = pytest.importorskip("datasets")
+    splits = {name: datasets.Dataset(table(id=[name])) for name in names}
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    return DataConfig(dataset_name=str(folder))
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "valid", "eval", "validation"])
+def test_splits_of_saved_data_have_the_names_that_files_may_have(name: str, tmp_path: Path) -> None:
+    data = saved_under(tmp_path / "both", "training", name, "test")
+    assert training_splits(data, evaluates=False) == training_splits(data, evaluates=True) == ("train", "validation")
+    assert [load_examples(data, "validation")[0][0].id, load_examples(data, "train")[0][0].id] == [name, "training"]
+    named = DataConfig(validation_file=str(tmp_path / "both"))
+    assert load_examples(named, "validation")[0][0].id == name
+    # One that stands alone says by the same names what it is.
+    alone = DataConfig(dataset_name=str(saved(tmp_path / "alone", name)))
+    assert available_splits(alone) == ("validation",)
+
+
+def test_of_two_names_of_a_split_the_usual_one_is_meant(tmp_path: Path) -> None:
+    data = saved_under(tmp_path / "usual", "train", "dev", "validation")
+    assert load_examples(data, "validation")[0][0].id == "validation"
+    data = saved_under(tmp_path / "unusual", "train", "dev", "val")
+    with pytest.raises(DataError, match="the splits dev and val are both for validation by their names; call one of"):
+        training_splits(data, evaluates=False)
+
+
 def test_a_split_without_rows_does_not_hide_the_others(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     one, empty = datasets.Dataset(table()), datasets.Dataset(table()).select([])
