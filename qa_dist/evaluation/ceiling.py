@@ -87,7 +87,7 @@ def ceiling(store: FeatureStore, rules: Normalization, *, max_answer_length: int
         max_answer_length: Tokens of the longest answer.
         version_2: Whether the null answer is a choice, and scores are those of SQuAD v2.0.
     """
-    budget = Budget(MOST_TOKENS)
+    budget = Budget()
     found = summed(reaches(store, rules, max_answer_length=max_answer_length, version_2=version_2, budget=budget))
     return None if found is None else dataclasses.replace(found, num_unsearched=budget.num_unsearched)
 
@@ -116,8 +116,9 @@ class Budget:
         num_unsearched: questions that there was nothing left for.
     """
 
-    def __init__(self, num_tokens: int) -> None:
-        self.num_left = num_tokens
+    def __init__(self, num_tokens: int | None = None) -> None:
+        """Allow for so many context tokens; None: `MOST_TOKENS`."""
+        self.num_left = MOST_TOKENS if num_tokens is None else num_tokens
         self.num_unsearched = 0
 
     def allows(self, question: "Question") -> bool:

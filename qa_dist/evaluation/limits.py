@@ -131,13 +131,18 @@ def limit_lines(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *
             f"reference answers: {counts}"
         )
     if best is not None and best.num_unsearched:
-        yield (
-            f"note: {best.num_unsearched:,} of {best.num_examples:,} questions were not searched for their best "
-            "answer, which would take long, and count as answered exactly: the best scores are no more than a bound"
-        )
+        yield f"note: {unsearched_note(best.num_unsearched, best.num_examples)}"
     references = (store.answer_texts(index) for index in range(store.num_examples))
     if (note := unfit_note(references, normalization(config.answer_normalization))) is not None:
         yield f"note: {note}"
+
+
+def unsearched_note(num_unsearched: int, num_examples: int) -> str:
+    """What to say of best scores of which some questions were not searched for want of a budget."""
+    return (
+        f"{num_unsearched:,} of {num_examples:,} questions were not searched for their best answer, which would take "
+        "long, and count as answered exactly: the best scores are no more than a bound"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

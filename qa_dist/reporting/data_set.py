@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qa_dist.config.options import RunConfig
 from qa_dist.data.records import Example
-from qa_dist.evaluation.ceiling import REASONS, reaches, summed
+from qa_dist.evaluation.ceiling import REASONS, Budget, reaches, summed
 from qa_dist.evaluation.limits import unknown_token, unknown_token_share
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.features.building import may_lack_answers
@@ -126,15 +126,18 @@ def ceiling_view(store: FeatureStore, config: RunConfig) -> dict[str, Any] | Non
     """The best scores, why they are not 100, and a few examples of each reason; None where no answers are known.
 
     `reasons` counts questions by reason: those that cannot be answered exactly, and those that can and still have no
-    F1 of 100. `examples` has the first few of each.
+    F1 of 100. `examples` has the first few of each. `num_unsearched` counts questions that stand for answered exactly
+    because the budget of `ceiling` did not allow for them.
     """
     evaluation = config.evaluation
+    budget = Budget()
     found = list(
         reaches(
             store,
             normalization(evaluation.answer_normalization),
             max_answer_length=evaluation.max_answer_length,
             version_2=may_lack_answers(config.data, [store]),
+            budget=budget,
         )
     )
     best = summed(found)
@@ -153,6 +156,7 @@ def ceiling_view(store: FeatureStore, config: RunConfig) -> dict[str, Any] | Non
         "exact_match": best.exact_match,
         "f1": best.f1,
         "num_examples": best.num_examples,
+        "num_unsearched": budget.num_unsearched,
         "max_answer_length": evaluation.max_answer_length,
         "answer_normalization": evaluation.answer_normalization,
         "reasons": {name: counts[name] for name in WHY_NOT if counts[name]},

@@ -5,6 +5,7 @@ from typing import Any
 
 from qa_dist.answering.sentences import printable
 from qa_dist.answering.terminal import Style
+from qa_dist.evaluation.limits import unsearched_note
 from qa_dist.reporting.columns import aligned, bright, dim
 from qa_dist.reporting.data_set import LENGTHS, QUANTILES, WHY_NOT
 
@@ -84,6 +85,8 @@ def _ceiling(best: Mapping[str, Any] | None, style: Style) -> Iterator[str]:
         f"  at best EM {best['exact_match']:.2f}, F1 {best['f1']:.2f} with this tokenizer, these windows and answers "
         f"of at most {best['max_answer_length']} tokens, scored by {best['answer_normalization']}"
     )
+    if best["num_unsearched"]:
+        yield f"  {unsearched_note(best['num_unsearched'], best['num_examples'])}"
     for reason, count in best["reasons"].items():
         yield f"  {count:,} of {best['num_examples']:,} questions have answers that {WHY_NOT[reason]}"
         for each in best["examples"][reason]:

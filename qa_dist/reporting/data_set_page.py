@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qa_dist.evaluation.limits import unsearched_note
 from qa_dist.reporting.data_set import LENGTHS, QUANTILES, WHY_NOT
 from qa_dist.reporting.drawings import histogram
 from qa_dist.reporting.pages import rendered
@@ -27,6 +28,7 @@ class Length(NamedTuple):
 def data_set_page(summary: Mapping[str, Any]) -> str:
     """The page about what `data_set.data_set_view` gives, with the `split` and the `source`: the same for the same."""
     total = max(1, summary["num_examples"])
+    best = summary["ceiling"]
 
     def shares(counts: Mapping[str, int]) -> list[Share]:
         return [Share(name, count, count / total) for name, count in counts.items()]
@@ -48,6 +50,7 @@ def data_set_page(summary: Mapping[str, Any]) -> str:
                 if each["n"]
             ],
             "reasons": WHY_NOT,
+            "unsearched": unsearched_note(best["num_unsearched"], best["num_examples"]) if best else "",
         },
         {"share": lambda value: f"{100 * value:.2f} %"},
     )

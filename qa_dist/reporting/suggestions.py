@@ -13,7 +13,7 @@ import numpy.typing as npt
 from qa_dist.answering.terminal import Style
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
-from qa_dist.evaluation.ceiling import Question, Reach, Window, reach_of, summed
+from qa_dist.evaluation.ceiling import Budget, Question, Reach, Window, reach_of, summed
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.features.building import may_lack_answers
 from qa_dist.features.store import FeatureStore
@@ -49,8 +49,10 @@ def suggestions(
     """What each length and stride would cost and allow, those of the configuration among them, as JSON types.
 
     Each has `max_seq_length`, `doc_stride`, `num_features`, `num_tokens` (of an epoch, without padding), and
-    `exact_match` and `f1` of the ceiling (None where no answers are known); `is_configured`, and `is_suggested` for
-    the one with the fewest tokens among those whose ceiling is at most `TOLERANCE` below the best.
+    `exact_match` and `f1` of the ceiling (None where no answers are known), and `num_unsearched`, questions that stand
+    for answered exactly because the budget of `ceiling`, which each row has, did not allow for them; `is_configured`,
+    and `is_suggested` for the one with the fewest tokens among those whose ceiling is at most `TOLERANCE` below the
+    best.
 
     Args:
         store: The examples and their features.
@@ -79,13 +81,15 @@ def suggestions(
         ]
         windows_E = np.array([len(starts) for starts in starts_E], np.int64)
         context_E = np.array([len(offsets) for offsets in texts.offsets_E], np.int64)
-        best = summed(_reaches(store, config, texts.offsets_E, starts_E, capacity_E.tolist(), whole))
+        budget = Budget()
+        best = summed(_reaches(store, config, texts.offsets_E, starts_E, capacity_E.tolist(), whole, budget))
         found.append(
             {
                 **{"max_seq_length": length, "doc_stride": stride, "num_features": int(windows_E.sum())},
                 "num_tokens": int((windows_E * (num_special + question_E + stride) + context_E - stride).sum()),
                 "exact_match": best and best.exact_match,
                 "f1": best and best.f1,
+                "num_unsearched": budget.num_unsearched,
                 "is_configured": (length, stride) == configured,
                 "is_suggested": False,
             }
@@ -124,6 +128,7 @@ def _reaches(
     starts_E: Sequence[range],
     capacity_E: Sequence[int],
     whole: dict[int, Reach],
+    budget: Budget,
 ) -> Iterator[Reach]:
     """What every question with known references can reach; `whole` keeps those whose context is in one window."""
     evaluation = config.evaluation
@@ -140,8 +145,9 @@ def _reaches(
         parts = [offsets[start : start + capacity_E[example]] for start in starts]
         windows = [Window(part[:, 0], part[:, 1]) for part in parts]
         question = Question(context, references, windows, rules, evaluation.max_answer_length, version_2)
-        reach = reach_of(question, example)
-        if len(starts) == 1:
+        num_unsearched = budget.num_unsearched
+        reach = reach_of(question, example, budget)
+        if len(starts) == 1 and budget.num_unsearched == num_unsearched:
             whole[example] = reach
         yield reach
 
@@ -171,4 +177,9 @@ def suggestion_lines(weighed: Mapping[str, Any], style: Style) -> Iterator[str]:
     yield heading
     for each, line in zip(weighed["suggestions"], lines, strict=True):
         yield bright(line, has_colours=style.has_colours) if each["is_suggested"] else line
+    if bounded := [each["num_unsearched"] for each in weighed["suggestions"] if each["num_unsearched"]]:
+        yield (
+            f"in {len(bounded):,} of these rows up to {max(bounded):,} questions were not searched for their best "
+            "answer, which would take long, and count as answered exactly: EM and F1 there are no more than a bound"
+        )
     yield f"suggested: the fewest tokens with EM and F1 at most {TOLERANCE} below the best of this table"

@@ -268,6 +268,45 @@ def test_the_ceiling_with_the_reasons_and_their_examples(capsys: Capture, flags:
     assert "a sea (best F1" in shown
 
 
+@pytest.mark.parametrize("num_tokens", [1, 60])
+def test_where_the_ceiling_was_not_searched_to_the_end_is_said(
+    num_tokens: int,
+    capsys: Capture,
+    flags: list[str],
+    out_of_reach: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+    words = [*flags[2:], "--validation_file", out_of_reach, "--max_answer_length", "5"]
+    words[words.index("--store_dir") + 1] = str(tmp_path / "stores")
+    whole = inspected(capsys, *words)["ceiling"]
+    monkeypatch.setattr("qa_dist.evaluation.ceiling.MOST_TOKENS", num_tokens)
+    best = inspected(capsys, *words)["ceiling"]
+    assert (whole["num_unsearched"], best["num_unsearched"] > 0) == (0, True)
+    assert sum(best["reasons"].values()) == sum(whole["reasons"].values()) - best["num_unsearched"]
+    assert best["f1"] > whole["f1"]
+    assert prepare.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["num_unsearched"] == best["num_unsearched"]
+    note = f"{best['num_unsearched']} of 6 questions were not searched for their best answer, which would take long"
+    assert note in text_of(capsys, *words)
+    assert main([*words, "--html", str(tmp_path / "data.html")]) == 0
+    assert note in Page((tmp_path / "data.html").read_text(encoding="utf-8")).parts["ceiling"]
+    capsys.readouterr()
+    found = inspected(capsys, *words, "--suggest")["suggestions"]
+    (configured,) = (each for each in found if each["is_configured"])
+    assert (configured["num_unsearched"], configured["f1"]) == (best["num_unsearched"], best["f1"])
+    bounded = [each["num_unsearched"] for each in found if each["num_unsearched"]]
+    assert 0 < len(bounded) < len(found)
+    said = f"in {len(bounded)} of these rows up to {max(bounded)} questions were not searched for their best answer"
+    assert said in text_of(capsys, *words, "--suggest")
+    # No row takes the bound of another one for what was found.
+    monkeypatch.undo()
+    exact = inspected(capsys, *words, "--suggest")["suggestions"]
+    pairs = [(one["f1"], other["f1"]) for one, other in zip(found, exact, strict=True) if not one["num_unsearched"]]
+    assert all(one == other for one, other in pairs)
+
+
 def test_unlabelled_data_have_no_ceiling(capsys: Capture, flags: list[str], tmp_path: Path) -> None:
     data = write_rows(tmp_path / "dev.jsonl", row("a", answers=...))
     words = [*flags[2:], "--validation_file", data]
