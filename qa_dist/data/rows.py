@@ -265,9 +265,7 @@ def _flat(text: str | int | float, start: Any) -> Any:
         cell = [] if text.strip() == "[]" and str(start).strip() in _NOWHERE else read_cell(text)
         if cell is not None:
             return {"text": cell, "answer_start": start} if cell and _are_texts(cell) else cell
-    if isinstance(text, float) and text.is_integer():
-        text = int(text)
-    return {"text": str(text), "answer_start": start}
+    return {"text": str(number_as_text(text)), "answer_start": start}
 
 
 def _are_texts(answers: Any) -> bool:

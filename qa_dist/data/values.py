@@ -118,7 +118,9 @@ def _answer(text: Any, start: int | None) -> RawAnswer:
 
 
 def number_as_text(value: Any) -> Any:
-    """A whole number as its digits, as answers are years and counts; any other value as it is."""
+    """A whole number, also as `70.0`, as its digits, as answers are years and counts; any other value as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -146,7 +146,7 @@ def test_every_layout_of_both_files_gives_the_same_scores(references, prediction
     assert ("first candidate" in output.err) == (predictions == "nbest.json")
 
 
-@pytest.mark.parametrize("predicted", [[{"id": 2, "prediction_text": 1871}], {"2": 1871}])
+@pytest.mark.parametrize("predicted", [[{"id": 2, "prediction_text": 1871}], {"2": 1871}, {"2": 1871.0}])
 def test_a_whole_number_is_a_predicted_text(predicted, files, capsys):
     rows = [{"id": 2, "context": "In 1871.", "question": "When?", "answers": [1871]}]
     paths = files(references=rows, predictions=predicted)

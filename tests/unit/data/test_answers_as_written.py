@@ -64,12 +64,23 @@ def test_a_list_that_is_no_list_of_answers_is_refused(cell: str, start: str) -> 
         *(1871, 1871.0, [1871]),
         *({"text": 1871, "answer_start": 22}, {"text": [1871], "answer_start": [22]}),
         [{"text": 1871, "answer_start": 22}],
+        # What pandas makes of whole numbers beside cells without one.
+        *([1871.0], "array([1871.])", {"text": 1871.0}, {"text": [1871.0]}),
+        *({"text": [1871.0], "answer_start": [22.0]}, [{"text": 1871.0, "answer_start": 22.0}]),
     ],
 )
 @pytest.mark.parametrize("beside", [{}, {"answer_start": 22}])
 def test_a_whole_number_is_a_text(answers: Any, beside: dict[str, int]) -> None:
     (example,), report = read("a.jsonl", json.dumps(row(context=CONTEXT, answers=answers) | beside))
     assert (example.answers, report.problems) == ((YEAR,), ())
+    (example,), report = read("a.json", json.dumps([{"context": CONTEXT, "qas": [row(context=..., answers=answers)]}]))
+    assert (example.answers, report.problems) == ((YEAR,), ())
+
+
+@pytest.mark.parametrize("answers", [[True], [18.71], [float("inf")], {"text": [18.71]}])
+def test_a_number_that_is_no_whole_one_is_no_text(answers: Any) -> None:
+    _, report = read("a.jsonl", json.dumps(row(context=CONTEXT, answers=answers)), for_training=False)
+    assert [problem.kind for problem in report.problems] == ["wrong_answers"]
 
 
 @pytest.mark.parametrize("name", ["guid", "uid"])
