@@ -26,10 +26,10 @@ PROBLEMS = {
     "missing_answers": "answers is missing (where a question has no answer, write an empty list)",
     "empty_id": "id is empty",
     "duplicate_id": "the id occurred before",
-    "empty_question": "question is empty",
-    "empty_context": "context is empty",
+    "empty_question": "question is empty or blank",
+    "empty_context": "context is empty or blank",
     "not_unicode": "a text holds half a surrogate pair and cannot be written as UTF-8",
-    "empty_answer": "an answer text is empty",
+    "empty_answer": "an answer text is empty or blank",
     # Stores of earlier versions may name it.
     "answer_beyond_context": "an answer reaches beyond the context",
     "answer_not_at_offset": "an answer text is not at its answer_start, nor at exactly one other place",

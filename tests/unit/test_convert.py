@@ -83,7 +83,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: Cap
     path = write_rows(tmp_path / "a.jsonl", row("a"), row("b", question=" "))
     output = tmp_path / "out" / "out.json"
     for words, part in (
-        ([path, str(output)], "question is empty (b)"),
+        ([path, str(output)], "question is empty or blank (b)"),
         ([str(tmp_path / "none.json"), str(output)], "does not exist"),
         ([path, str(output), "--split", "test"], "--split"),
         ([path], "OUT"),

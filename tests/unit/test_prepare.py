@@ -89,7 +89,7 @@ def test_dropped_records_are_counted_and_told(
     path = write_rows(tmp_path / "a.jsonl", row("a"), row("b", question=""))
     found = prepared(capsys, ["--train_file", path, "--on_invalid", "drop", *flags])
     assert (found["num_examples"], found["num_dropped"]) == (1, 1)
-    assert "question is empty (b)" in caplog.text
+    assert "question is empty or blank (b)" in caplog.text
 
 
 def test_a_recipe_with_options_of_training_serves_here_too(

@@ -285,7 +285,7 @@ def test_what_cannot_be_answered_is_left_out_named_and_counted(tmp_path: Path) -
     assert [line["id"] for line in lines(output)] == ["q0", "q1", "q2", "q3", "q6", "q8"]
     assert notices == [
         "q.jsonl, line 5: an entry is not an object; left out",
-        "q.jsonl, line 6: context is empty; left out",
+        "q.jsonl, line 6: context is empty or blank; left out",
         "q.jsonl, line 8: the question is too long; left out",
     ]
     assert rounds.progress.metrics() == {"num_answered": 6, "num_skipped": 3}

@@ -112,8 +112,8 @@ def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         (b'{"question": "d\xe9j\xe0", "context": "c"}', "it is not UTF-8"),
         (b'["a list"]', "an entry is not an object"),
         (b'{"question": 3, "context": "c"}', "question is not a string"),
-        (b'{"question": "a", "context": " \\t"}', "context is empty"),
-        (b'{"question": "", "context": "c"}', "question is empty"),
+        (b'{"question": "a", "context": " \\t"}', "context is empty or blank"),
+        (b'{"question": "", "context": "c"}', "question is empty or blank"),
         (b'{"question": "a", "contexts": []}', "context is not a string"),
         (b'{"question": "a", "contexts": ["b", 3]}', "context is not a string"),
         (b'{"question": "a", "context": "\\ud800"}', "half a surrogate pair"),
@@ -139,7 +139,7 @@ def test_bad_rows_of_a_table(tmp_path: Path) -> None:
     assert flaws(path) == [
         ("q.csv, line 4", "a row has more values than the header has columns"),
         ("q.csv, line 5", "it is not UTF-8"),
-        ("q.csv, line 6", "question is empty"),
+        ("q.csv, line 6", "question is empty or blank"),
     ]
     assert [each.id for each in asked(path) if isinstance(each, Asked)] == ["1", "5"]
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig
 from qa_dist.data.checking import Report, reference_texts, validate
+from qa_dist.data.folders import Split
 from qa_dist.data.formats import parse
 from qa_dist.data.records import Answer, Example
 from qa_dist.data.sources import load_examples
@@ -149,6 +151,29 @@ def test_a_blank_answer_of_validation_data_is_a_reference(answers: Any, tmp_path
     assert (report.num_unanswerable, [problem.kind for problem in report.problems]) == (0, ["empty_answer"])
     found = reference_texts(parse(Path(path).read_bytes(), Path(path)))
     assert [text.strip() for text in found.texts["b"] or ()] == [""]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("version_2", [None, False])
+@pytest.mark.parametrize("blank", ["", "  ", "\u00a0\n"])
+def test_an_answer_of_white_space_is_an_empty_one(
+    blank: str, version_2: bool | None, split: Split, tmp_path: Path
+) -> None:
+    def refusal(answers: Any) -> str | None:
+        path = write_rows(tmp_path / "a.jsonl", row("a"), row("b", answers=answers))
+        data = DataConfig(**{f"{split}_file": path, "version_2_with_negative": version_2})
+        try:
+            assert load_examples(data, split)[0][1].is_unanswerable
+        except DataError as error:
+            return str(error)
+        return None
+
+    assert "1 where an answer text is empty or blank (b). Mend them" in (refusal([{"text": blank, "start": 3}]) or "")
+    for none in ([blank], [{"text": blank, "answer_start": -1}]):
+        said = refusal(none)
+        assert (
+            said is None if version_2 is None else "there are no answers; pass --version_2_with_negative" in str(said)
+        )
 
 
 def test_a_blank_answer_beside_others_is_a_reference_too(tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_records_of_broken_articles_are_named_by_their_place() -> None:
 
 def test_invalid_records_stop_or_are_dropped(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", row("a"), row("b", question=" "), row("c", answers=[]))
-    with pytest.raises(DataError, match=r"question is empty \(b\).*--on_invalid drop"):
+    with pytest.raises(DataError, match=r"question is empty or blank \(b\).*--on_invalid drop"):
         load_examples(DataConfig(train_file=path), "train")
     examples, report, digest = load_examples(DataConfig(train_file=path, on_invalid="drop"), "train")
     assert [example.id for example in examples] == ["a", "c"]
