@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from qa_dist.answering.csv_rows import csv_rows, row_too_long
+from qa_dist.answering.passages import PASSAGES, problem_of_cells, refuse_passages
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import is_compressed, require_readable
@@ -43,7 +44,6 @@ _ROWS = 256
 """Rows of Parquet that are decoded together."""
 _BOM = b"\xef\xbb\xbf"
 _MARKS = "*?["
-_PASSAGES = "contexts"
 
 
 class Flaw(NamedTuple):
@@ -314,6 +314,7 @@ class QuestionFiles:
     def _document(self, path: Path, head: Sequence[bytes], file: Any) -> Iterator[Unit]:
         content = b"".join(head) + file.read()
         self._digest.update(content)
+        refuse_passages(content, path)
         for record in parse(content, path, is_unpacked=True):
             placed = Record(f"{self._shown[path]}, {record.place}", record.row, record.problem)
             yield Unit(placed.place, partial(list, (placed,)))
@@ -380,13 +381,13 @@ def _is_object(line: bytes) -> bool:
 
 def _require_columns(names: Sequence[str], path: Path) -> None:
     """Make sure that rows with these columns are questions; a list of passages is a context too."""
-    lacks_context = _PASSAGES in names and Columns.of(names).context is None
+    lacks_context = PASSAGES in names and Columns.of(names).context is None
     require_columns([*names, *(["context"] if lacks_context else [])], path)
 
 
 def _record(columns: Columns, values: Row, place: str) -> Record:
     row = columns.row(values)
-    passages = values.get(_PASSAGES)
+    passages = values.get(PASSAGES)
     return Record(place, row if passages is None else {**row, "context": passages})
 
 
@@ -400,7 +401,9 @@ def _parse_cells(columns: Columns, names: Sequence[str], values: Sequence[str], 
         return [Record(place, {}, "surplus_values")]
     if any("\udc80" <= character <= "\udcff" for value in values for character in value if character >= "\ud800"):
         return [Flaw(place, "it is not UTF-8")]
-    return [_record(columns, dict(zip(names, values, strict=False)), place)]
+    row = dict(zip(names, values, strict=False))
+    problem = problem_of_cells(row)
+    return [_record(columns, row, place) if problem is None else Flaw(place, problem)]
 
 
 def _parse_line(line: bytes, place: str) -> list[Record | Flaw]:
@@ -415,7 +418,7 @@ def _parse_line(line: bytes, place: str) -> list[Record | Flaw]:
     if not isinstance(value, dict):
         return [Record(place, {}, "not_object")]
     columns = Columns.of(list(value))
-    if columns.question is not None and (columns.context is not None or _PASSAGES in value) and not _is_nested(value):
+    if columns.question is not None and (columns.context is not None or PASSAGES in value) and not _is_nested(value):
         return [_record(columns, value, place)]
     if "header" in value and columns.question is None:
         # The first line of MRQA's files.

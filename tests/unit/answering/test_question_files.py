@@ -103,6 +103,41 @@ def test_a_context_with_its_questions_in_a_line_and_several_passages(tmp_path: P
     assert found[1].place == "q.jsonl, line 2, context 1, question 2"
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("shape", ["rows", "data", "alone", "beside"])
+def test_a_list_of_contexts_in_a_document_is_refused_with_what_to_do(
+    shape: str, indent: int | None, tmp_path: Path
+) -> None:
+    question = {"id": "a", "question": "Who?", "contexts": ["one text", "another text"]}
+    value = {
+        "rows": [question],
+        "data": {"data": [question]},
+        "alone": question,
+        # The text alone would be read, and the list passed over.
+        "beside": [{**question, "context": "one text"}],
+    }[shape]
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps(value, indent=indent), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        asked(path)
+    assert str(caught.value) == (
+        f"{path} has a list of contexts for a question, which is not read of JSON documents; write a line of JSONL for "
+        "each question, or a row for each context"
+    )
+    path.write_text(json.dumps([{**rows(1)[0], "context": 'the "contexts"'}], indent=indent), encoding="utf-8")
+    assert len(asked(path)) == 1
+
+
+def test_a_list_of_contexts_in_a_cell_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("id,question,contexts\n1,Who?,\"['one text', 'another text']\"\n2,Who?,[sic] one text\n")
+    what = (
+        "contexts is a list in a cell, which would be one text; write a line of JSONL for each question, or a row for"
+    )
+    assert flaws(path) == [("q.csv, line 2", f"{what} each context")]
+    assert [each.id for each in asked(path) if isinstance(each, Asked)] == ["2"]
+
+
 def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     good = json.dumps(rows(1)[0]).encode()
