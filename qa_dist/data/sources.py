@@ -46,11 +46,13 @@ class Source:
         name: what messages call it.
         content_sha256: hex digest of the bytes of a file, or of the rows of anything else.
         records: parses; gives the same records every time.
+        note: which files it is read from, if they are several; None of anything else.
     """
 
     name: str
     content_sha256: str
     records: Callable[[], Reading] = field(repr=False)
+    note: str | None = None
 
 
 def load_examples(data: DataConfig, split: Split) -> tuple[list[Example], Report, str]:
@@ -242,6 +244,7 @@ def _files_source(name: str, paths: Sequence[Path]) -> Source:
     if len(paths) == 1:
         return Source(str(paths[0]), hashlib.sha256(contents[0]).hexdigest(), lambda: parse(contents[0], paths[0]))
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    files = f"read from {len(paths)} files: {listed([path.name for path in paths], len(paths))}"
 
     def read() -> Reading:
         readings = {path.name: parse(content, path) for path, content in zip(paths, contents, strict=True)}
@@ -255,10 +258,9 @@ def _files_source(name: str, paths: Sequence[Path]) -> Source:
         ]
         notes = [f"{file}: {note}" for file, reading in readings.items() for note in reading.notes]
         versions = {reading.is_version_2 for reading in readings.values()} - {None}
-        files = f"read from {len(paths)} files: {listed([path.name for path in paths], len(paths))}"
         return Reading(records, (files, *notes), any(versions) if versions else None)
 
-    return Source(name, hashlib.sha256(json.dumps(digests).encode()).hexdigest(), read)
+    return Source(name, hashlib.sha256(json.dumps(digests).encode()).hexdigest(), read, files)
 
 
 def _without_id(row: Row) -> Row:

@@ -107,10 +107,17 @@ def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: 
     if store.fingerprint != fingerprint:
         raise damaged(path, f"its manifest is that of {store.fingerprint}")
     if progress and store.report.is_worth_telling:
-        _logger.warning("%s: %s", source.name, store.report.text())
+        _logger.warning("%s: %s%s", source.name, store.report.text(), _renamed(source, store.report))
     if progress and (num_cut := store.stats.num_truncated_questions):
         _logger.warning("%s: %d questions were cut to %d tokens", source.name, num_cut, spec.max_question_length)
     return store
+
+
+def _renamed(source: Source, report: Report) -> str:
+    """What to add to a report whose files had other names when the store was made; nothing else of them has changed."""
+    if source.note is None or source.note in report.notes:
+        return ""
+    return f"; the files were called so when the store was made, now it would be {source.note}"
 
 
 def _ingredients(

@@ -280,6 +280,29 @@ def test_training_data_whose_ids_were_made_whole_numbers_is_read_again(
     assert prepared(config, "train").example_ids == ["1.0", "2.0"]
 
 
+def test_files_that_were_renamed_are_named_as_they_are_now(
+    tokenizer_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_rows(folder / f"{name}.jsonl", row(name))
+    config = run_config(tokenizer_folder, tmp_path / "stores", train_file=str(folder))
+
+    def told() -> str:
+        caplog.clear()
+        prepared(config, "train", progress=True)
+        (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        return said
+
+    said = f"{folder}: read from 2 files: a.jsonl, b.jsonl; records: 2, valid: 2, unanswerable: 0"
+    assert [told(), told()] == [said] * 2
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").rename(folder / f"new_{name}.jsonl")
+    now = "read from 2 files: new_a.jsonl, new_b.jsonl"
+    assert told() == f"{said}; the files were called so when the store was made, now it would be {now}"
+
+
 def test_a_folder_without_locks_is_used(tokenizer_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
