@@ -203,7 +203,8 @@ class Reader:
             overlap_threshold: As in `answer_chunk`.
 
         Raises:
-            UserError: An item cannot be used; all before it have been answered.
+            UserError: An item cannot be used; all before it have been answered, and so they have where
+                `items` itself raises.
         """
         _check_numbers(top_k, overlap_threshold, self.config.evaluation.n_best_size)
         return self._answered(iter(items), top_k, overlap_threshold)
@@ -215,10 +216,15 @@ class Reader:
         is_over = False
         while not is_over:
             chunk: list[tuple[Mapping[str, Any], Question]] = []
-            problem: DataError | None = None
+            problem: Exception | None = None
             num_characters = 0
             while len(chunk) < QUESTIONS_TOGETHER and num_characters < CHARACTERS_TOGETHER:
-                item: Any = next(items, _END)
+                try:
+                    item: Any = next(items, _END)
+                # Whatever it is, it comes behind the answers to all that was given before.
+                except Exception as error:
+                    problem = error
+                    break
                 if item is _END:
                     is_over = True
                     break

@@ -143,6 +143,17 @@ def test_what_is_before_a_bad_item_is_answered(reader: Reader, items: list[dict[
             list(reader.answer_many([item]))
 
 
+def test_what_is_given_before_the_items_fail_is_answered(reader: Reader, items: list[dict[str, Any]]) -> None:
+    def failing() -> Iterator[dict[str, Any]]:
+        yield from items[:3]
+        raise OSError("the disk has gone")
+
+    found = []
+    with pytest.raises(OSError, match=r"^the disk has gone$"):
+        found.extend(reader.answer_many(failing()))
+    assert [item["id"] for item, _ in found] == [item["id"] for item in items[:3]]
+
+
 @pytest.mark.parametrize(
     ("question", "context", "message"),
     [
