@@ -121,7 +121,8 @@ class _Served:
         self.answer_chunk = reader.answer_chunk
 
     def problem(self, question: "Question") -> str | None:
-        return self._reader.problem(question) or self._reader.cost_problem(question)
+        # It says of what is too long, too, and names no option: clients have none.
+        return self._reader.cost_problem(question)
 
 
 def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) -> None:

@@ -257,12 +257,14 @@ class Reader:
         )
 
     def cost_problem(self, question: Question) -> str | None:
-        """What makes a question cost many times what others do about the same text; None if nothing does.
+        """What makes a question cost many times what others do about the same text, or leave it no room; else None.
 
         The longer it is, the less of the text a window has beside it, and windows overlap by the stride: towards the
         longest question each of them is only a token further on than the last one.
         """
-        length = min(self._builder.question_length(question.question), self._builder.max_question_length)
+        length = self._builder.question_length(question.question)
+        if self._cuts_questions:
+            length = min(length, self._builder.max_question_length)
         usual = self._builder.window_step(0)
         if self._builder.window_step(length) >= usual / SLOWEST_STEP:
             return None

@@ -179,7 +179,7 @@ def _questions(request: AnswerRequest, limits: Limits) -> list[Question]:
 
 def _check_text(text: str, place: str, limits: Limits) -> None:
     if not text.strip():
-        raise RefusedError(422, f"{place} is empty; give a text")
+        raise RefusedError(422, f"{place} is {'empty' if not text else 'nothing but blanks'}; give a text")
     if len(text) > limits.max_context_characters:
         raise RefusedError(
             413, f"{place} has {len(text):,} characters; at most {limits.max_context_characters:,} are allowed"

@@ -196,6 +196,9 @@ def test_a_question_that_leaves_hardly_any_room_is_costly(reader: Reader) -> Non
         problem = reader.cost_problem(question)
         assert (problem == f"the question has {num_tokens} tokens; at most 39 are allowed here") is is_costly
         assert (problem is None) is not is_costly
+    assert reader.cost_problem(Question.of("amber " * 50, "amber")) == (
+        "the question has 50 tokens; at most 39 are allowed here"
+    )
 
 
 def test_a_question_is_cut_where_that_was_asked_for(trained: Path) -> None:

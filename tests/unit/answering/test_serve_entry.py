@@ -10,6 +10,8 @@ pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from qa_dist import serve
 from qa_dist.answering.options import ReaderConfig
+from qa_dist.answering.reader import Reader
+from qa_dist.answering.records import Question
 from qa_dist.answering.server import running
 from tests.refusals import refusal
 
@@ -61,6 +63,14 @@ def test_a_second_server_that_starts_while_the_first_one_loads_is_refused(capsys
 def test_mistakes(words: list[str], part: str, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert part in refusal(serve.main, words, capsys)
+
+
+def test_of_a_question_that_is_too_long_clients_hear_of_no_option(trained: Path) -> None:
+    served = serve._Served(Reader(trained / "adapter", device="cpu"))
+    assert served.problem(Question.of("amber " * 50, "amber basin")) == (
+        "the question has 50 tokens; at most 39 are allowed here"
+    )
+    assert served.problem(Question.of("amber " * 39, "amber basin")) is None
 
 
 def test_names_of_hosts_that_are_taken() -> None:
