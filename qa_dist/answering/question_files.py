@@ -27,7 +27,7 @@ from qa_dist.answering.passages import PASSAGES, problem_of_cells, refuse_passag
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import is_compressed, require_readable
-from qa_dist.data.folders import files_in, is_saved, suffixes
+from qa_dist.data.folders import files_in, is_saved, matches, suffixes
 from qa_dist.data.formats import PARQUET_MAGIC, is_object, named_format, parse, require_gzip, separator_of
 from qa_dist.data.layouts import lay_out, require_columns
 from qa_dist.data.rows import Columns, Record, Row, listed
@@ -81,7 +81,7 @@ def find_files(name: str) -> list[Path]:
         if not found:
             raise DataError(f"{path} is a folder without files of questions ({', '.join(suffixes())}, also .gz)")
     elif not os.path.lexists(path) and any(mark in name for mark in _MARKS):
-        found = [Path(match) for match in sorted(glob.glob(str(path))) if os.path.isfile(match)]
+        found = [Path(match) for match in sorted(set(glob.glob(str(path), recursive=True))) if os.path.isfile(match)]
         if not found:
             raise DataError(f"no file matches {path}; check the pattern, and put it in quotes if the shell expands it")
     else:
@@ -156,7 +156,7 @@ def inside(output: Path, name: str) -> bool:
         return os.path.realpath(output.parent) == os.path.realpath(path) and ending.endswith(tuple(suffixes()))
     if os.path.lexists(path):
         return os.path.realpath(output) == os.path.realpath(path)
-    return Path(os.path.abspath(output)).match(os.path.abspath(path))
+    return matches(Path(os.path.abspath(output)).parts, Path(os.path.abspath(path)).parts)
 
 
 class QuestionFiles:

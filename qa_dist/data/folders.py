@@ -1,5 +1,6 @@
 """Folders that hold questions: files of one or both splits, and data sets that the `datasets` library saved to disk."""
 
+import fnmatch
 import json
 import os
 import re
@@ -128,6 +129,15 @@ def _is_data(path: Path) -> bool:
     is_named = name.endswith(tuple(suffixes())) and not name.startswith(".") and name not in _NOT_DATA
     # A link to a file that is not there is missing data: whoever opens it says so.
     return is_named and (os.path.isfile(path) or (path.is_symlink() and not os.path.exists(path)))
+
+
+def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the folders and the name of a path are those of a pattern, in which ** stands for any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
 
 def suffixes() -> Sequence[str]:

@@ -287,6 +287,10 @@ def test_folders_patterns_and_what_is_not_there(tmp_path: Path) -> None:
         ("answers.jsonl", "all", False),
         ("all/answers.json", "all/*.json", True),
         ("answers.json", "all/*.json", False),
+        ("answers.json", "**/*.json", True),
+        ("all/more/answers.json", "**/*.json", True),
+        ("all/more/answers.json", "more/**/*.json", False),
+        ("all/more/answers.json", "*/*.json", False),
         ("all/../q[1].jsonl", "q[1].jsonl", True),
         ("q1.jsonl", "q[1].jsonl", False),
     ):
@@ -295,6 +299,15 @@ def test_folders_patterns_and_what_is_not_there(tmp_path: Path) -> None:
     for name, told in wrong.items():
         with pytest.raises(DataError, match=told):
             find_files(str(tmp_path / name))
+
+
+def test_two_stars_stand_for_any_number_of_folders(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "q.jsonl" for folder in ("all", "all/more", "all/more/still")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("{}", encoding="utf-8")
+    for pattern in ("**", "**/**"):
+        assert find_files(str(tmp_path / "all" / pattern / "*.jsonl")) == sorted(paths)
 
 
 def test_standard_input_is_read_as_it_comes(tmp_path: Path) -> None:
