@@ -12,6 +12,9 @@ from qa_dist.data.values import read_cell
 
 PASSAGES = "contexts"
 
+TWO_KINDS = f"it has a context and {PASSAGES} beside it; leave out the one that is not to be read"
+"""What is wrong with a row that has both: either would be passed over."""
+
 _INSTEAD = "write a line of JSONL for each question, or a row for each context"
 
 
@@ -44,3 +47,8 @@ def problem_of_cells(values: Mapping[str, Any]) -> str | None:
     """What is wrong with a row of a table whose cell holds such a list: it would be one text."""
     found = read_cell(str(values.get(PASSAGES) or ""))
     return f"{PASSAGES} is a list in a cell, which would be one text; {_INSTEAD}" if isinstance(found, list) else None
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value stands for none, as an empty cell does."""
+    return value is None or (isinstance(value, str) and not value.strip())

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from qa_dist.answering.csv_rows import csv_rows, row_too_long
-from qa_dist.answering.passages import PASSAGES, problem_of_cells, refuse_passages
+from qa_dist.answering.passages import PASSAGES, TWO_KINDS, is_blank, problem_of_cells, refuse_passages
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import is_compressed, require_readable
@@ -385,9 +385,11 @@ def _require_columns(names: Sequence[str], path: Path) -> None:
     require_columns([*names, *(["context"] if lacks_context else [])], path)
 
 
-def _record(columns: Columns, values: Row, place: str) -> Record:
+def _record(columns: Columns, values: Row, place: str) -> Record | Flaw:
     row = columns.row(values)
     passages = values.get(PASSAGES)
+    if not is_blank(row.get("context")):
+        return Record(place, row) if is_blank(passages) else Flaw(place, TWO_KINDS)
     return Record(place, row if passages is None else {**row, "context": passages})
 
 

@@ -138,6 +138,27 @@ def test_a_list_of_contexts_in_a_cell_is_refused_with_what_to_do(tmp_path: Path)
     assert [each.id for each in asked(path) if isinstance(each, Asked)] == ["2"]
 
 
+def test_a_context_with_contexts_beside_it_is_refused(tmp_path: Path) -> None:
+    told = "it has a context and contexts beside it; leave out the one that is not to be read"
+    path = write_jsonl(
+        tmp_path / "q.jsonl",
+        [
+            {"question": "Who?", "context": "one text", "contexts": ["another text"]},
+            {"question": "Who?", "passage": "one text", "contexts": []},
+            {"question": "Who?", "context": "one text", "contexts": None},
+            {"question": "Who?", "context": None, "contexts": ["another text"]},
+        ],
+    )
+    assert flaws(path) == [("q.jsonl, line 1", told), ("q.jsonl, line 2", told)]
+    kept = [each.question.contexts for each in asked(path) if isinstance(each, Asked)]
+    assert kept == [("one text",), ("another text",)]
+    path = tmp_path / "q.csv"
+    path.write_text("question,context,contexts\nWho?,one text,3\nWho?,one text,\nWho?,,another text\n")
+    assert flaws(path) == [("q.csv, line 2", told)]
+    kept = [each.question.contexts for each in asked(path) if isinstance(each, Asked)]
+    assert kept == [("one text",), ("another text",)]
+
+
 def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     good = json.dumps(rows(1)[0]).encode()
