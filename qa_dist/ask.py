@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,14 @@ class AskConfig(ReaderConfig):
     context_file: str | None = option(None, "file with the text, in UTF-8; none: paste it at the terminal")
     top_k: int = option(3, "answers that are shown of each question, the best one included", minimum=1, maximum=1000)
 
+    def problems(self) -> Iterable[str]:
+        yield from self.contradictions()
+        if self.n_best_size is not None and self.top_k > self.n_best_size:
+            yield (
+                f"--top_k {self.top_k} is more than --n_best_size {self.n_best_size}; lower the former or raise the "
+                "latter"
+            )
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run_command(PROG, lambda: _ask(sys.argv[1:] if argv is None else argv))
@@ -62,7 +70,8 @@ def _ask(argv: Sequence[str]) -> int:
         reader = options.open()
     sys.stderr.writelines(f"{PROG}: {note}\n" for note in reader.notes)
     if options.top_k > (most := reader.config.evaluation.n_best_size):
-        raise ConfigError([f"--top_k {options.top_k} is more than the {most} answers that the model's run keeps"])
+        problem = f"--top_k {options.top_k} is more than the {most} answers of --n_best_size; raise the latter"
+        raise ConfigError([problem])
     style = Style.of(sys.stdout, os.environ, shutil.get_terminal_size().columns)
     if sys.stdin.isatty():
         _converse(reader, context, options.top_k, style)
@@ -104,10 +113,24 @@ def _answer_lines(reader: "Reader", context: str, top_k: int, style: Style) -> N
             sys.stdout.flush()
             continue
         try:
+            _require_utf_8(line)
             sys.stdout.write(_answered(reader, line, context, top_k, style))
         except DataError as error:
             raise DataError(f"line {number} of standard input: {error}") from error
         sys.stdout.flush()
+
+
+def _require_utf_8(line: str) -> None:
+    """Make sure that each byte of a line was part of a character.
+
+    Raises:
+        DataError: One was none.
+    """
+    for place, character in enumerate(line, 1):
+        if "\udc80" <= character <= "\udcff":
+            raise DataError(
+                f"it is not UTF-8 (character {place} is the byte 0x{ord(character) - 0xDC00:02x}); convert it first"
+            )
 
 
 def _answered(reader: "Reader", question: str, context: str, top_k: int, style: Style) -> str:

@@ -201,7 +201,11 @@ def test_other_mistakes(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     assert "--allow_no_answer is false; drop one" in refusal(ask.main, contradiction, capsys)
     assert "does not exist" in refusal(ask.main, ["any-model", "--context_file", "nothing.txt"], capsys)
     words = ["any-model", "--context_file", str(page)]
-    assert "20 answers" in refusal(ask.main, [*words, "--top_k", "21"], capsys)
+    told = "--top_k 21 is more than the 20 answers of --n_best_size; raise the latter"
+    assert told in refusal(ask.main, [*words, "--top_k", "21"], capsys)
+    monkeypatch.setattr(ReaderConfig, "open", lambda self: pytest.fail("the model was loaded"))
+    told = "--top_k 3 is more than --n_best_size 2; lower the former or raise the latter"
+    assert told in refusal(ask.main, [*words, "--n_best_size", "2"], capsys)
     monkeypatch.setattr(sys, "stdin", None)
     assert "is closed; leave it open" in refusal(ask.main, words, capsys)
 
@@ -209,8 +213,10 @@ def test_other_mistakes(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 def test_a_line_that_is_no_question_loses_nothing_before_it(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    code, printed = run(monkeypatch, "1874\n\udcff\nOrr\n", "--context_file", str(page))
+    code, printed = run(monkeypatch, "1874\nOr\udcff\nOrr\n", "--context_file", str(page))
     assert code == 2
     assert printed.startswith("1874\t")
     assert printed.count("\n") == 1
-    assert "line 2 of standard input" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "qa_dist.ask: error: line 2 of standard input: it is not UTF-8 (character 3 is the byte 0xff); convert it first"
+    )
