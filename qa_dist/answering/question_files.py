@@ -26,7 +26,7 @@ from qa_dist.answering.csv_rows import csv_rows, row_too_long
 from qa_dist.answering.passages import PASSAGES, TWO_KINDS, is_blank, problem_of_cells, refuse_passages
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
-from qa_dist.common.reading import is_compressed, require_readable
+from qa_dist.common.reading import decoded, is_compressed, require_readable
 from qa_dist.data.folders import files_in, is_saved, matches, suffixes
 from qa_dist.data.formats import PARQUET_MAGIC, is_object, named_format, parse, require_gzip, separator_of
 from qa_dist.data.layouts import lay_out, require_columns
@@ -273,7 +273,12 @@ class QuestionFiles:
         mark = separator_of(head[0].removeprefix(_BOM).decode("utf-8", "surrogateescape"))
         rows = csv_rows(lines, path, mark, most_bytes=LONGEST_UNIT)
         names = next(rows).values
-        _require_columns(names, path)
+        try:
+            _require_columns(names, path)
+        except DataError:
+            # Names that nobody can read are best told by their cause.
+            decoded(head[0], path)
+            raise
         columns = Columns.of(names)
         for row in rows:
             place = f"{self._shown[path]}, line {row.line}"

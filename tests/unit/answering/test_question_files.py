@@ -159,6 +159,13 @@ def test_a_context_with_contexts_beside_it_is_refused(tmp_path: Path) -> None:
     assert kept == [("one text",), ("another text",)]
 
 
+def test_a_table_in_another_encoding_is_said_to_be_in_one(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("id,question,context\n1,Who?,a text\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"q.csv is not UTF-8: byte 0 is 0xff; convert the file to UTF-8$"):
+        asked(path)
+
+
 def test_every_bad_line_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     good = json.dumps(rows(1)[0]).encode()
