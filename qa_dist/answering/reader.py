@@ -90,7 +90,7 @@ class Reader:
         Raises:
             UserError: There is no such model, or an option does not fit it.
         """
-        self.model = os.fspath(model)
+        self.model = os.fsdecode(model)
         options = {
             "max_seq_length": max_seq_length,
             "doc_stride": doc_stride,

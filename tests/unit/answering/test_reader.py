@@ -1,6 +1,7 @@
 """A reader answers as a run's evaluation does, from any thread, in constant memory, and says what it cannot use."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -206,6 +207,12 @@ def test_a_question_is_cut_where_that_was_asked_for(trained: Path) -> None:
     context = "amber basin cedar delta ember fjord"
     long, short = (cutting.answer("amber " * count, context) for count in (50, 6))
     assert long == short
+
+
+def test_a_folder_is_named_as_python_names_files(trained: Path) -> None:
+    folder = trained / "adapter"
+    for name in (str(folder), os.fsencode(folder)):
+        assert Reader(name, device="cpu").model == str(folder)  # type: ignore[arg-type]
 
 
 def test_markup_and_control_characters_are_text(reader: Reader) -> None:
