@@ -12,6 +12,7 @@ from qa_dist.config.options import EvaluationConfig, ModelConfig, RunConfig
 from qa_dist.config.recipe_files import read_run_options, write_options
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.folder import was_evaluated_without_answers
+from qa_dist.model.loading import without_library_messages
 from qa_dist.model.saved import load_trained
 from qa_dist.model.span_model import Padding, SpanModel
 
@@ -65,7 +66,8 @@ def merge(config: RunConfig, adapter: str, tokenizer: Any, directory: Path) -> f
     pads_left = tokenizer.padding_side == "left"
     with_adapter = load_plain(config, adapter, tokenizer_pads_left=pads_left)
     expected = _logits(with_adapter, len(tokenizer))
-    fold(with_adapter).save_pretrained(str(directory))
+    with without_library_messages():
+        fold(with_adapter).save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
     whole = dataclasses.replace(
         config, model=dataclasses.replace(ModelConfig(), tuning="full", model_name_or_path=str(directory))

@@ -78,7 +78,7 @@ def _write(model: SpanModel, trained: Weights, directory: Path) -> Weights:
             raise CheckpointError(f"{name} is empty and was not saved; the strategy keeps it on other ranks")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name} holds values that are not finite and was not saved")
-    with _without_card(inner):
+    with _without_card(inner), without_library_messages():
         inner.save_pretrained(str(directory), **extra)
     return weights
 
