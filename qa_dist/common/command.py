@@ -63,7 +63,8 @@ def run_command(program: str, work: Callable[[], int]) -> int:
         sys.stdout.flush()
     except UserError as error:
         where = ""
-        if rank := int(os.environ.get("RANK", "0")):
+        rank = os.environ.get("RANK", "0")
+        if rank.isdecimal() and int(rank):
             # The ranks of a run mostly find the same mistake. Rank 0 says it, and its end makes the launcher end the
             # others before they repeat it; what only this rank found is still said.
             time.sleep(SECONDS_FOR_RANK_0)

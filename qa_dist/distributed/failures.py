@@ -10,6 +10,7 @@ from qa_dist.common.command import note_exit
 from qa_dist.common.errors import LocalTrainingError, TrainingError, UserError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
+from qa_dist.distributed.launch_variables import require_consistent_launch
 
 _SIGNS_OF_A_LOST_PEER = (
     # gloo
@@ -40,7 +41,11 @@ def failures_named() -> Iterator[None]:
     A rank that merely lost its peers says so in a line, so that the one traceback in the log is the culprit's. A
     `TrainingError` explains itself: all ranks raise it alike, and rank 0 prints it without a traceback, or the one rank
     that knows of it does.
+
+    Raises:
+        ConfigError: The launcher's variables do not describe a process of a run.
     """
+    require_consistent_launch()
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         yield

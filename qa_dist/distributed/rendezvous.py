@@ -20,6 +20,7 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.common.hosts import host_name
 from qa_dist.common.libraries import shortened
 from qa_dist.distributed.failures import is_lost_peer, launched_rank
+from qa_dist.distributed.launch_variables import require_consistent_launch
 from qa_dist.distributed.roll_call import Member, call_the_roll
 
 _START_SECONDS = 600
@@ -72,6 +73,7 @@ def meeting(timeout_seconds: int) -> Iterator[None]:
         ConfigError: On every rank alike: ranks are missing, or cannot run together. On each rank that notices: it
             cannot exchange data with the others.
     """
+    require_consistent_launch()
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     described = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
     if world_size == 1 or not described or dist.is_initialized():
