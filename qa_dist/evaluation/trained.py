@@ -26,7 +26,7 @@ from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.precision import precision_notes
 from qa_dist.model.pretrained import model_configuration
 from qa_dist.model.residual_stream import set_residual_dtype
-from qa_dist.model.saved import load_trained
+from qa_dist.model.saved import load_trained, require_kept_base
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import check_vocabulary
 
@@ -120,6 +120,7 @@ def _precision_lines(ranks: Ranks) -> list[str]:
 
 def _require_known_model(config: RunConfig, folder: str) -> None:
     """Refuse a model that cannot be computed here before its data is prepared."""
+    require_kept_base(config.model, folder)
     name = folder if config.model.tuning == "full" else config.model.model_name_or_path
     model = dataclasses.replace(config.model, model_name_or_path=name, model_config=None)
     require_trainable(model_configuration(model), config.training.mixed_precision)

@@ -75,7 +75,8 @@ def add_adapters(base: Any, config: ModelConfig) -> Any:
     lora = LoraConfig(
         task_type=None if is_nested else TaskType.QUESTION_ANS,
         r=config.lora_r,
-        lora_alpha=config.lora_alpha,
+        # Its default is an integer and a flag's value is not; the file is the same.
+        lora_alpha=int(config.lora_alpha) if float(config.lora_alpha).is_integer() else config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=target_modules(base, config.lora_target_modules),
         exclude_modules="|".join(excluded),
@@ -86,8 +87,10 @@ def add_adapters(base: Any, config: ModelConfig) -> Any:
     )
     with without_library_messages():
         model = get_peft_model(base, lora)
-    # peft notes the folder that a package or the hub cache happens to have on this machine.
-    model.peft_config["default"].base_model_name_or_path = config.model_name_or_path
+    # peft notes the folder that a package or the hub cache happens to have on this machine, also in the
+    # place of None. Random weights have no name.
+    base_name = config.model_name_or_path if config.model_config is None else ""
+    model.peft_config["default"].base_model_name_or_path = base_name
     if config.lora_bias == "all":
         for name, weight in model.named_parameters():
             if is_idle_bias(name):

@@ -9,8 +9,15 @@ from typing import Any
 from qa_dist.common.errors import CheckpointError, ConfigError, UserError
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
-from qa_dist.model.folder import has_tokenizer
-from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter, load_tokenizer, resolve_model_path
+from qa_dist.model.folder import base_options, has_tokenizer
+from qa_dist.model.pretrained import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MODEL_CONFIG,
+    check_adapter,
+    load_tokenizer,
+    resolve_model_path,
+)
 from qa_dist.model.saved import unfilled
 from qa_dist.model.span_model import SpanModel
 
@@ -63,7 +70,16 @@ def require_fitting_adapter(config: ModelConfig) -> None:
     if config.init_adapter is None:
         return
     folder = config.init_adapter
+    if os.path.isfile(os.path.join(folder, MODEL_CONFIG)) and not os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
+        raise ConfigError([f"--init_adapter {folder} holds a whole model; go on from it with --model_name_or_path"])
     saved = check_adapter(folder)
+    if (of_run := base_options(folder)).get("model_config") is not None:
+        raise ConfigError(
+            [
+                f"--init_adapter {folder} was trained on random weights (--model_config {of_run['model_config']}), "
+                "which are not kept; give an adapter that was trained on a checkpoint"
+            ]
+        )
     if kind := next(_other_kinds(saved), None):
         raise ConfigError([f"--init_adapter {folder} has {kind}, which adapters of this program have not; {_FOLD}"])
     problems = []

@@ -122,6 +122,23 @@ def _is_among(tensor: torch.Tensor, tensors: Iterable[torch.Tensor]) -> bool:
     return any(torch.equal(tensor, other) for other in tensors if other.shape == tensor.shape)
 
 
+def require_kept_base(config: ModelConfig, directory: str) -> None:
+    """Make sure that what the adapter in a folder was trained on, if it is one, can be loaded again.
+
+    Args:
+        config: How it was trained.
+        directory: The folder.
+
+    Raises:
+        CheckpointError: Its base model had random weights.
+    """
+    if config.model_config is not None and config.tuning == "lora":
+        raise CheckpointError(
+            f"the adapter in {directory} belongs to random weights (--model_config), which are not kept; train on a "
+            "checkpoint to use the result"
+        )
+
+
 def load_trained(
     config: ModelConfig,
     directory: str,
@@ -145,13 +162,8 @@ def load_trained(
     Raises:
         UserError: The directory holds no such model, or the base model cannot be loaded.
     """
-    if config.model_config is not None:
-        if config.tuning == "lora":
-            raise CheckpointError(
-                f"the adapter in {directory} belongs to random weights (--model_config), which are not kept; train on "
-                "a checkpoint to use the result"
-            )
-        config = dataclasses.replace(config, model_config=None)
+    require_kept_base(config, directory)
+    config = dataclasses.replace(config, model_config=None)
     with library_errors(lambda error: _not_loaded(directory, error)):
         if config.tuning == "full":
             base = load_base(config, directory, max_seq_length, device)

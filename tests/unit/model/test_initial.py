@@ -168,3 +168,9 @@ def test_an_adapter_named_as_a_model_says_what_to_do(tmp_path: Path, capsys: pyt
     reset_accelerate()
     options = {**options_of(tmp_path), "model_name_or_path": str(tmp_path / "adapter")}
     assert "--init_adapter" in refusal(train.main, words({**options, "output_dir": str(tmp_path / "out")}), capsys)
+
+
+def test_a_whole_model_is_no_adapter_to_go_on_from(tmp_path: Path) -> None:
+    config = saved(tmp_path)
+    with pytest.raises(ConfigError, match=r"model holds a whole model; go on from it with --model_name_or_path$"):
+        require_fitting_adapter(dataclasses.replace(config, init_adapter=str(tmp_path / "model")))
