@@ -22,7 +22,7 @@ class TrainingConfig:
         3.0, "passes over the training features; fractions are allowed", above=0, fixed=True
     )
     max_train_steps: int | None = option(
-        None, "stop after this many optimiser steps, whatever the epochs", minimum=1, fixed=True
+        None, "stop after this many optimiser steps, where the epochs have more", minimum=1, fixed=True
     )
     global_batch_size: int = option(16, "features per optimiser step, over all ranks", minimum=1, fixed=True)
     max_tokens_per_device: int | None = option(

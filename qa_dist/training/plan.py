@@ -160,6 +160,7 @@ def _step_lines(
     lines = [
         f"{trainer.num_steps:,} optimiser steps, {trainer.steps_per_epoch:,} per epoch; up to {most_features:,} "
         "features each",
+        *inputs.shortfall,
         f"{tokens:,} tokens per epoch, {in_all / trainer.num_steps:,.0f} per step on average; {in_all:,} in all",
         f"{processes} on {ranks.device.type}, {ranks.launch_config.strategy}: up to {trainer.max_tokens:,} tokens at "
         "once on each",

@@ -175,6 +175,7 @@ class Run:
         """Training begins, `done` of its steps behind."""
         self._num_steps, self._steps_per_epoch = trainer.num_steps, trainer.steps_per_epoch
         shown = not self.config.training.disable_tqdm
+        self.log.notice(*trainer.inputs.shortfall)
         self.log.start(trainer.num_steps, trainer.steps_per_epoch, done=done, shown=shown)
         self.ranks.watchdog.start()
 

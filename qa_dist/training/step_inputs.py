@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qa_dist.config.options import RunConfig
+from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.data.sources import subset
 from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.features.buckets import BucketBatch
@@ -43,6 +43,7 @@ class StepInputs:
         features: what is trained on, as places in the store.
         steps_per_epoch: optimiser steps of an epoch.
         num_steps: optimiser steps of the run.
+        shortfall: what a run that ends before --max_train_steps should hear, as sentences.
         longest: tokens that the longest feature is computed with.
         uses_buckets: whether micro-batches are `BucketBatch`es.
         mean_tokens: tokens of all features of a step, on average.
@@ -63,6 +64,7 @@ class StepInputs:
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
         in_all_epochs = math.ceil(training.num_train_epochs * self.steps_per_epoch)
         self.num_steps = min(in_all_epochs, training.max_train_steps or in_all_epochs)
+        self.shortfall = _shortfall(training, in_all_epochs)
         self.longest = model.padded_length or int(store.lengths[self.features].max())
         self.mean_tokens = float(store.lengths[self.features].sum()) / self.steps_per_epoch
         self._seed, self._global_batch_size = training.seed, training.global_batch_size
@@ -126,3 +128,13 @@ class StepInputs:
             # The step itself will say so, where that can be dealt with.
             if not is_out_of_memory(error):
                 raise
+
+
+def _shortfall(training: TrainingConfig, in_all_epochs: int) -> list[str]:
+    asked, epochs = training.max_train_steps, training.num_train_epochs
+    if asked is None or asked <= in_all_epochs:
+        return []
+    return [
+        f"note: --num_train_epochs {epochs:g} ends after {in_all_epochs:,} steps, before --max_train_steps {asked:,}; "
+        "raise it for more"
+    ]

@@ -185,6 +185,17 @@ def test_what_would_end_the_run_before_its_first_step_ends_the_dry_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("flags", [("--dry_run",), ()])
+def test_epochs_that_end_before_the_steps_that_were_asked_for_are_said(
+    run: Callable[..., int], capsys: Any, flags: tuple[str, ...]
+) -> None:
+    assert run(*flags, max_train_steps=7) == 0
+    shown = "".join(capsys.readouterr())
+    assert "note: --num_train_epochs 2 ends after 6 steps, before --max_train_steps 7; raise it for more\n" in shown
+    assert run("--overwrite_output_dir", *flags, max_train_steps=6) == 0
+    assert "before --max_train_steps" not in "".join(capsys.readouterr())
+
+
 def test_a_compiled_model_has_no_estimate() -> None:
     config = RunConfig(training=TrainingConfig(torch_compile="model"))
     plan = Plan(world_size=1, device="cpu", strategy="ddp", max_tokens=1024, sections={})

@@ -75,6 +75,7 @@ class FakeTrainer:
     """A trainer of such a model."""
 
     num_steps, steps_per_epoch, max_tokens = NUM_STEPS, STEPS_PER_EPOCH, 64
+    inputs = SimpleNamespace(shortfall=[])
     model = evaluation_graphs = None
 
     def __init__(self, seed: int = 1) -> None:
