@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class StepInputs:
         training = config.training
         self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
-        in_all_epochs = math.ceil(training.num_train_epochs * self.steps_per_epoch)
+        in_all_epochs = steps_in_epochs(training.num_train_epochs, self.steps_per_epoch)
         self.num_steps = min(in_all_epochs, training.max_train_steps or in_all_epochs)
         self.shortfall = _shortfall(training, in_all_epochs)
         self.longest = model.padded_length or int(store.lengths[self.features].max())
@@ -128,6 +129,12 @@ class StepInputs:
             # The step itself will say so, where that can be dealt with.
             if not is_out_of_memory(error):
                 raise
+
+
+def steps_in_epochs(epochs: float, steps_per_epoch: int) -> int:
+    """Optimiser steps of so many passes over the features; a step that is begun is taken whole."""
+    # As decimals: 2.2 times 25 is a little more than 55 in binary.
+    return math.ceil(Fraction(repr(float(epochs))) * steps_per_epoch)
 
 
 def _shortfall(training: TrainingConfig, in_all_epochs: int) -> list[str]:
