@@ -72,7 +72,8 @@ def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: 
         config: Its `data` options are used.
         split: "train" or "validation".
         tokenizer: The tokenizer of `config.model`, a fast one of transformers.
-        progress: Whether to show a bar while tokenising and to log what validation found; one rank does.
+        progress: Whether to show a bar while tokenising, where `config` has bars, and to log what validation found; one
+            rank does.
 
     Raises:
         UserError: The data, the tokenizer or the lengths cannot be used, the store is damaged, or it cannot be written.
@@ -98,7 +99,7 @@ def prepare_store(config: RunConfig, split: Split, *, tokenizer: Any, progress: 
                     tokenizer_spec,
                     spec,
                     num_workers=data.preprocessing_num_workers,
-                    progress=progress,
+                    progress=progress and not config.training.disable_tqdm,
                 )
                 with _writing(root):
                     _write_store(path, ingredients, examples, columns, stats, report)

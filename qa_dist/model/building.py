@@ -21,6 +21,7 @@ from qa_dist.model.loading import library_errors, without_library_messages
 from qa_dist.model.pretrained import model_configuration, weights_folder
 from qa_dist.model.quantization import (
     follow_autocast,
+    keep_stored_weights,
     quantization_options,
     quantize_meta_model,
     require_quantized,
@@ -199,6 +200,8 @@ def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch
             **quantization_options(config.quantization, heads, device),
         )
         require_quantized(model, config.quantization, heads)
+        if config.quantization != "no":
+            keep_stored_weights(model)
         if config.quantization != "no" and device.type != "cpu":
             follow_autocast(model)
     return LoadedBase(model, sorted(info["missing_keys"]), padding, notes, training_notes)

@@ -105,6 +105,20 @@ def require_quantized(model: nn.Module, kind: Quantization, heads: tuple[str, ..
             )
 
 
+def keep_stored_weights(model: nn.Module) -> None:
+    """Let 4-bit layers multiply by the weights that were stored, on every processor.
+
+    On CPUs with AVX512-BF16, layers of bitsandbytes 0.50 exchange theirs in the first evaluation for others, with
+    scales in bfloat16: a run would go on from other weights after an evaluation than without one. Rows of fewer than
+    64 weights, the block of a scale, end it.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def follow_autocast(model: nn.Module) -> None:
     """Let quantised layers multiply, forward and backward, in the type of autocast where they are called inside it.
 

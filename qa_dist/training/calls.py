@@ -177,7 +177,7 @@ def _opened(
             device=ranks.device,
         )
         set_residual_dtype(loaded, config.training.residual_dtype)
-    store = prepare_store(config, split, tokenizer=tokenizer, progress=not config.training.disable_tqdm)
+    store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
     check_vocabulary(loaded, store.largest_token_id)
     loaded = loaded.to(ranks.device)
     if loaded is not model:

@@ -85,8 +85,8 @@ def load_data(config: RunConfig, ranks: Ranks | None = None) -> RunData:
         require_fitting_adapter(config.model)
         tokenizer = load_tokenizer(config.model)
         require_its_tokenizer(config.model, tokenizer)
-        shown = (ranks is None or ranks.is_main) and not training.disable_tqdm
-        stores = {split: prepare_store(config, split, tokenizer=tokenizer, progress=shown) for split in splits}
+        is_main = ranks is None or ranks.is_main
+        stores = {split: prepare_store(config, split, tokenizer=tokenizer, progress=is_main) for split in splits}
     train, validation = stores["train"], stores.get("validation")
     _require_answers(config.data, train)
     if validation is not None:

@@ -420,7 +420,9 @@ def test_a_traceback_that_quotes_a_token_is_masked(monkeypatch: pytest.MonkeyPat
 
     assert command.run_command("program", work) == 1
     one = capsys.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    of_a_launcher = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {"WORLD_SIZE": "2", **of_a_launcher}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(SystemExit):
         command.run_command("program", failing_rank)

@@ -92,6 +92,21 @@ def test_it_trains_and_comes_back(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(logits(again), logits(model.eval()), rtol=0, atol=1e-6)
 
 
+def test_an_evaluation_leaves_the_weights_as_they_were_stored(tmp_path: Path) -> None:
+    """Also on processors on which the library would pack them anew (AVX512-BF16)."""
+    model = built(tmp_path, "4bit").eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    # As the library finds it out for itself where the processor has these instructions.
+    assert layers
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    before = [(layer.weight.detach().clone(), layer.weight.quant_state.absmax.clone()) for layer in layers]
+    with torch.no_grad():
+        logits(model)
+    for layer, (weight, scales) in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight, weight)
+        assert torch.equal(layer.weight.quant_state.absmax, scales)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_follow_autocast_where_they_are_told_to(tmp_path: Path, kind: str) -> None:
     model = built(tmp_path, kind)
