@@ -47,8 +47,3 @@ def problem_of_cells(values: Mapping[str, Any]) -> str | None:
     """What is wrong with a row of a table whose cell holds such a list: it would be one text."""
     found = read_cell(str(values.get(PASSAGES) or ""))
     return f"{PASSAGES} is a list in a cell, which would be one text; {_INSTEAD}" if isinstance(found, list) else None
-
-
-def is_blank(value: Any) -> bool:
-    """Whether a value stands for none, as an empty cell does."""
-    return value is None or (isinstance(value, str) and not value.strip())

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from qa_dist.answering.csv_rows import csv_rows, row_too_long
-from qa_dist.answering.passages import PASSAGES, TWO_KINDS, is_blank, problem_of_cells, refuse_passages
+from qa_dist.answering.passages import PASSAGES, TWO_KINDS, problem_of_cells, refuse_passages
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import decoded, is_compressed, require_readable
@@ -31,6 +31,7 @@ from qa_dist.data.folders import files_in, is_saved, matches, suffixes
 from qa_dist.data.formats import PARQUET_MAGIC, is_object, named_format, parse, require_gzip, separator_of
 from qa_dist.data.layouts import lay_out, require_columns
 from qa_dist.data.rows import Columns, Record, Row, listed
+from qa_dist.data.values import is_nothing
 
 STREAM = "-"
 """The name that stands for standard input and standard output."""
@@ -393,8 +394,8 @@ def _require_columns(names: Sequence[str], path: Path) -> None:
 def _record(columns: Columns, values: Row, place: str) -> Record | Flaw:
     row = columns.row(values)
     passages = values.get(PASSAGES)
-    if not is_blank(row.get("context")):
-        return Record(place, row) if is_blank(passages) else Flaw(place, TWO_KINDS)
+    if not is_nothing(row.get("context")):
+        return Record(place, row) if is_nothing(passages) else Flaw(place, TWO_KINDS)
     return Record(place, row if passages is None else {**row, "context": passages})
 
 

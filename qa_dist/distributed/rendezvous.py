@@ -75,8 +75,7 @@ def meeting(timeout_seconds: int) -> Iterator[None]:
     """
     require_consistent_launch()
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
-    described = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-    if world_size == 1 or not described or dist.is_initialized():
+    if world_size == 1 or dist.is_initialized():
         yield
         return
     start_seconds = min(timeout_seconds, _START_SECONDS)

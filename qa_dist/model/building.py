@@ -202,8 +202,8 @@ def load_base(config: ModelConfig, name: str, max_seq_length: int, device: torch
         require_quantized(model, config.quantization, heads)
         if config.quantization != "no":
             keep_stored_weights(model)
-        if config.quantization != "no" and device.type != "cpu":
-            follow_autocast(model)
+            if device.type != "cpu":
+                follow_autocast(model)
     return LoadedBase(model, sorted(info["missing_keys"]), padding, notes, training_notes)
 
 
