@@ -71,6 +71,9 @@ COMMANDS = {
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),
     "merge": Command("qa_dist.merge", "folds an adapter into its base model", ("results.md#merge-the-adapter",)),
+    "average": Command(
+        "qa_dist.average", "makes one model of runs with several seeds", ("results.md#average-several-runs",)
+    ),
     "export": Command("qa_dist.export", "writes a model as ONNX, for programs without torch", ("answering.md#export",)),
     "ask": Command("qa_dist.ask", "answers questions about a text, at a terminal or in a pipe", ("answering.md#ask",)),
     "serve": Command("qa_dist.serve", "answers questions over HTTP, with a page for people", ("answering.md#serve",)),

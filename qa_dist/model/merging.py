@@ -77,7 +77,7 @@ def merge(config: RunConfig, adapter: str, tokenizer: Any, directory: Path) -> f
     if calibration is not None and config.model.quantization == "no":
         # The logits are the same, and so is what suits them.
         calibration.write(directory)
-    _write_options(adapter, directory)
+    write_kept_options(adapter, directory)
     difference = float((read_back - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:
         raise CheckpointError(
@@ -87,14 +87,21 @@ def merge(config: RunConfig, adapter: str, tokenizer: Any, directory: Path) -> f
     return difference
 
 
-def _write_options(adapter: str, directory: Path) -> None:
-    """Write what readers take from the options of an adapter's run beside the merged model, if it was made by a run.
+def write_kept_options(adapter: str, directory: Path) -> None:
+    """Write `kept_options` beside a model that was made of an adapter, if that was made by a run."""
+    kept = kept_options(adapter)
+    if kept is not None:
+        write_options(kept, directory / "config.yaml")
+
+
+def kept_options(adapter: str) -> dict[str, Any] | None:
+    """What readers of a merged model take from the options of its adapter's run; None where no run made it.
 
     These are lengths, decoding, the rules of scores, and whether "no answer" is a choice.
     """
     path = os.path.join(adapter, "config.yaml")
     if not os.path.isfile(path):
-        return
+        return None
     of_run = read_run_options(path)
     names = ["max_seq_length", "doc_stride", "max_question_length"]
     names += [field.name for field in dataclasses.fields(EvaluationConfig) if field.name != "gather"]
@@ -103,7 +110,7 @@ def _write_options(adapter: str, directory: Path) -> None:
     if allows is None and was_evaluated_without_answers(adapter):
         allows = True
     # Where it is none, other data that the model is evaluated on decide, as they do for its adapter.
-    write_options({**kept, "tuning": "full", "version_2_with_negative": allows}, directory / "config.yaml")
+    return {**kept, "tuning": "full", "version_2_with_negative": allows}
 
 
 def _logits(model: SpanModel, vocabulary: int) -> torch.Tensor:

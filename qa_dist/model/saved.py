@@ -43,7 +43,7 @@ def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: 
     with staged_files(directory, order=_weights_last) as aside:
         weights = _write(model, trained, aside)
         tokenizer.save_pretrained(aside)
-        _compare(weights, aside)
+        require_written(weights, aside)
         names = [path.name for path in sorted(aside.iterdir(), key=_weights_last)]
     return [directory / name for name in names]
 
@@ -93,8 +93,8 @@ def _without_card(inner: Any) -> Iterator[None]:
         del inner.create_or_update_model_card
 
 
-def _compare(written: Weights, directory: Path) -> None:
-    """Read the weights in a folder back, and refuse it if they are not those that were written.
+def require_written(written: Weights, directory: Path) -> None:
+    """Read the weights in a folder back, and make sure that they are those that were written.
 
     Raises:
         CheckpointError: One is missing or different; the message names it.
