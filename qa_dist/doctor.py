@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.command import run_command
-from qa_dist.common.hosts import host_name, slurm_environment
+from qa_dist.common.hosts import host_name, join_slurm_step
 from qa_dist.config.options import DataConfig, option
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.roll_call import Member, places
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _doctor(argv: Sequence[str]) -> int:
     _, options = parse(argv, prog=PROG, description=__doc__ or "", groups=(), entry=DoctorConfig)
     if options.launch:
-        os.environ.update(slurm_environment())
+        join_slurm_step()
         if "RANK" in os.environ:
             return _join(options)
     results = examine(options.output_dir, options.store_dir)

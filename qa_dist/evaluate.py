@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
+from qa_dist.common.hosts import join_slurm_step
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.model.folder import (
@@ -59,6 +60,7 @@ class EvaluateConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    join_slurm_step()
     return run_command(PROG, lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 

@@ -17,6 +17,7 @@ from qa_dist.answering.options import ReaderOptions, lengths_of_run
 from qa_dist.answering.records import OVERLAP_THRESHOLD
 from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.hosts import join_slurm_step
 from qa_dist.common.signals import Stopped, StopSignals
 from qa_dist.config.answer_rules import AnswerNormalization
 from qa_dist.config.options import option
@@ -107,6 +108,7 @@ class PredictConfig(ReaderOptions):
 def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         start_with_flat_heap(os.environ, sys.orig_argv)
+    join_slurm_step()
     return note_exit(run_command(PROG, lambda: _predict(sys.argv[1:] if argv is None else argv)))
 
 

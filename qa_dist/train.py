@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qa_dist.common.command import note_exit, run_command
+from qa_dist.common.hosts import join_slurm_step
 from qa_dist.common.signals import StopSignals
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse
@@ -34,6 +35,7 @@ class TrainConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         start_with_flat_heap(os.environ, sys.orig_argv)
+    join_slurm_step()
     return note_exit(run_command(PROG, lambda: _train(sys.argv[1:] if argv is None else argv)))
 
 

@@ -53,6 +53,11 @@ def slurm_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]
     }
 
 
+def join_slurm_step() -> None:
+    """Set in the environment of this process what torchrun would have set, if `srun` started it directly."""
+    os.environ.update(slurm_environment())
+
+
 def _expand_range(text: str) -> list[str]:
     """The numbers of "01-03,7", with their leading zeros."""
     numbers = []

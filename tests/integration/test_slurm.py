@@ -81,7 +81,8 @@ class Jobs:
         (command,) = [shlex.split(command) for command in COMMANDS if command.startswith("sbatch ")]
         self._command = [*command, *words]
         recipe = command[command.index("--config") : command.index("--config") + 2]
-        alone = [*recipe, *words, "--output_dir", str(workplace / "outputs" / "alone")]
+        self.words = [*recipe, *words]
+        alone = [*self.words, "--output_dir", str(workplace / "outputs" / "alone")]
         succeed([forked_python.program("python"), "-m", "qa_dist.train", *alone], **forked_python.variables())
 
     def submit(self, folder: Path, options: Sequence[str] = (), *, held_before: Sequence[int]) -> str:
@@ -99,15 +100,19 @@ class Jobs:
         ended = self._slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         shown = output(self._workplace, job)
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), shown
-        outputs = self._workplace / "outputs"
-        record = json.loads((outputs / folder.name / "run.json").read_text(encoding="utf-8"))
-        resumed_at_steps: list[int] = record["resumed_at_steps"]
-        assert record["world_size"] == 2
+        resumed_at_steps: list[int] = self.assert_equals_alone(folder.name)["resumed_at_steps"]
         # A start that was stopped before its first step has left no trace there.
         assert 1 <= len(resumed_at_steps) <= int(ended["Restarts"]), shown
-        for name in ("metrics.json", "predictions.json"):
-            assert (outputs / folder.name / name).read_bytes() == (outputs / "alone" / name).read_bytes()
         return resumed_at_steps
+
+    def assert_equals_alone(self, name: str) -> dict[str, Any]:
+        """run.json of a run of two ranks that ended with the result of the uninterrupted run."""
+        outputs = self._workplace / "outputs"
+        for file in ("metrics.json", "predictions.json"):
+            assert (outputs / name / file).read_bytes() == (outputs / "alone" / file).read_bytes()
+        record: dict[str, Any] = json.loads((outputs / name / "run.json").read_text(encoding="utf-8"))
+        assert record["world_size"] == 2
+        return record
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +184,17 @@ def test_a_trial_of_a_sweep_is_a_job_of_two_ranks(
     metrics = json.loads((plan.trials[0].folder / "metrics.json").read_text(encoding="utf-8"))
     assert record["final"]["f1"] == metrics["f1"]
     assert "start 1: n1 n2" in log
+
+
+def test_srun_without_a_launcher_is_one_run(slurm: Cluster, workplace: Path, jobs: Jobs) -> None:
+    python = forked_python.program("python")
+    wrapped = shlex.join(["srun", python, "-m", "qa_dist.train", *jobs.words, "--output_dir", "outputs/srun"])
+    job = submit(
+        slurm, workplace, "--nodes", "2", "--ntasks-per-node", "1", "--wrap", wrapped, **forked_python.variables()
+    )
+    ended = slurm.wait_for(job, "COMPLETED", "FAILED")
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), output(workplace, job)
+    jobs.assert_equals_alone("srun")
 
 
 # What launchers see of a training run that takes a while to write its checkpoint.
