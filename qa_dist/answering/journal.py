@@ -134,7 +134,7 @@ class Journal:
         self._output = output
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._overwrites = overwrite
-        self._replaces = self._is_blank = False
+        self._replaces = self._is_blank = self._is_made = False
         self._answers = self._lines = -1
         self._length = 0
         self._last = dict(_NO_ANSWERS)
@@ -151,6 +151,7 @@ class Journal:
 
     def _open(self, earlier: dict[str, Any]) -> None:
         self._output.parent.mkdir(parents=True, exist_ok=True)
+        self._is_made = not self._output.exists()
         self._answers = os.open(self._output, os.O_RDWR | os.O_CREAT, 0o666)
         self._hold()
         problem = self._find_place(self._identity, earlier)
@@ -277,6 +278,8 @@ class Journal:
             # Nothing was written: what somebody puts into the file now is not this command's.
             with suppress(OSError):
                 self.path.unlink()
+                if self._is_made and not os.fstat(self._answers).st_size:
+                    self._output.unlink()
         for descriptor in (self._answers, self._lines):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -1,5 +1,6 @@
 """Contexts in which transformers and peft load a model: what they raise is one sentence, what they say is kept out."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,10 @@ import torch
 
 from qa_dist.common.errors import UserError
 from qa_dist.model.pretrained import hub_logs_held_back
+
+# Where a CPU has instructions for bfloat16, bitsandbytes, which peft imports, says at its import that a kernel of the
+# hub is not installed. Nothing here uses it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
 
 
 @contextmanager

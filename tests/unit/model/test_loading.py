@@ -42,6 +42,13 @@ def test_messages_are_kept_out_inside_the_block_only() -> None:
     assert (logger.getEffectiveLevel(), library.is_progress_bar_enabled()) == (before, bars)
 
 
+def test_a_missing_kernel_that_nobody_asked_for_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no kernels")
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]
+
+
 def test_messages_come_back_after_an_error() -> None:
     from transformers.utils import logging as library
 
