@@ -39,6 +39,7 @@ class CalibrateConfig:
     tune_on: Literal["all", "half"] = option(
         "all", "tune on all questions, or on those about one half of the contexts, with a report on the other"
     )
+    disable_tqdm: bool = option(False, "no progress bar")
 
     def problems(self) -> Iterable[str]:
         if self.model is not None and is_exported(self.model):

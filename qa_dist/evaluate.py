@@ -51,6 +51,7 @@ class EvaluateConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "precision of the matrix products; auto: that of the run"
     )
+    disable_tqdm: bool = option(False, "no progress bar")
 
     def problems(self) -> Iterable[str]:
         if self.adapter is None or not is_hub_id(self.adapter):

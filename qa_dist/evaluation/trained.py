@@ -89,7 +89,7 @@ def evaluate_trained(
             limits = limit_lines(store, tokenizer, config.evaluation, version_2=questions.version_2)
             notice(*notes, *limits, *_precision_lines(ranks))
         graphs = choose_evaluation_graphs(config, ranks, model, notice)
-        with evaluation_bar(shown=ranks.is_main) as advance:
+        with evaluation_bar(shown=ranks.is_main and not config.training.disable_tqdm) as advance:
             evaluation = evaluate(
                 model,
                 store,

@@ -50,6 +50,17 @@ def test_what_makes_an_evaluation_slow_is_said(
     assert SLOW not in capsys.readouterr().err
 
 
+def test_there_is_a_bar_unless_it_is_not_wanted(
+    of_bf16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {}
+    for wanted in ("true", "false"):
+        capsys.readouterr()
+        evaluated(of_bf16, tmp_path / wanted, "--disable_tqdm", wanted)
+        shown[wanted] = "evaluating:" in capsys.readouterr().err
+    assert shown == {"true": False, "false": True}
+
+
 def test_what_makes_a_run_slow_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
