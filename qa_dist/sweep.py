@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from qa_dist.common.command import EXIT_FAILURE, note_exit, run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.files import hold, make_writable
+from qa_dist.common.hosts import own_slurm_environment
 from qa_dist.common.parsers import read_json
 from qa_dist.common.signals import EXIT_STOPPED, Stopped, StopSignals
 from qa_dist.config.options import option
@@ -89,7 +90,7 @@ def _sweep(words: list[str]) -> int:
         if asks_for_help(words):
             parse(words, prog=PROG, description=description, entry=SweepConfig)
         raise ConfigError(["the sweep file is missing; name it before the options: qa-dist sweep SWEEP.yaml ..."])
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or own_slurm_environment():
         raise ConfigError(["a sweep starts its trials itself; call it without a launcher, or with --launcher slurm"])
     begun = time.monotonic()
     path, flags = Path(os.path.expanduser(words[0])), words[1:]

@@ -17,11 +17,12 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from qa_dist.common.command import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.hosts import host_name
+from qa_dist.common.hosts import host_name, is_task_of_srun
 from qa_dist.common.libraries import shortened
+from qa_dist.common.secrets import masked
 from qa_dist.distributed.failures import is_lost_peer, launched_rank
 from qa_dist.distributed.launch_variables import require_consistent_launch
-from qa_dist.distributed.roll_call import Member, call_the_roll
+from qa_dist.distributed.roll_call import COMMAND, Member, call_the_roll
 
 _START_SECONDS = 600
 """Longest wait for ranks that have not started: what torchrun waits for its machines."""
@@ -148,7 +149,7 @@ def _connecting(rank: int, world_size: int, *, seconds: int) -> Iterator[None]:
         timer.cancel()
 
 
-def _facts() -> dict[str, str | None]:
+def _facts() -> dict[str, Any]:
     """What two processes must have in common to form a group at all."""
     cuda = torch.cuda.is_available()
     return {
@@ -156,6 +157,8 @@ def _facts() -> dict[str, str | None]:
         "the version of Python": ".".join(str(part) for part in sys.version_info[:2]),
         "the version of torch": torch.__version__.partition("+")[0],
         **({"the version of NCCL": nccl_version()} if cuda else {}),
+        # Tasks of srun may be runs of their own, each with files of its own.
+        **({COMMAND: [masked(word) for word in sys.argv[1:]]} if is_task_of_srun() else {}),
     }
 
 

@@ -3,6 +3,7 @@
 Nothing here talks to other ranks: `rendezvous.py` and `agreement.py` carry the words.
 """
 
+import itertools
 import json
 import secrets
 import time
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.hosts import expected_hosts
+
+COMMAND = "the command"
+"""The fact of ranks that have no launcher: what they were started with, as words."""
 
 _MOST_NAMES = 8
 _POLL_SECONDS = 0.5
@@ -150,12 +154,7 @@ def _await_ranks(
     noticed = False
     for waited in _polls(seconds):
         if store.check(keys):
-            return [
-                f"{difference.name} is {shown(difference.found)} on {difference.where} but "
-                f"{shown(difference.expected)} on {difference.first}; make these machines alike, or leave those out "
-                "(`qa-dist doctor` shows what one has)"
-                for difference in differences(_present(store, keys))
-            ]
+            return _sentences(differences(_present(store, keys)))
         if waited >= _NOTICE_SECONDS and not noticed:
             noticed = True
             notice(f"waiting up to {seconds:.0f} seconds: {_absent(_present(store, keys), world_size)}")
@@ -163,6 +162,24 @@ def _await_ranks(
         f"after {seconds:.0f} seconds {_absent(_present(store, keys), world_size)}; start the same command on every "
         "machine, look at the logs of those that are missing, and check that the number of machines and processes is "
         "right"
+    ]
+
+
+def _sentences(found: Sequence[Difference]) -> list[str]:
+    """What differs between ranks that have come, a sentence each."""
+    for difference in found:
+        if difference.name == COMMAND:
+            pairs = itertools.zip_longest(difference.found or (), difference.expected or ())
+            word, expected = next((pair for pair in pairs if pair[0] != pair[1]), (None, None))
+            return [
+                f"the command has {shown(word)} on {difference.where} where it has {shown(expected)} on "
+                f"{difference.first}, and the tasks of srun are one run of one command; for a run of its own, start "
+                "each task with SLURM_STEP_NUM_TASKS=1 in its environment"
+            ]
+    return [
+        f"{difference.name} is {shown(difference.found)} on {difference.where} but {shown(difference.expected)} on "
+        f"{difference.first}; make these machines alike, or leave those out (`qa-dist doctor` shows what one has)"
+        for difference in found
     ]
 
 

@@ -147,3 +147,17 @@ def test_the_doctor_measures_the_tasks_of_srun(tmp_path: Path) -> None:
     assert " on n0, n1 (ranks 0-1)" in tasks[0].text()
     assert tasks[0].text().count("GB/s, ") == 3
     assert "GB/s" not in tasks[1].text(), "rank 0 prints"
+
+
+def test_tasks_of_srun_that_answer_files_of_their_own_are_refused(tmp_path: Path) -> None:
+    common = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(free_port())}
+    tasks = []
+    for rank in ("0", "1"):
+        questions = tmp_path / f"{rank}.jsonl"
+        questions.write_text('{"id": "1", "question": "a", "context": "b"}\n', encoding="utf-8")
+        words = ["--model", "model", "--input_file", str(questions), "--output_file", str(tmp_path / f"{rank}.out")]
+        own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        body = partial(call_main, "qa_dist.predict", words)
+        tasks.append(start_ranks(body, tmp_path / f"log-{rank}", environment={**common, **own}))
+    assert [task.wait() for task in tasks] == [[2], [2]], tasks[0].text()
+    assert f"the command has {tmp_path}/1.jsonl on {host_name()} (rank 1) where it has" in tasks[0].text()

@@ -1,6 +1,7 @@
 """Trials as jobs: what is submitted, waited for, found again and cancelled; Slurm is played by this process."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -212,6 +213,12 @@ def test_the_command_refuses_what_it_cannot_do(
     monkeypatch.setenv("RANK", "0")
     assert sweep.main(words) == 2
     assert "a sweep starts its trials itself" in capsys.readouterr().err
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("SLURM_TASK_PID", str(os.getpid()))
+    for name, value in (("STEP_NUM_TASKS", "2"), ("STEP_NODELIST", "n1"), ("PROCID", "1")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert sweep.main(words) == 2
+    assert "a sweep starts its trials itself" in capsys.readouterr().err, "every task of srun would run it"
 
 
 @pytest.mark.parametrize("word", ["--job-name=mine", "--job-name", "-Jmine", "--output", "-o", "--clusters=a", "-M"])
