@@ -45,24 +45,27 @@ def _average(options: argparse.Namespace) -> int:
     if problems := list(_problems(options.models, folder)):
         raise ConfigError(problems)
     require_writable(folder.absolute().parent, "the folder of --output_dir")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Libraries greet on standard output, which belongs to the result.
-        with staged(folder) as aside, contextlib.redirect_stdout(sys.stderr):
-            from qa_dist.answering.opening import configuration_of, fitted
-            from qa_dist.model.averaging import Trained, average, differing_options
+    # Libraries greet on standard output, which belongs to the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        from qa_dist.answering.opening import configuration_of, fitted
+        from qa_dist.model.averaging import Trained, average, option_notes
 
-            models = [Trained(name, fitted(name, configuration_of(name, {}), ())) for name in options.models]
-            if differing := differing_options(models):
-                sys.stderr.write(
-                    f"{PROG}: note: the runs differ in {', '.join(differing)}; the result has the values of "
-                    f"{options.models[0]}\n"
-                )
-            aside.mkdir()
-            spread = average(models, aside)
-    except OSError as error:
-        raise CheckpointError(f"--output_dir {folder} cannot be written: {error.strerror or error}") from error
-    found = {"output_dir": str(folder), "num_models": len(models), "spread": spread}
+        def notice(text: str) -> None:
+            sys.stderr.write(f"{PROG}: note: {text}\n")
+
+        models = [Trained(name, fitted(name, configuration_of(name, {}), ())) for name in options.models]
+        for note in option_notes(models):
+            notice(note)
+        mean = average(models, notice)
+        # Only now, so that models that have no mean leave no folder.
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with staged(folder) as aside:
+                aside.mkdir()
+                mean.write(aside)
+        except OSError as error:
+            raise CheckpointError(f"--output_dir {folder} cannot be written: {error.strerror or error}") from error
+    found = {"output_dir": str(folder), "num_models": len(models), "spread": mean.spread}
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0
 

@@ -5,8 +5,9 @@ mean is often better than each of them, as their predictions together are, and c
 (Wortsman et al. 2022, "Model soups", arXiv:2203.05482).
 """
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.loading import without_library_messages
-from qa_dist.model.merging import fold, kept_options, load_plain, write_kept_options
+from qa_dist.model.merging import fold, kept_options, load_plain, quantization_notes, write_kept_options
 from qa_dist.model.saved import require_written
 from qa_dist.model.span_model import Weights
 
@@ -27,8 +28,10 @@ LARGEST_SPREAD = 0.5
 Two models of independent weights are 1 apart, as a share of their mean; runs from one base a few hundredths.
 """
 
-_NAMES_ONLY = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-"""Entries of a model's configuration that say nothing of what it computes."""
+_NAMES_ONLY = {
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"),
+}
+"""Entries of a model's configuration that say nothing of what it computes; nor do those about dropout."""
 
 
 class Trained(NamedTuple):
@@ -80,27 +83,61 @@ class MeanWeights:
         return math.sqrt(max(self._squares / self._num_models / of_mean - 1, 0.0))
 
 
-def average(models: Sequence[Trained], directory: Path) -> float:
-    """Write the mean of two or more models as a plain transformers model, with the tokenizer and options of the first.
+class _Loaded(NamedTuple):
+    """A transformers model without adapters, its tokenizer, and the folder that they are of."""
+
+    folder: str
+    model: Any
+    tokenizer: Any
+
+
+class Mean(NamedTuple):
+    """The mean of several models.
+
+    Attributes:
+        first: the first of them, in whose form it is written.
+        weights: the mean of every tensor, by name.
+        spread: `MeanWeights.spread` of the models.
+    """
+
+    first: _Loaded
+    weights: Weights
+    spread: float
+
+    def write(self, directory: Path) -> None:
+        """Write it as a plain transformers model, with the tokenizer and options of the first, into an empty folder.
+
+        Raises:
+            CheckpointError: What was written is not what is read back.
+        """
+        self.first.model.load_state_dict(self.weights)
+        with without_library_messages():
+            self.first.model.save_pretrained(str(directory))
+        require_written(self.weights, directory)
+        self.first.tokenizer.save_pretrained(str(directory))
+        write_kept_options(self.first.folder, directory)
+
+
+def average(models: Sequence[Trained], notice: Callable[[str], object] = lambda text: None) -> Mean:
+    """The mean of two or more models: adapters, which are folded into their bases, or whole models.
 
     Args:
-        models: Adapters, which are folded into their bases, or whole models.
-        directory: An empty folder.
-
-    Returns:
-        `MeanWeights.spread` of the models.
+        models: Where they are.
+        notice: Hears what the user should know about one of them.
 
     Raises:
         UserError: A model cannot be loaded.
-        ConfigError: They are of different architectures, tokenizers or beginnings.
-        CheckpointError: What was written is not what is read back.
+        ConfigError: They are of different architectures, tokenizers or beginnings, or two are the same.
+        CheckpointError: A mean is not finite.
     """
-    first, mean = _load(models[0]), MeanWeights()
-    mean.add(first.model.state_dict())
-    for trained in models[1:]:
-        other = _load(trained)
+    first, mean, seen = _load(models[0], notice), MeanWeights(), dict[str, str]()
+    for number, trained in enumerate(models):
+        other = _load(trained, notice) if number else first
         _require_one_kind(first, other)
-        mean.add(other.model.state_dict())
+        weights = other.model.state_dict()
+        if (same := seen.setdefault(_digest(weights), trained.folder)) != trained.folder:
+            raise ConfigError([f"{same} and {trained.folder} hold the same weights; name each model once"])
+        mean.add(weights)
     weights = mean.weights()
     if broken := next((name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())), None):
         raise CheckpointError(f"the mean of {broken} is not finite; leave out the model that has such weights")
@@ -111,31 +148,35 @@ def average(models: Sequence[Trained], directory: Path) -> float:
                 f"{LARGEST_SPREAD:g}; average runs from the same base model"
             ]
         )
-    first.model.load_state_dict(weights)
-    with without_library_messages():
-        first.model.save_pretrained(str(directory))
-    require_written(weights, directory)
-    first.tokenizer.save_pretrained(str(directory))
-    write_kept_options(models[0].folder, directory)
-    return spread
+    return Mean(first, weights, spread)
 
 
-def differing_options(models: Sequence[Trained]) -> list[str]:
-    """Names of the options that a model keeps from its run and that are not the same in all of these."""
-    found = [kept_options(trained.folder) or {} for trained in models]
-    return sorted({name for other in found[1:] for name in found[0] | other if found[0].get(name) != other.get(name)})
+def option_notes(models: Sequence[Trained]) -> Iterator[str]:
+    """What the user should know about the options that the mean of these models keeps, as a sentence."""
+    first = models[0].folder
+    own, *others = (kept_options(trained.folder) for trained in models)
+    known = [other for other in others if other is not None]
+    if own is None and known:
+        yield f"{first} was made by no run here, so that the result has no lengths and rules of scores, as others have"
+    elif own is not None:
+        differing = {name for other in known for name in own | other if own.get(name) != other.get(name)}
+        if differing:
+            yield f"the runs differ in {', '.join(sorted(differing))}; the result has the values of {first}"
 
 
-class _Loaded(NamedTuple):
-    """A transformers model without adapters, its tokenizer, and the folder that they are of."""
+def _digest(weights: Weights) -> str:
+    """Hex digest of tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
-    folder: str
-    model: Any
-    tokenizer: Any
 
-
-def _load(trained: Trained) -> _Loaded:
-    tokenizer, _ = load_tokenizer_of(trained.folder, trained.config.model)
+def _load(trained: Trained, notice: Callable[[str], object]) -> _Loaded:
+    tokenizer, notes = load_tokenizer_of(trained.folder, trained.config.model)
+    for note in (*notes, *(f"{trained.folder}: {note}" for note in quantization_notes(trained.config))):
+        notice(note)
     model = load_plain(trained.config, trained.folder, tokenizer_pads_left=tokenizer.padding_side == "left")
     return _Loaded(trained.folder, fold(model), tokenizer)
 
@@ -150,5 +191,6 @@ def _require_one_kind(first: _Loaded, other: _Loaded) -> None:
     if TokenizerSpec.of(first.tokenizer) != TokenizerSpec.of(other.tokenizer):
         raise ConfigError([f"the tokenizers of {both} differ; average models of one tokenizer"])
     left, right = ({**each.model.config.to_dict(), **dict.fromkeys(_NAMES_ONLY)} for each in (first, other))
-    if differing := sorted(name for name in left | right if left.get(name) != right.get(name)):
+    names = (name for name in left | right if "drop" not in name)
+    if differing := sorted(name for name in names if left.get(name) != right.get(name)):
         raise ConfigError([f"{differing[0]} of {both} differs; average models of one architecture"])

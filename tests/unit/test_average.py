@@ -16,7 +16,7 @@ from qa_dist.model import averaging
 from qa_dist.model.folder import base_options
 from tests.refusals import refusal
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
-from tests.unit.trained import random_adapter, some_calibration, trained_folder
+from tests.unit.trained import edit_json, random_adapter, some_calibration, trained_folder
 
 Weights = dict[str, torch.Tensor]
 
@@ -34,11 +34,16 @@ def changed(folder: Path, to: Path, *, seed: int, scale: float = 0.05) -> Path:
     return to
 
 
-def merged(adapter: Path, to: Path) -> Weights:
-    """What `merge` writes for an adapter."""
+def merged_folder(adapter: Path, to: Path) -> Path:
+    """`to`, with what `merge` writes for an adapter."""
     words = ["--adapter", str(adapter), "--merged_dir", str(to), "--max_seq_length", "64", "--doc_stride", "16"]
     assert merge.main(words) == 0
-    return load_file(to / "model.safetensors")
+    return to
+
+
+def merged(adapter: Path, to: Path) -> Weights:
+    """The weights that `merge` writes for an adapter."""
+    return load_file(merged_folder(adapter, to) / "model.safetensors")
 
 
 def averaged(models: list[Path], to: Path) -> Weights:
@@ -113,6 +118,57 @@ def test_options_are_those_of_the_first_run_and_a_calibration_is_of_none(
     assert not (tmp_path / "mean" / "calibration.json").exists(), "it was fitted to other logits"
 
 
+def test_models_that_differ_in_dropout_or_names_of_labels_are_of_one_architecture(tmp_path: Path) -> None:
+    first = whole(tmp_path / "first")
+    # As runs with other --model_dropout save theirs.
+    second = changed(first, tmp_path / "second", seed=1, scale=0.01)
+    labels = {"id2label": {"0": "start", "1": "end"}, "label2id": {"start": 0, "end": 1}}
+    edit_json(second / "config.json", hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0, **labels)
+    averaged([first, second], tmp_path / "mean")
+    config = BertConfig.from_pretrained(tmp_path / "mean")
+    assert config.hidden_dropout_prob == BertConfig.from_pretrained(first).hidden_dropout_prob
+
+
+def test_what_the_user_should_know_about_a_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = trained_folder(tmp_path) / "adapter"
+    quantised = changed(adapter, tmp_path / "quantised", seed=1)
+    write_options(
+        read_run_options(str(quantised / "config.yaml")) | {"quantization": "4bit"}, quantised / "config.yaml"
+    )
+    plain = changed(merged_folder(adapter, tmp_path / "merged"), tmp_path / "plain", seed=2, scale=0.01)
+    (plain / "config.yaml").unlink()
+    capsys.readouterr()
+    averaged([adapter, quantised, plain], tmp_path / "mean")
+    assert notes(capsys) == [
+        f"{quantised}: the adapter was trained over a base in 4bit and goes into the whole one, with which its logits "
+        "are others: evaluate the result, and calibrate it again"
+    ]
+    averaged([plain, adapter], tmp_path / "other")
+    assert notes(capsys) == [
+        f"{plain} was made by no run here, so that the result has no lengths and rules of scores, as others have"
+    ]
+    assert not (tmp_path / "other" / "config.yaml").exists()
+
+
+def notes(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    begin = "qa_dist.average: note: "
+    return [line.removeprefix(begin) for line in capsys.readouterr().err.splitlines() if line.startswith(begin)]
+
+
+def test_a_disk_that_takes_no_model_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(averaging, "require_written", fails)
+    first = whole(tmp_path / "first")
+    words = [str(first), str(changed(first, tmp_path / "second", seed=1)), "--output_dir", str(tmp_path / "mean")]
+    told = f"--output_dir {tmp_path / 'mean'} cannot be written: No space left on device"
+    assert refusal(average.main, words, capsys) == told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
 def other_base(folder: Path) -> None:
     model = AutoModelForQuestionAnswering.from_pretrained(folder)
     torch.manual_seed(9)
@@ -142,6 +198,10 @@ def other_tokens(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def same(folder: Path) -> None:
+    """Leave it as it is: a copy."""
+
+
 def infinite(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["qa_outputs.bias"][0] = float("nan")
@@ -156,6 +216,7 @@ def infinite(folder: Path) -> None:
         (deeper, "num_hidden_layers of {both} differs; average models of one architecture"),
         (other_activation, "hidden_act of {both} differs; average models of one architecture"),
         (other_tokens, "the tokenizers of {both} differ; average models of one tokenizer"),
+        (same, "{both} hold the same weights; name each model once"),
         (infinite, "the mean of qa_outputs.bias is not finite; leave out the model that has such weights"),
     ],
 )
@@ -166,7 +227,7 @@ def test_models_that_have_no_mean_are_a_sentence(
     shutil.copytree(first, tmp_path / "second")
     change(tmp_path / "second")
     both = f"{first} and {tmp_path / 'second'}"
-    words = [str(first), str(tmp_path / "second"), "--output_dir", str(tmp_path / "mean")]
+    words = [str(first), str(tmp_path / "second"), "--output_dir", str(tmp_path / "new" / "mean")]
     assert told.format(both=both) in refusal(average.main, words, capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
