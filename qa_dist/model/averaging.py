@@ -5,7 +5,6 @@ mean is often better than each of them, as their predictions together are, and c
 (Wortsman et al. 2022, "Model soups", arXiv:2203.05482).
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.features.tokenizer import TokenizerSpec
+from qa_dist.model.fingerprint import weights_fingerprint
 from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.loading import without_library_messages
 from qa_dist.model.merging import fold, kept_options, load_plain, quantization_notes, write_kept_options
@@ -28,9 +28,9 @@ LARGEST_SPREAD = 0.5
 Two models of independent weights are 1 apart, as a share of their mean; runs from one base a few hundredths.
 """
 
-_NAMES_ONLY = {
+_NAMES_ONLY = (
     *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"),
-}
+)
 """Entries of a model's configuration that say nothing of what it computes; nor do those about dropout."""
 
 
@@ -135,7 +135,7 @@ def average(models: Sequence[Trained], notice: Callable[[str], object] = lambda 
         other = _load(trained, notice) if number else first
         _require_one_kind(first, other)
         weights = other.model.state_dict()
-        if (same := seen.setdefault(_digest(weights), trained.folder)) != trained.folder:
+        if (same := seen.setdefault(weights_fingerprint(weights), trained.folder)) != trained.folder:
             raise ConfigError([f"{same} and {trained.folder} hold the same weights; name each model once"])
         mean.add(weights)
     weights = mean.weights()
@@ -162,15 +162,6 @@ def option_notes(models: Sequence[Trained]) -> Iterator[str]:
         differing = {name for other in known for name in own | other if own.get(name) != other.get(name)}
         if differing:
             yield f"the runs differ in {', '.join(sorted(differing))}; the result has the values of {first}"
-
-
-def _digest(weights: Weights) -> str:
-    """Hex digest of tensors and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in weights.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _load(trained: Trained, notice: Callable[[str], object]) -> _Loaded:

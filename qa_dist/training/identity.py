@@ -3,17 +3,15 @@
 That is the options that decide what a step computes, the features, and the weights that training starts from.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.config.removed_options import without_removed
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.store import FeatureStore
+from qa_dist.model.fingerprint import weights_fingerprint
 from qa_dist.model.span_model import SpanModel
 
 _LEFT_OUT_IF_FALSE = ("deterministic",)
@@ -59,16 +57,6 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         for name in sorted({*saved, *wanted})
         if name not in saved or name not in wanted or saved[name] != wanted[name]
     ]
-
-
-def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _base_fingerprint(model: SpanModel, ranks: Ranks) -> str:

@@ -8,7 +8,8 @@ from torch import nn
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import EvaluationConfig, RunConfig, TrainingConfig
-from qa_dist.training.identity import differences, run_identity, weights_fingerprint
+from qa_dist.model.fingerprint import weights_fingerprint
+from qa_dist.training.identity import differences, run_identity
 
 
 class FakeRanks:
