@@ -335,7 +335,15 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
             methods.append(Method(name[:LONGEST_NAME].rstrip(), point))
     for number, item in enumerate(content.get("trials") or [], 1):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise ConfigError([f"{path}: trial {number} has no name; write `- name: ...` and its options below"])
+            found = item.get("name") if isinstance(item, dict) else None
+            raise ConfigError(
+                [f"{path}: trial {number} has no name; write `- name: ...` and its options below"]
+                if found is None
+                else [
+                    f"{path}: the name of trial {number} is {type_name(found)}, {shown(found)}, and must be text; put "
+                    "quotation marks around it"
+                ]
+            )
         methods.append(Method(item["name"], {name: value for name, value in item.items() if name != "name"}))
     names = [method.name for method in methods]
     problems = [

@@ -119,6 +119,7 @@ def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
         ("grid: {lora_r: [1]}\nrungs: [97, 101]", "take multiples of one number, such as 97$"),
         ("grid: {lora_r: [1]}\nrungs: [20, 10]", "rungs is .* increasing numbers of steps"),
         ("trials: [{lora_r: 1}]", "trial 1 has no name"),
+        ("trials: [{name: a}, {name: 64, lora_r: 64}]", "name of trial 2 is a number, 64, and must be text; put quota"),
         ("trials: [{name: a/b}]", "the trial name a/b may have letters"),
         ("trials: [{name: a b}, {name: a_b}]", "two trials would share the name"),
         ("grid: {lora_r: [1], lora_rank: [2]}", "trial lora_r=1 lora_rank=2: --lora_rank is no option here"),
