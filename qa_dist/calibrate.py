@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _calibrate(argv: Sequence[str]) -> int:
     words = with_model_named(argv)
-    # What the run chose, or what was tuned before, counts for nothing here.
+    # What the run chose, or what was tuned before, counts for nothing here, even if it cannot be read.
     left_out = ("null_score_diff_threshold", "tune_on", "gather")
-    of_run = for_data_of(base_options(peek(words, "model")), words)
+    of_run = for_data_of(base_options(peek(words, "model"), tuned=False), words)
     base = {name: value for name, value in of_run.items() if name not in left_out}
     refuse_trained_options(words)
     config, options = parse(

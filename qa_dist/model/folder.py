@@ -54,19 +54,19 @@ def refuse_trained_options(argv: Sequence[str]) -> None:
         raise ConfigError([f"{flags}: the model is trained, with values of its own that stay; leave it out here"])
 
 
-def base_options(adapter: str | None) -> dict[str, Any]:
+def base_options(adapter: str | None, *, tuned: bool = True) -> dict[str, Any]:
     """Options of the run that wrote the folder; of a foreign adapter its base model, of a plain model itself.
 
-    A threshold that was tuned for the model (`calibration`) stands in the place of the run's.
+    A threshold that was tuned for the model (`calibration`) stands in the place of the run's, unless `tuned` is false.
 
     Raises:
         UserError: A file in the folder cannot be used.
     """
     if adapter is None:
         return {}
-    found, tuned = _options(adapter), read_calibration(adapter)
-    if found and tuned is not None and tuned.null_score_diff_threshold is not None:
-        found["null_score_diff_threshold"] = tuned.null_score_diff_threshold
+    found, calibration = _options(adapter), read_calibration(adapter) if tuned else None
+    if found and calibration is not None and calibration.null_score_diff_threshold is not None:
+        found["null_score_diff_threshold"] = calibration.null_score_diff_threshold
     return found
 
 

@@ -247,6 +247,15 @@ def test_a_file_that_is_damaged_is_one_sentence(
     assert f"{FILE} {message}" in said[0]
 
 
+def test_a_file_that_cannot_be_read_is_written_anew(copy: Path, dev: Path, capsys: Capture) -> None:
+    some_calibration(threshold=1.0).write(copy / "adapter")
+    edit_json(copy / "adapter" / FILE, format_version=2)
+    assert calibrate.main([str(copy / "adapter"), "--validation_file", str(dev)]) == 0, capsys.readouterr().err
+    found = read_calibration(copy / "adapter")
+    assert found is not None
+    assert found.tuned_on["data"] == "dev.json"
+
+
 def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_calibration(tmp_path) is None
     written = some_calibration(threshold=float(np.float32(-1.3)))
