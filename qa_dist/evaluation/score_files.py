@@ -206,8 +206,8 @@ def _of_rows(rows: Any, path: Path, *, is_table: bool = False) -> Predictions:
         texts[key] = predicted
     if repeated:
         raise DataError(f"{path} holds {counted(repeated, 'id')} more than once; keep one prediction for each.")
-    odds = ("no_answer_probability is not used; give it as --null_odds",) if "no_answer_probability" in names else ()
-    return Predictions(texts, odds)
+    odds = "no_answer_probability is not used; qa-dist score takes it in a file of its own, as --null_odds"
+    return Predictions(texts, (odds,) if "no_answer_probability" in names else ())
 
 
 def _named(names: Mapping[str, Any], wanted: tuple[str, ...]) -> str | None:

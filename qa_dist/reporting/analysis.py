@@ -18,7 +18,7 @@ from qa_dist.reporting.intervals import LEVEL, Difference, Float64, Groups, Inte
 from qa_dist.reporting.mistakes import KINDS, mistake
 from qa_dist.reporting.questions import Questions
 from qa_dist.reporting.slices import SLICINGS, Labels, few, labels, slice_scores, window_labels
-from qa_dist.reporting.systems import Candidates, System, repetitions
+from qa_dist.reporting.systems import Candidates, System, other_score_note, repetitions
 
 Int32 = npt.NDArray[np.int32]
 
@@ -90,12 +90,10 @@ def analyze(
     for system, scores_EK in zip(systems, scores, strict=True):
         windows_E, note = windows.of(system)
         own = common if windows_E is None else {**common, "windows": window_labels(windows_E)}
-        described.append(
-            {
-                **{"name": system.name, "path": system.path, "notes": [*system.notes, *([note] if note else [])]},
-                **_described(system, questions, rules, scores_EK, own, resampling),
-            }
-        )
+        found = _described(system, questions, rules, scores_EK, own, resampling)
+        more = (note, other_score_note(system, found["f1"]["value"], rules.name))
+        own_notes = [*system.notes, *(each for each in more if each)]
+        described.append({"name": system.name, "path": system.path, "notes": own_notes, **found})
     paired = [
         {
             "first": systems[first].name,

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qa_dist.common.errors import UserError
-from qa_dist.common.parsers import is_number
 from qa_dist.config.options import DataConfig
 from qa_dist.data.sources import open_source
 from qa_dist.evaluation.normalization import unfit_note
@@ -17,9 +16,6 @@ from qa_dist.reporting.systems import System
 
 _SOURCE = ("dataset_name", "dataset_config_name", "train_file", "validation_file")
 """Options that say where questions come from."""
-
-_TOLERANCE = 0.005
-"""Percent points that a score may differ from the one in metrics.json: the pages show two digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +68,8 @@ def scored(runs: Sequence[Run], references: str | None, rules_name: str | None, 
         notes.append(unfit)
     found = analyze(list(systems.values()), questions, rules, resampling=resampling)
     notes += found["notes"]
-    for (number, _), each in zip(systems.items(), found["systems"], strict=True):
+    for each in found["systems"]:
         notes += [f"{each['name']}: {note}" for note in each["notes"]]
-        noted = runs[number].metrics.get("f1")
-        if is_number(noted) and abs(noted - each["f1"]["value"]) > _TOLERANCE:
-            notes.append(
-                f"{each['name']}: its metrics.json has an F1 of {noted:.2f}, and on these questions its answers have "
-                f"{each['f1']['value']:.2f}: they are not (all) those that it was scored on"
-            )
     worst, random = shown_answers(systems, questions, rules, seed=resampling.seed)
     return Scored(found, tuple(systems), questions.name, worst, random, notes)
 

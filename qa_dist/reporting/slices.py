@@ -83,7 +83,7 @@ SLICINGS = {
     "question_word": "first question word (English)",
     "answer_length": "words of the shortest reference in its normal form",
     "context_length": "characters of the context",
-    "answer_position": "where in the context the first reference begins",
+    "answer_position": "where in the context the earliest reference begins",
     "overlap": "share of the question's words in the sentence of the first reference",
     "windows": "windows of the run's tokenizer and lengths",
     "title": "title of the article",

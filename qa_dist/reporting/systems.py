@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import ConfigError, DataError
-from qa_dist.common.parsers import type_name
+from qa_dist.common.parsers import is_number, type_name
 from qa_dist.common.reading import read_json_file, read_json_object
 from qa_dist.config.recipe_files import read_run_options
 from qa_dist.evaluation.score_files import load_null_odds, load_predictions
@@ -21,6 +21,9 @@ BESIDE_RESULTS = (
     "tune_on",
 )
 """Options that runs may differ in and still be repetitions of one another with other seeds."""
+
+_TOLERANCE = 0.005
+"""Percent points that a score may differ from the one in metrics.json: tables show two digits."""
 
 _HIGHEST = 1e39
 """Beyond the scores that float32 has; what is no number is not below it."""
@@ -41,6 +44,7 @@ class System:
         run: the output folder it is from; None for a file.
         config: the options of the run, as its config.yaml has them; empty where there is none.
         rules: the name of the rules that the run scored by; None where it is not known.
+        f1: what the run scored by them, in percent; None where it is not known.
     """
 
     name: str
@@ -50,6 +54,7 @@ class System:
     run: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     rules: str | None = None
+    f1: float | None = None
 
     def candidates(self) -> Candidates:
         """The n-best lists of the run; empty where there are none.
@@ -68,6 +73,16 @@ class System:
         """
         path = None if self.run is None else self.run / "null_odds.json"
         return {} if path is None or not path.is_file() else load_null_odds(path)
+
+
+def other_score_note(system: System, f1: float, rules: str) -> str | None:
+    """A note on an F1 by some rules, in percent, that is not what the run scored by them; None where it is that."""
+    if system.f1 is None or system.rules != rules or abs(system.f1 - f1) <= _TOLERANCE:
+        return None
+    return (
+        f"its metrics.json has an F1 of {system.f1:.2f}, and on these questions its answers have {f1:.2f}: they are "
+        "not (all) those that it was scored on"
+    )
 
 
 def read_systems(paths: Sequence[str]) -> list[System]:
@@ -121,7 +136,12 @@ def read_run_system(path: str, name: str, config: Mapping[str, Any]) -> System:
     metrics = read_json_object(run / "metrics.json")
     # Runs of versions before the rules had names scored by SQuAD's.
     rules = metrics.get("answer_normalization", "squad" if "f1" in metrics else None)
-    return System(name, path, texts, notes, run, config, rules if isinstance(rules, str) else None)
+    f1: Any = metrics.get("f1")
+    return System(
+        *(name, path, texts, notes, run, config),
+        rules=rules if isinstance(rules, str) else None,
+        f1=float(f1) if is_number(f1) else None,
+    )
 
 
 def _candidates(path: Path) -> Candidates:

@@ -42,7 +42,9 @@ def lines(analysis: Mapping[str, Any]) -> Iterator[str]:
         )
     for group in analysis["seeds"]:
         yield ""
-        yield f"{len(group['seeds'])} seeds ({', '.join(map(str, group['seeds']))}), mean and standard deviation: " + (
+        seeds = f"{len(group['seeds'])} seeds ({', '.join(map(str, group['seeds']))})"
+        names = ", ".join(map(_shown, group["systems"]))
+        yield f"{seeds} of {names}, mean and standard deviation: " + (
             ", ".join(
                 f"{name} {group[key]['mean']:.2f} +- {group[key]['std']:.2f}"
                 for key, name in (("exact_match", "EM"), ("f1", "F1"))

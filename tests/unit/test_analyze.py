@@ -145,7 +145,7 @@ def run_folder(folder: Path, answers: dict[str, str], **options: Any) -> str:
     """As training leaves it, as far as it is looked at."""
     folder.mkdir()
     write(folder / "predictions.json", answers)
-    write(folder / "metrics.json", {"answer_normalization": "squad", "exact_match": 0.0, "f1": 0.0})
+    write(folder / "metrics.json", {"answer_normalization": "squad"})
     # JSON is YAML too.
     write(folder / "config.yaml", {**RunConfig().flat(), "output_dir": str(folder), **options})
     return str(folder)
@@ -167,7 +167,7 @@ def test_seeds_are_put_together(references: str, tmp_path: Path, capsys: Capture
     assert len(found["paired"]) == 6
     assert found["notes"] == []
     assert main([*runs[:2], "--references", references, *FEW]) == 0
-    assert "2 seeds (1, 2), mean and standard deviation: EM 62.50 +- 53.03, F1" in capsys.readouterr().out
+    assert "2 seeds (1, 2) of one, two, mean and standard deviation: EM 62.50 +- 53.03, F1" in capsys.readouterr().out
 
 
 def test_a_seed_that_is_there_twice_is_said(references: str, tmp_path: Path, capsys: Capture) -> None:
@@ -250,6 +250,22 @@ def test_places_of_a_run_are_used(references: str, tmp_path: Path, capsys: Captu
     write(run / "nbest.json", {"a": entries, "c": [{"text": "The", "score": 0.5, "start_char": 0, "end_char": 3}]})
     found = analyzed(capsys, str(run), "--references", references, *FEW)
     assert {each["kind"]: each["n"] for each in found["mistakes"] if each["n"]} == {"unanswered": 1, "wrong_words": 1}
+
+
+def test_other_questions_with_the_same_ids_are_said(references: str, tmp_path: Path, capsys: Capture) -> None:
+    run = run_folder(tmp_path / "run", RIGHT)
+    for f1, rules, is_said in ((100.0, "squad", False), (40.0, "squad", True), (40.0, "none", False)):
+        write(tmp_path / "run" / "metrics.json", {"answer_normalization": "squad", "f1": f1})
+        words = (run, "--references", references, "--answer_normalization", rules, *FEW)
+        notes = analyzed(capsys, *words)["systems"][0]["notes"]
+        note = "its metrics.json has an F1 of 40.00, and on these questions its answers have 100.00: they are not (all)"
+        assert any(each.startswith(note) for each in notes) == is_said, (f1, rules)
+
+
+def test_null_odds_are_left_to_another_command(references: str, tmp_path: Path, capsys: Capture) -> None:
+    rows = [{"id": key, "prediction_text": text, "no_answer_probability": 0.1} for key, text in RIGHT.items()]
+    found = analyzed(capsys, write(tmp_path / "rows.json", rows), "--references", references, *FEW)
+    assert found["systems"][0]["notes"][0].startswith("no_answer_probability is not used; qa-dist score takes it")
 
 
 def test_predictions_for_unknown_questions_are_said(references: str, tmp_path: Path, capsys: Capture) -> None:
