@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qa_dist.common.errors import CheckpointError, ConfigError, UserError
-from qa_dist.common.libraries import reason
+from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.folder import base_options, has_tokenizer
 from qa_dist.model.pretrained import (
@@ -16,6 +15,7 @@ from qa_dist.model.pretrained import (
     MODEL_CONFIG,
     check_adapter,
     load_tokenizer,
+    require_safetensors,
     resolve_model_path,
 )
 from qa_dist.model.saved import unfilled
@@ -65,8 +65,6 @@ def require_fitting_adapter(config: ModelConfig) -> None:
         UserError: The folder holds no LoRA adapter, or a file of it cannot be read.
         ConfigError: The adapter is of another base model, or of another kind than the options say.
     """
-    from safetensors import SafetensorError, safe_open
-
     if config.init_adapter is None:
         return
     folder = config.init_adapter
@@ -99,12 +97,7 @@ def require_fitting_adapter(config: ModelConfig) -> None:
     ]
     if problems:
         raise ConfigError(problems)
-    path = Path(folder) / ADAPTER_WEIGHTS
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({reason(error)}); copy the folder again") from error
+    require_safetensors(Path(folder) / ADAPTER_WEIGHTS)
 
 
 def start_from_adapter(model: SpanModel, config: ModelConfig) -> None:

@@ -199,6 +199,21 @@ def check_adapter(directory: str | Path) -> dict[str, Any]:
     return config
 
 
+def require_safetensors(path: Path) -> None:
+    """Refuse a file that is no whole safetensors file, without reading its tensors.
+
+    Raises:
+        CheckpointError: It is none, or cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({reason(error)}); copy the folder again") from error
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path.read_text(encoding="utf-8"))

@@ -16,7 +16,14 @@ from qa_dist.common.secrets import masked
 from qa_dist.config.options import RunConfig
 from qa_dist.model.calibration import FILE as CALIBRATION
 from qa_dist.model.calibration import read_calibration
-from qa_dist.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_INDEX, MODEL_WEIGHTS
+from qa_dist.model.pretrained import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MODEL_CONFIG,
+    MODEL_INDEX,
+    MODEL_WEIGHTS,
+    require_safetensors,
+)
 from qa_dist.reporting.card import FILE as CARD
 from qa_dist.reporting.card import is_card
 from qa_dist.reporting.run_record import RunRecord, source
@@ -106,10 +113,11 @@ def _weights(run: RunRecord) -> Iterator[File]:
     """The safetensors, and where there are several the index of them.
 
     Raises:
-        CheckpointError: One that the index names is missing.
+        CheckpointError: One that the index names is missing, or one is not whole.
     """
     single = ADAPTER_WEIGHTS if run.is_adapter else MODEL_WEIGHTS
     if (run.folder / single).is_file():
+        require_safetensors(run.folder / single)
         yield File(single, run.folder / single)
         return
     index = read_json_file(run.folder / MODEL_INDEX)
@@ -118,6 +126,7 @@ def _weights(run: RunRecord) -> Iterator[File]:
     for name in names:
         if os.path.basename(name) != name or not name.endswith(".safetensors") or not (run.folder / name).is_file():
             raise CheckpointError(f"{run.folder / MODEL_INDEX} names {name}, which is no safetensors file beside it")
+        require_safetensors(run.folder / name)
         yield File(name, run.folder / name)
     if not names:
         raise CheckpointError(f"{run.folder / MODEL_INDEX} names no files; save the model again")

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 from qa_dist import card
 from qa_dist.publish import main
@@ -232,10 +234,14 @@ def test_a_whole_model_in_several_files(run: Path, tmp_path: Path, capsys: Captu
     (whole / "README.md").write_text("# By hand\n", encoding="utf-8")
     parts = {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}
     (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}), encoding="utf-8")
-    (whole / "model-1.safetensors").write_bytes(b"one")
+    save_file({"a.weight": np.zeros(2, np.float32)}, whole / "model-1.safetensors")
     words = [str(whole), "--repo_id", "me/whole", "--dry_run"]
     assert "index.json names model-2.safetensors, which is no" in refusal(main, words, capsys)
-    (whole / "model-2.safetensors").write_bytes(b"two")
+    (whole / "model-2.safetensors").write_bytes((whole / "model-1.safetensors").read_bytes()[:-1])
+    said = refusal(main, words, capsys)
+    assert f"{whole / 'model-2.safetensors'} cannot be read" in said
+    assert "copy the folder again" in said
+    save_file({"b.weight": np.zeros(2, np.float32)}, whole / "model-2.safetensors")
     assert main(words) == 0
     rows = re.findall(r"^ +[\d,]+  (\S+)$", capsys.readouterr().out, re.MULTILINE)
     expected = {"README.md", "config.json", "model.safetensors.index.json", *parts.values()}
@@ -247,6 +253,14 @@ def test_a_file_that_holds_something_else_is_not_sent(run: Path, server: Hub, ca
     (run / name).write_text("[]", encoding="utf-8")
     said = refusal(main, [str(run), *WORDS], capsys)
     assert f"{run / name} must hold a JSON object, not a list; mend or remove it" in said
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"], ids=["empty", "pointer"])
+def test_weights_that_are_not_whole_are_not_sent(run: Path, server: Hub, capsys: Capture, content: bytes) -> None:
+    (run / "adapter_model.safetensors").write_bytes(content)
+    said = refusal(main, [str(run), *WORDS], capsys)
+    assert f"{run / 'adapter_model.safetensors'} cannot be read" in said
     assert server.requests == []
 
 
