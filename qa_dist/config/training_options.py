@@ -46,6 +46,13 @@ class TrainingConfig:
     warmup_ratio: float = option(
         0.1, "share of all steps over which the learning rate rises from 0", minimum=0, below=1, fixed=True
     )
+    rdrop_alpha: float = option(
+        0.0,
+        "above 0: compute every feature twice in a pass, with other dropout, and add to the loss so many times a "
+        "divergence between what both say (R-Drop, Liang et al. 2021); takes twice the time, and twice a pass's memory",
+        minimum=0,
+        fixed=True,
+    )
     optim: OptimizerName = option(  # noqa: RUF009 - a field; ruff does not see that the type is a Literal
         "adamw",
         "AdamW with moments in float32, or through bitsandbytes in 8 bits (of tensors with 4,096 elements or more), "

@@ -24,6 +24,8 @@ def graph_problem(config: RunConfig, strategy: str, padding: str, *, is_training
         return "batches of this model are padded, each to a size of its own"
     if config.model.quantization != "no":
         return f"--quantization {config.model.quantization} computes in layers of bitsandbytes, which were not tried"
+    if is_training and config.training.rdrop_alpha:
+        return "--rdrop_alpha computes every feature twice, which was not tried in graphs"
     if is_training and config.training.gradient_checkpointing:
         return "--gradient_checkpointing reads in a pass where random numbers are, which torch refuses while recording"
     return None

@@ -41,6 +41,11 @@ def use_cheap_dropout(model: nn.Module) -> int:
     return len(places)
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether anything of a model drops something in training."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+
+
 def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Make the masks of a step depend on (seed, step, rank) alone, so that a resumed run draws the same ones.
 

@@ -278,12 +278,16 @@ def span_loss(
         labels_B2: int64 [B, 2], start and end token inside the feature.
         row: The features' layout on the same device; None: it is made.
     """
-    row = Row.of(lengths, start_T.device) if row is None else row
-    pad: Callable[..., torch.Tensor] = _PadLogits.apply
-    padded_2BL = pad(start_T, end_T, row.places_BL, row.padded_T)
+    padded_2BL = pad_logits(start_T, end_T, Row.of(lengths, start_T.device) if row is None else row)
     targets = labels_B2.t().reshape(-1)
     losses = nn.functional.cross_entropy(padded_2BL.flatten(0, 1), targets, reduction="none")
     return losses.view(2, -1).mean(0)
+
+
+def pad_logits(start_T: torch.Tensor, end_T: torch.Tensor, row: Row) -> torch.Tensor:
+    """Start and end logits, float32 [T] each, as a padded batch [2, B, L] with -inf for padding."""
+    pad: Callable[..., torch.Tensor] = _PadLogits.apply
+    return pad(start_T, end_T, row.places_BL, row.padded_T)
 
 
 class _PadLogits(torch.autograd.Function):

@@ -68,7 +68,7 @@ def compile_where_right(
 def _too_short(model: SpanModel, inputs: StepInputs, world_size: int) -> str | None:
     """Why compiling does not pay for this run, as a clause; None if it does."""
     settings = transformers_model(model.model).config
-    num_tokens = inputs.mean_tokens * inputs.num_steps / world_size
+    num_tokens = inputs.mean_tokens * inputs.copies * inputs.num_steps / world_size
     saved = saved_seconds(num_tokens, len(model.blocks()), settings.hidden_size)
     if saved >= SECONDS:
         return None

@@ -22,6 +22,7 @@ _SINCE: Mapping[str, Any] = {
     "lora_bias": "none",
     "layer_decay": None,
     "residual_dtype": "float32",
+    "rdrop_alpha": 0.0,
     "gradient_exchange_dtype": "float32",
 }
 """Options that checkpoints of earlier versions do not name, and what those versions did."""

@@ -24,6 +24,7 @@ def token_budget(
     max_features: int,
     reserved_bytes: int,
     num_passes: int = 1,
+    copies: int = 1,
 ) -> int:
     """Tokens of a pass, the same on all ranks: as wanted, else a constant on the CPU and measured on CUDA.
 
@@ -37,6 +38,7 @@ def token_budget(
         max_features: The most of them that a pass can have.
         reserved_bytes: Memory that a step takes besides: gradients, the optimiser's moments, what it makes in a step.
         num_passes: Passes whose memory is held at the same time: 2 where graphs keep that of the largest.
+        copies: How often a pass computes each of its features; the budget counts them once.
 
     Raises:
         ConfigError: The wanted budget is less than one feature.
@@ -57,7 +59,8 @@ def token_budget(
 
     def run_pass(tokens: int) -> int | None:
         chosen = by_length[: max(1, tokens // longest)]
-        return longest * len(chosen) if _try_pass(ranks, engine, store, chosen, longest) else None
+        fits = _try_pass(ranks, engine, store, np.tile(chosen, copies), longest)
+        return longest * len(chosen) if fits else None
 
     most = longest * min(len(features), max_features)
     budget = measured_budget(

@@ -1,6 +1,7 @@
 """How a micro-batch is computed: forward pass, losses and backward pass."""
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.collate import FeatureBatch
+from qa_dist.model.rdrop import rdrop_loss
 from qa_dist.model.span_model import span_loss
 from qa_dist.training.step_inputs import MicroBatch
 
@@ -43,8 +45,9 @@ class Passes(ABC):
 class EagerPasses(Passes):
     """Operation by operation, as the model's code says; or compiled, where the model is."""
 
-    def __init__(self, ranks: Ranks, engine: Engine) -> None:
+    def __init__(self, ranks: Ranks, engine: Engine, *, rdrop_alpha: float = 0.0) -> None:
         self._ranks, self._engine = ranks, engine
+        self._loss = partial(rdrop_loss, alpha=rdrop_alpha) if rdrop_alpha else span_loss
 
     def begin_step(self) -> None:
         # Always: a model that was just loaded has parts that do not drop anything, whatever its own mode says.
@@ -55,7 +58,7 @@ class EagerPasses(Passes):
         assert isinstance(batch, FeatureBatch)
         with self._ranks.autocast():
             start_T, end_T = self._engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
-        losses_B = span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row)
+        losses_B = self._loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row)
         with self._ranks.products():
             self._engine.backward(losses_B.sum() * micro_batch.weight, last=last)
         # Without the graph, in which layers of bitsandbytes keep their inputs even after the backward pass.

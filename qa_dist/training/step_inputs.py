@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from qa_dist.config.options import RunConfig, TrainingConfig
@@ -14,6 +15,7 @@ from qa_dist.features.buckets import BucketBatch
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.machine.usage import is_out_of_memory
+from qa_dist.model.rdrop import COPIES
 from qa_dist.model.span_model import SpanModel
 
 
@@ -23,7 +25,7 @@ class MicroBatch(NamedTuple):
     A rank with nothing left computes one, so that all have the same gradients.
 
     Attributes:
-        batch: the features.
+        batch: the features, each as often as `StepInputs.copies` says.
         weight: what the gradient of each feature's loss is multiplied with: gradients are averaged over W ranks, and
             times W / G_step the average is the mean over the features of the global step.
     """
@@ -41,6 +43,7 @@ class StepInputs:
     """The features of every step, and a rank's share of them on its device.
 
     Attributes:
+        copies: how often each feature is in its pass, one behind the other: all once, then all again.
         features: what is trained on, as places in the store.
         steps_per_epoch: optimiser steps of an epoch.
         num_steps: optimiser steps of the run.
@@ -61,6 +64,7 @@ class StepInputs:
         device: torch.device,
     ) -> None:
         training = config.training
+        self.copies = COPIES if training.rdrop_alpha else 1
         self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
         in_all_epochs = steps_in_epochs(training.num_train_epochs, self.steps_per_epoch)
@@ -103,7 +107,8 @@ class StepInputs:
         self._most_tokens[step] = plan.most_tokens
         share = plan.shares[self._rank]
         shortest = lengths.argmin(0, keepdims=True)
-        groups = [(features[places], places) for places in (each if len(each) else shortest for each in share)]
+        computed = [np.tile(each if len(each) else shortest, self.copies) for each in share]
+        groups = [(features[places], places) for places in computed]
         weight = self._world_size / len(features)
         weights = [weight if len(each) else 0.0 for each in share]
         batches: Sequence[FeatureBatch | BucketBatch]

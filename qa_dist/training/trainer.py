@@ -104,6 +104,7 @@ class Trainer:
             max_features=training.global_batch_size,
             reserved_bytes=step_bytes(training.optim, num_elements, fused=fused),
             num_passes=2 if self.passes.takes_buckets else 1,
+            copies=self.inputs.copies,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -194,7 +195,7 @@ class Trainer:
                 self.ranks.watchdog.beat(f"step {step + 1}, micro-batch {number}")
                 losses_B = self.passes.run(micro_batch, last=number == len(micro_batches))
                 if micro_batch.is_counted:
-                    report.add_losses(micro_batch.batch.places_B, losses_B)
+                    report.add_losses(micro_batch.batch.places_B[: len(losses_B)], losses_B)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

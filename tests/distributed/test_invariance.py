@@ -81,6 +81,20 @@ def test_the_loss_curve_does_not_depend_on_the_world_size(runs: dict[int, Path],
     assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.1
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_features_that_are_computed_twice_alike_take_the_same_steps(
+    inputs: dict[str, str], runs: dict[int, Path], tmp_path: Path, world_size: int
+) -> None:
+    # Dropout so rare that nothing is dropped: both copies say the same, and are not apart.
+    words = arguments(inputs, tmp_path / "twice", rdrop_alpha=3, model_dropout=1e-7, max_tokens_per_device=200)
+    run_main("qa_dist.train", words, tmp_path / "twice.log", num_processes=world_size)
+    once, twice = (
+        [line for line in lines(folder / "metrics.jsonl") if "loss" in line] for folder in (runs[1], tmp_path / "twice")
+    )
+    for name in ("loss", "num_features", "num_tokens"):
+        np.testing.assert_allclose([line[name] for line in twice], [line[name] for line in once], rtol=1e-5)
+
+
 @pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
 def test_adapters_agree(runs: dict[int, Path], world_size: int) -> None:
     from safetensors.numpy import load_file

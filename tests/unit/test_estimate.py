@@ -142,6 +142,16 @@ def test_every_strategy_that_goes_with_the_options(capsys: pytest.CaptureFixture
     assert cut["base weights"] == -(-whole["base weights"] // 2)
 
 
+def test_features_that_are_computed_twice_take_a_pass_of_twice_the_tokens(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    words = ["--strategy", "ddp", "--device", "cpu", "--device_memory", "1GiB", "--max_tokens_per_device"]
+    (twice,) = estimated(capsys, model, *words, "512", "--rdrop_alpha", "1")["estimates"]
+    (once,) = estimated(capsys, model, *words, "1024")["estimates"]
+    assert twice["device_bytes"] == once["device_bytes"]
+    assert twice["largest_max_tokens_per_device"] == once["largest_max_tokens_per_device"] // 2
+
+
 def test_the_largest_budget_is_estimated_to_fill_the_device(capsys: pytest.CaptureFixture[str], model: str) -> None:
     words = ["--strategy", "ddp", "--device", "cpu", "--device_memory", "1GiB", "--checkpointing_steps", "no"]
     (first,) = estimated(capsys, model, *words)["estimates"]

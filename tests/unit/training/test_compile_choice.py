@@ -23,6 +23,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Any:
         *,
         device: torch.device = CUDA,
         num_steps: int = 100_000,
+        copies: int = 1,
         problem: str | None = None,
         others_can: bool = True,
         in_the_way: str | None = None,
@@ -51,7 +52,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Any:
             minimum=lambda value: min(value, int(others_can)),
         )
         config = RunConfig(training=TrainingConfig(torch_compile=wanted))  # type: ignore[arg-type]
-        inputs = SimpleNamespace(mean_tokens=5_460.0, num_steps=num_steps)
+        inputs = SimpleNamespace(mean_tokens=5_460.0, num_steps=num_steps, copies=copies)
         compile_where_right(config, ranks, model, inputs, seen.said.append)  # type: ignore[arg-type]
         seen.notes = model.notes
         return seen
@@ -77,6 +78,9 @@ def test_a_run_that_compiling_would_make_longer_is_left_as_it_is(choose: Any) ->
     assert seen.notes == (
         f"layers are not compiled: that takes about 100 s and would save about {saved:.0f} s of this run",
     )
+    # What R-Drop computes twice is saved twice.
+    twice = choose("auto", num_steps=steps, copies=2).notes
+    assert twice == tuple(note.replace(f"about {saved:.0f} s", f"about {2 * saved:.0f} s") for note in seen.notes)
     # Who asks for it gets it.
     assert choose("layers", num_steps=3).tried
 

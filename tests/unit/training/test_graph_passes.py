@@ -303,6 +303,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_recorded(scene: Scene
         ({}, "zero1", "unpadded", "zero1 gathers"),
         ({}, "ddp", "sorted", "padded"),
         ({"gradient_checkpointing": True}, "ddp", "unpadded", "--gradient_checkpointing"),
+        ({"rdrop_alpha": 1.0}, "ddp", "unpadded", "--rdrop_alpha"),
         ({"quantization": "4bit"}, "ddp", "unpadded", "--quantization 4bit"),
     ],
 )

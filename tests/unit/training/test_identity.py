@@ -127,6 +127,15 @@ def test_another_compiler_s_choice_is_another_run_and_earlier_checkpoints_do_not
     assert differences(earlier, none) == differences(earlier, layers) == []
 
 
+def test_checkpoints_of_versions_without_rdrop_are_those_of_runs_without_it() -> None:
+    without, with_it = (
+        identity(RunConfig(training=TrainingConfig(rdrop_alpha=alpha)), model()) for alpha in (0.0, 1.0)
+    )
+    earlier = {name: value for name, value in without.items() if name != "rdrop_alpha"}
+    assert differences(earlier, without) == []
+    assert differences(earlier, with_it) == ["rdrop_alpha is 1.0 here and 0.0 there"]
+
+
 def test_the_type_of_the_stream_is_part_of_it_and_was_float32_before_there_was_a_choice() -> None:
     wide, narrow = (
         identity(RunConfig(training=TrainingConfig(mixed_precision="bf16", residual_dtype=dtype)), model())

@@ -108,6 +108,11 @@ def test_on_cuda_it_is_measured_by_passes_of_the_longest_features(monkeypatch: p
     assert (given["longest"], given["most"], given["reserved_bytes"]) == (50, 200, 7)
     budget("cuda", FakeEngine(), max_features=3)
     assert given["most"] == 150
+    tokens.clear()
+    doubled = FakeEngine()
+    budget("cuda", doubled, copies=2)
+    assert doubled.passes == [[2, 2], [2, 4, 2, 4], [2, 4, 3, 1, 2, 4, 3, 1]]
+    assert tokens == [50, 100, 200], "a budget counts each feature once"
 
 
 @pytest.mark.parametrize("text", ["CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])

@@ -16,6 +16,7 @@ from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.memory import estimate
 from qa_dist.training.plan import Plan
 from qa_dist.training.step_inputs import steps_in_epochs
+from tests import refusals
 from tests.distributed.launching import lines
 from tests.tiny import tiny_inputs
 
@@ -207,3 +208,15 @@ def test_a_compiled_model_has_no_estimate() -> None:
     plan = Plan(world_size=1, device="cpu", strategy="ddp", max_tokens=1024, sections={})
     (line,) = train._memory_lines(config, plan)
     assert line.startswith("not estimated: --torch_compile model")
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+def test_what_differs_in_dropout_alone_needs_some(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    assert run(*flags, rdrop_alpha=1, model_dropout=0, lora_dropout=0) == 2
+    told = refusals.sentence(capsys.readouterr().err)
+    assert told.startswith(
+        "--rdrop_alpha compares what a feature gives with other dropout, and this model drops nothing"
+    )
+    assert run("--dry_run", rdrop_alpha=1, model_dropout=0, lora_dropout=0.1) == 0

@@ -1,0 +1,51 @@
+"""R-Drop: every feature twice in a pass, each time with other dropout, and a loss on how far the two are apart.
+
+The loss is that of Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks" (arXiv:2106.14448), equation
+4, halved, so that with a weight of 0 it is the mean over both copies. That of a span is the mean of start and end.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from qa_dist.features.rows import Row
+from qa_dist.model.span_model import pad_logits
+
+COPIES = 2
+"""How often a feature is in a pass."""
+
+
+def rdrop_loss(
+    start_T: torch.Tensor,
+    end_T: torch.Tensor,
+    lengths: Sequence[int],
+    labels_B2: torch.Tensor,
+    row: Row | None = None,
+    *,
+    alpha: float,
+) -> torch.Tensor:
+    """Loss of every feature, float32 [B / 2], of a row that holds all of them once and then all of them again.
+
+    It is the mean over the copies of `span_loss`, and `alpha` / 4 times the sum of both Kullback-Leibler divergences
+    between what the copies say, for start and end on average.
+
+    Args:
+        start_T: Start logits, float32 [T].
+        end_T: End logits, float32 [T].
+        lengths: Tokens of each feature, B of them: the second half repeats the first.
+        labels_B2: int64 [B, 2], start and end token inside the feature.
+        row: The features' layout on the same device; None: it is made.
+        alpha: Weight of the divergence.
+    """
+    row = Row.of(lengths, start_T.device) if row is None else row
+    logits_2BL = pad_logits(start_T, end_T, row)
+    logs_2BL = logits_2BL.log_softmax(-1)
+    targets_2B = labels_B2.t()
+    losses_2B = -logs_2BL.gather(-1, targets_2B[..., None]).squeeze(-1)
+    # Padding has the logarithm of zero, of which differences are no numbers.
+    logs_2BL = logs_2BL.masked_fill(logits_2BL.isinf(), 0.0)
+    shares_2BL = logits_2BL.softmax(-1)
+    (logs, again), (shares, shares_again) = logs_2BL.chunk(COPIES, dim=1), shares_2BL.chunk(COPIES, dim=1)
+    both_ways_2b = ((shares - shares_again) * (logs - again)).sum(-1)
+    of_copies = torch.stack(losses_2B.mean(0).chunk(COPIES))
+    return of_copies.mean(0) + alpha / 4 * both_ways_2b.mean(0)
