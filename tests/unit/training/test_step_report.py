@@ -14,7 +14,7 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.building import prepare_store
 from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer
-from qa_dist.training import passes, trainer
+from qa_dist.training import trainer
 from qa_dist.training.step_report import StepReport
 from qa_dist.training.trainer import Trainer
 from tests.tiny import tiny_model, tiny_squad
@@ -125,7 +125,8 @@ def test_a_step_that_runs_out_of_memory_is_taken_with_half_the_budget_and_leaves
     prepared: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = {name: weight.clone() for name, weight in prepared.engine.weights().items()}
-    loss = passes.span_loss
+    computing: Any = prepared.passes
+    loss = computing._loss
 
     def limited(start_T: torch.Tensor, end_T: torch.Tensor, lengths: Any, *rest: Any) -> torch.Tensor:
         if sum(lengths) > 128:
@@ -133,7 +134,7 @@ def test_a_step_that_runs_out_of_memory_is_taken_with_half_the_budget_and_leaves
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
         return loss(start_T, end_T, lengths, *rest)
 
-    monkeypatch.setattr(passes, "span_loss", limited)
+    monkeypatch.setattr(computing, "_loss", limited)
     prepared.step(0)
     assert prepared.max_tokens == 128
     state = prepared.engine.optimizer_tensors()
