@@ -43,7 +43,8 @@ _DECODED_TOGETHER = {"cpu": 1, "cuda": 256}
 
 On a GPU, tensors of a few features cost more in launches than in work. On a CPU a search takes less than a millisecond,
 and what is kept of a pass until it begins lies between the blocks that later passes need, so that glibc's heap grows
-around it: 500 questions of SQuAD dev on one thread took a peak of 622 MiB with 256 and 573 with 1 (MiniLM-L6).
+around it: the reader of `bench answering`, 500 questions of SQuAD dev with MiniLM-L6 on one thread, takes a peak of 590
+and 591 MiB, where it took 610 and 627 with 256 and the last pass in hand.
 """
 
 
