@@ -17,9 +17,9 @@ from qa_dist.answering.exported import is_exported
 from qa_dist.answering.options import with_model_named
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.hosts import join_slurm_step
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
+from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.model.folder import adapter_problems, base_options, for_data_of, refuse_trained_options, require_named
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.command import run_command
-from qa_dist.common.hosts import host_name, join_slurm_step
+from qa_dist.common.hosts import host_name
 from qa_dist.config.options import DataConfig, option
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.roll_call import Member, places
+from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.machine import checks
 from qa_dist.machine.allocator import find_jemalloc, glibc_version
 from qa_dist.machine.checks import Check

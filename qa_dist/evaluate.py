@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.hosts import join_slurm_step
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import asks_for_help, parse, peek
+from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.model.folder import (
     adapter_problems,
     as_tuned,

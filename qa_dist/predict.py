@@ -17,12 +17,12 @@ from qa_dist.answering.options import ReaderOptions, lengths_of_run
 from qa_dist.answering.records import OVERLAP_THRESHOLD
 from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.errors import ConfigError, UserError
-from qa_dist.common.hosts import join_slurm_step
 from qa_dist.common.signals import Stopped, StopSignals
 from qa_dist.config.answer_rules import AnswerNormalization
 from qa_dist.config.options import option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.config.texts import shown
+from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.machine.allocator import start_with_flat_heap
 from qa_dist.machine.cuda_environment import prepare_cuda
 from qa_dist.machine.requirements import require_package

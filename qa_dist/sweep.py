@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from qa_dist.common.command import EXIT_FAILURE, note_exit, run_command
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.files import hold, make_writable
-from qa_dist.common.hosts import own_slurm_environment
 from qa_dist.common.parsers import read_json
 from qa_dist.common.signals import EXIT_STOPPED, Stopped, StopSignals
 from qa_dist.config.options import option
 from qa_dist.config.parsing import asks_for_help, parse
+from qa_dist.distributed.slurm_step import own_slurm_environment
 from qa_dist.machine.allocator import start_with_flat_heap
 from qa_dist.machine.cuda_environment import prepare_cuda
 

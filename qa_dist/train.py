@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qa_dist.common.command import note_exit, run_command
-from qa_dist.common.hosts import join_slurm_step
 from qa_dist.common.signals import StopSignals
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse
+from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.machine.allocator import start_with_flat_heap
 from qa_dist.machine.cuda_environment import prepare_cuda
 

@@ -151,7 +151,7 @@ class Journal:
 
     def _open(self, earlier: dict[str, Any]) -> None:
         self._output.parent.mkdir(parents=True, exist_ok=True)
-        self._is_made = not self._output.exists()
+        self._is_made = not os.path.lexists(self._output)
         self._answers = os.open(self._output, os.O_RDWR | os.O_CREAT, 0o666)
         self._hold()
         problem = self._find_place(self._identity, earlier)

@@ -17,12 +17,13 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from qa_dist.common.command import EXIT_USER_ERROR, SECONDS_FOR_RANK_0, note_exit
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.hosts import host_name, is_task_of_srun
+from qa_dist.common.hosts import host_name
 from qa_dist.common.libraries import shortened
 from qa_dist.common.secrets import masked
 from qa_dist.distributed.failures import is_lost_peer, launched_rank
 from qa_dist.distributed.launch_variables import require_consistent_launch
 from qa_dist.distributed.roll_call import COMMAND, Member, call_the_roll
+from qa_dist.distributed.slurm_step import is_task_of_srun
 
 _START_SECONDS = 600
 """Longest wait for ranks that have not started: what torchrun waits for its machines."""

@@ -256,16 +256,16 @@ def _estimate(
 ) -> Estimate:
     """The estimate for one strategy; `process` is the process's own bytes, `memory` the device's, None if unknown."""
     from qa_dist.features.token_budget import CPU_TOKENS, MARGIN
-    from qa_dist.model.rdrop import COPIES
+    from qa_dist.model.rdrop import copies
 
-    budget, copies = None, COPIES if config.training.rdrop_alpha else 1
+    budget, num_copies = None, copies(config.training.rdrop_alpha)
     if memory is not None:
         # It counts tokens once, however often a pass computes them.
-        budget = largest_budget(sizes, setup, passes, int(memory * (1 - MARGIN)) - process) // copies
+        budget = largest_budget(sizes, setup, passes, int(memory * (1 - MARGIN)) - process) // num_copies
     tokens, length = config.training.max_tokens_per_device, config.data.max_seq_length
     if tokens is None:
         tokens = max(CPU_TOKENS, length) if setup.device == "cpu" or budget is None else max(length, budget)
-    use = at_peak(sizes, setup, made_by(passes, tokens * copies))
+    use = at_peak(sizes, setup, made_by(passes, tokens * num_copies))
     if process:
         use = replace(use, device={**use.device, "process": process})
     return Estimate(setup.strategy, tokens, use, budget)

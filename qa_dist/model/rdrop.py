@@ -15,6 +15,11 @@ COPIES = 2
 """How often a feature is in a pass."""
 
 
+def copies(alpha: float) -> int:
+    """How often a feature is in a pass with this weight of the divergence; once where there is none."""
+    return COPIES if alpha else 1
+
+
 def rdrop_loss(
     start_T: torch.Tensor,
     end_T: torch.Tensor,

@@ -24,13 +24,13 @@ def choose_passes(
         The passes of training, and the graphs of evaluations; None where these are launched. Both record with one
         recorder, so that their graphs share memory: none of them runs while another one does.
     """
+    passes: Passes = EagerPasses(ranks, engine, rdrop_alpha=config.training.rdrop_alpha)
     if not wants_graphs(config, ranks):
-        return EagerPasses(ranks, engine, rdrop_alpha=config.training.rdrop_alpha), None
+        return passes, None
     recorder = CudaRecorder(ranks.device)
     problem = graph_problem(config, ranks.launch_config.strategy, model.padding)
     if problem is not None:
         notice(f"CUDA graphs are not used in training: {problem}")
-        passes: Passes = EagerPasses(ranks, engine, rdrop_alpha=config.training.rdrop_alpha)
     else:
         passes = GraphPasses(ranks, engine, model, recorder, notice)
     return passes, choose_evaluation_graphs(config, ranks, model, notice, recorder)

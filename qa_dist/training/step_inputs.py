@@ -15,7 +15,7 @@ from qa_dist.features.buckets import BucketBatch
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.machine.usage import is_out_of_memory
-from qa_dist.model.rdrop import COPIES
+from qa_dist.model.rdrop import copies
 from qa_dist.model.span_model import SpanModel
 
 
@@ -64,7 +64,7 @@ class StepInputs:
         device: torch.device,
     ) -> None:
         training = config.training
-        self.copies = COPIES if training.rdrop_alpha else 1
+        self.copies = copies(training.rdrop_alpha)
         self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
         in_all_epochs = steps_in_epochs(training.num_train_epochs, self.steps_per_epoch)

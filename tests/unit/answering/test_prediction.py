@@ -385,10 +385,12 @@ def test_an_input_without_questions_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"^{name} holds no questions"):
             run([tmp_path / name], tmp_path / f"{name}.answers")
     (tmp_path / "own").touch()
-    with pytest.raises(DataError, match="holds no questions"):
-        run([tmp_path / "q.csv"], tmp_path / "own")
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["own", "q.csv", "q.jsonl"], "a file that was there stays, and none is made"
+    (tmp_path / "link").symlink_to("own-too")
+    for name in ("own", "link"):
+        with pytest.raises(DataError, match="holds no questions"):
+            run([tmp_path / "q.csv"], tmp_path / name)
+    left = {path.name for path in tmp_path.iterdir()} - {"own-too"}
+    assert left == {"own", "link", "q.csv", "q.jsonl"}, "what was there stays, and no file is made"
     assert QuestionFiles([], io.BufferedReader(io.BytesIO())).shown == "standard input"
 
 
