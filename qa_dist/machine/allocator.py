@@ -11,6 +11,7 @@ and keep them apart (glibc's bug 30723). To give large tensors back at once (`ma
 every one of them is paged in anew, which makes steps a quarter slower.
 """
 
+import ctypes
 import os
 import re
 import sys
@@ -90,6 +91,15 @@ def start_with_flat_heap(environment: MutableMapping[str, str], command: Sequenc
     changed = with_flat_heap(environment) if is_own else None
     if changed is not None:
         os.execve(sys.executable, [sys.executable, *command[1:]], changed)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what glibc keeps of freed memory for later; other libraries do that by themselves.
+
+    It takes some milliseconds, and what is allocated next has to be paged in.
+    """
+    if glibc_version() is not None:
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 def allocator(maps: Path = Path("/proc/self/maps")) -> str:

@@ -17,6 +17,7 @@ import pytest
 import qa_dist
 from qa_dist import evaluate, merge
 from qa_dist.answering import reader as reading
+from qa_dist.answering import torch_backend
 from qa_dist.answering.reader import Reader
 from qa_dist.answering.records import Answer, InvalidQuestionError, Question
 from qa_dist.common.errors import DataError, UserError
@@ -94,6 +95,18 @@ def test_one_by_one_and_many_at_once_agree(reader: Reader, items: list[dict[str,
         assert place(alone) == place(answer)
         assert alone.text == item["context"][alone.start_char : alone.end_char] != ""
         assert alone.score == pytest.approx(answer.score, abs=1e-4)
+
+
+def test_memory_is_given_back_after_many_passes_alone(
+    trained: Path, items: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch_backend, "return_freed_memory", lambda: given_back.append(True))
+    reader = Reader(trained / "adapter", device="cpu", tokens_per_batch=64)
+    reader.answer(items[0]["question"], items[0]["context"])
+    assert not given_back
+    assert len(list(reader.answer_many(items))) == len(items)
+    assert len(given_back) == 1
 
 
 def test_threads_that_share_a_reader_get_the_answers_of_one(reader: Reader, items: list[dict[str, Any]]) -> None:

@@ -106,6 +106,20 @@ def test_evaluation_batches_are_the_same_at_every_world_size(lengths: np.ndarray
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
 
 
+@given(LENGTHS, st.integers(384, 3000), st.sampled_from([None, 384]), st.integers(1, 7))
+def test_each_rank_evaluates_its_largest_batch_first(
+    lengths: np.ndarray, budget: int, fixed: int | None, world_size: int
+) -> None:
+    batches = evaluation_batches(lengths, budget, fixed)
+    packed = pack_padded(lengths, budget, fixed)
+    assert sorted(batch.tolist() for batch in batches) == sorted(batch.tolist() for batch in packed)
+    for rank in range(world_size):
+        share = share_batches(batches, lengths, world_size=world_size, rank=rank)
+        tokens = [int(lengths[batch].sum()) for batch in share]
+        assert tokens == sorted(tokens, reverse=True)
+    assert batches[0].tolist() == share_batches(batches, lengths, world_size=1, rank=0)[0].tolist()
+
+
 def one_by_one(costs: np.ndarray, num_bins: int) -> list[list[int]]:
     """Graham's rule in its plainest form: the largest cost that is left goes to the bin with the least."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]

@@ -27,6 +27,40 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+RESIDENT_AFTER_FREEING = """
+import os
+from pathlib import Path
+import torch
+from qa_dist.machine import allocator
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+blocks = [torch.ones(2**14) for _ in range(1024)]
+del blocks[:-1]
+before = resident()
+allocator.return_freed_memory()
+print(before - resident(), allocator.allocator())
+"""
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    # Blocks of 64 KiB below one that is in use, which glibc keeps; jemalloc gives them back when it likes.
+    environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "GLIBC_TUNABLES")}
+    command = [sys.executable, "-c", RESIDENT_AFTER_FREEING]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    mebibytes, _, name = printed.strip().partition(" ")
+    if not name.startswith("glibc"):
+        pytest.skip(f"memory is handed out by {name}")
+    assert int(mebibytes) >= 56
+
+
+def test_other_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "glibc_version", lambda: None)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("a library was looked up"))
+    allocator.return_freed_memory()
+
+
 def test_a_run_starts_anew_with_flat_heap_once(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *given: started.append(given))

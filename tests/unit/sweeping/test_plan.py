@@ -1,5 +1,6 @@
 """A sweep file read into trials, and every mistake in it as one sentence."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import Plan, read_plan
 
 FLAGS = ["--output_dir", "out", "--dataset_name", "sample"]
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def plan(tmp_path: Path, text: str, flags: list[str] | None = None, only: tuple[str, ...] = ()) -> Plan:
@@ -122,6 +124,8 @@ def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
         ("trials: [{name: a}, {name: 64, lora_r: 64}]", "name of trial 2 is a number, 64, and must be text; put quota"),
         ("trials: [{name: a/b}]", "the trial name a/b may have letters"),
         ("trials: [{name: a b}, {name: a_b}]", "two trials would share the name"),
+        ("trials: [{name: a}, {name: c, lora_r: 2}]\noptions: {lora_r: 2}", "a and c are the same run, as their options"),
+        ("grid: {lora_r: [1, 2]}\ntrials: [{name: a, lora_r: 2}]", "lora_r=2 and a are the same run"),
         ("grid: {lora_r: [1], lora_rank: [2]}", "trial lora_r=1 lora_rank=2: --lora_rank is no option here"),
         ("trials: [{name: a, lora_r: 0}]", "trial a: --lora_r 0 is out of range"),
         ("trials: [{name: a, jobs: 2}]", "trial a: --jobs is no option here"),
@@ -132,6 +136,18 @@ def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
 def test_a_mistake_in_the_file_is_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=sentence):
         plan(tmp_path, text)
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_was_measured_can_be_measured_again(file: Path) -> None:
+    try:
+        found = {(trial.method, trial.seed) for trial in read_plan(file, FLAGS, SweepConfig).trials}
+    except ConfigError as error:
+        # Its table names the commit that has them.
+        assert all("was taken out" in problem for problem in error.problems)
+        return
+    measured = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["trials"]
+    assert found >= {(trial["method"], trial["seed"]) for trial in measured}
 
 
 def test_flags_may_not_undo_what_the_trials_differ_in(tmp_path: Path) -> None:
