@@ -123,8 +123,15 @@ def _require_run(path: str) -> None:
         raise DataError(
             f"{path} is no folder; name the --output_dir of a run (qa-dist analyze takes files of predictions)"
         )
-    if not any((Path(path) / name).is_file() for name in _MARKS):
+    if not _holds_run(Path(path)):
+        if trials := sorted(filter(_holds_run, (Path(path) / "trials").glob("*"))):
+            raise DataError(f"{path} is the folder of a sweep; name its runs, such as {trials[0]}")
         raise DataError(f"{path} holds nothing of a run ({', '.join(_MARKS)}); name the --output_dir of a run")
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether something of a run is in a folder."""
+    return any((folder / name).is_file() for name in _MARKS)
 
 
 def _read_run(path: str, name: str) -> Run:

@@ -44,7 +44,7 @@ def step(number: int, **figures: Any) -> str:
 
 def run_folder(folder: Path, **options: Any) -> Path:
     """A run as far as a report needs it; JSON is YAML too."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write(folder / "config.yaml", {**RunConfig().flat(), "output_dir": str(folder), **options})
     return folder
 
@@ -416,6 +416,8 @@ def test_what_cannot_be_reported_is_one_sentence(
     later = run_folder(tmp_path / "later")
     write(later / "predictions.json", {"a": "x"})
     write(later / "metrics.json", {"answer_normalization": "klingon", "f1": 1.0})
+    sweep = tmp_path / "sweep"
+    run_folder(sweep / "trials" / "rank_8-seed1")
     output = tmp_path / "report.html"
     output.write_text("<!doctype html>precious", encoding="utf-8")
     pipe = tmp_path / "pipe"
@@ -425,6 +427,7 @@ def test_what_cannot_be_reported_is_one_sentence(
         ([tmp_path / "none"], "none does not exist; name the --output_dir of a run"),
         ([run / "config.yaml"], "config.yaml is no folder; name the --output_dir of a run"),
         ([empty], "empty holds nothing of a run (config.yaml, metrics.jsonl, run.json"),
+        ([sweep], f"sweep is the folder of a sweep; name its runs, such as {sweep}/trials/rank_8-seed1"),
         ([run, f"{run}/"], "the same run twice; name each once"),
         ([torn], "predictions.json"),
         ([listed], "run.json must hold a JSON object, not a list; mend or remove it"),
@@ -442,5 +445,5 @@ def test_what_cannot_be_reported_is_one_sentence(
     monkeypatch.setattr("qa_dist.reporting.drawings.find_spec", lambda name: None)
     assert "pip install 'qa-dist[bench]'" in refusal(main, [str(run), "--output", str(output)], capsys)
     assert output.read_text(encoding="utf-8") == "<!doctype html>precious"
-    left = {"run", "torn", "empty", "listed", "later", "report.html", "pipe"}
+    left = {"run", "torn", "empty", "listed", "later", "sweep", "report.html", "pipe"}
     assert {path.name for path in tmp_path.iterdir()} == left
