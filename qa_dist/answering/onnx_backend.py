@@ -3,8 +3,7 @@
 Shapes: B features of a batch, L tokens of the longest of them, T tokens of all of them.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from qa_dist.answering.backend import Backend
 from qa_dist.answering.exported import DESCRIPTION, ONNX_FILES, OUTPUTS, Exported, ExportPrecision
+from qa_dist.answering.onnx_sessions import Sessions
 from qa_dist.common.errors import CheckpointError, ConfigError
-from qa_dist.common.libraries import reason
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.evaluation.candidates import CandidateTable, Float32
 from qa_dist.evaluation.numpy_searches import top_spans
@@ -28,13 +27,6 @@ TOKENS_PER_BATCH = 512
 
 The six-layer MiniLM with weights of 8 bits took 52 ms of a processor a question of SQuAD dev with 512 tokens, 60 with
 1024, 66 with 2048 and 72 with 4096 (medians of four alternating runs of 60 questions, one thread, AVX2).
-"""
-
-SLOWER_TOGETHER = ("SkipLayerNormFusion",)
-"""What onnxruntime makes one operation of, by its own name, and computes more slowly then.
-
-A sum and a normalisation of 1360 tokens and 384 channels took 1.1 ms apart and 3.3 ms as one operation (onnxruntime
-1.32, one thread, AVX2), which was 8 % of the time of a six-layer MiniLM.
 """
 
 
@@ -54,8 +46,7 @@ class OnnxBackend(Backend):
         Args:
             folder: What `qa-dist export` wrote.
             precision: "float32" or "int8"; None: int8 where the model was exported so.
-            num_threads: Threads that compute a batch together; None: as many as OMP_NUM_THREADS says, as launchers and
-                torch have it, else one for each core.
+            num_threads: Threads that compute, as `Sessions` takes it.
 
         Raises:
             UserError: There is no such model in the folder, it cannot be loaded, or onnxruntime is not installed.
@@ -72,20 +63,26 @@ class OnnxBackend(Backend):
         self.device = "cpu"
         self.notes = ()
         file = Path(folder) / ONNX_FILES[self.precision]
-        self._session = open_session(file, num_threads)
-        _require_names("reads", self.exported.inputs, self._session.get_inputs(), file)
-        _require_names("gives", OUTPUTS, self._session.get_outputs(), file)
+        self._sessions = Sessions(file, num_threads)
+        _require_names("reads", self.exported.inputs, self._sessions.inputs, file)
+        _require_names("gives", OUTPUTS, self._sessions.outputs, file)
 
     def candidates(self, features: FeatureColumns, config: EvaluationConfig) -> CandidateTable:
         table = FeatureTable.of(features)
         batches = evaluation_batches(table.lengths, config.eval_tokens_per_device or TOKENS_PER_BATCH)
-        found = [best_spans(table, indices, self.logits(table, indices), config) for indices in batches]
-        return CandidateTable.concatenate(found).ordered(table.num_features)
+
+        def found(session: Any, indices: Indices) -> CandidateTable:
+            return best_spans(table, indices, self._logits(session, table, indices), config)
+
+        return CandidateTable.concatenate(self._sessions.map(found, batches)).ordered(table.num_features)
 
     def logits(self, features: FeatureTable, indices: Indices) -> tuple[Float32, Float32]:
         """Start and end logits of some features, both float32 [B, L]; behind a feature's tokens stands anything."""
+        return self._logits(self._sessions.one(), features, indices)
+
+    def _logits(self, session: Any, features: FeatureTable, indices: Indices) -> tuple[Float32, Float32]:
         is_token_BL, is_real_BL = self._places(features.lengths[indices])
-        logits = self._session.run(list(OUTPUTS), self.inputs(features, indices))
+        logits = session.run(list(OUTPUTS), self.inputs(features, indices))
         if is_real_BL is is_token_BL:
             return logits[0], logits[1]
         aligned = np.full((2, *is_token_BL.shape), -np.inf, np.float32)
@@ -132,46 +129,14 @@ def best_spans(
     )
 
 
-def _threads_of(environment: Mapping[str, str]) -> int:
-    """Threads that OMP_NUM_THREADS asks for, which onnxruntime does not read by itself; 0 if it does not ask."""
-    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
-
-
-def _require_names(verb: str, expected: Sequence[str], there: Sequence[Any], file: Path) -> None:
+def _require_names(verb: str, expected: Sequence[str], there: Sequence[str], file: Path) -> None:
     """Make sure that a graph has the inputs or outputs which the description beside it tells of.
 
     Raises:
         CheckpointError: It has others.
     """
-    names = [each.name for each in there]
-    if set(names) != set(expected):
+    if set(there) != set(expected):
         raise CheckpointError(
-            f"{file} {verb} {', '.join(names)}, and a reader by {DESCRIPTION} expects {', '.join(expected)}; export "
+            f"{file} {verb} {', '.join(there)}, and a reader by {DESCRIPTION} expects {', '.join(expected)}; export "
             "the model again"
         )
-
-
-def open_session(path: Path, num_threads: int | None = None) -> Any:
-    """The model in a file, ready to run by any number of threads at once.
-
-    Args:
-        path: An ONNX graph.
-        num_threads: As `OnnxBackend` takes it.
-
-    Raises:
-        CheckpointError: It cannot be loaded.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads or _threads_of(os.environ)
-    options.inter_op_num_threads = 1
-    # Errors are raised, and warnings are about the graph, which no user of it can change.
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOWER_TOGETHER)
-        )
-    except Exception as error:  # the library has a dozen unrelated types for what is wrong with a file
-        raise CheckpointError(f"{path} cannot be loaded ({reason(error)}); export the model again") from error

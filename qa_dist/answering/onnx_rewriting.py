@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qa_dist.answering.exported import OUTPUTS
-from qa_dist.answering.onnx_backend import open_session
+from qa_dist.answering.onnx_sessions import Sessions
 from qa_dist.answering.weight_rounding import LARGEST, Channels
 from qa_dist.evaluation.candidates import Float32
 
@@ -216,7 +216,7 @@ def observed(path: Path, names: Sequence[str], batches: Sequence[Batch]) -> Obse
         names: What to look at, each float32 [..., channels].
         batches: The graph's inputs, `attention_mask` among them: what stands at padding is not looked at.
     """
-    session = open_session(path)
+    session = Sessions(path).one()
     logits: list[Float32] = []
     found: dict[str, Channels] = {}
     for batch in batches:

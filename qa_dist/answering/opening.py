@@ -48,8 +48,7 @@ class OnnxOptions:
 
     Attributes:
         quantized: whether the file with weights of 8 bits computes; None: if there is one.
-        num_threads: threads that compute a batch together; None: as many as OMP_NUM_THREADS says, else one for each
-            core.
+        num_threads: threads that compute; None: as many as OMP_NUM_THREADS says, else one for each core.
 
     Raises:
         ConfigError: One of them is of another kind.

@@ -84,8 +84,8 @@ class Reader:
                 exported model.
             mixed_precision: "no", "bf16" or "fp16"; None: on a GPU that of the run, on a CPU "no".
             quantized: Of an exported model, whether its file with weights of 8 bits computes; None: if there is one.
-            num_threads: Of an exported model, threads that compute a batch together; None: as many as OMP_NUM_THREADS
-                says, else one for each core.
+            num_threads: Of an exported model, threads that compute, a batch each where there are so many, else one
+                together; None: as many as OMP_NUM_THREADS says, else one for each core.
 
         Raises:
             UserError: There is no such model, or an option does not fit it.

@@ -295,7 +295,7 @@ def test_tokens_are_padded_on_the_side_of_the_tokenizer(
     edit_json(folder / DESCRIPTION, tokenizer=tokenizer, pad_token_id=9)
     backend = OnnxBackend(folder, num_threads=1)
     session = _Echo()
-    monkeypatch.setattr(backend, "_session", session)
+    monkeypatch.setattr(backend._sessions, "one", lambda: session)
     numbers = np.arange(5, dtype=np.int32)
     two = dict.fromkeys(("example_index", "window", "context_start", "cls_token", "start_token"), numbers[:2])
     columns = FeatureColumns(
