@@ -51,6 +51,10 @@ class ExportConfig:
         "int8 also writes model_quantized.onnx, with weights of 8 bits, and says how many answers and how much F1 that "
         "costs",
     )
+    fuse_attention: bool = option(
+        False,
+        "make attention one operation of onnxruntime's own in model.onnx as well: faster there, and unknown to others",
+    )
 
     def problems(self) -> Iterable[str]:
         if self.output_dir and os.path.lexists(self.output_dir):
@@ -96,7 +100,14 @@ def _export(argv: Sequence[str]) -> int:
             examples, _, _ = load_examples(config.data, "validation")
             aside.mkdir()
             report = export(
-                config, name, tokenizer, examples, aside, quantize=options.quantize == "int8", called=options.model
+                config,
+                name,
+                tokenizer,
+                examples,
+                aside,
+                quantize=options.quantize == "int8",
+                fuse=options.fuse_attention,
+                called=options.model,
             )
     except OSError as error:
         raise CheckpointError(f"--output_dir {folder} cannot be written: {error.strerror or error}") from error

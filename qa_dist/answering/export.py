@@ -17,7 +17,7 @@ import torch
 
 from qa_dist.answering.exported import INPUTS, ONNX_FILES, Exported
 from qa_dist.answering.onnx_backend import TOKENS_PER_BATCH, OnnxBackend, best_spans
-from qa_dist.answering.onnx_graph import TOLERANCE, write_graph, write_quantized
+from qa_dist.answering.onnx_graph import TOLERANCE, write_fused, write_graph, write_quantized
 from qa_dist.answering.opening import allows_no_answer
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.common.secrets import masked
@@ -144,6 +144,7 @@ def export(
     folder: Path,
     *,
     quantize: bool,
+    fuse: bool = False,
     called: str | None = None,
 ) -> dict[str, Any]:
     """Write an exported model into a folder, and compare it; the report says with what result.
@@ -155,6 +156,7 @@ def export(
         examples: Questions to compare on.
         folder: Where the files go; what is in it after an error is worth nothing.
         quantize: Whether to write a second graph with weights of 8 bits.
+        fuse: Whether attention in the first one is an operation of onnxruntime's own, too.
         called: The name that the user has for it; None: `name`.
 
     Raises:
@@ -188,23 +190,34 @@ def export(
     described.write(folder)
     if config.model.quantization == "no" and (calibration := read_calibration(name)):
         calibration.write(folder)
-    exact = OnnxBackend(folder, precision="float32")
-    report: dict[str, Any] = {"float32": _compared(compared, expected, exact)}
-    if quantize:
-        report["int8"] = _quantized(questions, compared.table, exact, folder, num_heads)
+    report = _graph_reports(questions, compared, expected, folder, num_heads, quantize=quantize, fuse=fuse)
     described = dataclasses.replace(described, provenance={**described.provenance, "compared": report})
     described.write(folder)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.onnx*"))}
     return {"inputs": list(inputs), "bytes": sizes, **report}
 
 
-def _quantized(
-    questions: Questions, tried: FeatureTable, exact: OnnxBackend, folder: Path, num_heads: int | None
+def _graph_reports(
+    questions: Questions,
+    compared: Questions,
+    expected: Sequence[tuple[Float32, Float32]],
+    folder: Path,
+    num_heads: int | None,
+    *,
+    quantize: bool,
+    fuse: bool,
 ) -> dict[str, Any]:
-    """Write the graph with weights of 8 bits beside that in float32, tried on some features; the report on it."""
-    batches = [exact.inputs(tried, indices) for indices in _batches(tried)]
-    write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"], num_heads, batches)
-    return _quantization_report(questions, exact, OnnxBackend(folder, precision="int8"))
+    """Make the other graphs of the plain one in a folder, as they are asked for; what comparing each of them gave."""
+    exact = OnnxBackend(folder, precision="float32")
+    tried = [exact.inputs(compared.table, indices) for indices in _batches(compared.table)]
+    if fuse:
+        write_fused(folder / ONNX_FILES["float32"], num_heads, tried)
+        exact = OnnxBackend(folder, precision="float32")
+    report = {"float32": _compared(compared, expected, exact)}
+    if quantize:
+        write_quantized(folder / ONNX_FILES["float32"], folder / ONNX_FILES["int8"], num_heads, tried)
+        report["int8"] = _quantization_report(questions, exact, OnnxBackend(folder, precision="int8"))
+    return report
 
 
 def _reader_options(config: RunConfig, name: str) -> dict[str, Any]:

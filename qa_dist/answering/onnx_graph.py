@@ -98,6 +98,44 @@ def write_graph(model: Any, inputs: Sequence[str], pad_token_id: int, path: Path
         ) from error
 
 
+def write_fused(path: Path, num_heads: int | None, batches: Sequence[Batch]) -> None:
+    """Make the attention of a graph in a file one operation of onnxruntime's own.
+
+    Args:
+        path: The graph in float32.
+        num_heads: Heads of each layer; None: of other numbers, or unknown.
+        batches: Inputs to compare logits on.
+
+    Raises:
+        ConfigError: Its attention cannot be written so.
+    """
+    with _without_messages(), tempfile.TemporaryDirectory(dir=path.parent) as name:
+        fused = _fused(path, num_heads, Path(name), batches)
+        if fused is None:
+            raise ConfigError(
+                [
+                    "the attention of this encoder is more than products, a scale, one mask and a softmax, so that no "
+                    "operation of onnxruntime computes it; leave out --fuse_attention"
+                ]
+            )
+        _remove(path)
+        _save(fused, path)
+
+
+def _fused(source: Path, num_heads: int | None, folder: Path, batches: Sequence[Batch]) -> Any | None:
+    """A graph with its attention as one operation; None where it cannot be written so, or gives other logits.
+
+    Whether the mask of an encoder is that of the padding alone, its graph does not say; its logits do.
+    """
+    import onnx
+
+    fused: Any = onnx.load(str(source))
+    if not num_heads or not fuse_attention(fused, num_heads):
+        return None
+    plain, other = (_observed(graph, (), folder, batches).logits for graph in (onnx.load(str(source)), fused))
+    return fused if _is_close(other, plain) else None
+
+
 def write_quantized(source: Path, target: Path, num_heads: int | None, batches: Sequence[Batch]) -> None:
     """Write a graph with the weights of its matrix products and embeddings as integers of 8 bits.
 
@@ -117,13 +155,8 @@ def write_quantized(source: Path, target: Path, num_heads: int | None, batches: 
 
     with _without_messages(), tempfile.TemporaryDirectory(dir=target.parent) as name:
         folder = Path(name)
-        model: Any = onnx.load(str(source))
-        fused: Any = onnx.load(str(source))
-        # Whether the mask of an encoder is that of the padding alone, its graph does not say; its logits do.
-        if num_heads and fuse_attention(fused, num_heads):
-            plain, other = (_observed(graph, (), folder, batches).logits for graph in (model, fused))
-            if _is_close(other, plain):
-                model = fused
+        fused = _fused(source, num_heads, folder, batches)
+        model: Any = onnx.load(str(source)) if fused is None else fused
         weights = _rounded_weights(model, folder, batches)
         scale_rows(model)
         round_embeddings(model)

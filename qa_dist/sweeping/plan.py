@@ -161,8 +161,7 @@ def read_plan(path: Path, argv: Sequence[str], entry: type[Any], only: Sequence[
         trials += [] if search else made
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    if not search:
-        _check_distinct([method.name for method in methods], configs, path)
+    _check_distinct(methods, configs, path)
     _check_scores(configs, search=search is not None, rungs=bool(rungs), path=path)
     training = configs[0].training
     _check_spacing(rungs, path)
@@ -211,14 +210,22 @@ def _check_own(argv: Sequence[str], differing: Collection[str], content: Mapping
         raise ConfigError(problems)
 
 
-def _check_distinct(names: Sequence[str], configs: Sequence[RunConfig], path: Path) -> None:
-    """Refuse methods that are the same run, whatever their names: its figures would be the same, to the last bit."""
+def _check_distinct(methods: Sequence[Method], configs: Sequence[RunConfig], path: Path) -> None:
+    """Refuse methods that are the same run, whatever their names: its figures would be the same, to the last bit.
+
+    Args:
+        methods: All of them; none where there is a search.
+        configs: A run of each.
+        path: The sweep file.
+    """
     first: dict[str, str] = {}
     problems = []
-    for name, config in zip(names, configs, strict=True):
+    for method, config in zip(methods, configs, strict=False):
         run = repr(dataclasses.replace(config, training=dataclasses.replace(config.training, output_dir=None)))
-        if first.setdefault(run, name) != name:
-            problems.append(f"{path}: {first[run]} and {name} are the same run, as their options are; leave one out")
+        if first.setdefault(run, method.name) != method.name:
+            problems.append(
+                f"{path}: {first[run]} and {method.name} are the same run, as their options are; leave one out"
+            )
     if problems:
         raise ConfigError(problems)
 

@@ -153,6 +153,20 @@ def test_attention_in_eight_bits_is_one_operation(bert: tuple[Path, ModelConfig,
         assert (found.count("If"), found.count("Softmax")) == (fused, 1 - fused)
 
 
+def test_attention_in_float32_is_one_operation_where_that_is_asked_for(
+    bert: tuple[Path, ModelConfig, dict[str, Any]], items: list[dict[str, str]], tmp_path: Path
+) -> None:
+    import onnx
+
+    shutil.copytree(bert[0] / "adapter", tmp_path / "adapter")
+    shutil.copy(bert[0] / "dev.json", tmp_path)
+    assert export.main(export_words(tmp_path, "--fuse_attention")) == 0
+    assert "If" in {node.op_type for node in onnx.load(tmp_path / "exported" / "onnx" / "model.onnx").graph.node}
+    readers = [Reader(folder / "exported", quantized=False) for folder in (tmp_path, bert[0])]
+    fused, plain = ([answer.text for _, answer in reader.answer_many(items)] for reader in readers)
+    assert fused == plain
+
+
 def test_the_head_keeps_its_precision(bert: tuple[Path, ModelConfig, dict[str, Any]]) -> None:
     import onnx
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qa_dist.answering.exported import OUTPUTS
-from qa_dist.answering.onnx_graph import write_quantized
+from qa_dist.answering.onnx_graph import write_fused, write_quantized
 from qa_dist.answering.onnx_rewriting import (
     Links,
     fuse_attention,
@@ -17,6 +17,7 @@ from qa_dist.answering.onnx_rewriting import (
     round_embeddings,
     scale_rows,
 )
+from qa_dist.common.errors import ConfigError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -24,7 +25,7 @@ pytest.importorskip("onnxruntime")
 HIDDEN, HEADS, TOKENS = 16, 2, 11
 
 
-def encoder(*, sees: int = TOKENS, adds_twice: bool = False, large: int = 7, row: float = 1.0) -> Any:
+def encoder(*, sees: int = TOKENS, adds_twice: bool = False, large: int = 7, row: float = 1.0, biases: str = "") -> Any:
     """A layer of attention as torch's exporter writes it, on embeddings of which one channel is large.
 
     Args:
@@ -32,6 +33,7 @@ def encoder(*, sees: int = TOKENS, adds_twice: bool = False, large: int = 7, row
         adds_twice: Whether positions add to the scores, beside the mask.
         large: The channel that is 40 times as large as the others.
         row: What its rows of the weights are multiplied by.
+        biases: Of these of query, key and value, a vector is added to the product.
     """
     numbers = np.random.default_rng(5)
     channels = np.ones(HIDDEN, np.float32)
@@ -54,6 +56,7 @@ def encoder(*, sees: int = TOKENS, adds_twice: bool = False, large: int = 7, row
     }
     for name in ("q", "k", "v"):
         constants[name][large] *= row
+    constants |= {f"{name}_bias": numbers.normal(size=HIDDEN).astype(np.float32) for name in biases}
     node = onnx.helper.make_node
     nodes = [
         node("Gather", ["embeddings", "input_ids"], ["alike"]),
@@ -67,7 +70,8 @@ def encoder(*, sees: int = TOKENS, adds_twice: bool = False, large: int = 7, row
     for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
         nodes += [
             node("MatMul", ["x", name], [f"{name}_whole"]),
-            node("Reshape", [f"{name}_whole", "heads"], [f"{name}_heads"]),
+            *([node("Add", _in_any_order(f"{name}_whole", f"{name}_bias"), [f"{name}_sum"])] if name in biases else []),
+            node("Reshape", [f"{name}_sum" if name in biases else f"{name}_whole", "heads"], [f"{name}_heads"]),
             node("Transpose", [f"{name}_heads"], [f"{name}_first"], perm=order),
         ]
     nodes += [
@@ -95,6 +99,11 @@ def encoder(*, sees: int = TOKENS, adds_twice: bool = False, large: int = 7, row
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
 
 
+def _in_any_order(whole: str, bias: str) -> list[str]:
+    """Summands as exporters write them: of the key the other way round."""
+    return [bias, whole] if bias == "k_bias" else [whole, bias]
+
+
 def batches(*, are_padded: bool = True) -> list[dict[str, Any]]:
     numbers = np.random.default_rng(6)
     mask = np.ones((3, TOKENS), np.int64)
@@ -112,15 +121,18 @@ def operations(model: Any) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
+@pytest.mark.parametrize("biases", ["", "qkv", "qv"])
 @pytest.mark.parametrize("are_padded", [True, False])
-def test_attention_as_one_operation_gives_the_same_logits(are_padded: bool, tmp_path: Path) -> None:
-    model = encoder()
+def test_attention_as_one_operation_gives_the_same_logits(are_padded: bool, biases: str, tmp_path: Path) -> None:
+    model = encoder(biases=biases)
     expected = logits_of(model, tmp_path, are_padded=are_padded)
 
     assert fuse_attention(model, HEADS) == 1
 
     made = operations(model)
     assert (made["If"], made["Softmax"], made["Transpose"], made["MatMul"]) == (1, 0, 0, 5)
+    # That of the mask, and the biases, unless all three are the operation's.
+    assert made["Add"] == (2 if biases == "qv" else 0)
     assert "far" not in {tensor.name for tensor in model.graph.initializer}, "what nothing uses is left out"
     np.testing.assert_allclose(logits_of(model, tmp_path, are_padded=are_padded), expected, rtol=1e-4, atol=1e-4)
 
@@ -130,6 +142,27 @@ def test_attention_with_more_than_a_mask_stays_as_it_is() -> None:
     before = model.SerializeToString()
     assert fuse_attention(model, HEADS) == 0
     assert model.SerializeToString() == before
+
+
+def test_attention_is_one_operation_in_float32_where_that_is_asked_for(tmp_path: Path) -> None:
+    model = encoder(biases="qkv")
+    expected = logits_of(model, tmp_path)
+    write_fused(tmp_path / "some.onnx", HEADS, batches())
+    made = onnx.load(tmp_path / "some.onnx")
+    assert (operations(made)["If"], operations(made)["Softmax"]) == (1, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"some.onnx"}
+    np.testing.assert_allclose(logits_of(made, tmp_path), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("options", "heads"), [({"sees": 3}, HEADS), ({"adds_twice": True}, HEADS), ({}, None)])
+def test_attention_that_no_operation_computes_is_refused(
+    options: dict[str, Any], heads: int | None, tmp_path: Path
+) -> None:
+    onnx.save(encoder(**options), tmp_path / "model.onnx")
+    before = (tmp_path / "model.onnx").read_bytes()
+    with pytest.raises(ConfigError, match="leave out --fuse_attention"):
+        write_fused(tmp_path / "model.onnx", heads, batches())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model.onnx": before}
 
 
 @pytest.mark.parametrize(("sees", "fused"), [(TOKENS, 1), (3, 0)])
