@@ -53,7 +53,7 @@ class ExportConfig:
     )
     fuse_attention: bool = option(
         False,
-        "make attention one operation of onnxruntime's own in model.onnx as well: faster there, and unknown to others",
+        "make attention one operation of onnxruntime's own in model.onnx as well: less memory there, unknown to others",
     )
 
     def problems(self) -> Iterable[str]:
