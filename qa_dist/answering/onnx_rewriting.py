@@ -190,10 +190,10 @@ def _attention(softmax: Any, links: Links) -> _Attention | None:
             return None
         inputs.append(reshaped.input[0])
     biases = None
-    split = [links.without_addend(name) for name in inputs]
-    if all(split):
-        inputs = [name for name, _ in filter(None, split)]
-        biases = np.concatenate([vector for _, vector in filter(None, split)])
+    split = [pair for name in inputs if (pair := links.without_addend(name)) is not None]
+    if len(split) == len(inputs):
+        inputs = [name for name, _ in split]
+        biases = np.concatenate([vector for _, vector in split])
     query, key, value = inputs
     return _Attention((query, key, value), biases, float(numpy_helper.to_array(scale)), masked.input[1], last)
 

@@ -22,10 +22,9 @@ from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import check_vocabulary
 
 _MANY_PASSES = 16
-"""Passes on a CPU behind which what glibc's heap has kept of them is given back: they take hundreds of times as long.
+"""Passes on a CPU behind which what glibc's heap has kept of them is given back: they take much longer than that does.
 
-256 questions of SQuAD dev leave 37 MiB of MiniLM-L6 with one thread, and 80 MiB with two (glibc 2.36, torch 2.13),
-which a process that is asked now and then would keep for nothing.
+A process that is asked now and then would keep tens of MiB for nothing.
 """
 
 _DEVICE_LOCKS: dict[str, threading.Lock] = defaultdict(threading.Lock)

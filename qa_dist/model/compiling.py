@@ -25,6 +25,7 @@ from qa_dist.common.libraries import reason
 from qa_dist.config.options import RunConfig
 from qa_dist.features.rows import Row
 from qa_dist.machine.usage import is_out_of_memory
+from qa_dist.model.dropout import has_dropout
 from qa_dist.model.precision import Precision, autocast
 from qa_dist.model.span_model import SpanModel, span_loss, transformers_model
 
@@ -120,7 +121,7 @@ def _compiled_and_compared(model: SpanModel, precision: Precision, device: torch
 def _drops(model: SpanModel) -> bool:
     """Whether anything is dropped in training: by a module, or, as attention's weights can be, by a number."""
     settings = transformers_model(model.model).config.to_dict()
-    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()) or any(
+    return has_dropout(model) or any(
         "dropout" in name and isinstance(value, float) and value > 0 for name, value in settings.items()
     )
 
