@@ -63,14 +63,12 @@ def _merge(argv: Sequence[str]) -> int:
     merged_dir = Path(str(options.merged_dir))
     require_writable(merged_dir.absolute().parent, "the folder of --merged_dir")
     try:
-        merged_dir.parent.mkdir(parents=True, exist_ok=True)
         # Libraries greet on standard output, which belongs to the result.
         with staged(merged_dir) as aside, contextlib.redirect_stdout(sys.stderr):
             from qa_dist.model.merging import merge, quantization_notes
 
             tokenizer, notes = load_tokenizer_of(str(options.adapter), config.model)
             sys.stderr.writelines(f"{PROG}: {note}\n" for note in (*notes, *quantization_notes(config)))
-            aside.mkdir()
             difference = merge(config, str(options.adapter), tokenizer, aside)
     except OSError as error:
         raise CheckpointError(f"--merged_dir {merged_dir} cannot be written: {error.strerror or error}") from error

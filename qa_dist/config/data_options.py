@@ -93,7 +93,10 @@ class DataConfig:
         if self.subset_seed is not None and not any(
             (self.max_train_samples, self.max_eval_samples, self.max_train_features, self.max_eval_features)
         ):
-            yield "--subset_seed draws a subset but no --max_*_samples or --max_*_features asks for one; add or drop it"
+            yield (
+                "--subset_seed draws a subset but no --max_*_samples or --max_*_features asks for one; add one, or "
+                "--subset_seed none"
+            )
 
     @property
     def source(self) -> str:

@@ -114,6 +114,9 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "link").symlink_to("nowhere")
     words = ["--adapter", str(tmp_path / "adapter"), "--merged_dir"]
     assert "link exists already" in refusal(merge.main, [*words, str(tmp_path / "link")], capsys)
+    told = refusal(merge.main, [*words, str(tmp_path / "not" / "there" / "merged")], capsys)
+    assert "--max_seq_length 384 is more than the 160 positions of this model" in told
+    assert not (tmp_path / "not").exists(), "nothing is made where nothing is written"
     told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--lora_r=64", "--use_dora", "true"], capsys)
     assert "--lora_r, --use_dora: the model is trained, with values of its own that stay; leave it out here" in told
 
