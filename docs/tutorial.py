@@ -363,4 +363,4 @@ losses.rename(index=lambda number: f"step {number + 1}").round(4)
 
 # %% [markdown]
 # From here: [your own data](data.md), [training](training.md) on a GPU or many, [several machines](clusters.md), and
-# [what the files of a run are](results.md).
+# [what the files of a run are](after-training.md#the-files-of-a-run).

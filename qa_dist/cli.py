@@ -28,7 +28,7 @@ COMMANDS = {
     "sweep": Command("qa_dist.sweep", "trains many ways side by side, and says which learns most", ("sweeps.md",)),
     "split": Command("qa_dist.split", "splits questions off a data set, by article", ("sweeps.md#split",)),
     "cloze": Command(
-        "qa_dist.cloze", "makes questions of texts alone, to train on first", ("training.md#train-on-the-texts-first",)
+        "qa_dist.cloze", "makes questions of texts alone, to pre-train on", ("training.md#pre-train-on-the-texts",)
     ),
     "prepare": Command(
         "qa_dist.prepare",
@@ -41,7 +41,9 @@ COMMANDS = {
         "shows a data set in numbers, what scores it allows, and examples token by token",
         ("inspect.md",),
     ),
-    "evaluate": Command("qa_dist.evaluate", "scores a trained model on a data set", ("results.md#evaluate-again",)),
+    "evaluate": Command(
+        "qa_dist.evaluate", "scores a trained model on a data set", ("after-training.md#evaluate-again",)
+    ),
     "calibrate": Command(
         "qa_dist.calibrate",
         "fits the probabilities of a trained model, and when it answers nothing, to data",
@@ -51,7 +53,7 @@ COMMANDS = {
     "score": Command(
         "qa_dist.score",
         "scores a predictions file as the official SQuAD scripts do",
-        ("results.md#score-any-predictions",),
+        ("after-training.md#score-any-predictions",),
     ),
     "analyze": Command(
         "qa_dist.analyze",
@@ -70,9 +72,9 @@ COMMANDS = {
     "convert": Command(
         "qa_dist.convert", "writes questions in any layout as plain SQuAD JSON", ("data.md#convert-to-squad",)
     ),
-    "merge": Command("qa_dist.merge", "folds an adapter into its base model", ("results.md#merge-the-adapter",)),
+    "merge": Command("qa_dist.merge", "folds an adapter into its base model", ("after-training.md#merge-the-adapter",)),
     "average": Command(
-        "qa_dist.average", "makes one model of runs with several seeds", ("results.md#average-several-runs",)
+        "qa_dist.average", "makes one model of runs with several seeds", ("after-training.md#average-several-runs",)
     ),
     "export": Command("qa_dist.export", "writes a model as ONNX, for programs without torch", ("answering.md#export",)),
     "ask": Command("qa_dist.ask", "answers questions about a text, at a terminal or in a pipe", ("answering.md#ask",)),

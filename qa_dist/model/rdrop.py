@@ -44,13 +44,14 @@ def rdrop_loss(
     """
     row = Row.of(lengths, start_T.device) if row is None else row
     logits_2BL = pad_logits(start_T, end_T, row)
-    logs_2BL = logits_2BL.log_softmax(-1)
+    log_probs_2BL = logits_2BL.log_softmax(-1)
     targets_2B = labels_B2.t()
-    losses_2B = -logs_2BL.gather(-1, targets_2B[..., None]).squeeze(-1)
-    # Padding has the logarithm of zero, of which differences are no numbers.
-    logs_2BL = logs_2BL.masked_fill(logits_2BL.isinf(), 0.0)
-    shares_2BL = logits_2BL.softmax(-1)
-    (logs, again), (shares, shares_again) = logs_2BL.chunk(COPIES, dim=1), shares_2BL.chunk(COPIES, dim=1)
-    both_ways_2b = ((shares - shares_again) * (logs - again)).sum(-1)
-    of_copies = torch.stack(losses_2B.mean(0).chunk(COPIES))
-    return of_copies.mean(0) + alpha / 4 * both_ways_2b.mean(0)
+    losses_2B = -log_probs_2BL.gather(-1, targets_2B[..., None]).squeeze(-1)
+    # Padding has a log-probability of -inf, and the difference of two of them would be NaN.
+    log_probs_2BL = log_probs_2BL.masked_fill(logits_2BL.isinf(), 0.0)
+    log_p, log_q = log_probs_2BL.chunk(COPIES, dim=1)
+    p, q = logits_2BL.softmax(-1).chunk(COPIES, dim=1)
+    # KL(p || q) + KL(q || p), of starts and of ends; b features.
+    symmetric_kl_2b = ((p - q) * (log_p - log_q)).sum(-1)
+    losses_of_copies = torch.stack(losses_2B.mean(0).chunk(COPIES))
+    return losses_of_copies.mean(0) + alpha / 4 * symmetric_kl_2b.mean(0)

@@ -21,9 +21,10 @@ HEADINGS = (
 def rows(sweep: Mapping[str, Any]) -> list[list[str]]:
     """A row per method, the best mean F1 first, and those without one at the end.
 
-    Scores are the mean over the seeds and, behind it, the standard deviation of a sample. Of a method that ended at a
-    rung there are the scores of its last one, and the row says so. A method with a run that failed, diverged or was not
-    finished shows what it has, and says that too.
+    Scores are the mean over the seeds and, behind it, the standard deviation of a sample; minutes and the size of what
+    was saved are means, and the memory is the most of any seed. Of a method that ended at a rung there are the scores
+    of its last one, and the row says so. A method with a run that failed, diverged or was not finished shows what it
+    has, and says that too.
 
     Args:
         sweep: The content of a file that `record.write_sweep` wrote.
@@ -57,7 +58,7 @@ def _row(method: str, trials: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, f
         spread(exact),
         spread(f1),
         _mean([_train_seconds(trial) for trial in scored], "train", 60, "{:.2f}"),
-        _mean(scored, "peak_memory_bytes", 2**20, "{:,.0f}"),
+        _largest(scored, "peak_memory_bytes", 2**20, "{:,.0f}"),
         _mean(scored, "saved_bytes", 2**20, "{:.2f}"),
     ]
     order = 2 if not f1 else 1 if step else 0
@@ -79,8 +80,17 @@ def spread(values: Sequence[float]) -> str:
 
 
 def _mean(items: Sequence[Mapping[str, Any]], name: str, unit: float, form: str) -> str:
-    values = [item[name] / unit for item in items if item.get(name) is not None]
-    return form.format(statistics.fmean(values)) if values else "-"
+    values = _values(items, name)
+    return form.format(statistics.fmean(values) / unit) if values else "-"
+
+
+def _largest(items: Sequence[Mapping[str, Any]], name: str, unit: float, form: str) -> str:
+    values = _values(items, name)
+    return form.format(max(values) / unit) if values else "-"
+
+
+def _values(items: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [item[name] for item in items if item.get(name) is not None]
 
 
 def markdown(sweep: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ def test_a_run_writes_the_files_that_the_table_lists(workplace: Workplace) -> No
         if "outputs/mine" in command:
             workplace.run(command)
     names = {path.name for path in (workplace.folder / "outputs" / "mine").iterdir()}
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").partition("## The files of a run")[2]
+    text = (ROOT / "docs" / "after-training.md").read_text(encoding="utf-8").partition("## The files of a run")[2]
     rows = re.findall(r"^\| (`[^|]*) \|", text.partition("\n## ")[0], re.MULTILINE)
     listed = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w./]+)`", row)}
     assert len(listed) >= 11

@@ -8,6 +8,7 @@ import pytest
 
 from qa_dist.common.errors import UserError
 from qa_dist.sweeping.page import NOTHING, results_page
+from qa_dist.sweeping.table import rows
 
 SWEEP: dict[str, Any] = {
     "format": 1,
@@ -43,6 +44,17 @@ def test_a_file_is_a_section_with_its_facts_and_its_table(tmp_path: Path) -> Non
         "| a | - | 1 | 50.00 | 60.00 | - | - | - |",
         "| b (1 diverged) | - | 0 | - | - | - | - | - |",
     ]
+
+
+def test_a_row_has_the_mean_of_scores_and_sizes_and_the_most_memory_of_the_seeds() -> None:
+    seeds = [
+        {"method": "a", "status": "done", "final": {"exact_match": 50.0, "f1": f1}, "rungs": [], **sizes}
+        for f1, sizes in (
+            (60.0, {"trainable_parameters": 10, "peak_memory_bytes": 3 * 2**20, "saved_bytes": 2**20}),
+            (62.0, {"trainable_parameters": 10, "peak_memory_bytes": 9 * 2**20, "saved_bytes": 2 * 2**20}),
+        )
+    ]
+    assert rows({"trials": seeds}) == [["a", "10", "2", "50.00 ± 0.00", "61.00 ± 1.41", "-", "9", "1.50"]]
 
 
 def test_without_files_it_says_so_and_foreign_ones_are_refused(tmp_path: Path) -> None:
