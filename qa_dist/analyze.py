@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> int:
-    # Only now: --help and mistakes in the flags should not wait for it.
+    # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.reporting.analysis import Resampling, analyze, rules_for
     from qa_dist.reporting.questions import evaluated_questions, read_questions
     from qa_dist.reporting.systems import read_systems

@@ -41,11 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--max_train_samples", type=count, help="take the texts of so many questions, as training with this option does"
     )
     parser.add_argument(
+        "--subset_seed",
+        type=seed,
+        help="what the questions of --max_train_samples are drawn with; none: the first ones",
+    )
+    parser.add_argument(
         "--on_invalid",
         choices=("error", "drop"),
         help="what to do with records that fail validation (default: error)",
     )
-    parser.add_argument("--subset_seed", type=seed, help="which questions these are; none: the first")
     return parser
 
 
@@ -57,7 +61,7 @@ def _cloze(options: argparse.Namespace) -> int:
     output = new_squad_file(options.output)
     if options.subset_seed is not None and options.max_train_samples is None:
         raise ConfigError(["--subset_seed draws a subset but --max_train_samples asks for none; add or drop it"])
-    # Only now: --help and mistakes in the flags should not wait for it.
+    # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.data.cloze import cloze_examples
     from qa_dist.data.squad_files import write_squad
 

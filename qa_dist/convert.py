@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     output = new_squad_file(options.output)
-    # Only now: --help and mistakes in the flags should not wait for it.
+    # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source
     from qa_dist.data.squad_files import write_squad

@@ -100,7 +100,7 @@ def _inspect(argv: Sequence[str]) -> int:
     example_id = peek(argv, "id") or options.id
     if problems := list(options.contradictions(example_id)):
         raise ConfigError(problems)
-    # Only now: these imports take seconds, and --help and mistakes in the options should not.
+    # Imported here, as these take seconds: --help and mistakes in the options do not wait for them.
     from qa_dist.answering.terminal import Style
     from qa_dist.evaluation.normalization import normalization
     from qa_dist.features.building import prepare_store

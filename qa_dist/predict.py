@@ -54,11 +54,11 @@ class PredictConfig(ReaderOptions):
     output_file: str | None = option(
         None,
         "file of the answers, a line of JSON for each question, compressed if it ends in .gz; - for standard output, "
-        "which cannot be gone on with",
+        "whose run cannot be resumed",
         required=True,
     )
     overwrite_output_file: bool = option(
-        False, "replace an --output_file that holds other answers or anything else; its own answers are gone on with"
+        False, "replace an --output_file that holds other answers or anything else; its own answers are resumed"
     )
     top_k: int = option(1, "answers to each question; above 1 they are in `nbest`", minimum=1)
     overlap_threshold: float = option(
@@ -125,7 +125,7 @@ def _predict(argv: Sequence[str]) -> int:
     # Before torch is imported.
     prepare_cuda(os.environ, deterministic=False)
     with StopSignals() as stop, _output_of_answers() as stdout:
-        # Only now: these imports take seconds, and mistakes in the options should not.
+        # Imported here, as these take seconds: mistakes in the options do not wait for them.
         from qa_dist.distributed.failures import failures_named, launched_rank
         from qa_dist.distributed.ranks import Ranks
 
@@ -369,7 +369,7 @@ def _tell_of_stop(stop: Stopped, rounds: "Rounds | None", options: PredictConfig
         return
     count = f"{rounds.progress.num_answered:,} answers"
     how = (
-        "nothing of it can be gone on with, as --output_file is standard output"
+        "nothing of it can be resumed, as --output_file is standard output"
         if options.output_file == STREAM
         else "run the same command to go on behind them"
     )

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    # Only now: --help and mistakes in the flags should not wait for it.
+    # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.reporting.hub import upload
     from qa_dist.reporting.publication import publication
     from qa_dist.reporting.run_record import read_run

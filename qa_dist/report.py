@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    # Only now: --help and mistakes in the flags should not wait for it.
+    # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.reporting.report_file import write_report
 
     written = write_report(

@@ -82,7 +82,7 @@ def _print_scores(argv: Sequence[str] | None) -> int:
 
 
 def _scores(options: argparse.Namespace) -> dict[str, Any]:
-    # Only now: --help and mistakes in the flags should not wait for it.
+    # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.evaluation.score_files import load_predictions, load_references
 
     rules = normalization(options.answer_normalization)

@@ -45,7 +45,7 @@ def _split(options: argparse.Namespace) -> int:
     off, rest = new_squad_file(options.off), new_squad_file(options.rest)
     if os.path.realpath(off) == os.path.realpath(rest):
         raise ConfigError([f"--off {off} and --rest {rest} are one file; name two"])
-    # Only now: --help and mistakes in the flags should not wait for it.
+    # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source
     from qa_dist.data.splitting import split_articles

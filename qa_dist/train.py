@@ -46,7 +46,7 @@ def _train(argv: Sequence[str]) -> int:
     if options.dry_run:
         return _dry_run(config)
     with StopSignals() as stop:
-        # Only now: these imports take seconds, and mistakes in the options should not.
+        # Imported here, as these take seconds: mistakes in the options do not wait for them.
         from qa_dist.distributed.failures import failures_named
         from qa_dist.training.loop import train
 

@@ -19,15 +19,16 @@ from qa_dist.answering.exported import INPUTS, ONNX_FILES, Exported
 from qa_dist.answering.onnx_backend import TOKENS_PER_BATCH, OnnxBackend, best_spans
 from qa_dist.answering.onnx_graph import TOLERANCE, write_fused, write_graph, write_quantized
 from qa_dist.answering.opening import allows_no_answer
+from qa_dist.common.arrays import Float32, Indices
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.common.secrets import masked
 from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.data.records import Example
 from qa_dist.evaluation.answers import Answers, ExampleAnswer, decode
-from qa_dist.evaluation.candidates import CandidateTable, Float32
+from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.evaluation.scoring import score_v1, score_v2
-from qa_dist.features.batching import Indices, evaluation_batches
+from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.table import FeatureTable
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec

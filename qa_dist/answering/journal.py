@@ -121,7 +121,7 @@ class Journal:
 
         Args:
             output: The file of answers.
-            identity: What they depend on, by name, as JSON has it: a file of other answers is not gone on with.
+            identity: What they depend on, by name, as JSON has it: a file of other answers is not resumed.
             overwrite: Whether a file that is there and holds other answers, or anything else, is replaced.
             earlier: What a journal of an earlier version has in `identity` for the same.
 
@@ -195,7 +195,7 @@ class Journal:
         self._length = len(header)
 
     def _find_place(self, identity: dict[str, Any], earlier: dict[str, Any]) -> str | None:
-        """Read the journal up to its last whole line; why its answers cannot be gone on with, if they cannot."""
+        """Read the journal up to its last whole line; why its answers cannot be resumed, if they cannot."""
         size = os.fstat(self._answers).st_size
         if not self.path.exists():
             return f"--output_file {self._output} exists and is no file of this command; {_OVERWRITE}" if size else None

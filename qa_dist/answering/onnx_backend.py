@@ -13,11 +13,12 @@ import numpy.typing as npt
 from qa_dist.answering.backend import Backend
 from qa_dist.answering.exported import DESCRIPTION, ONNX_FILES, OUTPUTS, Exported, ExportPrecision
 from qa_dist.answering.onnx_sessions import Sessions
+from qa_dist.common.arrays import Float32, Indices
 from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.config.options import EvaluationConfig
-from qa_dist.evaluation.candidates import CandidateTable, Float32
+from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.numpy_searches import top_spans
-from qa_dist.features.batching import Indices, evaluation_batches
+from qa_dist.features.batching import evaluation_batches
 from qa_dist.features.table import FeatureTable
 from qa_dist.features.windows import FeatureColumns
 from qa_dist.machine.requirements import require_package

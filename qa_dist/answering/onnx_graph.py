@@ -24,10 +24,10 @@ from qa_dist.answering.onnx_rewriting import (
     round_embeddings,
     scale_rows,
 )
-from qa_dist.answering.weight_rounding import SEEN_ROWS, Int8, best_columns, best_factors, compensation, rounded
+from qa_dist.answering.weight_rounding import SEEN_ROWS, best_columns, best_factors, compensation, rounded
+from qa_dist.common.arrays import Float32, Int8
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.libraries import reason
-from qa_dist.evaluation.candidates import Float32
 
 TOLERANCE = 1e-4
 """Largest difference between the logits of a model and of its graph, as a share of the largest logit."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from qa_dist.answering.exported import OUTPUTS
 from qa_dist.answering.onnx_sessions import Sessions
 from qa_dist.answering.weight_rounding import LARGEST, Channels
-from qa_dist.evaluation.candidates import Float32
+from qa_dist.common.arrays import Float32
 
 Batch = Mapping[str, npt.NDArray[np.int64]]
 

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qa_dist.common.arrays import Indices
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.libraries import reason
-from qa_dist.features.batching import Indices
 from qa_dist.machine.usage import num_cores
 
 _SLOWER_TOGETHER = ("SkipLayerNormFusion",)

@@ -26,13 +26,14 @@ from qa_dist.answering.opening import configuration_of
 from qa_dist.answering.package_bases import let_bases_be_packages
 from qa_dist.answering.records import Question
 from qa_dist.answering.torch_backend import device_lock
+from qa_dist.common.arrays import Int32
 from qa_dist.common.errors import CheckpointError, ConfigError, DataError
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.data.records import Example
 from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.features.batching import evaluation_batches
-from qa_dist.features.table import FeatureTable, Int32
+from qa_dist.features.table import FeatureTable
 from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec
@@ -75,7 +76,7 @@ class _NoDefault(dict[str, Any]):
 
 
 class _Models(transformers.AutoModelForQuestionAnswering):  # type: ignore[misc]
-    """What loads a model for this task."""
+    """The class whose `from_pretrained` transformers.pipeline calls for this task; it folds adapters in."""
 
     @classmethod
     def from_pretrained(cls, name: str, *args: Any, **options: Any) -> Any:

@@ -118,7 +118,7 @@ class Progress:
         return cls() if state is None else cls(**{**state, "scores": RunningScores(**state["scores"])})
 
     def state(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """This progress as a dictionary that JSON can hold."""
         return {**vars(self), "scores": self.scores.state()}
 
     def metrics(self) -> dict[str, float | int]:

@@ -26,7 +26,7 @@ SLOWEST_STEP = 8
 """By how many times less than beside no question a window may advance before a question is costly."""
 
 _END = object()
-"""What no item is."""
+"""What `next` gives when there are no more items."""
 
 
 class Reader:

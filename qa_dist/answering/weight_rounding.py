@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from qa_dist.evaluation.candidates import Float32
+from qa_dist.common.arrays import Float32, Float64, Int8
 
 LARGEST = 127
 """Largest absolute value of a weight."""
@@ -39,9 +38,6 @@ _SHARES = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 
 _BLOCK = 128
 """Rows whose changes are gathered before the rows behind them are changed; it decides the speed alone."""
-
-Float64 = npt.NDArray[np.float64]
-Int8 = npt.NDArray[np.int8]
 
 
 class Channels:

@@ -3,7 +3,7 @@
 Files of earlier versions still name them: config.yaml in the folder of a run, checkpoints, the records of a sweep's
 trials. Where such a file gives an option the value that switched it off, the run was trained as one without the option
 is, and the option is passed over without a word. Any other value says how a run was trained, and nothing about the
-weights that it ended with: they are read as any others, but no run can be trained or gone on with in that way.
+weights that it ended with: they are read as any others, but no run can be trained or resumed in that way.
 """
 
 from collections.abc import Mapping

@@ -73,9 +73,9 @@ class TrainingConfig:
     )
     residual_dtype: Literal["float32", "bf16"] = option(
         "float32",
-        "type in which layers hand on to each other: float32, or with --mixed_precision bf16 and rows without "
-        "padding bf16, in which residuals are added and norms are read and written; that halves what they move, and "
-        "rounds it",
+        "dtype of the residual stream, which layers pass to each other: float32, or with --mixed_precision bf16 and "
+        "rows without padding bf16, in which residuals are added and norms are read and written; that halves what they "
+        "move, and rounds it",
         fixed=True,
     )
     gradient_exchange_dtype: Literal["float32", "bf16"] = option(

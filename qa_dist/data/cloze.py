@@ -34,6 +34,11 @@ _SHUFFLED_WITHIN = 3
 """How many places a word may move where words are shuffled (Lewis et al. 2019, section 2.4)."""
 
 _LONGEST_PHRASE = 4
+"""Words of a phrase that is asked for, at most."""
+
+_SHORTEST_PHRASE = 4
+"""Characters of it, at least: shorter words say little."""
+
 _TRIES = 3
 """Draws for each question that is wanted of a text; some of them give too few words."""
 
@@ -53,7 +58,7 @@ _COMMON = frozenset(
     "since so some such than that the their them then there these they this those though through to under until up "
     "very was we were what when where which while who whom whose will with would you".split()
 )
-"""Words that are no name for their capital, and that no phrase has."""
+"""Function words: not names where they have a capital, and not part of a phrase."""
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -98,14 +103,14 @@ def cloze_examples(titles: Mapping[str, str], per_context: int, *, seed: int) ->
     """
     found: list[Example] = []
     for context, title in titles.items():
-        numbers = random.Random(f"{seed} {context}")
-        for gap, question in itertools.islice(_questions(context, numbers, _TRIES * per_context), per_context):
+        rng = random.Random(f"{seed} {context}")
+        for gap, question in itertools.islice(_questions(context, rng, _TRIES * per_context), per_context):
             answer = Answer(context[gap.start_char : gap.end_char], gap.start_char)
             found.append(Example(f"cloze-{len(found)}", question, context, (answer,), title))
     return found
 
 
-def _questions(context: str, numbers: random.Random, tries: int) -> Iterator[tuple[Gap, str]]:
+def _questions(context: str, rng: random.Random, tries: int) -> Iterator[tuple[Gap, str]]:
     """Gaps of a text, no two alike, with a question about each."""
     by_kind: dict[Kind, list[Gap]] = {kind: [] for kind in _SHARES}
     for gap in gaps(context):
@@ -116,12 +121,12 @@ def _questions(context: str, numbers: random.Random, tries: int) -> Iterator[tup
     for _ in range(tries if shares else 0):
         if len(used) == num_starts:
             return
-        (kind,) = numbers.choices(list(shares), list(shares.values()))
-        gap = numbers.choice(by_kind[kind])
+        (kind,) = rng.choices(list(shares), list(shares.values()))
+        gap = rng.choice(by_kind[kind])
         if gap.start_char in used:
             continue
         used.add(gap.start_char)
-        words = _words(context, gap, numbers)
+        words = _words(context, gap, rng)
         if len(words) >= _FEWEST_WORDS:
             question = " ".join(words)
             yield gap, f"{question[0].upper()}{question[1:]}?"
@@ -151,45 +156,45 @@ def _phrases(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         is_part = word is not None and word.group().islower() and word.group() not in _COMMON
         if run and not (word is not None and is_part and text[run[-1].end() : word.start()] == " "):
             first, last = run[0].start(), run[-1].end()
-            if len(run) <= _LONGEST_PHRASE and last - first >= _FEWEST_WORDS:
+            if len(run) <= _LONGEST_PHRASE and last - first >= _SHORTEST_PHRASE:
                 yield first, last
             run = []
         if word is not None and is_part:
             run.append(word)
 
 
-def _words(text: str, gap: Gap, numbers: random.Random) -> list[str]:
+def _words(text: str, gap: Gap, rng: random.Random) -> list[str]:
     """The words of a question: some of those around the gap, and one that asks in its place or before them all."""
     start, end = gap.sentence
-    most = numbers.randint(6, _MOST_WORDS)
+    most = rng.randint(6, _MOST_WORDS)
     left, right = _WORD.findall(text[start : gap.start_char]), _WORD.findall(text[gap.end_char : end])
-    num_left = min(len(left), max(numbers.randint(0, most), most - len(right)))
+    num_left = min(len(left), max(rng.randint(0, most), most - len(right)))
     left, right = left[len(left) - num_left :], right[: most - num_left]
-    dropped = numbers.uniform(0.0, _MOST_DROPPED)
-    left, right = ([word for word in side if numbers.random() > dropped] for side in (left, right))
-    asking = _asking(gap.kind, text[gap.start_char : gap.end_char], numbers)
-    order = numbers.random()
+    dropped = rng.uniform(0.0, _MOST_DROPPED)
+    left, right = ([word for word in side if rng.random() > dropped] for side in (left, right))
+    asking = _asking(gap.kind, text[gap.start_char : gap.end_char], rng)
+    order = rng.random()
     if order < 0.4:
         return [*left, asking, *right]
     if order < 0.7:
         return [asking, *right, *left]
-    return [asking, *_shuffled([*left, *right], numbers)]
+    return [asking, *_shuffled([*left, *right], rng)]
 
 
-def _shuffled(words: Sequence[str], numbers: random.Random) -> list[str]:
+def _shuffled(words: Sequence[str], rng: random.Random) -> list[str]:
     """Words, each moved a few places at most."""
-    places = {index: index + numbers.uniform(0, _SHUFFLED_WITHIN) for index in range(len(words))}
+    places = {index: index + rng.uniform(0, _SHUFFLED_WITHIN) for index in range(len(words))}
     return [words[index] for index in sorted(places, key=places.__getitem__)]
 
 
-def _asking(kind: Kind, answer: str, numbers: random.Random) -> str:
-    """The word that asks for an answer; of names nobody says what they name, so that it is drawn."""
+def _asking(kind: Kind, answer: str, rng: random.Random) -> str:
+    """The question word, or words; drawn for a name, which may be that of a person, a place or a thing."""
     if kind == "name":
-        return numbers.choice(("who", "what", "which", "where", "who", "what"))
+        return rng.choice(("who", "what", "which", "where", "who", "what"))
     if kind == "phrase":
         return "what"
     if _DATE.fullmatch(answer):
-        return numbers.choice(("when", "what year", "in what year"))
+        return rng.choice(("when", "what year", "in what year"))
     if "%" in answer or "percent" in answer:
-        return numbers.choice(("what percentage", "how much"))
+        return rng.choice(("what percentage", "how much"))
     return "how much" if answer[0] in "$£€" else "how many"

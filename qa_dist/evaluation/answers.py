@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.common.arrays import Float32, Float64, Int32, Int64
 from qa_dist.common.columns import aligned
 from qa_dist.common.errors import ScoringError
 from qa_dist.common.notebook import ShownAsText
 from qa_dist.data.records import Prediction
-from qa_dist.evaluation.candidates import CandidateTable, Float32, Float64, Int32, Int64
+from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.features.table import FeatureMap
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qa_dist.evaluation.candidates import Float64, Int64
+from qa_dist.common.arrays import Float64, Int64
 
 NUM_BINS = 15
 """As Guo et al. (2017) have it."""

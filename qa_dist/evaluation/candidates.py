@@ -10,15 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
+from qa_dist.common.arrays import Float32, Int32, Int64
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Candidate
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 def check_settings(search: str, known: Collection[str], num_candidates: int, max_answer_length: int) -> None:

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.common.arrays import Int64
 from qa_dist.evaluation.normalization import Normalization
 from qa_dist.evaluation.scoring import Gold, f1_of_no_answers, matchable, no_f1, score_answer
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.table import FeatureMap
 
-Int64 = npt.NDArray[np.int64]
 Offsets = npt.NDArray[np.int32]
 
 REASONS = {

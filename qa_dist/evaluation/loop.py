@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from qa_dist.common.arrays import Indices
 from qa_dist.common.files import staged
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.distributed.ranks import Ranks
@@ -25,7 +26,7 @@ from qa_dist.evaluation.normalization import SQUAD, Normalization, normalization
 from qa_dist.evaluation.passes import BatchLogits, candidates, logits_of
 from qa_dist.evaluation.results import Evaluation, Metrics
 from qa_dist.evaluation.scoring import Scores, score_v1, score_v2
-from qa_dist.features.batching import Indices, evaluation_batches, share_batches
+from qa_dist.features.batching import evaluation_batches, share_batches
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import EVALUATION_TOKENS

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qa_dist.evaluation.candidates import CandidateTable, Float32, Int64, check_settings, require_order
+from qa_dist.common.arrays import Bools, Float32, Int64
+from qa_dist.evaluation.candidates import CandidateTable, check_settings, require_order
 
-Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.integer[Any]]
 
 _TIE_LIMIT = 2**31 - 1

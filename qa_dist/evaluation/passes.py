@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from qa_dist.common.arrays import Indices
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.evaluation.candidates import CandidateTable
 from qa_dist.evaluation.graph_passes import EvaluationGraphs
 from qa_dist.evaluation.top_spans import pad_rows, top_spans
-from qa_dist.features.batching import Indices
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.table import FeatureTable
 from qa_dist.model.span_model import SpanModel, span_loss

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qa_dist.evaluation.candidates import CandidateTable, Int64, check_settings, require_order
+from qa_dist.common.arrays import Int64
+from qa_dist.evaluation.candidates import CandidateTable, check_settings, require_order
 from qa_dist.evaluation.searches import SEARCHES, SearchBatch
 
 

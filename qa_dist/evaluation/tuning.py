@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from qa_dist.common.arrays import Bools, Int64
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig, EvaluationConfig
 from qa_dist.evaluation.answers import Answers
 from qa_dist.evaluation.calibration import Choices, agreement, kept_temperature
-from qa_dist.evaluation.candidates import Int64
 from qa_dist.evaluation.loop import best_scores, known_references
 from qa_dist.evaluation.normalization import Normalization, normalization
 from qa_dist.evaluation.scoring import f1_of_silence, percent, question_scores
@@ -35,8 +34,6 @@ Below 30, `qa-dist analyze` warns of a score as well.
 """
 
 _LARGEST = float(np.finfo(np.float32).max)
-
-Bools = npt.NDArray[np.bool_]
 
 
 def in_tuned_half(context: str) -> bool:

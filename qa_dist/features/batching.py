@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Indices = npt.NDArray[np.int64]
+from qa_dist.common.arrays import Indices
+
 Lengths = npt.NDArray[np.int32]
 
 

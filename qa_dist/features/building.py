@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qa_dist.common.arrays import Int32
 from qa_dist.common.errors import StoreError
 from qa_dist.common.files import staged
 from qa_dist.config.options import DataConfig, RunConfig
@@ -37,7 +38,6 @@ from qa_dist.features.store import (
     damaged,
     digest,
 )
-from qa_dist.features.table import Int32
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats
 from qa_dist.features.workers import build_columns

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qa_dist.features.batching import Indices
+from qa_dist.common.arrays import Indices
 from qa_dist.features.rows import Row, row_numbers
 from qa_dist.features.table import FeatureTable
 

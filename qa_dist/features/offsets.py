@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
+from qa_dist.common.arrays import Int32
 from qa_dist.data.placing import is_of_word
-
-Int32 = npt.NDArray[np.int32]
 
 _WORDS = "Amsterdam is a 7 b 1871 Kerrow (Ada) Größe quay, Москва 서울 東京 deltas"
 _PROBES = (_WORDS, f" {_WORDS}")

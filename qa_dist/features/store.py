@@ -25,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qa_dist.common.arrays import Int8, Int32, Int64
 from qa_dist.common.errors import StoreError
 from qa_dist.data.checking import Report
 from qa_dist.data.records import Answer, Example
-from qa_dist.features.table import FeatureTable, Int8, Int32, Int64
+from qa_dist.features.table import FeatureTable
 from qa_dist.features.windows import FeatureStats
 
 FORMAT_VERSION = 2

@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.common.arrays import Int8, Int32, Int64
 from qa_dist.common.errors import ScoringError
 from qa_dist.data.records import Feature
 from qa_dist.features.windows import FeatureColumns
-
-Int8 = npt.NDArray[np.int8]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
+from qa_dist.common.arrays import Int8, Int32
 from qa_dist.common.errors import ConfigError
 from qa_dist.features.offsets import cover_words, leave_blanks_out, without_trimming
-
-Int32 = npt.NDArray[np.int32]
-Int8 = npt.NDArray[np.int8]
 
 _NOT_IN_TEXT = ("bos_token", "cls_token", "eos_token", "pad_token", "sep_token", "unk_token")
 

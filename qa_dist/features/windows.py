@@ -24,10 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 import tokenizers
 
+from qa_dist.common.arrays import Int8, Int32
 from qa_dist.common.errors import ConfigError
 from qa_dist.data.records import Answer, Example, Feature
 from qa_dist.features.offsets import exact_offsets
-from qa_dist.features.tokenizer import Int8, Int32, TokenizerSpec, template_of
+from qa_dist.features.tokenizer import TokenizerSpec, template_of
 
 
 @dataclass(frozen=True, slots=True)

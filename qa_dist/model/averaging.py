@@ -23,7 +23,7 @@ from qa_dist.model.saved import require_written
 from qa_dist.model.span_model import Weights
 
 LARGEST_SPREAD = 0.5
-"""Weights that are further apart have no beginning in common.
+"""Models further apart were not trained from one base.
 
 Two models of independent weights are 1 apart, as a share of their mean; runs from one base a few hundredths.
 """

@@ -4,12 +4,13 @@ The loss is that of Liang et al. 2021, "R-Drop: Regularized Dropout for Neural N
 4, halved, so that with a weight of 0 it is the mean over both copies. That of a span is the mean of start and end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from qa_dist.features.rows import Row
-from qa_dist.model.span_model import pad_logits
+from qa_dist.model.span_model import pad_logits, span_loss
 
 COPIES = 2
 """How often a feature is in a pass."""
@@ -18,6 +19,11 @@ COPIES = 2
 def copies(alpha: float) -> int:
     """How often a feature is in a pass with this weight of the divergence; once where there is none."""
     return COPIES if alpha else 1
+
+
+def loss_of(alpha: float) -> Callable[..., torch.Tensor]:
+    """The loss of a run with this weight of the divergence: `rdrop_loss`, or `span_loss` where it is 0."""
+    return partial(rdrop_loss, alpha=alpha) if alpha else span_loss
 
 
 def rdrop_loss(

@@ -43,7 +43,7 @@ def rehearse(model: SpanModel, tokenizer: Any, config: ModelConfig, directory: P
             if config.tuning == "lora":
                 _require_adapter_loads(model, aside)
             else:
-                _require_model_loads(model, aside)
+                _require_model_loads(aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -64,7 +64,7 @@ def _require_adapter_loads(model: SpanModel, folder: Path) -> None:
     _require_none(unfilled(model.model, (), folder / ADAPTER_WEIGHTS))
 
 
-def _require_model_loads(model: SpanModel, folder: Path) -> None:
+def _require_model_loads(folder: Path) -> None:
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForQuestionAnswering
 

@@ -1,4 +1,4 @@
-"""The type of the residual stream: of what layers hand on to each other, and what norms read and write.
+"""The type of the residual stream: of what layers pass to each other, and norms read and write.
 
 Autocast multiplies matrices in bfloat16 and leaves norms in float32, on CUDA by name and on CPUs because their weights
 are: so the stream is float32, each addition of a bfloat16 output to it gives float32, and each matrix product begins

@@ -7,20 +7,18 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from qa_dist.common.arrays import Float64, Int32
 from qa_dist.common.errors import ConfigError, DataError, ScoringError, UserError
 from qa_dist.config.texts import shown
 from qa_dist.evaluation.normalization import NORMALIZATIONS, Normalization, normalization
 from qa_dist.evaluation.scoring import percent, question_scores
 from qa_dist.reporting.calibration import best_null_threshold, calibration
-from qa_dist.reporting.intervals import LEVEL, Difference, Float64, Groups, Interval, differences, intervals
+from qa_dist.reporting.intervals import LEVEL, Difference, Groups, Interval, differences, intervals
 from qa_dist.reporting.mistakes import KINDS, mistake
 from qa_dist.reporting.questions import Questions
 from qa_dist.reporting.slices import SLICINGS, Labels, few, labels, slice_scores, window_labels
 from qa_dist.reporting.systems import Candidates, System, other_score_note, repetitions
-
-Int32 = npt.NDArray[np.int32]
 
 SCORES = ("exact_match", "f1")
 """The columns of scores."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.common.arrays import Int64
 from qa_dist.evaluation.calibration import Choices, agreement, fitted_temperature
 from qa_dist.evaluation.normalization import Normalization
 from qa_dist.evaluation.scoring import f1_of_silence, score_v2
-from qa_dist.reporting.intervals import Int64
 from qa_dist.reporting.systems import Candidates
 
 

@@ -1,11 +1,8 @@
 """Curves of many steps as few points that look the same: extremes stay."""
 
 import numpy as np
-import numpy.typing as npt
 
-from qa_dist.reporting.intervals import Float64
-
-Int64 = npt.NDArray[np.int64]
+from qa_dist.common.arrays import Float64, Int64
 
 
 def kept_points(y: Float64, most: int) -> Int64:

@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qa_dist.common.arrays import Int64
 from qa_dist.config.options import RunConfig
 from qa_dist.data.records import Example
 from qa_dist.evaluation.ceiling import REASONS, Budget, reaches, summed
@@ -17,8 +17,6 @@ from qa_dist.evaluation.normalization import normalization
 from qa_dist.features.building import may_lack_answers
 from qa_dist.features.store import FeatureStore
 from qa_dist.reporting.slices import question_word
-
-Int64 = npt.NDArray[np.int64]
 
 LOST_TO_NORMALIZATION = "lost_to_normalization"
 WHY_NOT = {**REASONS, LOST_TO_NORMALIZATION: "are nothing in their normal form, so that no answer has an F1"}

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from qa_dist.common.arrays import Float64
 from qa_dist.common.errors import UserError
 from qa_dist.reporting.curves import kept_points, smoothed
-from qa_dist.reporting.intervals import Float64
 
 NUM_COLOURS = 6
 MOST_POINTS = 400

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
+from qa_dist.common.arrays import Float64, Int64
 
 LEVEL = 0.95
 """Share of samples whose interval should hold the true score."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qa_dist.common.arrays import Int64
 from qa_dist.common.errors import DataError
 from qa_dist.data.checking import validate
 from qa_dist.data.records import Example
@@ -13,7 +14,6 @@ from qa_dist.data.rows import Reading
 from qa_dist.data.sources import file_source
 from qa_dist.evaluation.score_files import References, references_in
 from qa_dist.evaluation.scoring import counted, unknown_predictions
-from qa_dist.reporting.intervals import Int64
 from qa_dist.reporting.systems import System
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qa_dist.common.arrays import Float64
 from qa_dist.common.columns import aligned
 from qa_dist.common.errors import ConfigError, DataError, UserError
 from qa_dist.common.notebook import ShownAsText
@@ -21,7 +22,6 @@ from qa_dist.common.parsers import is_number
 from qa_dist.common.reading import read_bytes, read_json_object
 from qa_dist.config.recipe_files import read_run_options
 from qa_dist.model.calibration import Calibration, read_calibration
-from qa_dist.reporting.intervals import Float64
 from qa_dist.reporting.systems import System, read_run_system
 
 STEP_FIGURES = ("step", "loss", "learning_rate", "grad_norm", "num_features", "num_tokens")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qa_dist.common.arrays import Float64
 from qa_dist.data.records import Example
 from qa_dist.evaluation.normalization import Normalization
 from qa_dist.evaluation.scoring import question_scores
-from qa_dist.reporting.intervals import Float64
 from qa_dist.reporting.mistakes import Place, mistake, places_of
 from qa_dist.reporting.questions import Questions
 from qa_dist.reporting.systems import Candidates, System

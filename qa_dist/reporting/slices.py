@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qa_dist.common.arrays import Float64, Int64
 from qa_dist.data.records import Example
 from qa_dist.evaluation.normalization import Normalization
 from qa_dist.evaluation.scoring import matchable
-from qa_dist.reporting.intervals import Float64, Groups, Int64, Interval, intervals
+from qa_dist.reporting.intervals import Groups, Interval, intervals
 from qa_dist.reporting.questions import Questions
 from qa_dist.reporting.sentences import sentence_around
 

@@ -8,20 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from qa_dist.answering.terminal import Style
+from qa_dist.common.arrays import Int32, Int64
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.evaluation.ceiling import Budget, Question, Reach, Window, reach_of, summed
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.features.building import may_lack_answers
 from qa_dist.features.store import FeatureStore
-from qa_dist.features.tokenizer import Int32, TokenizerSpec
+from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureBuilder, FeatureSpec, window_starts
 from qa_dist.reporting.columns import aligned, bright
-
-Int64 = npt.NDArray[np.int64]
 
 LENGTHS = (128, 192, 256, 320, 384, 512)
 PARTS = (8, 4, 3)

@@ -66,7 +66,7 @@ class Proposal:
 
 
 class Study:
-    """The study of a search, made or gone on with."""
+    """The study of a search, made or resumed."""
 
     def __init__(self, search: Search, folder: Path, about: Mapping[str, Any], *, first_rung: int | None) -> None:
         """Open it.
@@ -74,7 +74,7 @@ class Study:
         Args:
             search: What is searched, and how.
             folder: The output folder, for a study that has no other storage.
-            about: What must be the same whenever the study is gone on with; `metric` among it.
+            about: What must be the same whenever the study is resumed; `metric` among it.
             first_rung: Steps of the first rung, where hyperband starts to look; None: there are no rungs.
 
         Raises:

@@ -197,7 +197,7 @@ def _live(pipe: "Connection[Any, Any]", body: Body) -> None:
 def _train(trial: Trial, pause_after: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> bool:
     prepare_cuda(os.environ, deterministic=trial.config.training.deterministic)
     _await_folder(trial)
-    # Only now: these imports take seconds.
+    # Imported here, as these take seconds.
     from qa_dist.sweeping.trials import run_trial
 
     # An error of CUDA, say, stays with the process.

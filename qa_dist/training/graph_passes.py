@@ -30,7 +30,7 @@ from qa_dist.training.step_inputs import MicroBatch
 MOST_GRAPHS = 64
 """Graphs that are kept; a new one takes the place of the one that has not been replayed for longest."""
 
-ROUNDING = {"no": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
+REPLAY_TOLERANCE = {"no": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
 """How far a replay may be from what it replays, as a share of the losses and of the gradient.
 
 Flash attention adds up gradients in any order, which changes those of bfloat16 by 2e-4 to 2e-3 of their norm (measured
@@ -150,7 +150,7 @@ class GraphPasses(Passes):
         self._recorder.set_dropout_state(begin)
         self._engine.zero_grad()
         graph.replay()
-        limit = 0.0 if torch.are_deterministic_algorithms_enabled() else ROUNDING[self._ranks.mixed_precision]
+        limit = 0.0 if torch.are_deterministic_algorithms_enabled() else REPLAY_TOLERANCE[self._ranks.mixed_precision]
         distances = relative_distance([found_S], [losses_S]), relative_distance(self._gradients(), wanted)
         # Not greater than: neither is what is no number.
         if not all(distance <= limit for distance in distances):

@@ -15,9 +15,9 @@ from qa_dist.model.fingerprint import weights_fingerprint
 from qa_dist.model.span_model import SpanModel
 
 _LEFT_OUT_IF_FALSE = ("deterministic",)
-"""Options that checkpoints of earlier versions do not have; without them those are still gone on from."""
+"""Options that are not in an identity while they are false, so that checkpoints from before them can be resumed."""
 
-_SINCE: Mapping[str, Any] = {
+_DEFAULTS_BEFORE_OPTION: Mapping[str, Any] = {
     "answer_normalization": "squad",
     "lora_bias": "none",
     "layer_decay": None,
@@ -25,9 +25,9 @@ _SINCE: Mapping[str, Any] = {
     "rdrop_alpha": 0.0,
     "gradient_exchange_dtype": "float32",
 }
-"""Options that checkpoints of earlier versions do not name, and what those versions did."""
+"""Options that checkpoints of earlier versions do not name, and the value that stands for what those versions did."""
 
-_UNTOLD = ("torch_compile",)
+_NOT_COMPARED_IF_ABSENT = ("torch_compile",)
 """Options that checkpoints of earlier versions do not name, and which their runs may have had with any value."""
 
 
@@ -47,8 +47,12 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
-    untold = {name: wanted[name] for name in _UNTOLD if name in wanted}
-    saved = {**{name: value for name, value in _SINCE.items() if name in wanted}, **untold, **without_removed(saved)}
+    untold = {name: wanted[name] for name in _NOT_COMPARED_IF_ABSENT if name in wanted}
+    saved = {
+        **{name: value for name, value in _DEFAULTS_BEFORE_OPTION.items() if name in wanted},
+        **untold,
+        **without_removed(saved),
+    }
 
     def shown(identity: Mapping[str, Any], name: str) -> str:
         return f"{identity[name]!s:.40}" if name in identity else "absent"

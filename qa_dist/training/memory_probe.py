@@ -1,16 +1,19 @@
 """How many tokens a forward and backward pass of a rank may hold: tried out on the devices before the first step."""
 
-import numpy as np
+from collections.abc import Callable
 
+import numpy as np
+import torch
+
+from qa_dist.common.arrays import Indices
 from qa_dist.common.errors import ConfigError, LocalTrainingError
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.features.batching import Indices
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
 from qa_dist.features.token_budget import CPU_TOKENS, measured_budget
 from qa_dist.machine.usage import is_out_of_memory
-from qa_dist.model.span_model import span_loss
+from qa_dist.model.rdrop import copies, loss_of
 
 
 def token_budget(
@@ -24,7 +27,7 @@ def token_budget(
     max_features: int,
     reserved_bytes: int,
     num_passes: int = 1,
-    copies: int = 1,
+    rdrop_alpha: float = 0.0,
 ) -> int:
     """Tokens of a pass, the same on all ranks: as wanted, else a constant on the CPU and measured on CUDA.
 
@@ -38,7 +41,7 @@ def token_budget(
         max_features: The most of them that a pass can have.
         reserved_bytes: Memory that a step takes besides: gradients, the optimiser's moments, what it makes in a step.
         num_passes: Passes whose memory is held at the same time: 2 where graphs keep that of the largest.
-        copies: How often a pass computes each of its features; the budget counts them once.
+        rdrop_alpha: `--rdrop_alpha`; above 0, a pass computes each of its features twice. The budget counts them once.
 
     Raises:
         ConfigError: The wanted budget is less than one feature.
@@ -59,7 +62,7 @@ def token_budget(
 
     def run_pass(tokens: int) -> int | None:
         chosen = by_length[: max(1, tokens // longest)]
-        fits = _try_pass(ranks, engine, store, np.tile(chosen, copies), longest)
+        fits = _try_pass(ranks, engine, store, np.tile(chosen, copies(rdrop_alpha)), longest, loss_of(rdrop_alpha))
         return longest * len(chosen) if fits else None
 
     most = longest * min(len(features), max_features)
@@ -74,14 +77,21 @@ def token_budget(
     return ranks.minimum(budget)
 
 
-def _try_pass(ranks: Ranks, engine: Engine, store: FeatureStore, chosen: Indices, longest: int) -> bool:
+def _try_pass(
+    ranks: Ranks,
+    engine: Engine,
+    store: FeatureStore,
+    chosen: Indices,
+    longest: int,
+    loss: Callable[..., torch.Tensor],
+) -> bool:
     """Whether a forward and backward pass over the chosen features, of up to `longest` tokens, fits into memory."""
     engine.module.train()
     try:
         batch = FeatureBatch.of(store, chosen, ranks.device)
         with ranks.autocast():
             start_T, end_T = engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths, batch.row)
-        engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).sum())
+        engine.dry_backward(loss(start_T, end_T, batch.lengths, batch.labels_B2, batch.row).sum())
         return True
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -1,7 +1,6 @@
 """How a micro-batch is computed: forward pass, losses and backward pass."""
 
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,8 +8,7 @@ import torch
 from qa_dist.distributed.engine import Engine
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.collate import FeatureBatch
-from qa_dist.model.rdrop import rdrop_loss
-from qa_dist.model.span_model import span_loss
+from qa_dist.model.rdrop import loss_of
 from qa_dist.training.step_inputs import MicroBatch
 
 
@@ -47,7 +45,7 @@ class EagerPasses(Passes):
 
     def __init__(self, ranks: Ranks, engine: Engine, *, rdrop_alpha: float = 0.0) -> None:
         self._ranks, self._engine = ranks, engine
-        self._loss = partial(rdrop_loss, alpha=rdrop_alpha) if rdrop_alpha else span_loss
+        self._loss = loss_of(rdrop_alpha)
 
     def begin_step(self) -> None:
         # Always: a model that was just loaded has parts that do not drop anything, whatever its own mode says.

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from qa_dist.common.arrays import Indices
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.data.sources import subset
-from qa_dist.features.batching import Indices, epoch_order, global_batch, plan_step, steps_per_epoch
+from qa_dist.features.batching import epoch_order, global_batch, plan_step, steps_per_epoch
 from qa_dist.features.buckets import BucketBatch
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore

@@ -1,7 +1,7 @@
 """What the ranks tell each other about a step, in one tensor, which each reads once, when the step is behind it.
 
-A read makes the host wait for its GPU, which then has nothing to do until the host has thought of something. So what
-decides whether a step counts stays on the device, and the host looks when everything has been asked for.
+Reading a value makes the host wait for the GPU, which then idles until the host has enqueued more work. So what decides
+whether a step counts stays on the device, and the host reads it once, when all of the step is enqueued.
 """
 
 import math

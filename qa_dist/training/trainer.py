@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from qa_dist.common.arrays import Indices
 from qa_dist.common.errors import DivergedError, LocalTrainingError, TrainingError
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.lora_choice import group_adapters
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import make_engine
-from qa_dist.features.batching import Indices
 from qa_dist.features.store import FeatureStore
 from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.casts import spare_casts
@@ -104,7 +104,7 @@ class Trainer:
             max_features=training.global_batch_size,
             reserved_bytes=step_bytes(training.optim, num_elements, fused=fused),
             num_passes=2 if self.passes.takes_buckets else 1,
-            copies=self.inputs.copies,
+            rdrop_alpha=training.rdrop_alpha,
         )
 
     def learning_rate(self, step: int) -> float:

@@ -83,9 +83,11 @@ def test_a_card_of_a_run(trained: Path, tmp_path: Path, capsys: Capture) -> None
     assert cells(text, "12") == ["12", f"{scores['exact_match']:.2f}", f"{scores['f1']:.2f}"]
     counts = json.loads((trained / "adapter" / "run.json").read_text(encoding="utf-8"))["data"]["train"]
     assert cells(text, "train") == ["train", "`train.json`", "12", "0", str(counts["num_features"])]
-    kept = json.loads(next((trained / "stores").glob("*/limits.json")).read_text(encoding="utf-8"))
-    best = kept["ceilings"]["squad 30 v1"]
-    assert f"exceed exact match {best['exact_match']:.2f} and F1 {best['f1']:.2f} on" in text
+    # Other tests may have put stores of other data beside the run's.
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in (trained / "stores").glob("*/limits.json")]
+    ceilings = [each["ceilings"]["squad 30 v1"] for each in kept if "squad 30 v1" in each["ceilings"]]
+    said = {f"exceed exact match {best['exact_match']:.2f} and F1 {best['f1']:.2f} on" for best in ceilings}
+    assert any(sentence in text for sentence in said)
     assert cells(text, "rank of the adapters")[1] == "8"
     assert cells(text, "layers with adapters")[1] == "attention"
     # Nothing is said of what nobody measured or stated.

@@ -190,7 +190,7 @@ def test_another_file_is_replaced_only_when_that_is_asked_for(tmp_path: Path) ->
     run([path], output, overwrite=True)
     reader = FirstWord()
     run([path], output, reader, overwrite=True)
-    assert reader.chunks == [], "its own answers are gone on with"
+    assert reader.chunks == [], "its own answers are resumed"
     run([path], output, reader, identity={"--model": "two"}, overwrite=True)
     assert len(reader.chunks) == 2
     assert len(lines(output)) == 4
@@ -212,7 +212,7 @@ def test_nothing_is_replaced_before_there_is_something_to_replace_it_with(tmp_pa
     write_jsonl(path, rows(4))
     reader = FirstWord()
     run([path], output, reader)
-    assert reader.chunks == [], "they can still be gone on with"
+    assert reader.chunks == [], "they can still be resumed"
 
 
 def test_an_input_of_nothing_but_flaws_replaces_nothing(tmp_path: Path) -> None:

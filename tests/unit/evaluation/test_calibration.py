@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qa_dist.common.arrays import Float64
 from qa_dist.evaluation.calibration import (
     Choices,
     calibration_error,
@@ -10,7 +11,6 @@ from qa_dist.evaluation.calibration import (
     kept_temperature,
     reliability,
 )
-from qa_dist.evaluation.candidates import Float64
 
 
 def simulated(num_questions: int, temperature: float, seed: int) -> Choices:

@@ -67,7 +67,7 @@ def budget(kind: str, engine: Any = None, **options: Any) -> int:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches and losses that cost nothing."""
-    monkeypatch.setattr(memory_probe, "span_loss", lambda *_: torch.zeros(3))
+    monkeypatch.setattr(memory_probe, "loss_of", lambda alpha: lambda *_: torch.zeros(3))
     batch = SimpleNamespace(token_type_ids_T=None, lengths=None, labels_B2=None, row=None)
     monkeypatch.setattr(
         memory_probe.FeatureBatch,
@@ -110,7 +110,7 @@ def test_on_cuda_it_is_measured_by_passes_of_the_longest_features(monkeypatch: p
     assert given["most"] == 150
     tokens.clear()
     doubled = FakeEngine()
-    budget("cuda", doubled, copies=2)
+    budget("cuda", doubled, rdrop_alpha=2.0)
     assert doubled.passes == [[2, 2], [2, 4, 2, 4], [2, 4, 3, 1, 2, 4, 3, 1]]
     assert tokens == [50, 100, 200], "a budget counts each feature once"
 
