@@ -106,7 +106,7 @@ def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
             gives to a file of theirs.
     """
     aside = aside or path.with_name(f".{path.name}{_UNFINISHED}")
-    _remove(aside)
+    remove(aside)
     with _removed_on_failure(aside):
         yield aside
         _share(aside)
@@ -124,7 +124,7 @@ def staged_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     asides = [path.with_name(f".{path.name}{_UNFINISHED}") for path in paths]
     with ExitStack() as stack:
         for aside in asides:
-            _remove(aside)
+            remove(aside)
             stack.enter_context(_removed_on_failure(aside))
         yield asides
         for aside in asides:
@@ -148,7 +148,7 @@ def staged_files(directory: Path, *, order: Callable[[Path], Any]) -> Iterator[P
         order: Sort key of the files.
     """
     aside = directory / f".results{_UNFINISHED}"
-    _remove(aside)
+    remove(aside)
     aside.mkdir(parents=True)
     with _removed_on_failure(aside):
         yield aside
@@ -172,11 +172,12 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError):
-            _remove(path)
+            remove(path)
         raise
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; of a link the link alone."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -5,17 +5,20 @@ the same neighbours at every world size, so the results are the same, byte for b
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from qa_dist.common.arrays import Indices
+from qa_dist.common.errors import LocalTrainingError
 from qa_dist.common.files import staged
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.distributed.ranks import Ranks
@@ -278,7 +281,7 @@ def _through_logits(
     first_token = np.concatenate([[0], np.cumsum(store.lengths, dtype=np.int64)])
     kept = None
     if path is not None:
-        kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first_token[-1]), 2))
+        kept = _new_array(path, (int(first_token[-1]), 2))
     for _ in range(rounds):
         piece = None  # This rank was asked to stop; the others may go on until all agree.
         for batch, start_T, end_T, _ in islice(logits, 1):
@@ -303,6 +306,24 @@ def _through_logits(
             yield BatchLogits(batch, start_T, end_T)
 
     return [CandidateTable.empty(config.n_best_size), *candidates(read_back(), config)]
+
+
+def _new_array(path: Path, shape: tuple[int, int]) -> np.memmap[Any, np.dtype[np.float32]]:
+    """A float32 array in a file, whose place on the disk is there: a page that there is none for ends the process.
+
+    Raises:
+        LocalTrainingError: The file cannot be written.
+    """
+    try:
+        kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise LocalTrainingError(
+            f"the logits, {math.prod(shape) * 4 / 2**20:,.0f} MiB, cannot be written to {path.parent}: "
+            f"{error.strerror or error}; free some space, or use --gather candidates"
+        ) from error
+    return kept
 
 
 @contextmanager

@@ -309,10 +309,16 @@ def _set_full_attention(model_config: Any, max_seq_length: int) -> None:
 
 
 def _set_dropout(model_config: Any, probability: float | None, *, without_attention: bool) -> list[str]:
-    """Set every dropout probability of the encoder, that of attention to 0, with a note, where it can have none."""
+    """Set every dropout probability of the encoder; of whole layers, and of attention if it can have none, to 0."""
     notes = []
     for name, value in list(model_config.to_dict().items()):
-        if "dropout" not in name or isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if "layerdrop" in name and value:
+            # Each rank would skip other layers, and step with gradients that others do not have.
+            notes.append(f"no layers are left out at random here: {name} is 0 instead of {value}")
+            setattr(model_config, name, 0.0)
+        if "dropout" not in name:
             continue
         wanted = value if probability is None else probability
         if without_attention and name == family_of(model_config).attention_dropout and wanted:

@@ -119,11 +119,7 @@ def _compiled_and_compared(model: SpanModel, precision: Precision, device: torch
 
 
 def _drops(model: SpanModel) -> bool:
-    """Whether anything is dropped in training: by a module, or, as attention's weights can be, by a number."""
-    settings = transformers_model(model.model).config.to_dict()
-    return has_dropout(model) or any(
-        "dropout" in name and isinstance(value, float) and value > 0 for name, value in settings.items()
-    )
+    return has_dropout(model, transformers_model(model.model).config.to_dict())
 
 
 @dataclass(frozen=True, slots=True)

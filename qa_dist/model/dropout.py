@@ -5,6 +5,9 @@ it. Here one 64-bit draw decides four elements, 16 bits each: the probability is
 the scale is that of the rounded one, so that the expectation is exact.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -41,9 +44,18 @@ def use_cheap_dropout(model: nn.Module) -> int:
     return len(places)
 
 
-def has_dropout(model: nn.Module) -> bool:
-    """Whether anything of a model drops something in training."""
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+def has_dropout(model: nn.Module, settings: Mapping[str, Any]) -> bool:
+    """Whether anything of a model drops something in training: a module of it, or by a number of its configuration.
+
+    Some models drop by a function, as attention's weights are dropped in most.
+
+    Args:
+        model: The model.
+        settings: Its configuration.
+    """
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or any(
+        "dropout" in name and isinstance(value, float) and value > 0 for name, value in settings.items()
+    )
 
 
 def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:

@@ -42,10 +42,24 @@ def save_trained(model: SpanModel, trained: Weights, tokenizer: Any, directory: 
     """
     with staged_files(directory, order=_weights_last) as aside:
         weights = _write(model, trained, aside)
-        tokenizer.save_pretrained(aside)
+        _save_tokenizer(tokenizer, aside)
         require_written(weights, aside)
         names = [path.name for path in sorted(aside.iterdir(), key=_weights_last)]
     return [directory / name for name in names]
+
+
+def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Write a tokenizer.
+
+    Raises:
+        OSError: The file system refuses it, which `tokenizers` says by an exception of no type of its own.
+    """
+    try:
+        tokenizer.save_pretrained(directory)
+    except Exception as error:
+        if type(error) is Exception and "(os error" in str(error):
+            raise OSError(str(error)) from error
+        raise
 
 
 def _weights_last(path: Path) -> tuple[bool, str]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,13 +133,21 @@ class SlurmJobs:
                 self._stop(ended)
                 return False
             while len(self._jobs) < self._most and (task := next_task()):
-                name = job_name(task[0])
-                self._jobs[name] = _Job(*task, queue[name] if name in queue else self._submit(name, task))
+                self._jobs[job_name(task[0])] = _Job(*task, self._number(task, queue, is_over))
             if not self._jobs:
                 return not self._is_one_stopped
             time.sleep(self._poll_seconds)
             queue = self._queue()
             self._collect(queue, ended)
+
+    def _number(self, task: Task, queue: Mapping[str, str], is_over: Callable[[], bool]) -> str:
+        """Number of the job of a task: of one that waits or runs for it already, or a new one's."""
+        name = job_name(task[0])
+        # A job that has brought its trial to the rung before may still be ending, under the same name.
+        while name in queue and not _is_for(task) and not is_over():
+            time.sleep(self._poll_seconds)
+            queue = self._queue()
+        return queue[name] if name in queue else self._submit(name, task)
 
     def _submit(self, name: str, task: Task) -> str:
         """Number of the job that a task becomes."""
@@ -195,6 +204,14 @@ class SlurmJobs:
             if name not in queue and read_record(job.trial) is not None:
                 ended(job.trial)
         self._jobs = {}
+
+
+def _is_for(task: Task) -> bool:
+    """Whether the last job of a trial was to bring it where the task says; yes where its file cannot be read."""
+    trial, step = task
+    with suppress(UserError):
+        return read_task(trial.folder / TASK)[1] == step
+    return True
 
 
 def _is_ours(word: str) -> bool:

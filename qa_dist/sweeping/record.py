@@ -127,8 +127,11 @@ def is_paused_at(record: Record | None, step: int) -> bool:
     return record is not None and record["status"] == "paused" and record["step"] == step
 
 
-def score_at(record: Record | None, step: int, metric: str) -> float | None:
-    """The score of a trial at a rung, or of its end where it ended before; None if it has none. Greater is better."""
+def score_at(record: Record | None, step: int | None, metric: str) -> float | None:
+    """The score of a trial at a rung, or of its end where it ended before; None if it has none. Greater is better.
+
+    Where `step` is None it is that of its end, even where that was at a rung at which it paused.
+    """
     if record is None or record["status"] in ("diverged", "failed"):
         return None
     found: Mapping[str, Any] | None = next((rung for rung in record["rungs"] if rung["step"] == step), record["final"])

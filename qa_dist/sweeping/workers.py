@@ -120,7 +120,8 @@ class Workers:
         """Note what a worker has done, or that it has died."""
         try:
             said = worker.pipe.recv() if worker.pipe.poll() else None
-        except EOFError:
+        # A pipe whose other end has died is reset where something in it was not read.
+        except (EOFError, OSError):
             said = None
         if said is not None and worker.task:
             trial, worker.task = worker.task[0], None
@@ -172,7 +173,9 @@ def _kind(task: Task) -> object:
 
 def _give(worker: _Worker, task: Task) -> None:
     worker.task, worker.kind = task, _kind(task)
-    worker.pipe.send(task)
+    # One that has died hears nothing, which the next look at it notes.
+    with suppress(OSError):
+        worker.pipe.send(task)
 
 
 def _live(pipe: "Connection[Any, Any]", body: Body) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,11 @@ class MetricsLog:
         if self._file:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
+
+    def synchronise(self) -> None:
+        """Wait until the lines are on the disk, as those before a checkpoint must be when it is."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file:

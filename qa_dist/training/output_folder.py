@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from qa_dist.common.errors import ConfigError, LocalTrainingError
-from qa_dist.common.files import hold, make_writable, require_writable
+from qa_dist.common.files import hold, make_writable, remove, require_writable
 from qa_dist.config.options import RunConfig
 from qa_dist.config.recipe_files import write_config
 from qa_dist.config.removed_options import removals
@@ -87,10 +86,18 @@ class OutputFolder:
             ConfigError: The folder holds results that may not be replaced, cannot be written to, or is another run's;
                 or the checkpoint's run had an option that was taken out.
         """
-        checkpoint = self._find_checkpoint(config.training.resume_from_checkpoint, notice)
-        make_writable(self.directory, "--output_dir")
-        self._require_free(config)
-        self._lock = self._hold()
+        # First of all: a run that still has the folder may be about to write its last checkpoint.
+        if self.directory.is_dir():
+            self._lock = self._hold()
+        try:
+            checkpoint = self._find_checkpoint(config.training.resume_from_checkpoint, notice)
+            make_writable(self.directory, "--output_dir")
+            self._require_free(config)
+            if self._lock is None:
+                self._lock = self._hold()
+        except BaseException:
+            self.close()
+            raise
         return checkpoint
 
     def look(self, config: RunConfig, notice: Callable[[str], object]) -> Checkpoint | None:
@@ -197,11 +204,8 @@ class OutputFolder:
         return hold(self.directory, f"{held}; wait until it has ended, or choose another folder")
 
     def _clear(self) -> None:
-        for name in (*FILES, LAUNCHERS):
-            (self.directory / name).unlink(missing_ok=True)
-        for name in (BEST, CHECKPOINTS):
-            if (self.directory / name).exists():
-                shutil.rmtree(self.directory / name)
+        for name in (BEST, CHECKPOINTS, *FILES, LAUNCHERS):
+            remove(self.directory / name)
 
     def clear_results(self, *, keeps_logits: bool) -> None:
         """Remove what an evaluation of other weights left: a run that goes on in its folder may not write all of it."""
@@ -228,5 +232,5 @@ def _usable(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            [f"--output_dir {directory} cannot be used: {error.strerror}; choose another folder"]
+            [f"--output_dir {directory} cannot be used: {error.strerror or error}; choose another folder"]
         ) from error

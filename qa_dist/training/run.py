@@ -239,9 +239,11 @@ class Run:
             skipped_steps=self.log.skipped_steps,
             world_size=self.ranks.world_size,
             max_tokens_per_device=trainer.max_tokens,
+            wanted_tokens_per_device=self.config.training.max_tokens_per_device,
             gradient_scaler=trainer.engine.scaler_state(),
         )
         with self.clock.phase("checkpoint"):
+            self.log.synchronise(self._last_step)
             checkpoint = trainer.checkpoint(self._last_step, self.best.weights, state)
             if self.ranks.is_main:
                 self._writer.save(checkpoint)

@@ -96,6 +96,16 @@ class RunLog:
         self._metrics.go_on_after(step, evaluates_again=state.evaluation_pending)
         self._timings.go_on_after(step)
 
+    def synchronise(self, step: int) -> None:
+        """Let no line be missing behind a checkpoint after so many steps, whatever happens to the machine.
+
+        Raises:
+            LocalTrainingError: metrics.jsonl or timings.jsonl cannot be written.
+        """
+        with self._folder.writing(step):
+            self._metrics.synchronise()
+            self._timings.synchronise()
+
     def start(self, num_steps: int, steps_per_epoch: int, *, done: int, shown: bool) -> None:
         """Training begins, `done` of its steps behind; the bar is there if it is to be `shown`."""
         self._steps_per_epoch = steps_per_epoch

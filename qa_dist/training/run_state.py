@@ -43,6 +43,7 @@ class RunState:
         skipped_steps: steps that changed nothing, as their float16 gradients had overflowed.
         world_size: number of ranks.
         max_tokens_per_device: token budget of a forward pass, which a lack of memory may have lowered.
+        wanted_tokens_per_device: `--max_tokens_per_device` of the run; None for auto, and if a checkpoint does not say.
         gradient_scaler: state of the loss scaling in float16; None without it.
     """
 
@@ -54,6 +55,7 @@ class RunState:
     skipped_steps: int = 0
     world_size: int
     max_tokens_per_device: int
+    wanted_tokens_per_device: int | None = None
     gradient_scaler: Figures | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +69,8 @@ class RunState:
             "skipped_steps": self.skipped_steps,
             "world_size": self.world_size,
             "max_tokens_per_device": self.max_tokens_per_device,
+            # Left out where it is None, so that such a checkpoint is what earlier versions wrote.
+            **({"wanted_tokens_per_device": wanted} if (wanted := self.wanted_tokens_per_device) else {}),
             "gradient_scaler": None if self.gradient_scaler is None else dict(self.gradient_scaler),
         }
 
@@ -79,6 +83,7 @@ class RunState:
         """
         if not isinstance(value, dict):
             raise CheckpointError(f"{where}: progress is not a JSON object; the file is damaged")
+        value = {**_ADDED, **value}
         names = [field.name for field in dataclasses.fields(cls)]
         for problem, keys in (
             ("lacks", [name for name in names if name not in value]),
@@ -153,6 +158,10 @@ _ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
     "skipped_steps": _COUNT,
     "world_size": _POSITIVE,
     "max_tokens_per_device": _POSITIVE,
+    "wanted_tokens_per_device": (_is_null_or(_is_positive), "null, or a whole number of 1 or more"),
     "gradient_scaler": (_is_null_or(_are_figures), "null, or numbers by name"),
 }
 """What each key may hold: a check, and the same in words."""
+
+_ADDED: dict[str, object] = {"wanted_tokens_per_device": None}
+"""Keys that checkpoints of earlier versions do not have, and what stands for them."""

@@ -17,7 +17,7 @@ from qa_dist.model.dropout import has_dropout
 from qa_dist.model.initial import start_from_adapter
 from qa_dist.model.precision import precision_notes
 from qa_dist.model.residual_stream import set_residual_dtype
-from qa_dist.model.span_model import SpanModel
+from qa_dist.model.span_model import SpanModel, transformers_model
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
 from qa_dist.training.inputs import RunData
 from qa_dist.training.optimizer import require_optimizer
@@ -90,7 +90,7 @@ def build_trainable(
         device=ranks.device,
     )
     set_residual_dtype(model, config.training.residual_dtype)
-    if config.training.rdrop_alpha and not has_dropout(model):
+    if config.training.rdrop_alpha and not has_dropout(model, transformers_model(model.model).config.to_dict()):
         raise ConfigError(
             [
                 "--rdrop_alpha compares what a feature gives with other dropout, and this model drops nothing; set "

@@ -180,8 +180,8 @@ class Trainer:
         self.engine.restore(checkpoint.weights)
         self.engine.load_optimizer_tensors(checkpoint.optimizer)
         self.engine.load_scaler_state(checkpoint.state.gradient_scaler)
-        if self.config.training.max_tokens_per_device is None:
-            # It may have been halved since; other micro-batches would round differently.
+        if self.config.training.max_tokens_per_device == checkpoint.state.wanted_tokens_per_device:
+            # It may have been halved since; other micro-batches would round differently, and drop other units.
             self.max_tokens = min(self.max_tokens, max(self.inputs.longest, checkpoint.state.max_tokens_per_device))
 
     def _accumulate(self, step: int, report: StepReport) -> bool:

@@ -98,6 +98,23 @@ def test_points_are_pruned_as_the_median_says_and_one_that_diverges_has_failed(o
     assert table.rows(written)[0][0].startswith(f"{best} learning_rate=")
 
 
+def test_a_point_has_the_scores_that_its_seeds_ended_with_though_one_ended_at_a_rung(
+    optuna: Any, tmp_path: Path
+) -> None:
+    def first_ends_early(trial: Trial, step: int | None) -> None:
+        as_if_trained(trial, step)
+        record = read_record(trial)
+        if trial.seed == 1 and step == 10 and record is not None:
+            figures = {name: value for name, value in record["rungs"][-1].items() if name != "step"}
+            write_record(trial, {**record, "status": "done", "num_steps": 10, "rungs": [], "final": figures})
+
+    text = SEARCH.replace("trials: 12", "trials: 1").replace("high: 1e-1", "high: 1e-2")
+    assert search(tmp_path, Inline(body=first_ends_early), text=text) == [True]
+    ((_, params, state, value, _),) = told(optuna, tmp_path)
+    expected = (known_score(params, 1, 10) + known_score(params, 2, 40)) / 2
+    assert (state, value) == ("COMPLETE", pytest.approx(expected))
+
+
 def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(optuna: Any, whole: Any, tmp_path: Path) -> None:
     folder, done = whole
     runners = [*(Inline(most, body=as_if_trained) for most in (0, 7, 16)), Inline(body=as_if_trained)]

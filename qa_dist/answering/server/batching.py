@@ -184,10 +184,11 @@ class Worker:
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
-            self._answer(batch)
+            num_computed = self._answer(batch)
             with self._changed:
                 seconds = self.busy_seconds
-                self._measure(seconds)
+                self._measure(num_computed, seconds)
+                self._characters_in_work = 0
                 self._busy_since = None
             self._on_batch(len(batch), seconds)
 
@@ -209,19 +210,21 @@ class Worker:
                     return None
                 self._changed.wait(seconds)
 
-    def _measure(self, seconds: float) -> None:
-        """Note the speed of a batch. A small one, which costs mostly its call, only says that the device is as fast."""
-        if seconds > 0:
-            speed = self._characters_in_work / seconds
+    def _measure(self, num_computed: int, seconds: float) -> None:
+        """Note the speed at which characters of a batch were computed; those of questions that were not say nothing.
+
+        A small number of them, which cost mostly their call, only says that the device is as fast.
+        """
+        if seconds > 0 and num_computed:
+            speed = num_computed / seconds
             before = self._characters_per_second or speed
-            if self._characters_in_work >= _LARGE * self.options.batch_characters:
+            if num_computed >= _LARGE * self.options.batch_characters:
                 self._characters_per_second = _MEMORY_OF_SPEED * before + (1 - _MEMORY_OF_SPEED) * speed
             else:
                 self._characters_per_second = max(before, speed)
-        self._characters_in_work = 0
 
-    def _answer(self, batch: Sequence[Item]) -> None:
-        """Compute a batch, without the questions that cannot be answered."""
+    def _answer(self, batch: Sequence[Item]) -> int:
+        """Compute a batch, without the questions that cannot be answered; the number of characters that it were."""
         sound = []
         for item in batch:
             try:
@@ -233,31 +236,33 @@ class Worker:
                 sound.append(item)
             else:
                 _fail(item, InvalidQuestionError(0, problem))
-        self._compute(sound)
+        return self._compute(sound)
 
-    def _compute(self, batch: Sequence[Item]) -> None:
-        """Compute what is still wanted of a batch; where that fails, every question by itself."""
+    def _compute(self, batch: Sequence[Item]) -> int:
+        """Compute what is still wanted of a batch, and return its number of characters.
+
+        Where that fails, it is done with every question by itself.
+        """
         wanted = [item for item in batch if not item.request.future.done()]
         if not wanted:
-            return
+            return 0
         try:
             answers = self._answerer.answer_chunk([item.question for item in wanted], top_k=wanted[0].request.top_k)
             pairs = list(zip(wanted, answers, strict=True))
         # Whatever it is, it belongs to the request that caused it, and the others go on.
         except Exception as error:
             if len(wanted) > 1:
-                for item in wanted:
-                    self._compute([item])
-                return
+                return sum(self._compute([item]) for item in wanted)
             _fail(wanted[0], error)
             self.num_failed_in_a_row += not isinstance(error, InvalidQuestionError)
-            return
+            return 0
         self.num_failed_in_a_row = 0
         for item, found in pairs:
             request = item.request
             request.answers[item.index] = found
             if len(request.answers) == len(request.questions) and not request.future.done():
                 _set(request.future, [request.answers[index] for index in range(len(request.questions))])
+        return sum(num_characters(item.question) for item in wanted)
 
 
 def _set(future: "Future[list[list[Answer]]]", result: "list[list[Answer]]") -> None:

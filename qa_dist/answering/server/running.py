@@ -121,7 +121,8 @@ def make_server(app: ASGIApp, limits: Limits, announce: Callable[[], Any]) -> uv
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=limits.max_connections,
+        # uvicorn refuses the connection that reaches the limit.
+        limit_concurrency=limits.max_connections + 1,
         timeout_graceful_shutdown=math.ceil(limits.request_seconds + limits.receive_seconds) + 1,
         h11_max_incomplete_event_size=_LARGEST_HEAD,
     )

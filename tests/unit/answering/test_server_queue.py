@@ -271,6 +271,32 @@ def test_a_small_batch_does_not_make_the_device_seem_slow(reader: FakeReader) ->
     assert worker.close(20)
 
 
+def test_questions_that_are_refused_say_nothing_about_the_speed_of_the_device(reader: FakeReader) -> None:
+    now = [0.0]
+    worker = Worker(reader, dataclasses.replace(BATCHING, max_wait_seconds=20.0), clock=lambda: now[0])
+    reader.hook = lambda questions: now.__setitem__(0, now[0] + 1.0)
+    worker.start()
+    worker.submit(sized(100), 1).future.result(20)
+    problem = reader.problem
+
+    def refusing(question: Question) -> str | None:
+        now[0] += 1e-6
+        return "it is too long" if len(question.contexts[0]) == 998 else problem(question)
+
+    reader.problem = refusing  # type: ignore[method-assign]
+    with pytest.raises(QuestionError):
+        worker.submit(sized(999), 1).future.result(20)
+    gate = Gate(reader)
+    worker.submit(sized(100), 1)
+    assert gate.is_reached.wait(20)
+    worker.submit(sized(2000), 1)
+    # At 100 characters a second, and not at a thousand million.
+    with pytest.raises(QueueFullError):
+        worker.submit(sized(3000), 1)
+    gate.open()
+    assert worker.close(20)
+
+
 def test_closing_answers_what_waits_and_takes_no_more(reader: FakeReader) -> None:
     # The first one is a full batch, the second would wait an hour for company.
     worker, gate = started(reader, batch_wait_seconds=3600.0, batch_characters=20)

@@ -1,5 +1,6 @@
 """What an evaluation keeps: the results of an earlier one until its own are scored, and nothing by halves."""
 
+import errno
 import json
 import os
 import signal
@@ -74,6 +75,22 @@ def test_a_failed_evaluation_leaves_the_earlier_logits(
     else:
         with pytest.raises(RuntimeError, match="no more"):
             evaluate.main(arguments(trained, results))
+    assert contents(results) == {"logits.npy": b"earlier"}
+
+
+def test_a_disk_without_room_for_the_logits_is_one_sentence_before_anything_is_computed(
+    trained: Path, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    strike(monkeypatch, "span_loss", 1, fail)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SystemExit):
+        evaluate.main(arguments(trained, results))
+    told = capsys.readouterr().err
+    assert "the logits, 0 MiB, cannot be written to" in told
+    assert "No space left on device; free some space, or use --gather candidates" in told
     assert contents(results) == {"logits.npy": b"earlier"}
 
 

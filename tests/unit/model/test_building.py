@@ -1,5 +1,6 @@
 """Every family: unpadded equals padded, the head trains, what was saved comes back."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,15 @@ def test_dropout_is_set_everywhere_and_attention_dropout_is_said(tmp_path: Path)
     sorted_config = ModelConfig(model_name_or_path=str(model_dir), model_dropout=0.25, padding="sorted")
     padded, _ = build_model(sorted_config, seed=1, max_seq_length=64)
     assert transformers_model(padded.model).config.attention_probs_dropout_prob == 0.25
+
+
+def test_no_layers_are_left_out_at_random(tmp_path: Path) -> None:
+    model_dir = tiny_model("flaubert", tmp_path)
+    path = model_dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "layerdrop": 0.5}), encoding="utf-8")
+    model, _ = build_model(ModelConfig(model_name_or_path=str(model_dir)), seed=1, max_seq_length=64)
+    assert [part.layerdrop for part in model.modules() if hasattr(part, "layerdrop")] == [0.0]
+    assert "no layers are left out at random here: layerdrop is 0 instead of 0.5" in model.notes
 
 
 @pytest.mark.parametrize(

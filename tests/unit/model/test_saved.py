@@ -55,6 +55,18 @@ def test_tensors_that_are_worth_nothing_are_named(
     assert NAME in message
 
 
+def test_a_full_disk_that_tokenizers_reports_is_an_error_of_the_file_system(model: SpanModel, tmp_path: Path) -> None:
+    weights = {name: tensor.detach() for name, tensor in model.trainable()}
+
+    class Full:
+        def save_pretrained(self, folder: Path) -> None:
+            raise Exception("No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        save_trained(model, weights, Full(), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_nothing_to_save_is_said(tmp_path: Path) -> None:
     model = build(tmp_path / "base", tuning="full")
     assert refused(model, {}, tmp_path / "out").startswith("there is nothing to save")

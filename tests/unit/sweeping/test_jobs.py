@@ -15,7 +15,7 @@ from qa_dist.common.errors import ConfigError, DataError, UserError
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping import trials
-from qa_dist.sweeping.jobs import SlurmJobs, job_name, read_task
+from qa_dist.sweeping.jobs import SlurmJobs, job_name, read_task, write_task
 from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
 from qa_dist.sweeping.running import in_order, run_sweep
@@ -169,6 +169,26 @@ def test_a_killed_sweep_waits_for_the_jobs_that_are_still_there(tmp_path: Path) 
     is_done, ended = run(slurm, [trials[0]], is_over=lambda ended: looks.append(0) or len(looks) > 3)
     assert (is_done, len(slurm.submitted), slurm.cancelled) == (False, 2, ["102"])
     assert ended == ["waits"]
+
+
+def test_a_job_that_is_still_ending_is_not_taken_for_that_of_the_next_rung(tmp_path: Path) -> None:
+    class Ending(Slurm):
+        """Shows a job of the rung before, which has done its work, for two looks more."""
+
+        looks = 2
+
+        def squeue(self, words: Sequence[str], variables: Mapping[str, str]) -> str:
+            self.looks -= 1
+            ending = f"77|{job_name(one)}\n" if self.looks >= 0 else ""
+            return ending or super().squeue(words, variables)
+
+    one = trial(tmp_path, "a")
+    write_task(one, 100)
+    write_record(one, {**new_record(one), "status": "paused", "step": 100, "rungs": [{"step": 100}]})
+    slurm = Ending()
+    assert run(slurm, [one]) == (True, ["a"])
+    assert len(slurm.submitted) == 1
+    assert (read_record(one) or {})["status"] == "done"
 
 
 def test_a_sweep_that_is_stopped_cancels_its_jobs_and_one_that_loses_a_job_is_not_done(tmp_path: Path) -> None:

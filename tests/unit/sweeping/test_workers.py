@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.sweeping import workers
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import new_record, read_record, write_record
 from qa_dist.sweeping.running import in_order
@@ -50,6 +52,55 @@ def test_every_task_is_done_once_and_a_process_that_dies_is_one_failed_trial(tmp
     assert records[2]["process"] == records[3]["process"] == records[4]["process"]
     assert len({records[number]["process"] for number in (0, 2, 5)}) == 3
     assert (trials[2].folder / LOG).read_text(encoding="utf-8") == "log of b\n"
+
+
+def test_a_process_that_dies_before_it_has_read_its_task_is_one_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give = workers._give
+
+    def kill_first(worker: Any, task: Any) -> None:
+        if task[0].method == "unread":
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.join()
+        give(worker, task)
+
+    monkeypatch.setattr(workers, "_give", kill_first)
+    trials = [trial(tmp_path, method) for method in ("unread", "a")]
+    ended: list[str] = []
+    with Workers(1, body) as each:
+        assert each.run(
+            in_order((one, 5) for one in trials), is_over=lambda: False, ended=lambda one: ended.append(one.method)
+        )
+    assert ended == ["unread", "a"]
+    assert [(read_record(one) or {})["status"] for one in trials] == ["failed", "done"]
+
+
+def test_a_pipe_that_is_reset_is_that_of_a_dead_process(tmp_path: Path) -> None:
+    class Reset:
+        def poll(self) -> bool:
+            return True
+
+        def recv(self) -> None:
+            raise ConnectionResetError
+
+    class Dead:
+        exitcode = -9
+
+        def is_alive(self) -> bool:
+            return False
+
+        def join(self) -> None:
+            pass
+
+    one, ended = trial(tmp_path, "a"), []
+    several = Workers(1, body)
+    dead: Any = workers._Worker(Dead(), Reset())  # type: ignore[arg-type]
+    dead.task = (one, 5)
+    several._workers.append(dead)
+    several._collect(dead, ended.append)
+    assert ended == [one]
+    assert (read_record(one) or {})["error"].startswith("its process ended with code -9")
 
 
 def test_all_hear_that_the_time_is_over(tmp_path: Path) -> None:

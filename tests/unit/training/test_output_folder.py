@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from qa_dist.common.errors import CheckpointError, ConfigError, LocalTrainingError
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
 from qa_dist.config.recipe_files import read_recipe
+from qa_dist.training import output_folder
 from qa_dist.training.checkpoints import CHECKPOINTS, Checkpoint, write_checkpoint
 from qa_dist.training.output_folder import FILES, FINAL_FILES, LAUNCHERS, OutputFolder
 from qa_dist.training.run_state import RunState
@@ -70,6 +72,31 @@ def test_no_other_run_gets_a_folder_that_is_open(tmp_path: Path) -> None:
     first.close()
     second.open(options(tmp_path), pytest.fail)
     second.close()
+
+
+def test_checkpoints_are_looked_for_when_no_other_run_can_write_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest, looks = output_folder.newest_checkpoint, []
+
+    def look(*words: Any) -> Any:
+        with pytest.raises(ConfigError, match="another run is writing"):
+            OutputFolder(tmp_path).open(options(tmp_path), pytest.fail)
+        looks.append(words)
+        return newest(*words)
+
+    monkeypatch.setattr(output_folder, "newest_checkpoint", look)
+    assert open_and_claim(tmp_path, "auto") == 0
+    assert len(looks) == 1
+
+
+def test_folders_that_are_links_are_unlinked_and_what_they_lead_to_stays(results: Path, tmp_path: Path) -> None:
+    for name in ("best", CHECKPOINTS):
+        elsewhere = (results / name).rename(tmp_path / f"scratch-{name}")
+        (results / name).symlink_to(elsewhere)
+    assert open_and_claim(results, overwrite=True) == 0
+    assert sorted(os.listdir(results)) == ["config.yaml", "notes.txt"]
+    assert os.listdir(tmp_path / f"scratch-{CHECKPOINTS}") == ["step-00000005"]
 
 
 @pytest.mark.parametrize("name", [*FILES, CHECKPOINTS])

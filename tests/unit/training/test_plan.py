@@ -18,7 +18,7 @@ from qa_dist.training.plan import Plan
 from qa_dist.training.step_inputs import steps_in_epochs
 from tests import refusals
 from tests.distributed.launching import lines
-from tests.tiny import tiny_inputs
+from tests.tiny import tiny_inputs, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_compiled_model_has_no_estimate() -> None:
 
 @pytest.mark.parametrize("flags", [(), ("--dry_run",)])
 def test_what_differs_in_dropout_alone_needs_some(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert run(*flags, rdrop_alpha=1, model_dropout=0, lora_dropout=0) == 2
     told = refusals.sentence(capsys.readouterr().err)
@@ -220,3 +220,6 @@ def test_what_differs_in_dropout_alone_needs_some(
         "--rdrop_alpha compares what a feature gives with other dropout, and this model drops nothing"
     )
     assert run("--dry_run", rdrop_alpha=1, model_dropout=0, lora_dropout=0.1) == 0
+    # XLM drops by a function, so that no module says so.
+    xlm = str(tiny_model("xlm", tmp_path / "xlm"))
+    assert run("--dry_run", rdrop_alpha=1, model_dropout=0.1, lora_dropout=0, model_name_or_path=xlm) == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,6 +212,19 @@ def test_a_line_that_the_disk_refuses_ends_the_run_in_one_sentence(tmp_path: Pat
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(LocalTrainingError, match=r"what belongs to step 7 cannot be written to .*: Is a directory"):
         log.step(7, result(), 1e-3)
+    log.close()
+
+
+def test_lines_are_on_the_disk_before_the_checkpoint_that_goes_on_behind_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunLog(OutputFolder(tmp_path))
+    log.start(8, 8, done=0, shown=False)
+    log.step(1, result(), 1e-3)
+    synchronised = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synchronised.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    log.synchronise(1)
+    assert sorted(Path(name).name for name in synchronised) == ["metrics.jsonl", "timings.jsonl"]
     log.close()
 
 

@@ -1,5 +1,6 @@
 """A step in one process: its report is read once, at its end, and nothing before it waits for a number."""
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from qa_dist.features.building import prepare_store
 from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.training import trainer
+from qa_dist.training.run_state import RunState
 from qa_dist.training.step_report import StepReport
 from qa_dist.training.trainer import Trainer
 from tests.tiny import tiny_model, tiny_squad
@@ -139,6 +141,23 @@ def test_a_step_that_runs_out_of_memory_is_taken_with_half_the_budget_and_leaves
     assert prepared.max_tokens == 128
     state = prepared.engine.optimizer_tensors()
     assert {float(tensor) for key, tensor in state.items() if key.startswith("step/")} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "of_run", "goes_on_with"),
+    [(None, None, 128), (256, 256, 128), (256, None, 256), (256, 512, 256)],
+    ids=["auto", "the same", "auto before", "another"],
+)
+def test_a_budget_that_was_halved_stays_so_while_the_same_one_is_wanted(
+    prepared: Trainer, wanted: int | None, of_run: int | None, goes_on_with: int
+) -> None:
+    state = RunState(world_size=1, max_tokens_per_device=128, wanted_tokens_per_device=of_run)
+    checkpoint = prepared.checkpoint(0, None, state)
+    training = dataclasses.replace(prepared.config.training, max_tokens_per_device=wanted)
+    prepared.config = dataclasses.replace(prepared.config, training=training)
+    prepared.max_tokens = 256
+    prepared.restore(checkpoint)
+    assert prepared.max_tokens == goes_on_with
 
 
 def test_inputs_are_prepared_once_and_only_for_the_step_and_budget_that_follow(
