@@ -54,9 +54,9 @@ def _average(options: argparse.Namespace) -> int:
             sys.stderr.write(f"{PROG}: note: {text}\n")
 
         models = [Trained(name, fitted(name, configuration_of(name, {}), ())) for name in options.models]
+        mean = average(models, notice)
         for note in option_notes(models):
             notice(note)
-        mean = average(models, notice)
         # Only now, so that models that have no mean leave no folder.
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

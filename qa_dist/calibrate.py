@@ -20,7 +20,15 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.distributed.slurm_step import join_slurm_step
-from qa_dist.model.folder import adapter_problems, base_options, for_data_of, refuse_trained_options, require_named
+from qa_dist.model.folder import (
+    TRAINING_DATA,
+    adapter_problems,
+    base_options,
+    for_data_of,
+    refuse_trained_options,
+    refuse_without_effect,
+    require_named,
+)
 
 if TYPE_CHECKING:
     from qa_dist.evaluation.results import Evaluation
@@ -60,6 +68,7 @@ def _calibrate(argv: Sequence[str]) -> int:
     of_run = for_data_of(base_options(peek(words, "model"), tuned=False), words)
     base = {name: value for name, value in of_run.items() if name not in left_out}
     refuse_trained_options(words)
+    refuse_without_effect(words, TRAINING_DATA, "no questions to train on are read here")
     config, options = parse(
         words,
         prog=PROG,

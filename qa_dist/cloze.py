@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         "input",
         metavar="IN",
         help="a file or folder of questions, in any layout that training reads, or a .txt or .txt.gz file with empty "
-        "lines between its texts",
+        "lines between its texts, or a folder of such files",
     )
     parser.add_argument("output", metavar="OUT", help="the file to write, compressed if it ends in .gz; must not exist")
     parser.add_argument(
@@ -82,6 +82,10 @@ def _cloze(options: argparse.Namespace) -> int:
     return 0
 
 
+def _is_text(path: str) -> bool:
+    return path.lower().removesuffix(".gz").endswith(".txt") and os.path.isfile(path)
+
+
 def _titles(options: argparse.Namespace) -> dict[str, str]:
     """The title of each text of the input, by the text.
 
@@ -93,11 +97,14 @@ def _titles(options: argparse.Namespace) -> dict[str, str]:
     from qa_dist.data.sources import load_examples
 
     path = os.path.expanduser(options.input)
-    if path.lower().removesuffix(".gz").endswith(".txt") and os.path.isfile(path):
+    inside = sorted(os.path.join(path, name) for name in os.listdir(path)) if os.path.isdir(path) else [path]
+    if texts := [each for each in inside if _is_text(each)]:
+        if others := [each for each in inside if not os.path.basename(each).startswith(".") and each not in texts]:
+            raise ConfigError([f"{path} holds texts and {others[0]}; keep .txt files in a folder of their own"])
         for flag in ("max_train_samples", "on_invalid"):
             if getattr(options, flag) is not None:
                 raise ConfigError([f"--{flag} is about questions and a .txt file has none; drop it"])
-        return read_texts(Path(path))
+        return {text: title for each in reversed(texts) for text, title in read_texts(Path(each)).items()}
     data = DataConfig(
         train_file=path,
         max_train_samples=options.max_train_samples,

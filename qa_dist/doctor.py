@@ -35,6 +35,7 @@ from qa_dist.machine.usage import num_cores
 
 PROG = "qa_dist.doctor"
 FORMULA = "GB/s are bus bandwidth, bytes * 2 (n - 1) / n / seconds with n processes, as in NCCL tests (PERFORMANCE.md)"
+_SECONDS = 10.0
 _TIMEOUT_SECONDS = 120
 _STATUSES = ("ok", "warning", "failure")
 
@@ -45,7 +46,7 @@ class DoctorConfig:
 
     launch: bool = option(False, "measure the bandwidth between processes as well; under a launcher, only that")
     num_processes: int | None = option(None, "processes that --launch starts; auto: one per GPU, else 2", minimum=2)
-    seconds: float = option(10.0, "how long --launch measures", above=0)
+    seconds: float | None = option(None, "how long --launch measures; auto: 10", above=0)
     json: bool = option(False, "print JSON instead of a table")
     output_dir: str = option("outputs", "folder whose disk is looked at: --output_dir of a run to come")
     store_dir: str | None = option(None, "folder whose disk is looked at: --store_dir of a run to come; auto: as there")
@@ -53,6 +54,8 @@ class DoctorConfig:
     def problems(self) -> Iterable[str]:
         if self.num_processes is not None and not self.launch:
             yield "--num_processes is for --launch; add --launch or drop it"
+        if self.seconds is not None and not self.launch:
+            yield "--seconds is for --launch; add --launch or drop it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +71,7 @@ def _doctor(argv: Sequence[str]) -> int:
     results = examine(options.output_dir, options.store_dir)
     measured = None
     if options.launch:
-        rates, measured = launch(options.num_processes or _default_processes(), options.seconds)
+        rates, measured = launch(options.num_processes or _default_processes(), options.seconds or _SECONDS)
         results += rates
     sys.stdout.write(as_json(results, measured) if options.json else table(results))
     return int(any(check.status == "failure" for check in results))
@@ -210,7 +213,7 @@ def _join(options: DoctorConfig) -> int:
 
     with failures_named():
         ranks = Ranks(timeout_seconds=_TIMEOUT_SECONDS)
-        rates = measure(ranks, seconds=options.seconds)
+        rates = measure(ranks, seconds=options.seconds or _SECONDS)
         members = ranks.gather(Member(ranks.rank, host_name(), {}))
         if ranks.is_main:
             measured = {

@@ -18,6 +18,7 @@ from qa_dist.config.options import RunConfig, option
 from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.model.folder import (
+    TRAINING_DATA,
     adapter_problems,
     as_tuned,
     base_options,
@@ -25,6 +26,7 @@ from qa_dist.model.folder import (
     is_of_run,
     options_of_run,
     refuse_trained_options,
+    refuse_without_effect,
     require_named,
 )
 from qa_dist.model.hub import is_hub_id, local_copy
@@ -70,6 +72,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     on_hub = named is not None and is_hub_id(named) and not asks_for_help(argv)
     folder = local_copy(str(named), peek(argv, "cache_dir")) if on_hub else str(named)
     refuse_trained_options(argv)
+    refuse_without_effect(argv, TRAINING_DATA, "no questions to train on are read here")
     of_run = for_data_of(options_of_run(folder) if on_hub else base_options(named), argv)
     if peek(argv, "results_dir") is None:
         of_run = {name: value for name, value in of_run.items() if name != "gather"}

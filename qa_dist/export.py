@@ -21,7 +21,15 @@ from qa_dist.common.files import require_writable, staged
 from qa_dist.config.options import option
 from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.machine.requirements import require_package
-from qa_dist.model.folder import as_tuned, load_tokenizer_of, options_of_run, refuse_trained_options, require_named
+from qa_dist.model.folder import (
+    TRAINING_DATA,
+    as_tuned,
+    load_tokenizer_of,
+    options_of_run,
+    refuse_trained_options,
+    refuse_without_effect,
+    require_named,
+)
 from qa_dist.model.hub import local_copy
 
 PROG = "qa_dist.export"
@@ -70,6 +78,7 @@ def _export(argv: Sequence[str]) -> int:
     named = peek(words, "model")
     name = None if named is None or asks_for_help(words) else local_copy(named)
     refuse_trained_options(words)
+    refuse_without_effect(words, TRAINING_DATA, "no questions to train on are read here")
     config, options = parse(
         words,
         prog=PROG,
@@ -79,6 +88,7 @@ def _export(argv: Sequence[str]) -> int:
         base=_base_options(name),
     )
     require_named(options.model, words, "model")
+    refuse_without_effect(words, ("gather",), "all logits that are computed here are compared here")
     for package in _NEEDED:
         require_package(package, f"--format {options.format}")
     name, folder = str(name), Path(str(options.output_dir))

@@ -5,6 +5,7 @@ adapter's own logits before anything is called done.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -15,13 +16,15 @@ from pathlib import Path
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import require_writable, staged
-from qa_dist.config.options import option
+from qa_dist.config.options import DataConfig, option
 from qa_dist.config.parsing import parse, peek
 from qa_dist.model.folder import (
+    LENGTHS,
     adapter_problems,
     base_options,
     load_tokenizer_of,
     refuse_trained_options,
+    refuse_without_effect,
     require_named,
 )
 from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG
@@ -51,13 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _merge(argv: Sequence[str]) -> int:
     refuse_trained_options(argv)
+    of_data = [field.name for field in dataclasses.fields(DataConfig) if field.name not in LENGTHS]
+    refuse_without_effect(argv, of_data, "merging reads no data")
+    base = base_options(peek(argv, "adapter"))
+    others = [name for name in LENGTHS if name in base and peek(argv, name) != str(base[name])]
+    refuse_without_effect(argv, others, "the merged model keeps the lengths of the run")
     config, options = parse(
         argv,
         prog=PROG,
         description=__doc__ or "",
         groups=("data", "model"),
         entry=MergeConfig,
-        base=base_options(peek(argv, "adapter")),
+        base=base,
     )
     require_named(options.adapter, argv, "adapter")
     merged_dir = Path(str(options.merged_dir))

@@ -110,6 +110,7 @@ def _sweep(words: list[str]) -> int:
     # In the sweep's own folder, trials that are others are refused anyhow.
     require_results_file(results, plan.name if options.results_file else None)
     _require_data(plan)
+    _require_adapters(plan)
     make_writable(folder, "--output_dir")
 
     def notice(line: str) -> None:
@@ -147,6 +148,18 @@ def _require_data(plan: "Plan") -> None:
     needed = ((config.data, config.training.evaluates_before_end) for config in plan.configs)
     for data, evaluates in dict.fromkeys(needed):
         training_splits(data, evaluates=evaluates)
+
+
+def _require_adapters(plan: "Plan") -> None:
+    """Make sure that every trial can go on from its `--init_adapter`, before the first of them is started.
+
+    Raises:
+        ConfigError: One cannot.
+    """
+    from qa_dist.model.initial import require_fitting_adapter
+
+    for model in dict.fromkeys(config.model for config in plan.configs if config.model.init_adapter):
+        require_fitting_adapter(model)
 
 
 @contextmanager

@@ -32,7 +32,8 @@ def split_articles(
 
     Args:
         examples: The data set.
-        num_questions: How many are wanted. Of the last article that is drawn, as many as it takes.
+        num_questions: How many are wanted. Of the last article that is drawn, as many as it takes. Articles that have
+            contexts in common are drawn together.
         per_article: The most that are taken of an article, its first ones; None: all.
         seed: What the articles are drawn with.
 
@@ -41,16 +42,26 @@ def split_articles(
     """
     sizes = Counter(example.title for example in examples)
     if "" in sizes or len(sizes) < 2:
+        num_titles = len(sizes) - ("" in sizes)
         raise DataError(
-            f"{sizes.get('', 0):,} of {len(examples):,} questions name no article and there are {len(sizes):,} titles; "
+            f"{sizes.get('', 0):,} of {len(examples):,} questions name no article and there are {num_titles:,} titles; "
             "splitting needs a title for each question, and at least two of them"
         )
     titles = sorted(sizes)
     random.Random(seed).shuffle(titles)
+    together = _sharing(examples)
     room: dict[str, int] = {}
     for title in titles:
-        if wanted := num_questions - sum(room.values()):
-            room[title] = min(wanted, sizes[title], per_article or wanted)
+        if title not in room and num_questions > sum(room.values()):
+            for each in (title, *sorted(together[title] - {title})):
+                wanted = num_questions - sum(room.values())
+                room[each] = min(wanted, sizes[each], per_article or wanted)
+    most = sum(min(size, per_article or size) for size in sizes.values())
+    if most < num_questions <= len(examples):
+        raise DataError(
+            f"--per_article {per_article:,} leaves {most:,} questions to split off, and {num_questions:,} are wanted; "
+            "raise it, or lower --questions"
+        )
     if sum(room.values()) < num_questions or len(room) == len(titles):
         raise DataError(
             f"splitting {num_questions:,} questions off would leave no article of {len(titles):,}; lower --questions"
@@ -64,3 +75,19 @@ def split_articles(
             room[example.title] -= 1
             off.append(example)
     return Parts(off, rest, drawn, len(examples) - len(off) - len(rest))
+
+
+def _sharing(examples: Sequence[Example]) -> dict[str, set[str]]:
+    """By the title of each article, those of all articles that are split with it: they have contexts in common.
+
+    They have them directly or through others, as copies of an article under another title do.
+    """
+    together: dict[str, set[str]] = {}
+    first: dict[str, str] = {}
+    for example in examples:
+        own = together.setdefault(example.title, {example.title})
+        other = together[first.setdefault(example.context, example.title)]
+        if own is not other:
+            other |= own
+            together.update(dict.fromkeys(own, other))
+    return together

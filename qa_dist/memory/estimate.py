@@ -215,10 +215,13 @@ def _measure(
     from qa_dist.model.attention import cuda_kernels
     from qa_dist.model.building import build_meta_model
     from qa_dist.model.casts import spare_casts
+    from qa_dist.model.initial import require_fitting_adapter
     from qa_dist.model.loading import library_errors
+    from qa_dist.model.rdrop import require_dropout
     from qa_dist.model.residual_stream import set_residual_dtype
     from qa_dist.model.span_model import transformers_model
 
+    require_fitting_adapter(config.model)
     precision, device = config.training.mixed_precision, torch.device(kind)
     model = build_meta_model(
         config.model,
@@ -226,6 +229,7 @@ def _measure(
         gradient_checkpointing=config.training.gradient_checkpointing,
         device=device,
     )
+    require_dropout(config.training.rdrop_alpha, model)
     model_config = transformers_model(model.model).config
     set_residual_dtype(model, config.training.residual_dtype)
     spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)

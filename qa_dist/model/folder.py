@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from qa_dist.common.errors import ConfigError, UserError
@@ -52,6 +52,28 @@ def refuse_trained_options(argv: Sequence[str]) -> None:
     if given:
         flags = ", ".join(dict.fromkeys(word.partition("=")[0] for word in given))
         raise ConfigError([f"{flags}: the model is trained, with values of its own that stay; leave it out here"])
+
+
+TRAINING_DATA = ("train_file", "max_train_samples", "max_train_features")
+"""Options on the questions that a model is trained on."""
+
+LENGTHS = ("max_seq_length", "doc_stride", "max_question_length")
+"""Options of the data that also say what a model can be given."""
+
+
+def refuse_without_effect(argv: Sequence[str], names: Collection[str], why: str) -> None:
+    """Refuse flags that a command takes along with others of their group, and does nothing with.
+
+    Args:
+        argv: The command line.
+        names: Names of the options.
+        why: Why they have no effect, for the message.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if given := [f"--{name}" for name in names if peek(argv, name) is not None]:
+        raise ConfigError([f"{', '.join(given)}: {why}; leave it out"])
 
 
 def base_options(adapter: str | None, *, tuned: bool = True) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from functools import partial
 
 import torch
 
+from qa_dist.common.errors import ConfigError
 from qa_dist.features.rows import Row
-from qa_dist.model.span_model import pad_logits, span_loss
+from qa_dist.model.dropout import has_dropout
+from qa_dist.model.span_model import SpanModel, pad_logits, span_loss, transformers_model
 
 COPIES = 2
 """How often a feature is in a pass."""
@@ -19,6 +21,22 @@ COPIES = 2
 def copies(alpha: float) -> int:
     """How often a feature is in a pass with this weight of the divergence; once where there is none."""
     return COPIES if alpha else 1
+
+
+def require_dropout(alpha: float, model: SpanModel) -> None:
+    """Make sure that the copies of a feature can differ, if there are copies.
+
+    Raises:
+        ConfigError: On every rank, if the model drops nothing.
+    """
+    if alpha and not has_dropout(model, transformers_model(model.model).config.to_dict()):
+        raise ConfigError(
+            [
+                "--rdrop_alpha compares what a feature gives with other dropout, and this model drops nothing; set "
+                "--model_dropout 0.1, or leave --rdrop_alpha out"
+            ],
+            on_all_ranks=True,
+        )
 
 
 def loss_of(alpha: float) -> Callable[..., torch.Tensor]:

@@ -3,6 +3,7 @@
 import gc
 import math
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -56,6 +57,7 @@ def run_trial(
         if launched_rank():
             # Its log is the only place where it can be said.
             raise
+        sys.stderr.write(f"{error}\n")
         record |= {"status": "failed", "error": str(error)}
     except Exception as error:
         # Whatever it is, the other trials go on, and the log of this one has all of it.

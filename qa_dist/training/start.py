@@ -7,17 +7,16 @@ from pathlib import Path
 
 import torch
 
-from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.launch_config import read_launch_config
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.normalization import normalization
 from qa_dist.model.building import build_model
-from qa_dist.model.dropout import has_dropout
 from qa_dist.model.initial import start_from_adapter
 from qa_dist.model.precision import precision_notes
+from qa_dist.model.rdrop import require_dropout
 from qa_dist.model.residual_stream import set_residual_dtype
-from qa_dist.model.span_model import SpanModel, transformers_model
+from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
 from qa_dist.training.inputs import RunData
 from qa_dist.training.optimizer import require_optimizer
@@ -90,14 +89,7 @@ def build_trainable(
         device=ranks.device,
     )
     set_residual_dtype(model, config.training.residual_dtype)
-    if config.training.rdrop_alpha and not has_dropout(model, transformers_model(model.model).config.to_dict()):
-        raise ConfigError(
-            [
-                "--rdrop_alpha compares what a feature gives with other dropout, and this model drops nothing; set "
-                "--model_dropout 0.1, or leave --rdrop_alpha out"
-            ],
-            on_all_ranks=True,
-        )
+    require_dropout(config.training.rdrop_alpha, model)
     notes = precision_notes(ranks.device.type, ranks.mixed_precision, compiles=_may_compile(config))
     model.notes = (*model.notes, *notes)
     if config.model.init_adapter is not None:

@@ -198,6 +198,10 @@ def other_tokens(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def other_kind(folder: Path) -> None:
+    AutoModelForQuestionAnswering.from_pretrained(tiny_model("electra", folder)).save_pretrained(folder)
+
+
 def same(folder: Path) -> None:
     """Leave it as it is: a copy."""
 
@@ -212,9 +216,10 @@ def infinite(folder: Path) -> None:
     ("change", "told"),
     [
         (other_base, "of their mean apart, and those of models that began as one at most 0.5; average runs from the"),
-        (wider, "intermediate_size of {both} differs; average models of one architecture"),
-        (deeper, "num_hidden_layers of {both} differs; average models of one architecture"),
-        (other_activation, "hidden_act of {both} differs; average models of one architecture"),
+        (wider, "intermediate_size of {both} differs, 64 and 128; average models of one architecture"),
+        (deeper, "num_hidden_layers of {both} differs, 2 and 3; average models of one architecture"),
+        (other_activation, "hidden_act of {both} differs, gelu and relu; average models of one architecture"),
+        (other_kind, "model_type of {both} differs, bert and electra; average models of one architecture"),
         (other_tokens, "the tokenizers of {both} differ; average models of one tokenizer"),
         (same, "{both} hold the same weights; name each model once"),
         (infinite, "the mean of qa_outputs.bias is not finite; leave out the model that has such weights"),

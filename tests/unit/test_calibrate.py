@@ -198,6 +198,7 @@ def test_too_few_questions_are_said_at_the_start_of_a_run(trained: Path, tmp_pat
         (["--validation_file", "ANSWERED", "--version_2_with_negative", "true"], "0 questions without an answer among"),
         (["--null_score_diff_threshold", "1"], "--null_score_diff_threshold is what calibration finds"),
         (["--gather", "logits"], "--gather logits keeps a file of logits"),
+        (["--train_file", "a.json"], "--train_file: no questions to train on are read here; leave it out"),
         (["--tune_on", "no"], "--tune_on no is not one of all, half"),
     ],
 )

@@ -112,6 +112,24 @@ def test_texts_may_come_without_any_question(tmp_path: Path, capsys: pytest.Capt
     assert {each.row["title"] for each in made} == {"texts.txt.gz"}
 
 
+def test_a_folder_of_texts_is_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text(f"{TEXT}\n\n{OTHER}", encoding="utf-8")
+    (folder / "b.txt.gz").write_bytes(gzip.compress(f"{OTHER}\n".encode()))
+    (folder / ".hidden").touch()
+    assert cloze.main([str(folder), str(tmp_path / "out.json")]) == 0
+    made = read_file(tmp_path / "out.json")
+    assert Counter((each.row["context"], each.row["title"]) for each in made) == {
+        (TEXT, "a.txt"): 3,
+        (OTHER, "a.txt"): 3,
+    }
+    capsys.readouterr()
+    (folder / "c.json").touch()
+    assert cloze.main([str(folder), str(tmp_path / "more.json")]) == 2
+    assert "c.json; keep .txt files in a folder of their own" in capsys.readouterr().err
+
+
 def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_rows(
         tmp_path / "in.jsonl", row("a", context="九克朗。", answers=row()["answers"] | {"text": ["九"]})

@@ -100,6 +100,7 @@ def test_what_the_measuring_processes_say() -> None:
     ("words", "said"),
     [
         (["--num_processes", "2"], "--num_processes is for --launch"),
+        (["--seconds", "2"], "--seconds is for --launch"),
         (["--launch", "--num_processes", "1"], "--num_processes 1 is out of range; it must be at least 2"),
         (["--launch", "--seconds", "0"], "--seconds 0 is out of range"),
         (["--lunch"], "did you mean --launch?"),

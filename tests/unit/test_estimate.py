@@ -233,6 +233,8 @@ def test_strategies_whose_library_is_missing_are_left_out_on_a_cpu(
         (["--torch_compile", "model"], "--torch_compile model keeps other tensors"),
         (["--tuning", "full", "--quantization", "8bit"], "freezes what --tuning full trains"),
         (["--num_processes", "0"], "--num_processes 0 is out of range"),
+        (["--rdrop_alpha", "2", "--model_dropout", "0", "--lora_dropout", "0"], "and this model drops nothing"),
+        (["--init_adapter", "no/such"], "no/such"),
         (["--max_tokens_per_device", "40"], "--max_tokens_per_device 40 is less than one feature"),
     ],
 )

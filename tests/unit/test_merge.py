@@ -88,6 +88,12 @@ def test_a_run_over_a_quantised_base_is_merged_into_the_base_as_it_was_published
     assert difference(merged, dataclasses.replace(config, quantization=kind), adapter) > 1e-3
 
 
+def test_the_lengths_of_a_run_cannot_be_changed_by_merging(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--adapter", str(trained / "adapter"), "--merged_dir", str(trained / "merged"), "--doc_stride", "8"]
+    told = refusal(merge.main, words, capsys)
+    assert told.endswith("--doc_stride: the merged model keeps the lengths of the run; leave it out")
+
+
 def test_a_merge_that_changes_the_logits_is_not_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +123,8 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     told = refusal(merge.main, [*words, str(tmp_path / "not" / "there" / "merged")], capsys)
     assert "--max_seq_length 384 is more than the 160 positions of this model" in told
     assert not (tmp_path / "not").exists(), "nothing is made where nothing is written"
+    told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--train_file", "a.json", "--subset_seed=1"], capsys)
+    assert told.endswith("--train_file, --subset_seed: merging reads no data; leave it out")
     told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--lora_r=64", "--use_dora", "true"], capsys)
     assert "--lora_r, --use_dora: the model is trained, with values of its own that stay; leave it out here" in told
 

@@ -18,10 +18,15 @@ from tests.unit.data_fixtures import read_file, row, write_rows
 Capture = pytest.CaptureFixture[str]
 
 
+def about(name: str, title: str) -> dict[str, Any]:
+    """A question about a text that only this article has."""
+    return row(name, title=title, context=f"{row()['context']} {title}")
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     """Five articles of 1, 2, 3, 4 and 5 questions, one behind the other in turns."""
-    rows = [row(f"{title}-{number}", title=title) for number in range(5) for title in "abcde"[number:]]
+    rows = [about(f"{title}-{number}", title) for number in range(5) for title in "abcde"[number:]]
     return write_rows(tmp_path / "in.jsonl", *rows)
 
 
@@ -49,7 +54,7 @@ def test_no_article_is_on_both_sides_and_the_number_is_exact(source: str, tmp_pa
 
 
 def test_what_is_mended_on_the_way_is_said(tmp_path: Path, capsys: Capture) -> None:
-    rows = [{**row(f"q{number}"), "title": f"article {number}"} for number in range(4)]
+    rows = [about(f"q{number}", f"article {number}") for number in range(4)]
     for each in rows:
         del each["id"]
     parts(write_rows(tmp_path / "rows.jsonl", *rows), tmp_path, "--questions", "1")
@@ -62,12 +67,36 @@ def test_of_each_article_a_few(source: str, tmp_path: Path) -> None:
     assert len({title for title, _ in rest}) == 1
 
 
+def test_articles_with_a_text_in_common_are_on_one_side(tmp_path: Path) -> None:
+    """a and b share a text, and so do b and c: all of them are drawn, or none."""
+    texts = {"a": ["one", "two"], "b": ["two", "three"], "c": ["three"], "d": ["four"], "e": ["five"]}
+    rows = [
+        row(f"{title}-{text}", title=title, context=text, question="?", answers={"text": [text], "answer_start": [0]})
+        for title, each in texts.items()
+        for text in each
+    ]
+    file = write_rows(tmp_path / "shared.jsonl", *rows)
+    drawn = []
+    for seed in range(8):
+        off, rest = parts(file, tmp_path / str(seed), "--questions", "1", "--seed", str(seed))
+        drawn.append(off[0][0])
+        used = {title for title, _ in rest}
+        assert len(off) == 1
+        assert used == set("de") if off[0][0] in "abc" else set("abc") < used
+    assert set(drawn) & set("abc")
+    assert set(drawn) & set("de")
+
+
 def test_mistakes_are_sentences(source: str, tmp_path: Path, capsys: Capture) -> None:
     words = [source, "--off", str(tmp_path / "off.json"), "--rest", str(tmp_path / "rest.json")]
     linked = tmp_path / "linked"
     linked.symlink_to(tmp_path)
     for more, sentence in (
         (["--questions", "15"], "splitting 15 questions off would leave no article of 5; lower --questions"),
+        (
+            ["--questions", "9", "--per_article", "1"],
+            "--per_article 1 leaves 5 questions to split off, and 9 are wanted",
+        ),
         (["--questions", "0"], "'0' is not a whole number from 1"),
         (["--rest", words[2]], "are one file; name two"),
         (["--rest", str(linked / "off.json")], "are one file; name two"),
@@ -80,7 +109,7 @@ def test_mistakes_are_sentences(source: str, tmp_path: Path, capsys: Capture) ->
         assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "linked"]
     untitled = write_rows(tmp_path / "untitled.jsonl", row("a"), row("b"))
     assert split.main([untitled, *words[1:]]) == 2
-    assert "2 of 2 questions name no article" in capsys.readouterr().err
+    assert "2 of 2 questions name no article and there are 0 titles" in capsys.readouterr().err
     assert not (tmp_path / "off.json").exists()
 
 

@@ -87,6 +87,10 @@ def test_mistakes_are_found_before_anything_is_loaded(
     assert f"--output_dir {tmp_path / 'model'} exists already" in capsys.readouterr().err
     assert export.main(export_words(tmp_path, "--format", "coreml", model="model")) == 2
     assert "--format coreml is not one of onnx" in capsys.readouterr().err
+    assert export.main(export_words(tmp_path, "--gather", "logits", "--max_train_samples", "3", model="model")) == 2
+    assert "--max_train_samples: no questions to train on are read here; leave it out" in capsys.readouterr().err
+    assert export.main(export_words(tmp_path, "--gather", "logits", model="model")) == 2
+    assert "--gather: all logits that are computed here are compared here; leave it out" in capsys.readouterr().err
     find = export.require_package.__globals__["importlib"].util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name))
     assert export.main(export_words(tmp_path, model="model")) == 2

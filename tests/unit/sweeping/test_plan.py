@@ -10,6 +10,7 @@ from qa_dist import sweep
 from qa_dist.common.errors import ConfigError
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import Plan, read_plan
+from tests.unit.trained import random_adapter
 
 FLAGS = ["--output_dir", "out", "--dataset_name", "sample"]
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -201,6 +202,18 @@ def test_data_that_no_trial_can_use_is_refused_before_the_first(
     words = [word.replace("DATA", str(tmp_path / "data.json")) for word in flags]
     assert sweep.main([str(tmp_path / "few.yaml"), *words, "--output_dir", str(tmp_path / "out")]) == 2
     assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_a_trial_cannot_go_on_from_is_refused_before_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_adapter(tmp_path, "bert")
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    (tmp_path / "few.yaml").write_text(f"options: {{init_adapter: {adapter}}}\ngrid: {{lora_r: [8, 3]}}\n", "utf-8")
+    words = [str(tmp_path / "few.yaml"), "--dataset_name", "sample", "--model_name_or_path", str(base)]
+    assert sweep.main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert f"--init_adapter {adapter} has r 8 and this run 3; give --lora_r 8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
