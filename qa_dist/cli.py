@@ -49,7 +49,7 @@ COMMANDS = {
         "fits the probabilities of a trained model, and when it answers nothing, to data",
         ("analysis.md#calibrate-a-model",),
     ),
-    "predict": Command("qa_dist.predict", "answers files of questions of any size", ("answering.md#files",)),
+    "predict": Command("qa_dist.predict", "answers files of questions of any size", ("predicting.md",)),
     "score": Command(
         "qa_dist.score",
         "scores a predictions file as the official SQuAD scripts do",
@@ -76,9 +76,9 @@ COMMANDS = {
     "average": Command(
         "qa_dist.average", "makes one model of runs with several seeds", ("after-training.md#average-several-runs",)
     ),
-    "export": Command("qa_dist.export", "writes a model as ONNX, for programs without torch", ("answering.md#export",)),
+    "export": Command("qa_dist.export", "writes a model as ONNX, for programs without torch", ("exporting.md",)),
     "ask": Command("qa_dist.ask", "answers questions about a text, at a terminal or in a pipe", ("answering.md#ask",)),
-    "serve": Command("qa_dist.serve", "answers questions over HTTP, with a page for people", ("answering.md#serve",)),
+    "serve": Command("qa_dist.serve", "answers questions over HTTP, with a page for people", ("serving.md",)),
     "estimate": Command(
         "qa_dist.estimate",
         "says what a run will take in memory, and which token budget fits",

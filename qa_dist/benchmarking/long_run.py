@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_dist.common.columns import mib
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import make_writable, write_json
 from qa_dist.machine.allocator import find_jemalloc, without_cache
@@ -148,13 +149,14 @@ def _resident(pid: int) -> dict[str, int] | None:
 def section(files: Iterable[Mapping[str, Any]]) -> list[str]:
     """The part of docs/memory.md about long runs."""
     lines = list(_INTRODUCTION)
-    whole = None
+    whole, said = None, ""
     for whole in files:
         allocators: Mapping[str, Sequence[Mapping[str, int]]] = whole["long_run"]["allocators"]
         machine, used = whole["hardware"], whole["versions"]
+        what = _what_ran(whole["long_run"])
         lines += [
-            *textwrap.wrap(_described(whole["long_run"]), 118, break_on_hyphens=False),
-            "",
+            *_paragraph("" if what == said else what),
+            *_paragraph(_how_far(whole["long_run"])),
             f"**{machine['cpu_count']} cores of {machine['processor']}**, shared with other programs, "
             f"torch {used['torch']}, transformers {used['transformers']}, commit {str(whole['git_commit'])[:12]}",
             "",
@@ -164,32 +166,37 @@ def section(files: Iterable[Mapping[str, Any]]) -> list[str]:
         for wanted in STEPS:
             # A look now and then comes a step late.
             after = [next((each for each in run if each["step"] >= wanted), None) for run in allocators.values()]
-            cells = [f"{_mib(each['resident_bytes'])} ({_mib(each['peak_bytes'])})" if each else "" for each in after]
+            cells = [f"{mib(each['resident_bytes'])} ({mib(each['peak_bytes'])})" if each else "" for each in after]
             if any(cells):
                 lines.append(f"| {wanted:,} | {' | '.join(cells)} |")
         lines.append("")
+        said = what
     if whole is None:
         return [*lines, "How much the two take over 2,000 steps: not yet measured.", ""]
     return [*lines, "To measure again:", "", "```bash", _COMMAND, "```", ""]
 
 
-def _described(runs: Mapping[str, Any]) -> str:
-    """What was run, and how far it came if that was not to the last of `STEPS`."""
-    text = (
+def _paragraph(text: str) -> list[str]:
+    """The lines of a paragraph and an empty one; none without a text."""
+    return [*textwrap.wrap(text, 118, break_on_hyphens=False), ""] if text else []
+
+
+def _what_ran(runs: Mapping[str, Any]) -> str:
+    return (
         f"One process with one thread each, side by side, of `{' '.join(runs['options'])}`, which is a quarter of the "
-        "recipe's batch, on SQuAD v1.1; what was resident after so many steps, and in brackets the most so far, in MiB."
+        "recipe's batch, on SQuAD v1.1: resident memory after so many steps, and in brackets its peak so far, in MiB."
     )
+
+
+def _how_far(runs: Mapping[str, Any]) -> str:
+    """How far the runs came, if that was not to the last of `STEPS`."""
     last = {name: run[-1]["step"] if run else 0 for name, run in runs["allocators"].items()}
     if min(last.values()) >= STEPS[-1]:
-        return text
+        return ""
     reached = " and ".join(f"{step:,} with {name}" for name, step in last.items())
     if len(set(last.values())) == 1:
         reached = f"{min(last.values()):,} steps"
-    return f"{text} The runs were stopped after {reached}: of more, nothing is measured yet."
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f}"
+    return f"These runs were stopped after {reached}: of more, nothing is measured yet."
 
 
 _COMMAND = (

@@ -26,6 +26,7 @@ from typing import Any
 
 from qa_dist.benchmarking import long_run
 from qa_dist.benchmarking.report import write_page
+from qa_dist.common.columns import mib
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import write_json
@@ -311,7 +312,7 @@ def page(files: Sequence[Mapping[str, Any]], long_runs: Sequence[Mapping[str, An
             off, bare = ((estimated - less) / (measured - less) - 1 for less in (0, process))
             lines.append(
                 f"| {name} | {run['strategy']}, {run['num_processes']} | {str(run['git_commit'])[:7]} | "
-                f"{run['num_tokens']:,} | {_mib(measured)} | {_mib(estimated)} | {off:+.1%} | {bare:+.1%} |"
+                f"{run['num_tokens']:,} | {mib(measured)} | {mib(estimated)} | {off:+.1%} | {bare:+.1%} |"
             )
         missing = [*(name for name in TO_COMPARE if name not in whole["compared"]), "everything on CUDA"]
         lines += ["", "The estimates by part:", "", *_parts_table(whole["compared"]), ""]
@@ -351,7 +352,7 @@ _METHOD = (
 def _parts_table(compared: Mapping[str, Any]) -> list[str]:
     used = [part for part in PARTS if any(run["parts"].get(part) for run in compared.values())]
     rows = [
-        f"| {name} | " + " | ".join(_mib(run["parts"].get(part, 0)) for part in used) + " |"
+        f"| {name} | " + " | ".join(mib(run["parts"].get(part, 0)) for part in used) + " |"
         for name, run in compared.items()
     ]
     return [f"| run | {' | '.join(used)} |", f"| --- |{' ---: |' * len(used)}", *rows]
@@ -372,7 +373,7 @@ def _device_table(table: Mapping[str, Any]) -> list[str]:
     for name, estimates in table.items():
         by_strategy = {each["strategy"]: each for each in estimates}
         cells = [
-            f"{_mib(by_strategy[strategy]['device_bytes'])}<br>{by_strategy[strategy]['largest_max_tokens_per_device']:,}"
+            f"{mib(by_strategy[strategy]['device_bytes'])}<br>{by_strategy[strategy]['largest_max_tokens_per_device']:,}"
             if strategy in by_strategy
             else "-"
             for strategy in STRATEGIES
@@ -383,10 +384,6 @@ def _device_table(table: Mapping[str, Any]) -> list[str]:
 
 def _versions(used: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {used[name]}" for name in ("torch", "transformers", "deepspeed"))
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f}"
 
 
 def _run(command: Sequence[str], **changes: str) -> None:

@@ -21,3 +21,8 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> Ite
             blanks = " " * (most - width(cell))
             cells.append(cell + blanks if place in left else blanks + cell)
         yield "  ".join(cells).rstrip()
+
+
+def mib(size: int) -> str:
+    """A number of bytes in whole MiB."""
+    return f"{size / 2**20:,.0f}"

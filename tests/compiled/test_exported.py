@@ -221,7 +221,7 @@ def modules_of(packages: Iterable[str]) -> set[str]:
 def test_a_reader_without_torch_gives_the_answers_of_the_model(
     bert: tuple[Path, ModelConfig, dict[str, Any]], items: list[dict[str, str]]
 ) -> None:
-    page = (ROOT / "docs" / "answering.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "exporting.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^pip install --no-deps \.\npip install (.*)$", page, re.MULTILINE)
     modules = modules_of(line.split())
     assert {"numpy", "onnxruntime", "tokenizers"} <= modules

@@ -131,7 +131,7 @@ def test_lines_of_all_kinds_are_looked_at() -> None:
     for document, module in {
         "docs/training.md": "qa_dist.cloze",
         "docs/sweeps.md": "qa_dist.sweep",
-        "docs/answering.md": "qa_dist.predict",
+        "docs/predicting.md": "qa_dist.predict",
         "docs/publishing.md": "qa_dist.publish",
     }.items():
         blocks = re.findall(r"^ *```text\n(.*?)^ *```", texts[document], re.MULTILINE | re.DOTALL)

@@ -16,7 +16,7 @@ def test_tests_of_a_file_or_of_files_that_share_a_server_go_to_one_worker() -> N
     (group, (one, other, *_)) = next(iter(TOGETHER.items()))
     assert scope(f"{one}::test_a[x::y]") == scope(f"{other}::test_b") == group
     assert scope("tests/unit/test_merge.py::test_a") == scope("tests/unit/test_merge.py::test_b")
-    assert scope("tests/unit/test_merge.py::test_a") != scope("tests/unit/test_layers.py::test_a")
+    assert scope("tests/unit/test_merge.py::test_a") != scope("tests/unit/test_rooms.py::test_a")
 
 
 def test_the_longest_come_first() -> None:
