@@ -27,9 +27,10 @@ NUM_STEPS = 4
 def train_with_faults(fault: str | None, at_steps: Sequence[int], words: list[str], rank: int) -> int:
     """Train with a fused optimiser; in each of these steps, counted from 1, rank 1 meets a fault, once."""
     from qa_dist import train
-    from qa_dist.training import passes, trainer
+    from qa_dist.model import rdrop
+    from qa_dist.training import trainer
 
-    accumulate, loss = trainer.Trainer._accumulate, passes.span_loss
+    accumulate, loss = trainer.Trainer._accumulate, rdrop.span_loss
     tries: list[int] = []
 
     def noted(self: Any, step: int, *rest: Any) -> bool:
@@ -49,7 +50,7 @@ def train_with_faults(fault: str | None, at_steps: Sequence[int], words: list[st
     trainer.is_fused = lambda *_: True
     if fault is not None:
         trainer.Trainer._accumulate = noted  # type: ignore[method-assign]
-        passes.span_loss = faulty
+        rdrop.span_loss = faulty
     return train.main(words)
 
 

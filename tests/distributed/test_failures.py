@@ -52,14 +52,14 @@ def test_a_rank_that_raises_ends_all_and_is_named(tmp_path: Path) -> None:
 def train_with_a_spoiled_loss(words: list[str], rank: int) -> int:
     """The fourth loss of every rank is not finite."""
     from qa_dist import train
-    from qa_dist.training import passes
+    from qa_dist.model import rdrop
 
-    real, calls = passes.span_loss, iter(range(1, 1000))
+    real, calls = rdrop.span_loss, iter(range(1, 1000))
 
     def spoiled(*arguments: Any) -> Any:
         return real(*arguments) * (float("nan") if next(calls) == 4 else 1)
 
-    passes.span_loss = spoiled
+    rdrop.span_loss = spoiled
     return train.main(words)
 
 

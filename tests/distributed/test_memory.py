@@ -18,17 +18,17 @@ pytestmark = pytest.mark.distributed
 
 def train_in_small_memory(limit: int, words: list[str], rank: int) -> int:
     """Train; the last rank has no memory for more than `limit` tokens at a time."""
+    from qa_dist.model import rdrop
     from qa_dist.train import main
-    from qa_dist.training import passes
 
-    loss, last = passes.span_loss, int(os.environ.get("WORLD_SIZE", "1")) - 1
+    loss, last = rdrop.span_loss, int(os.environ.get("WORLD_SIZE", "1")) - 1
 
     def limited(start_T: torch.Tensor, end_T: torch.Tensor, lengths: tuple[int, ...], *rest: Any) -> torch.Tensor:
         if rank == last and sum(lengths) > limit:
             raise torch.OutOfMemoryError("simulated")
         return loss(start_T, end_T, lengths, *rest)
 
-    passes.span_loss = limited
+    rdrop.span_loss = limited
     return main(words)
 
 

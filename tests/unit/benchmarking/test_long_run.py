@@ -133,11 +133,14 @@ def test_the_part_of_the_page_has_what_was_reached_and_nothing_else() -> None:
         "| 20 |  | 601 (1,611) |",
     ]
     assert not any("not yet measured" in line for line in lines)
-    stopped = "The runs were stopped after 5 with glibc and 20 with jemalloc: of more, nothing is measured yet."
+    stopped = "These runs were stopped after 5 with glibc and 20 with jemalloc: of more, nothing is measured yet."
     assert stopped in " ".join(lines)
+    # Of several files with the same options, these are said once.
+    same = [{**SECTION, "long_run": {"options": ["--config", "x"], "allocators": runs}}] * 2
+    assert " ".join(long_run.section(same)).count("of `--config x`") == 1
     alike = {name: [{"step": 20, "resident_bytes": mib, "peak_bytes": mib}] for name in runs}
     lines = long_run.section([{**SECTION, "long_run": {"options": [], "allocators": alike}}])
-    assert "The runs were stopped after 20 steps: of more, nothing is measured yet." in " ".join(lines)
+    assert "These runs were stopped after 20 steps: of more, nothing is measured yet." in " ".join(lines)
     whole = {name: [{"step": 2000, "resident_bytes": mib, "peak_bytes": mib}] for name in runs}
     lines = long_run.section([{**SECTION, "long_run": {"options": [], "allocators": whole}}])
     assert "| 2,000 | 1 (1) | 1 (1) |" in lines

@@ -237,9 +237,7 @@ def test_what_was_spoilt_is_good_before(copy: Path, trained: Path, capsys: Captu
     mine = json.loads(capsys.readouterr().out)
     foreign(copy / "adapter")
     reset_accelerate()
-    options = {
-        key: value for key, value in options_of(trained).items() if key not in ("global_batch_size", "disable_tqdm")
-    }
-    del options["model_name_or_path"]
+    of_training = ("global_batch_size", "disable_tqdm", "train_file", "model_name_or_path")
+    options = {key: value for key, value in options_of(trained).items() if key not in of_training}
     assert evaluate.main([*words(options), "--adapter", str(copy / "adapter")]) == 0
     assert json.loads(capsys.readouterr().out) == mine
