@@ -7,7 +7,7 @@ import torch
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
-from qa_dist.model.casts import spare_casts
+from qa_dist.model.casts import remove_redundant_casts
 from qa_dist.model.equality import rounding
 from qa_dist.model.precision import DTYPES
 from qa_dist.model.span_model import SpanModel
@@ -19,7 +19,7 @@ def group_for_evaluation(
     """`group_adapters` for a trained model that was loaded, so that it computes what it did at the end of its run."""
     if config.model.tuning != "lora" or (ranks.device.type == "cpu" and config.model.lora_implementation != "grouped"):
         return 0
-    spare_casts(model, config.model, config.training.mixed_precision, ranks.device, shards_one_type=False)
+    remove_redundant_casts(model, config.model, config.training.mixed_precision, ranks.device, shards_one_type=False)
     return group_adapters(config, ranks, model, notice)
 
 

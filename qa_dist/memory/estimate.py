@@ -214,7 +214,7 @@ def _measure(
     from qa_dist.memory.tracing import trace_passes
     from qa_dist.model.attention import cuda_kernels
     from qa_dist.model.building import build_meta_model
-    from qa_dist.model.casts import spare_casts
+    from qa_dist.model.casts import remove_redundant_casts
     from qa_dist.model.initial import require_fitting_adapter
     from qa_dist.model.loading import library_errors
     from qa_dist.model.rdrop import require_dropout
@@ -232,7 +232,7 @@ def _measure(
     require_dropout(config.training.rdrop_alpha, model)
     model_config = transformers_model(model.model).config
     set_residual_dtype(model, config.training.residual_dtype)
-    spare_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
+    remove_redundant_casts(model, config.model, precision, device, shards_one_type=shards_one_type)
     sizes = sizes_of(model)
     kernels = nullcontext() if kind == "cpu" else cuda_kernels()
     with library_errors(lambda error: _not_traced(model_config.model_type, error)), kernels:

@@ -15,7 +15,7 @@ from qa_dist.model.residual_stream import HalfStreamNorm
 from qa_dist.model.span_model import SpanModel, head_names, transformers_model
 
 
-def spare_casts(
+def remove_redundant_casts(
     model: SpanModel, config: ModelConfig, precision: Precision, device: torch.device, *, shards_one_type: bool
 ) -> None:
     """Change a model that is called in `autocast` alone, so that there is less to cast and the results are the same.

@@ -30,7 +30,7 @@ def saved_seconds(num_tokens: float, num_layers: int, hidden_size: int) -> float
     return SAVED_SECONDS * num_tokens * num_layers * hidden_size
 
 
-def compile_where_right(
+def compile_and_verify(
     config: RunConfig, ranks: Ranks, model: SpanModel, inputs: StepInputs, notice: Callable[[str], object]
 ) -> None:
     """Compile the layers of a model if `--torch_compile` says so, and see that they compute what they did.

@@ -40,17 +40,17 @@ def learning_rate(step: int, num_steps: int, training: TrainingConfig) -> float:
 def parameter_groups(
     named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
     weight_decay: float,
-    rate_factors: Mapping[str, float] | None = None,
+    lr_multipliers: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """AdamW parameter groups of the trainable parameters: matrices decay, biases and norms do not.
 
-    Every vector counts as a bias or norm; so do DoRA's magnitudes. `rate_factors` are what the learning rate is
+    Every vector counts as a bias or norm; so do DoRA's magnitudes. `lr_multipliers` are what the learning rate is
     multiplied with, by name, where it is not 1; a group whose factor is not 1 has it as `lr_factor`.
     """
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            factor = (rate_factors or {}).get(name, 1.0)
+            factor = (lr_multipliers or {}).get(name, 1.0)
             groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
     return [
         {
@@ -105,11 +105,11 @@ def make_optimizer(
     named_parameters: "Iterable[tuple[str, torch.nn.Parameter]]",
     *,
     fused: bool = False,
-    rate_factors: Mapping[str, float] | None = None,
+    lr_multipliers: Mapping[str, float] | None = None,
 ) -> "torch.optim.Optimizer":
     """The optimiser that a run's options describe, over its trainable parameters; see `require_optimizer`.
 
-    `fused` asks for one that takes a step in one operation, if its class can be asked; see `is_fused`. `rate_factors`
+    `fused` asks for one that takes a step in one operation, if its class can be asked; see `is_fused`. `lr_multipliers`
     are those of `parameter_groups`.
     """
     optimizer = OPTIMIZERS[training.optim]
@@ -117,7 +117,7 @@ def make_optimizer(
     if fused and optimizer.takes_fused:
         more["fused"] = True
     made: torch.optim.Optimizer = getattr(import_module(optimizer.module), optimizer.class_name)(
-        parameter_groups(named_parameters, training.weight_decay, rate_factors),
+        parameter_groups(named_parameters, training.weight_decay, lr_multipliers),
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

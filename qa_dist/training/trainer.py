@@ -16,17 +16,17 @@ from qa_dist.distributed.ranks import Ranks
 from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.features.store import FeatureStore
 from qa_dist.machine.usage import is_out_of_memory
-from qa_dist.model.casts import spare_casts
+from qa_dist.model.casts import remove_redundant_casts
 from qa_dist.model.dropout import seed_dropout
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.model.trainable import GradientCheck
 from qa_dist.training.checkpoints import Checkpoint
-from qa_dist.training.compile_choice import compile_where_right
+from qa_dist.training.compile_choice import compile_and_verify
 from qa_dist.training.identity import run_identity
+from qa_dist.training.lr_multipliers import lr_multipliers
 from qa_dist.training.memory_probe import token_budget
 from qa_dist.training.optimizer import is_fused, learning_rate, make_optimizer, step_bytes
 from qa_dist.training.pass_choice import choose_passes
-from qa_dist.training.rate_factors import rate_factors
 from qa_dist.training.run_state import RunState
 from qa_dist.training.step_inputs import StepInputs
 from qa_dist.training.step_report import Outcome, StepReport
@@ -78,19 +78,19 @@ class Trainer:
         self.identity = run_identity(config, store, model, ranks)
         self.shapes = {name: tuple(weight.shape) for name, weight in model.trainable()}
         # Only now, so that the identity is that of the weights as they were loaded.
-        spare_casts(
+        remove_redundant_casts(
             model, config.model, training.mixed_precision, ranks.device, shards_one_type=strategy.startswith("zero")
         )
         num_elements = [weight.numel() for _, weight in model.trainable()]
         fused = is_fused(training.optim, strategy, ranks.device.type)
-        make = partial(make_optimizer, training, fused=fused, rate_factors=rate_factors(model, training))
+        make = partial(make_optimizer, training, fused=fused, lr_multipliers=lr_multipliers(model, training))
         exchange_dtype = _exchange_dtype(config, ranks, notice)
         self.engine = make_engine(
             ranks, model, make, max_grad_norm=training.max_grad_norm, exchange_dtype=exchange_dtype
         )
         # On the device, and before anything is captured or measured.
         group_adapters(config, ranks, model, notice)
-        compile_where_right(config, ranks, model, self.inputs, notice)
+        compile_and_verify(config, ranks, model, self.inputs, notice)
         self.passes, self.evaluation_graphs = choose_passes(config, ranks, self.engine, model, notice)
         self.inputs.uses_buckets = self.passes.takes_buckets
         self.notice = notice

@@ -15,7 +15,7 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.features.rows import Row
 from qa_dist.memory.tracing import fake_weights
 from qa_dist.model.building import build_meta_model
-from qa_dist.model.casts import spare_casts
+from qa_dist.model.casts import remove_redundant_casts
 from qa_dist.model.families import model_types_unpadded
 from qa_dist.model.lora_layers import GroupedAdapters, group_layers
 from qa_dist.model.precision import DTYPES, Precision, autocast
@@ -68,7 +68,7 @@ def row_lengths(num_features: int) -> tuple[int, ...]:
 def trainable(config: ModelConfig, precision: Precision = "bf16", max_length: int = MAX_LENGTH) -> SpanModel:
     """The model as it trains on CUDA, all shapes and no numbers; outside `fake_cuda`."""
     model = build_meta_model(config, max_seq_length=max_length, device=CUDA)
-    spare_casts(model, config, precision, CUDA, shards_one_type=False)
+    remove_redundant_casts(model, config, precision, CUDA, shards_one_type=False)
     return model.train()
 
 

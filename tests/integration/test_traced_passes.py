@@ -10,7 +10,7 @@ from qa_dist.config.options import ModelConfig
 from qa_dist.memory.by_strategy import TracedPass
 from qa_dist.memory.tracing import MADE, StorageTracer, run_pass, trace_passes
 from qa_dist.model.building import build_meta_model, build_model
-from qa_dist.model.casts import spare_casts
+from qa_dist.model.casts import remove_redundant_casts
 from qa_dist.model.lora_layers import GroupedAdapters, GroupedLora, group_layers
 from qa_dist.model.precision import DTYPES
 from qa_dist.model.span_model import SpanModel
@@ -102,7 +102,7 @@ def test_so_it_does_with_lora_layers_in_groups(tmp_path: Path, precision: Precis
     config = ModelConfig(model_name_or_path=str(base), **options)  # type: ignore[arg-type]
     made = build_meta_model(config, max_seq_length=LENGTH), build_model(config, seed=1, max_seq_length=LENGTH)[0]
     for model in made:
-        spare_casts(model, config, precision, CPU, shards_one_type=False)
+        remove_redundant_casts(model, config, precision, CPU, shards_one_type=False)
     traced = trace_passes(made[0], SIZES, length=LENGTH, device=CPU, precision=precision, groups_adapters=True)
     GroupedAdapters(made[1], group_layers(made[1], DTYPES.get(precision, torch.float32)))
     assert peaks(traced) == pytest.approx(peaks(real_passes(made[1], precision)), rel=0.01)

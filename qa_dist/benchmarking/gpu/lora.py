@@ -76,14 +76,14 @@ def _config(scene: Scene, precision: str, targets: str, **options: Any) -> Any:
 
 def _difference(scene: Scene, precision: Precision, targets: str) -> tuple[float, float]:
     """The largest difference of a layer's outputs and gradients, and what rounding explains."""
-    from qa_dist.model.casts import spare_casts
+    from qa_dist.model.casts import remove_redundant_casts
     from qa_dist.model.lora_check import difference_from_peft
     from qa_dist.model.lora_layers import GroupedAdapters, group_layers
 
     config = _config(scene, precision, targets)
     with alone(config) as ranks:
         model = new_model(config, ranks)
-        spare_casts(model, config.model, precision, ranks.device, shards_one_type=False)
+        remove_redundant_casts(model, config.model, precision, ranks.device, shards_one_type=False)
         model.to(scene.device)
         groups = group_layers(model, DTYPES.get(precision, torch.float32))
         if not groups:

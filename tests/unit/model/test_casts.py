@@ -9,7 +9,7 @@ from torch import nn
 
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import build_model
-from qa_dist.model.casts import leave_inputs_of_adapters, round_frozen, spare_casts
+from qa_dist.model.casts import leave_inputs_of_adapters, remove_redundant_casts, round_frozen
 from qa_dist.model.precision import autocast
 from qa_dist.model.span_model import SpanModel, head_names, span_loss, transformers_model
 from tests.tiny import MODEL_TYPES, tiny_model
@@ -50,7 +50,7 @@ def pass_of(model: SpanModel) -> list[torch.Tensor]:
 def test_no_bit_of_a_pass_changes(model_type: str, tmp_path: Path) -> None:
     config = settings(tmp_path, model_type)
     plain, spared = build(config), build(config)
-    spare_casts(spared, config, "bf16", CPU, shards_one_type=False)
+    remove_redundant_casts(spared, config, "bf16", CPU, shards_one_type=False)
     assert {weight.dtype for weight in spared.parameters()} == {torch.float32, torch.bfloat16}
     wanted, found = pass_of(plain), pass_of(spared)
     assert len(wanted) == len(found) == 3 + len(plain.trainable())
@@ -72,7 +72,7 @@ def test_what_is_trained_and_the_head_stay(tmp_path: Path) -> None:
     config = settings(tmp_path, lora_target_modules=("attention",))
     model = build(config)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    spare_casts(model, config, "bf16", CPU, shards_one_type=False)
+    remove_redundant_casts(model, config, "bf16", CPU, shards_one_type=False)
     plain = transformers_model(model.model)
     rounded = {name for name, weight in plain.named_parameters() if weight.dtype == torch.bfloat16}
     linear = {name for name, layer in plain.named_modules() if isinstance(layer, nn.Linear)}
@@ -94,7 +94,7 @@ def test_what_is_trained_and_the_head_stay(tmp_path: Path) -> None:
 def test_what_would_not_be_equal_is_left_alone(options: dict[str, Any], precision: Any, tmp_path: Path) -> None:
     config = settings(tmp_path, **options)
     model = build(config)
-    spare_casts(model, config, precision, CUDA, shards_one_type=False)
+    remove_redundant_casts(model, config, precision, CUDA, shards_one_type=False)
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert casting(model) in (set(), {True})
 
@@ -102,7 +102,7 @@ def test_what_would_not_be_equal_is_left_alone(options: dict[str, Any], precisio
 def test_shards_of_one_type_stay_so(tmp_path: Path) -> None:
     config = settings(tmp_path)
     model = build(config)
-    spare_casts(model, config, "bf16", CPU, shards_one_type=True)
+    remove_redundant_casts(model, config, "bf16", CPU, shards_one_type=True)
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert casting(model) == {False}
 
@@ -111,7 +111,7 @@ def test_shards_of_one_type_stay_so(tmp_path: Path) -> None:
 def test_dropout_before_adapters_on_a_cpu_is_in_float32(device: torch.device, casts: bool, tmp_path: Path) -> None:
     config = settings(tmp_path, lora_dropout=0.1)
     model = build(config)
-    spare_casts(model, config, "bf16", device, shards_one_type=False)
+    remove_redundant_casts(model, config, "bf16", device, shards_one_type=False)
     assert casting(model) == {casts}
 
 

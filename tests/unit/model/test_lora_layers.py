@@ -11,7 +11,7 @@ from torch import nn
 
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import build_model
-from qa_dist.model.casts import spare_casts
+from qa_dist.model.casts import remove_redundant_casts
 from qa_dist.model.equality import ROUNDING, largest_difference
 from qa_dist.model.families import model_types_unpadded
 from qa_dist.model.lora_check import difference_from_peft
@@ -41,7 +41,7 @@ def build(folder: str, *, precision: Precision = "no", checkpointing: bool = Fal
         for name, weight in model.trainable():
             if "lora_B" in name:
                 weight.normal_(std=0.05, generator=generator)
-    spare_casts(model, config, precision, CPU, shards_one_type=False)
+    remove_redundant_casts(model, config, precision, CPU, shards_one_type=False)
     return model
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import ModelConfig, RunConfig, TrainingConfig
 from qa_dist.model.building import build_model
-from qa_dist.model.casts import spare_casts
+from qa_dist.model.casts import remove_redundant_casts
 from qa_dist.model.precision import Precision, autocast
 from qa_dist.model.residual_stream import HalfStreamNorm, set_residual_dtype
 from qa_dist.model.span_model import SpanModel, span_loss
@@ -125,7 +125,7 @@ def test_in_other_precisions_no_bit_changes(bert: Path, precision: Precision) ->
 def test_frozen_norms_may_be_held_rounded_and_no_bit_changes(bert: Path, lora_bias: str) -> None:
     config = ModelConfig(model_name_or_path=str(bert), **LORA)  # type: ignore[arg-type]
     plain, spared = built(bert, "bf16", lora_bias=lora_bias), built(bert, "bf16", lora_bias=lora_bias)
-    spare_casts(spared, config, "bf16", CPU, shards_one_type=False)
+    remove_redundant_casts(spared, config, "bf16", CPU, shards_one_type=False)
     norms = [part for part in spared.modules() if isinstance(part, HalfStreamNorm)]
     assert {norm.weight.dtype for norm in norms} == {torch.bfloat16}
     assert all(weight.dtype == torch.float32 for _, weight in spared.trainable())

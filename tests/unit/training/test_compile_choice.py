@@ -9,7 +9,7 @@ import torch
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.training import compile_choice
-from qa_dist.training.compile_choice import SECONDS, compile_where_right, saved_seconds
+from qa_dist.training.compile_choice import SECONDS, compile_and_verify, saved_seconds
 
 CUDA = torch.device("cuda", 0)
 
@@ -53,7 +53,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         config = RunConfig(training=TrainingConfig(torch_compile=wanted))  # type: ignore[arg-type]
         inputs = SimpleNamespace(mean_tokens=5_460.0, num_steps=num_steps, copies=copies)
-        compile_where_right(config, ranks, model, inputs, seen.said.append)  # type: ignore[arg-type]
+        compile_and_verify(config, ranks, model, inputs, seen.said.append)  # type: ignore[arg-type]
         seen.notes = model.notes
         return seen
 

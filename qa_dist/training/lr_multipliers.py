@@ -4,8 +4,8 @@ from qa_dist.config.options import TrainingConfig
 from qa_dist.model.span_model import SpanModel, head_parameters
 
 
-def rate_factors(model: SpanModel, training: TrainingConfig) -> dict[str, float]:
-    """What the learning rate of each trainable parameter is multiplied with, by name, where it is not 1.
+def lr_multipliers(model: SpanModel, training: TrainingConfig) -> dict[str, float]:
+    """What the learning rate of each trainable parameter is multiplied by, by its name, where that is not 1.
 
     `--layer_decay` d gives layer i of n, counted from 1 at the bottom, the factor d^(n + 1 - i), what lies below the
     layers d^(n + 1), and what lies between them and the head d, as ELECTRA does (Clark et al. 2020, appendix A).

@@ -9,8 +9,8 @@ import torch
 from qa_dist.config.options import ModelConfig, TrainingConfig
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import SpanModel
+from qa_dist.training.lr_multipliers import lr_multipliers
 from qa_dist.training.optimizer import make_optimizer
-from qa_dist.training.rate_factors import rate_factors
 from tests.tiny import tiny_model
 
 
@@ -22,7 +22,7 @@ def model(folder: Path, family: str = "bert", **options: Any) -> SpanModel:
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_layers_learn_slower_from_the_head_down(tmp_path: Path, family: str) -> None:
     made = model(tmp_path, family, tuning="full")
-    factors = rate_factors(made, TrainingConfig(layer_decay=0.5))
+    factors = lr_multipliers(made, TrainingConfig(layer_decay=0.5))
     found: dict[float, set[str]] = {}
     for name, _ in made.trainable():
         found.setdefault(factors.get(name, 1.0), set()).add(name)
@@ -36,12 +36,12 @@ def test_layers_learn_slower_from_the_head_down(tmp_path: Path, family: str) -> 
 
 def test_adapters_learn_as_their_layers_do(tmp_path: Path) -> None:
     made = model(tmp_path)
-    factors = rate_factors(made, TrainingConfig(layer_decay=0.5))
+    factors = lr_multipliers(made, TrainingConfig(layer_decay=0.5))
     assert factors == {
         name: 0.25 if ".layer.0." in name else 0.5 for name, _ in made.trainable() if "qa_outputs" not in name
     }
     for same in (None, 1.0):
-        assert rate_factors(made, TrainingConfig(layer_decay=same)) == {}
+        assert lr_multipliers(made, TrainingConfig(layer_decay=same)) == {}
 
 
 def test_a_step_is_as_long_as_the_factor_says(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_step_is_as_long_as_the_factor_says(tmp_path: Path) -> None:
     made = model(tmp_path)
     training = TrainingConfig(layer_decay=0.5, learning_rate=1e-3, weight_decay=0.0)
     named = made.trainable()
-    optimizer = make_optimizer(training, named, rate_factors=rate_factors(made, training))
+    optimizer = make_optimizer(training, named, lr_multipliers=lr_multipliers(made, training))
     before = {name: weight.detach().clone() for name, weight in named}
     for group in optimizer.param_groups:
         group["lr"] = 1e-3 * group.get("lr_factor", 1.0)
