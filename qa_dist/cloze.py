@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qa_dist.common import command
@@ -104,16 +104,21 @@ def _titles(options: argparse.Namespace) -> dict[str, str]:
         for flag in ("max_train_samples", "on_invalid"):
             if getattr(options, flag) is not None:
                 raise ConfigError([f"--{flag} is about questions and a .txt file has none; drop it"])
-        return {text: title for each in reversed(texts) for text, title in read_texts(Path(each)).items()}
+        return _first_titles(pair for each in texts for pair in read_texts(Path(each)).items())
     data = DataConfig(
         train_file=path,
         max_train_samples=options.max_train_samples,
         subset_seed=options.subset_seed,
         on_invalid=options.on_invalid or "error",
     )
+    return _first_titles((example.context, example.title) for example in load_examples(data, "train")[0])
+
+
+def _first_titles(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The first title of each text, of pairs of a text and a title."""
     titles: dict[str, str] = {}
-    for example in load_examples(data, "train")[0]:
-        titles.setdefault(example.context, example.title)
+    for text, title in pairs:
+        titles.setdefault(text, title)
     return titles
 
 

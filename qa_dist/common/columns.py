@@ -1,4 +1,4 @@
-"""Text in columns as wide as need be."""
+"""Text in columns as wide as need be, and sizes as they stand there."""
 
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence

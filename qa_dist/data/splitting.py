@@ -51,18 +51,19 @@ def split_articles(
     random.Random(seed).shuffle(titles)
     together = _sharing(examples)
     room: dict[str, int] = {}
+    wanted = num_questions
     for title in titles:
-        if title not in room and num_questions > sum(room.values()):
+        if wanted and title not in room:
             for each in (title, *sorted(together[title] - {title})):
-                wanted = num_questions - sum(room.values())
                 room[each] = min(wanted, sizes[each], per_article or wanted)
+                wanted -= room[each]
     most = sum(min(size, per_article or size) for size in sizes.values())
     if most < num_questions <= len(examples):
         raise DataError(
             f"--per_article {per_article:,} leaves {most:,} questions to split off, and {num_questions:,} are wanted; "
             "raise it, or lower --questions"
         )
-    if sum(room.values()) < num_questions or len(room) == len(titles):
+    if wanted or len(room) == len(titles):
         raise DataError(
             f"splitting {num_questions:,} questions off would leave no article of {len(titles):,}; lower --questions"
         )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from qa_dist.common.arrays import Indices
+from qa_dist.common.columns import mib
 from qa_dist.common.errors import LocalTrainingError
 from qa_dist.common.files import staged
 from qa_dist.config.options import EvaluationConfig
@@ -320,7 +321,7 @@ def _new_array(path: Path, shape: tuple[int, int]) -> np.memmap[Any, np.dtype[np
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         raise LocalTrainingError(
-            f"the logits, {math.prod(shape) * 4 / 2**20:,.0f} MiB, cannot be written to {path.parent}: "
+            f"the logits, {mib(math.prod(shape) * 4)} MiB, cannot be written to {path.parent}: "
             f"{error.strerror or error}; free some space, or use --gather candidates"
         ) from error
     return kept

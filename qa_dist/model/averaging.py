@@ -172,10 +172,6 @@ def _load(trained: Trained, notice: Callable[[str], object]) -> _Loaded:
     return _Loaded(trained.folder, fold(model), tokenizer)
 
 
-def _kind_first(name: str) -> tuple[bool, str]:
-    return name != "model_type", name
-
-
 def _require_one_kind(first: _Loaded, other: _Loaded) -> None:
     """Make sure that two models make features alike and have the same tensors.
 
@@ -187,9 +183,8 @@ def _require_one_kind(first: _Loaded, other: _Loaded) -> None:
         raise ConfigError([f"the tokenizers of {both} differ; average models of one tokenizer"])
     left, right = ({**each.model.config.to_dict(), **dict.fromkeys(_NAMES_ONLY)} for each in (first, other))
     names = (name for name in left | right if "drop" not in name)
-    # What kind a model is explains the most.
-    differing = sorted((name for name in names if left.get(name) != right.get(name)), key=_kind_first)
-    if differing:
-        name = differing[0]
+    if differing := [name for name in names if left.get(name) != right.get(name)]:
+        # What kind a model is explains the most.
+        name = min(differing, key=lambda name: (name != "model_type", name))
         values = f"{left.get(name)!s:.40} and {right.get(name)!s:.40}"
         raise ConfigError([f"{name} of {both} differs, {values}; average models of one architecture"])

@@ -98,7 +98,7 @@ def try_layers(model: SpanModel, precision: Precision, device: torch.device, bac
 
 def _compiled_and_compared(model: SpanModel, precision: Precision, device: torch.device, backend: str) -> str | None:
     batch = _small_batch(model, device)
-    drops = _drops(model)
+    drops = has_dropout(model)
     # Without dropout the graph that is compared is the one that trains.
     model.train(not drops)
     with _filled(model):
@@ -116,10 +116,6 @@ def _compiled_and_compared(model: SpanModel, precision: Precision, device: torch
         with torch.no_grad(), autocast(device.type, precision):
             model(batch.input_ids_T, torch.zeros_like(batch.input_ids_T), batch.lengths, batch.row)
     return problem
-
-
-def _drops(model: SpanModel) -> bool:
-    return has_dropout(model, transformers_model(model.model).config.to_dict())
 
 
 @dataclass(frozen=True, slots=True)

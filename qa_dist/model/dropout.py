@@ -5,12 +5,11 @@ it. Here one 64-bit draw decides four elements, 16 bits each: the probability is
 the scale is that of the rounded one, so that the expectation is exact.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
+
+from qa_dist.model.span_model import SpanModel, transformers_model
 
 _LEVELS = 1 << 16
 
@@ -44,15 +43,12 @@ def use_cheap_dropout(model: nn.Module) -> int:
     return len(places)
 
 
-def has_dropout(model: nn.Module, settings: Mapping[str, Any]) -> bool:
+def has_dropout(model: SpanModel) -> bool:
     """Whether anything of a model drops something in training: a module of it, or by a number of its configuration.
 
     Some models drop by a function, as attention's weights are dropped in most.
-
-    Args:
-        model: The model.
-        settings: Its configuration.
     """
+    settings = transformers_model(model.model).config.to_dict()
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or any(
         "dropout" in name and isinstance(value, float) and value > 0 for name, value in settings.items()
     )

@@ -48,10 +48,7 @@ def refuse_trained_options(argv: Sequence[str]) -> None:
         ConfigError: There are some.
     """
     names = {*ADAPTER_OPTIONS, "tuning", "init_adapter"} - {"lora_implementation"}
-    given = [word for word in argv if word.startswith("--") and word[2:].partition("=")[0] in names]
-    if given:
-        flags = ", ".join(dict.fromkeys(word.partition("=")[0] for word in given))
-        raise ConfigError([f"{flags}: the model is trained, with values of its own that stay; leave it out here"])
+    _refuse_given(argv, names, "the model is trained, with values of its own that stay; leave it out here")
 
 
 TRAINING_DATA = ("train_file", "max_train_samples", "max_train_features")
@@ -72,8 +69,13 @@ def refuse_without_effect(argv: Sequence[str], names: Collection[str], why: str)
     Raises:
         ConfigError: There are some.
     """
-    if given := [f"--{name}" for name in names if peek(argv, name) is not None]:
-        raise ConfigError([f"{', '.join(given)}: {why}; leave it out"])
+    _refuse_given(argv, names, f"{why}; leave it out")
+
+
+def _refuse_given(argv: Sequence[str], names: Collection[str], sentence: str) -> None:
+    flags = dict.fromkeys(word.partition("=")[0] for word in argv if word.startswith("--"))
+    if given := [flag for flag in flags if flag[2:] in names]:
+        raise ConfigError([f"{', '.join(given)}: {sentence}"])
 
 
 def base_options(adapter: str | None, *, tuned: bool = True) -> dict[str, Any]:

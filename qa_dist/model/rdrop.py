@@ -12,7 +12,7 @@ import torch
 from qa_dist.common.errors import ConfigError
 from qa_dist.features.rows import Row
 from qa_dist.model.dropout import has_dropout
-from qa_dist.model.span_model import SpanModel, pad_logits, span_loss, transformers_model
+from qa_dist.model.span_model import SpanModel, pad_logits, span_loss
 
 COPIES = 2
 """How often a feature is in a pass."""
@@ -29,7 +29,7 @@ def require_dropout(alpha: float, model: SpanModel) -> None:
     Raises:
         ConfigError: On every rank, if the model drops nothing.
     """
-    if alpha and not has_dropout(model, transformers_model(model.model).config.to_dict()):
+    if alpha and not has_dropout(model):
         raise ConfigError(
             [
                 "--rdrop_alpha compares what a feature gives with other dropout, and this model drops nothing; set "

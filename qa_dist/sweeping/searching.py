@@ -157,7 +157,7 @@ class _Search:
             if not is_done and (step is None or not all(is_at(record, step) for record in records)):
                 return
             at = known[0]["num_steps"] if step is None else step
-            scores = [score_at(record, None if is_done else at, self._plan.metric) for record in known]
+            scores = [score_at(record, step, self._plan.metric) for record in known]
             if any(score is None for score in scores):
                 self.ledger.notice(f"{point.trials[0].method} failed: it has no {self._plan.metric}")
                 self._lose(proposal)

@@ -1,7 +1,7 @@
 """A sweep as a table: a row per method, the mean and the deviation of its seeds."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qa_dist.common.columns import aligned
@@ -53,13 +53,13 @@ def _row(method: str, trials: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, f
     f1 = [figure["f1"] for figure in figures if figure and "f1" in figure]
     row = [
         f"{method} ({'; '.join(notes)})" if notes else method,
-        _mean(scored, "trainable_parameters", 1, "{:,.0f}"),
+        _figure(scored, "trainable_parameters", 1, "{:,.0f}"),
         str(len(f1)),
         spread(exact),
         spread(f1),
-        _mean([_train_seconds(trial) for trial in scored], "train", 60, "{:.2f}"),
-        _largest(scored, "peak_memory_bytes", 2**20, "{:,.0f}"),
-        _mean(scored, "saved_bytes", 2**20, "{:.2f}"),
+        _figure([_train_seconds(trial) for trial in scored], "train", 60, "{:.2f}"),
+        _figure(scored, "peak_memory_bytes", 2**20, "{:,.0f}", max),
+        _figure(scored, "saved_bytes", 2**20, "{:.2f}"),
     ]
     order = 2 if not f1 else 1 if step else 0
     return (order, -statistics.fmean(f1) if f1 else 0.0), row
@@ -79,18 +79,15 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def _mean(items: Sequence[Mapping[str, Any]], name: str, unit: float, form: str) -> str:
-    values = _values(items, name)
-    return form.format(statistics.fmean(values) / unit) if values else "-"
-
-
-def _largest(items: Sequence[Mapping[str, Any]], name: str, unit: float, form: str) -> str:
-    values = _values(items, name)
-    return form.format(max(values) / unit) if values else "-"
-
-
-def _values(items: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    return [item[name] for item in items if item.get(name) is not None]
+def _figure(
+    items: Sequence[Mapping[str, Any]],
+    name: str,
+    unit: float,
+    form: str,
+    of_all: Callable[[Sequence[float]], float] = statistics.fmean,
+) -> str:
+    values = [item[name] / unit for item in items if item.get(name) is not None]
+    return form.format(of_all(values)) if values else "-"
 
 
 def markdown(sweep: Mapping[str, Any]) -> str:

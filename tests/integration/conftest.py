@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.chromium import CHROMIUM
+from tests.support.watched_page import watched_page
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,6 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """The page at a test file's `address`; it may load nothing but itself, and leave no message in the console."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    said: list[str] = []
-    loaded: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda request: loaded.append(request.url))
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert said == []
+    with watched_page(browser, address, viewport={"width": 1280, "height": 900}) as (opened, loaded):
+        yield opened
     assert [url for url in loaded if not url.startswith("data:")] == [address]

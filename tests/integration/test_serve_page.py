@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from tests.support.chromium import IN_A_BROWSER
+from tests.support.watched_page import watched_page
 from tests.unit.answering.fake_reader import FakeReader, make_service, served
 from tests.unit.answering.xss import CORPUS
 
@@ -40,18 +41,10 @@ def address(reader: FakeReader) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """A page that has loaded; it may load nothing but the server, and leave no message in the console."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    opened = context.new_page()
-    said: list[str] = []
-    loaded: list[str] = []
+    view = {"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce"}
     # The browser itself notes every response that is an error.
-    opened.on("console", lambda message: said.append(message.text) if "Failed to load" not in message.text else None)
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda request: loaded.append(request.url))
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert said == []
+    with watched_page(browser, address, is_noise=lambda text: "Failed to load" in text, **view) as (opened, loaded):
+        yield opened
     assert [url for url in loaded if not url.startswith((address, "data:"))] == []
 
 

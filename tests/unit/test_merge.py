@@ -125,6 +125,8 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "not").exists(), "nothing is made where nothing is written"
     told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--train_file", "a.json", "--subset_seed=1"], capsys)
     assert told.endswith("--train_file, --subset_seed: merging reads no data; leave it out")
+    told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--version_2_with_negative"], capsys)
+    assert told.endswith("--version_2_with_negative: merging reads no data; leave it out")
     told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--lora_r=64", "--use_dora", "true"], capsys)
     assert "--lora_r, --use_dora: the model is trained, with values of its own that stay; leave it out here" in told
 

@@ -224,7 +224,7 @@ class Worker:
                 self._characters_per_second = max(before, speed)
 
     def _answer(self, batch: Sequence[Item]) -> int:
-        """Compute a batch, without the questions that cannot be answered; the number of characters that it were."""
+        """Compute what can be answered of a batch, and return the number of characters computed."""
         sound = []
         for item in batch:
             try:
@@ -239,7 +239,7 @@ class Worker:
         return self._compute(sound)
 
     def _compute(self, batch: Sequence[Item]) -> int:
-        """Compute what is still wanted of a batch, and return its number of characters.
+        """Compute what is still wanted of a batch, and return the number of characters computed.
 
         Where that fails, it is done with every question by itself.
         """

@@ -213,12 +213,18 @@ def sized(length: int, number: int = 1) -> list[Question]:
     return [Question("?", ("x" * (length - 1),))] * number
 
 
+def clocked(reader: FakeReader, seconds: float, **changes: Any) -> tuple[Worker, list[float]]:
+    """A worker that takes so many seconds of its clock for a batch; and that clock, whose time may be changed."""
+    now = [0.0]
+    worker = Worker(reader, dataclasses.replace(BATCHING, **changes), clock=lambda: now[0])
+    reader.hook = lambda questions: now.__setitem__(0, now[0] + seconds)
+    worker.start()
+    return worker, now
+
+
 def measured(reader: FakeReader, **changes: Any) -> Worker:
     """A worker that has read 20 characters in two seconds of its clock, and has begun with 30 more."""
-    now = [0.0]
-    worker = Worker(reader, dataclasses.replace(BATCHING, batch_characters=10, **changes), clock=lambda: now[0])
-    reader.hook = lambda questions: now.__setitem__(0, now[0] + 2.0)
-    worker.start()
+    worker, _ = clocked(reader, 2.0, batch_characters=10, **changes)
     worker.submit(sized(20), 1).future.result(20)
     gate = Gate(reader)
     worker.submit(sized(30), 1)
@@ -254,10 +260,7 @@ def test_who_would_wait_too_long_is_refused_at_once(reader: FakeReader) -> None:
 
 
 def test_a_small_batch_does_not_make_the_device_seem_slow(reader: FakeReader) -> None:
-    now = [0.0]
-    worker = Worker(reader, dataclasses.replace(BATCHING, max_wait_seconds=30.0), clock=lambda: now[0])
-    reader.hook = lambda questions: now.__setitem__(0, now[0] + 1.0)
-    worker.start()
+    worker, _ = clocked(reader, 1.0, max_wait_seconds=30.0)
     worker.submit(sized(900), 1).future.result(20)
     for _ in range(50):
         worker.submit(sized(2), 1).future.result(20)
@@ -272,10 +275,7 @@ def test_a_small_batch_does_not_make_the_device_seem_slow(reader: FakeReader) ->
 
 
 def test_questions_that_are_refused_say_nothing_about_the_speed_of_the_device(reader: FakeReader) -> None:
-    now = [0.0]
-    worker = Worker(reader, dataclasses.replace(BATCHING, max_wait_seconds=20.0), clock=lambda: now[0])
-    reader.hook = lambda questions: now.__setitem__(0, now[0] + 1.0)
-    worker.start()
+    worker, now = clocked(reader, 1.0, max_wait_seconds=20.0)
     worker.submit(sized(100), 1).future.result(20)
     problem = reader.problem
 
