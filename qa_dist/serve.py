@@ -102,12 +102,12 @@ def _serve(argv: Sequence[str]) -> int:
         raise ConfigError(
             [f"qa-dist serve needs {', '.join(missing)}; install what it needs with: pip install 'qa-dist[serve]'"]
         )
-    from qa_dist.answering.server import running
+    from qa_dist.answering.server import process
 
-    keys = running.read_keys(options.api_key_file) if options.api_key_file else []
+    keys = process.read_keys(options.api_key_file) if options.api_key_file else []
     # Before the model is loaded: an address that is taken should be said at once.
-    with contextlib.closing(running.listen(options.host, options.port)) as listening:
-        if not keys and not running.is_loopback(listening):
+    with contextlib.closing(process.listen(options.host, options.port)) as listening:
+        if not keys and not process.is_loopback(listening):
             sys.stderr.write(f"{PROG}: note: whoever reaches {options.host} can ask; --api_key_file asks for a key\n")
         _run(options, listening, keys)
     return 0
@@ -127,7 +127,7 @@ class _Served:
 
 def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) -> None:
     """Load the model and serve it until the process is asked to stop."""
-    from qa_dist.answering.server import running
+    from qa_dist.answering.server import process
     from qa_dist.answering.server.app import Service, make_app
     from qa_dist.answering.server.batching import BatchingOptions, Worker
     from qa_dist.answering.server.limits import Limits
@@ -165,11 +165,11 @@ def _run(options: ServeConfig, listening: socket.socket, keys: Sequence[bytes]) 
     name = os.path.basename(os.path.normpath(str(options.model)))
     app = make_app(
         Service(worker=worker, limits=limits, model=name, keys=keys, metrics=metrics),
-        hosts=running.host_names(listening, options.host, options.allowed_hosts),
+        hosts=process.host_names(listening, options.host, options.allowed_hosts),
         close_seconds=options.request_timeout,
     )
-    address = running.address_of(listening)
-    running.run(app, listening, limits, lambda: sys.stderr.write(f"{PROG}: {name} answers at {address}\n"))
+    address = process.address_of(listening)
+    process.run(app, listening, limits, lambda: sys.stderr.write(f"{PROG}: {name} answers at {address}\n"))
 
 
 if __name__ == "__main__":

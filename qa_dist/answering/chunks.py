@@ -13,7 +13,7 @@ from qa_dist.answering.records import Question
 from qa_dist.data.checking import PROBLEMS, draft_of, has_no_id
 from qa_dist.data.rows import Record
 
-MOST_CHARACTERS = 1 << 18
+MAX_CHARACTERS = 1 << 18
 """Characters of a chunk after which it is full, however few its questions: what bounds the memory of a rank."""
 
 
@@ -58,7 +58,7 @@ def chunks(
     num_units: int = 0,
     num_records: int = 0,
     most_questions: int,
-    most_characters: int = MOST_CHARACTERS,
+    most_characters: int = MAX_CHARACTERS,
     ends_at_flaw: bool = False,
 ) -> Iterator[Chunk]:
     """The chunks of what is left of an input. A unit is never split, and none beyond the chunk is asked for.

@@ -21,9 +21,9 @@ from qa_dist.answering.records import Answer, InvalidQuestionError, Question, re
 from qa_dist.common.errors import DataError, UserError
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.evaluation.normalization import Normalization
-from qa_dist.evaluation.running import QuestionScore, RunningScores, score_question
+from qa_dist.evaluation.running_scores import QuestionScore, RunningScores, score_question
 
-MOST_FLAWS_TOLD = 100
+MAX_FLAWS_TOLD = 100
 """Questions that cannot be answered are named one by one up to this many, and counted beyond."""
 
 
@@ -206,9 +206,9 @@ class Rounds:
                 break
             for flaw in flaws:
                 progress.num_skipped += 1
-                if progress.num_skipped <= MOST_FLAWS_TOLD:
+                if progress.num_skipped <= MAX_FLAWS_TOLD:
                     self._notice(f"{flaw.place}: {flaw.problem}; left out")
-                if progress.num_skipped == MOST_FLAWS_TOLD:
+                if progress.num_skipped == MAX_FLAWS_TOLD:
                     self._notice("more that cannot be answered is left out and counted without a line each")
             for score in made.scores:
                 progress.scores.add(score)

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 from qa_dist.machine.usage import num_cores
 
-MOST_OTHERS = 0.25
+MAX_OTHERS = 0.25
 """Cores that others may use on average. On two cores it is an eighth of them, and what a quiet machine's own services
 use stays far below."""
 
-MOST_OTHERS_SHARE = 0.02
+MAX_OTHERS_SHARE = 0.02
 """The same as a share of the cores, which is more on large machines: they have more services."""
 
 EXTRA_TRIES = 2
 """How often a disturbed measurement is made again."""
 
-LEAST_UNDISTURBED = 2
+MIN_UNDISTURBED = 2
 """Undisturbed repeats that a headline needs."""
 
 UNSTABLE = "unstable"
@@ -101,7 +101,7 @@ def describe(before: Reading, after: Reading, *, own_seconds: float | None = Non
 
 def most_others() -> float:
     """Cores that others may use on average before a measurement counts as disturbed."""
-    return max(MOST_OTHERS, MOST_OTHERS_SHARE * num_cores())
+    return max(MAX_OTHERS, MAX_OTHERS_SHARE * num_cores())
 
 
 def undisturbed_result(
@@ -137,7 +137,7 @@ def undisturbed(results: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def is_stable(*groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether each group has as many undisturbed results as a headline needs."""
-    return all(sum(not is_disturbed(result) for result in group) >= LEAST_UNDISTURBED for group in groups)
+    return all(sum(not is_disturbed(result) for result in group) >= MIN_UNDISTURBED for group in groups)
 
 
 def in_words(result: Mapping[str, Any]) -> str:

@@ -154,7 +154,7 @@ def headline(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, Headline]:
         "weak_scaling_vs_one_process": "weak_over_one_process",
         "strong_scaling_efficiency": "strong_over_one_process",
     }
-    is_stable = {name: count >= neighbours.LEAST_UNDISTURBED for name, count in last["undisturbed_repeats"].items()}
+    is_stable = {name: count >= neighbours.MIN_UNDISTURBED for name, count in last["undisturbed_repeats"].items()}
     return {
         key: last[name]["median"] if is_stable[name] else neighbours.UNSTABLE
         for key, name in keys.items()

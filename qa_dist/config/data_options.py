@@ -7,7 +7,7 @@ from typing import Literal
 from qa_dist.config.option import option
 from qa_dist.config.texts import shown, whole_number
 
-_MOST_SYNTHETIC = 10_000_000
+_MAX_SYNTHETIC = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +72,10 @@ class DataConfig:
             yield f"--dataset_config_name is for data sets of the hub and --dataset_name is {self.source}; leave it out"
         if self.dataset_name and self.dataset_name.startswith("synthetic"):
             count = self.dataset_name.removeprefix("synthetic:")
-            if not 1 <= whole_number(count) <= _MOST_SYNTHETIC:
+            if not 1 <= whole_number(count) <= _MAX_SYNTHETIC:
                 yield (
                     f"--dataset_name {shown(self.dataset_name)} is not synthetic:N with N from 1 to "
-                    f"{_MOST_SYNTHETIC:,}, as synthetic:10000"
+                    f"{_MAX_SYNTHETIC:,}, as synthetic:10000"
                 )
         # [CLS] question [SEP] context [SEP]; RoBERTa-like models spend four special tokens.
         longest_question = self.max_seq_length - 4 - self.doc_stride - 1

@@ -30,7 +30,7 @@ _EARLIER = "the earlier run's configuration"
 LARGEST_INTEGER = 2**63 - 1
 """The most that an option of whole numbers takes."""
 
-_MOST_DIGITS = 20
+_MAX_DIGITS = 20
 
 
 def parse(
@@ -326,7 +326,7 @@ def _convert(raw: Any, hint: Any) -> Any:
         return _text(str(raw))
     if isinstance(raw, bool):
         raise ValueError(f"is not {'an integer' if hint is int else 'a number'}")
-    if isinstance(raw, str) and raw.lstrip("+-").isdecimal() and len(raw) > _MOST_DIGITS:
+    if isinstance(raw, str) and raw.lstrip("+-").isdecimal() and len(raw) > _MAX_DIGITS:
         raise ValueError("has too many digits")
     try:
         number = float(raw)

@@ -23,11 +23,11 @@ Kind = Literal["number", "name", "phrase"]
 _SHARES: Mapping[Kind, float] = {"number": 0.22, "name": 0.38, "phrase": 0.40}
 """How often an answer is of a kind, as far as the text has some; about as in SQuAD (Rajpurkar et al. 2016, table 2)."""
 
-_MOST_WORDS = 14
+_MAX_WORDS = 14
 _FEWEST_WORDS = 4
 """Words of a question, one of which asks."""
 
-_MOST_DROPPED = 0.35
+_MAX_DROPPED = 0.35
 """Share of a question's words that are left out, at most; the share is drawn anew for each question."""
 
 _SHUFFLED_WITHIN = 3
@@ -166,11 +166,11 @@ def _phrases(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 def _words(text: str, gap: Gap, rng: random.Random) -> list[str]:
     """The words of a question: some of those around the gap, and one that asks in its place or before them all."""
     start, end = gap.sentence
-    most = rng.randint(6, _MOST_WORDS)
+    most = rng.randint(6, _MAX_WORDS)
     left, right = _WORD.findall(text[start : gap.start_char]), _WORD.findall(text[gap.end_char : end])
     num_left = min(len(left), max(rng.randint(0, most), most - len(right)))
     left, right = left[len(left) - num_left :], right[: most - num_left]
-    dropped = rng.uniform(0.0, _MOST_DROPPED)
+    dropped = rng.uniform(0.0, _MAX_DROPPED)
     left, right = ([word for word in side if rng.random() > dropped] for side in (left, right))
     asking = _asking(gap.kind, text[gap.start_char : gap.end_char], rng)
     order = rng.random()

@@ -17,7 +17,7 @@ from qa_dist.common.hosts import expected_hosts
 COMMAND = "the command"
 """The fact of ranks that have no launcher: what they were started with, as words."""
 
-_MOST_NAMES = 8
+_MAX_NAMES = 8
 _POLL_SECONDS = 0.5
 _NOTICE_SECONDS = 30.0
 
@@ -220,8 +220,8 @@ def _absent(present: Sequence[Member], world_size: int) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _rank_ranges(ranks: Sequence[int]) -> str:

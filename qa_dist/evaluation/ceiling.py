@@ -37,11 +37,11 @@ REASONS = {
 """Why no reference of a question can be answered, by the name that files have for it. Of several references the one
 that comes nearest counts: a window holds it, or its ends are ends of tokens, or it is in the context."""
 
-MOST_SPANS = 20_000
+MAX_SPANS = 20_000
 """Spans of a question that are tried before the bound on the others is taken for its ceiling. Only long answers of
 common words need so many."""
 
-MOST_TOKENS = 20_000_000
+MAX_TOKENS = 20_000_000
 """Context tokens of all questions that are searched, about a minute of one core, before a bound of 1 is taken for the
 others. Only thousands of answers that no model can give, in contexts of thousands of words, need so many."""
 
@@ -78,8 +78,8 @@ class Window(NamedTuple):
 def ceiling(store: FeatureStore, rules: Normalization, *, max_answer_length: int, version_2: bool) -> Ceiling | None:
     """The ceiling of the examples of a store; None if it has none with known references.
 
-    It is exact, but for questions of which more than `MOST_SPANS` spans would have to be tried, and those that are left
-    when `MOST_TOKENS` tokens were searched: there it is a bound.
+    It is exact, but for questions of which more than `MAX_SPANS` spans would have to be tried, and those that are left
+    when `MAX_TOKENS` tokens were searched: there it is a bound.
 
     Args:
         store: The examples and their features.
@@ -117,8 +117,8 @@ class Budget:
     """
 
     def __init__(self, num_tokens: int | None = None) -> None:
-        """Allow for so many context tokens; None: `MOST_TOKENS`."""
-        self.num_left = MOST_TOKENS if num_tokens is None else num_tokens
+        """Allow for so many context tokens; None: `MAX_TOKENS`."""
+        self.num_left = MAX_TOKENS if num_tokens is None else num_tokens
         self.num_unsearched = 0
 
     def allows(self, question: "Question") -> bool:
@@ -316,7 +316,7 @@ class _Search:
                 break
             if (start, end) in tried:
                 continue
-            if len(tried) >= MOST_SPANS:
+            if len(tried) >= MAX_SPANS:
                 return 1.0 if can_match else best[0], max(best[1], bound)
             tried.add((start, end))
             best = _better(best, self._question.score(self._golds, self._question.context[start:end]))

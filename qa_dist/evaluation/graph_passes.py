@@ -27,7 +27,7 @@ from qa_dist.machine.kept_graphs import KeptGraphs, Recorded, recording_problem
 from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.span_model import SpanModel, span_loss
 
-MOST_GRAPHS = 32
+MAX_GRAPHS = 32
 """Graphs that are kept; a new one takes the place of the one that has not been replayed for longest. Evaluation
 batches are full, so that all of SQuAD's need about six."""
 
@@ -178,7 +178,7 @@ class EvaluationGraphs:
             furthest = max(float((ours - theirs).abs().max()) for ours, theirs in zip(found, wanted, strict=True))
             self.give_up(f"a replay differs by up to {furthest:.2g} from what it replays, and must be the same")
         else:
-            self._graphs.shrink(MOST_GRAPHS)
+            self._graphs.shrink(MAX_GRAPHS)
 
     def _addresses(self) -> list[int]:
         return [weight.data_ptr() for weight in self._model.parameters()]

@@ -24,8 +24,8 @@ FILE = "limits.json"
 VERSION = 1
 """Changes with whatever in this program decides what the file says."""
 
-LEAST_CEILING = 99.0
-MOST_UNKNOWN = 0.01
+MIN_CEILING = 99.0
+MAX_UNKNOWN = 0.01
 """Below the first, in percent of EM or F1, and above the second, as a share of the context tokens, there is a warning.
 SQuAD with BERT's tokenizer has a ceiling above 99, and next to no unknown tokens."""
 
@@ -120,10 +120,10 @@ def limit_lines(store: FeatureStore, tokenizer: Any, config: EvaluationConfig, *
             f"validation: at best EM {best.exact_match:.2f}, F1 {best.f1:.2f} with this tokenizer, --max_seq_length, "
             f"--doc_stride and --max_answer_length {config.max_answer_length}; {unknown}"
         )
-    if found.unknown_token_share > MOST_UNKNOWN:
+    if found.unknown_token_share > MAX_UNKNOWN:
         yield f"warning: {unknown}: the tokenizer does not know this text; choose a model of its language"
     # A reference without a word, which a blank one is, can be matched and has no F1 in v1.1.
-    if best is not None and best.out_of_reach and min(best.exact_match, best.f1) < LEAST_CEILING:
+    if best is not None and best.out_of_reach and min(best.exact_match, best.f1) < MIN_CEILING:
         counts = ", ".join(f"{count:,} {REASONS[reason]}" for reason, count in best.out_of_reach.items())
         total = sum(best.out_of_reach.values())
         yield (

@@ -26,7 +26,7 @@ TOKEN_STEP = 256
 _FINEST = 32
 """Larger buckets are at least this share of the largest power of two in them apart, so that there are not many."""
 
-_LEAST_SLOTS = 8
+_MIN_SLOTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Bucket:
         step = max(TOKEN_STEP, (1 << (num_tokens.bit_length() - 1)) // _FINEST)
         tokens = min(-(-num_tokens // step) * step, max(max_tokens, num_tokens))
         taken = len(lengths) + -(-(tokens - num_tokens) // longest)
-        return cls(tokens, max(_LEAST_SLOTS, 1 << (taken - 1).bit_length()), longest)
+        return cls(tokens, max(_MIN_SLOTS, 1 << (taken - 1).bit_length()), longest)
 
     def fill(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Tokens of each slot: the features', the dummy features', and none."""

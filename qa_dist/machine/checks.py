@@ -24,7 +24,7 @@ from qa_dist.machine.requirements import Requirement
 GIB = 1 << 30
 MIB = 1 << 20
 
-_LEAST_DISK_BYTES = 200 * MIB
+_MIN_DISK_BYTES = 200 * MIB
 """Less cannot hold an adapter, a store of a small data set and logs."""
 _ENOUGH_DISK_BYTES = 5 * GIB
 """Holds the store of SQuAD, a base-size model and a few checkpoints of its full fine-tuning."""
@@ -309,7 +309,7 @@ def disk(name: str, path: Path, *, free_bytes: int, writable: bool, remedy: str)
     text = f"{path}, {free_bytes / GIB:.1f} GiB free"
     if not writable:
         return Check(name, "failure", f"{path} cannot be written to", remedy)
-    if free_bytes < _LEAST_DISK_BYTES:
+    if free_bytes < _MIN_DISK_BYTES:
         return Check(name, "failure", text, f"make room, or {remedy}")
     if free_bytes < _ENOUGH_DISK_BYTES:
         return Check(name, "warning", text, f"{_ENOUGH_DISK_BYTES // GIB} GiB are enough: make room, or {remedy}")

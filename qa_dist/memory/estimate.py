@@ -43,7 +43,7 @@ _UNITS = {
 }
 """Bytes of each unit that a size of memory may be written in."""
 
-_LEAST_MEMORY = 64 * 2**20
+_MIN_MEMORY = 64 * 2**20
 """Bytes below which no device is: who writes a smaller number has left out the unit."""
 
 _TIMEOUT_SECONDS = 300
@@ -69,7 +69,7 @@ class EstimateConfig:
 
     def problems(self) -> Iterable[str]:
         size = None if self.device_memory is None else num_bytes(self.device_memory)
-        if size is not None and size < _LEAST_MEMORY:
+        if size is not None and size < _MIN_MEMORY:
             what = f"{size:,} byte{'s' if size > 1 else ''}, less than any device has"
             yield f"--device_memory {self.device_memory} is {what}; name the unit, as in 24GiB"
         elif self.device_memory is not None and size is None:

@@ -30,7 +30,7 @@ Part = Literal["weights", "gradients", "activations", "logits", "workspace"]
 MADE: tuple[Part, ...] = ("activations", "logits", "workspace")
 """Parts that a pass makes, and leaves nothing of."""
 
-_MOST_FOLLOWED = 1 << 18
+_MAX_FOLLOWED = 1 << 18
 """Numbers of a tensor up to which they are computed: more than the layout of a row has, less than most masks have."""
 
 
@@ -93,7 +93,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if not all(
             isinstance(tensor, FakeTensor)
-            and (tensor.ndim == 0 or (not tensor.dtype.is_floating_point and tensor.numel() <= _MOST_FOLLOWED))
+            and (tensor.ndim == 0 or (not tensor.dtype.is_floating_point and tensor.numel() <= _MAX_FOLLOWED))
             for tensor in made
         ) or not all(tensor in self._values or type(tensor) is torch.Tensor for tensor in inputs):
             for tensor in made:

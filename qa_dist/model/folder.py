@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.errors import CheckpointError, ConfigError, UserError
 from qa_dist.config.model_options import ADAPTER_OPTIONS
 from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.config.parsing import peek
@@ -135,7 +135,12 @@ def _options(adapter: str) -> dict[str, Any]:
     if not os.path.isfile(foreign):
         return {"model_name_or_path": adapter, "tuning": "full"} if os.path.isfile(plain) else {}
     base = check_adapter(adapter).get("base_model_name_or_path")
-    options: dict[str, Any] = {"model_name_or_path": base} if base else {}
+    if not base:
+        # The default of the option would be any model, whose weights the adapter may fit without a complaint.
+        raise CheckpointError(
+            f"{foreign} names no base model; write its folder or hub id there, as base_model_name_or_path"
+        )
+    options: dict[str, Any] = {"model_name_or_path": base}
     if has_tokenizer(adapter):
         options["tokenizer_name"] = adapter
     return options

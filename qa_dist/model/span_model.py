@@ -26,7 +26,7 @@ Weights = dict[str, torch.Tensor]
 
 Padding = Literal["unpadded", "sorted", "max_length"]
 
-_MOST_RECOMPILES = 64
+_MAX_RECOMPILES = 64
 """Graphs that torch may make of the layers of all models of a process; ModernBERT's, of three kinds, need nine."""
 
 
@@ -161,7 +161,7 @@ class SpanModel(nn.Module):
         layers = self.blocks()
         # All models of a process share a limit, as all layers share the function that transformers calls them through.
         dynamo = torch._dynamo.config
-        dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_RECOMPILES)
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_RECOMPILES)
         for layer in layers:
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
         compiled = layers[0]._compiled_call_impl

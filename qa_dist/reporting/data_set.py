@@ -29,7 +29,7 @@ LENGTHS = {"question": "questions", "context": "contexts", "answer": "answers", 
 
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
-_MOST_BINS = 12
+_MAX_BINS = 12
 
 
 def data_set_view(store: FeatureStore, tokenizer: Any, config: RunConfig) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def distribution(values: Int64) -> dict[str, Any]:
 def _histogram(values: Int64, least: int, most: int) -> list[dict[str, int]]:
     """Counts in at most twelve equal bins of 1, 2, 5, 10, 20, ... numbers, both ends included."""
     sizes = (factor * 10**power for power in range(19) for factor in (1, 2, 5))
-    size = next(size for size in sizes if most // size - least // size < _MOST_BINS)
+    size = next(size for size in sizes if most // size - least // size < _MAX_BINS)
     counts = np.bincount(values // size - least // size).tolist()
     starts = [(least // size + place) * size for place in range(len(counts))]
     return [{"first": start, "last": start + size - 1, "n": count} for start, count in zip(starts, counts, strict=True)]

@@ -17,7 +17,7 @@ from qa_dist.common.errors import UserError
 from qa_dist.reporting.curves import kept_points, smoothed
 
 NUM_COLOURS = 6
-MOST_POINTS = 400
+MAX_POINTS = 400
 """Of a curve in a chart: more than its pixels."""
 
 _SMOOTHED = 60
@@ -58,16 +58,16 @@ def curves(series: Series, label: str, *, dots: Series = (), is_log: bool = Fals
     for run, x, y in series:
         x, y = np.asarray(x), np.asarray(y)
         is_long = is_noisy and len(y) >= _SMOOTHED
-        kept = kept_points(y, MOST_POINTS)
+        kept = kept_points(y, MAX_POINTS)
         axes.plot(x[kept], y[kept], color=colour(run), linewidth=0.8 if is_long else 1.4, alpha=0.35 if is_long else 1)
         if is_long:
             mean = smoothed(y, max(5, len(y) // 25))
-            kept = kept_points(mean, MOST_POINTS)
+            kept = kept_points(mean, MAX_POINTS)
             axes.plot(x[kept], mean[kept], color=colour(run), linewidth=1.6)
         elif len(kept) == 1:
             axes.plot(x[kept], y[kept], color=colour(run), marker="o", markersize=3)
     for run, x, y in dots:
-        kept = kept_points(np.asarray(y, np.float64), MOST_POINTS)
+        kept = kept_points(np.asarray(y, np.float64), MAX_POINTS)
         x, y = np.asarray(x)[kept], np.asarray(y)[kept]
         axes.plot(x, y, color=colour(run), linestyle="--", linewidth=1, marker="o", markersize=3.5)
     if is_log:
@@ -90,7 +90,7 @@ def scores(
             points = [(each["step"], each[name]) for each in found if name in each]
             if points:
                 x, y = (np.array(column, np.float64) for column in zip(*points, strict=True))
-                kept = kept_points(y, MOST_POINTS)
+                kept = kept_points(y, MAX_POINTS)
                 axes.plot(x[kept], y[kept], color=colour(run), linestyle=style, linewidth=1.2, marker="o", markersize=3)
         for final in finals:
             score = final[name]

@@ -25,10 +25,10 @@ from qa_dist.reporting.report_scores import Scored
 from qa_dist.reporting.run_folders import Run
 from qa_dist.reporting.slices import ORDERS, SLICINGS
 
-MOST_SLICES = 12
+MAX_SLICES = 12
 """Of a slicing without end, such as titles."""
 
-MOST_EVALUATIONS = 40
+MAX_EVALUATIONS = 40
 """Rows of a table of evaluations; the curve has all."""
 
 
@@ -166,8 +166,8 @@ def _evaluations(run: Run) -> list[dict[str, Any]]:
     """Evaluations of a run as rows; of many, evenly spread ones with the first and the last."""
     found = run.evaluations
     kept = range(len(found))
-    if len(found) > MOST_EVALUATIONS:
-        kept = sorted({round(place) for place in np.linspace(0, len(found) - 1, MOST_EVALUATIONS)})  # type: ignore[assignment]
+    if len(found) > MAX_EVALUATIONS:
+        kept = sorted({round(place) for place in np.linspace(0, len(found) - 1, MAX_EVALUATIONS)})  # type: ignore[assignment]
     return [
         {"step": int(found[place]["step"]), **{name: found[place].get(name) for name in ("loss", "f1", "exact_match")}}
         for place in kept
@@ -208,8 +208,8 @@ def _slicings(by_run: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any
             yield {
                 "by": by,
                 "meaning": meaning,
-                "rows": list(rows.values())[:MOST_SLICES],
-                "num_more": max(0, len(rows) - MOST_SLICES),
+                "rows": list(rows.values())[:MAX_SLICES],
+                "num_more": max(0, len(rows) - MAX_SLICES),
             }
 
 

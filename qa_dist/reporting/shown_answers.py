@@ -25,7 +25,7 @@ AROUND = 240
 _LONGEST = 600
 """Characters of a place beyond which its middle is left out."""
 
-_MOST_CHARACTERS = 500
+_MAX_CHARACTERS = 500
 """Of a question or an answer."""
 
 
@@ -173,7 +173,7 @@ def _shown(
 
 def shortened(text: str) -> str:
     """The text, or its beginning and dots."""
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}\u2026"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}\u2026"
 
 
 def _confidence(text: str, candidates: Candidates, key: str) -> float | None:

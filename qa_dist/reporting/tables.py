@@ -6,7 +6,7 @@ from typing import Any
 from qa_dist.reporting.mistakes import KINDS
 from qa_dist.reporting.slices import SLICINGS
 
-_MOST_ROWS = 12
+_MAX_ROWS = 12
 """Of a slicing without end, such as titles."""
 
 _WIDEST = 64
@@ -94,12 +94,12 @@ def _slices(slices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 *(cell for name in ("exact_match", "f1") for cell in (_number(each[name]["value"]), _ends(each[name]))),
                 each["warning"] or "",
             )
-            for each in members[:_MOST_ROWS]
+            for each in members[:_MAX_ROWS]
         ]
         yield f"by {by}: {SLICINGS[by]}"
         yield from _table([("", "n", "EM", "", "F1", "", ""), *rows])
-        if len(members) > _MOST_ROWS:
-            yield f"  and {len(members) - _MOST_ROWS:,} more: --json has all"
+        if len(members) > _MAX_ROWS:
+            yield f"  and {len(members) - _MAX_ROWS:,} more: --json has all"
         yield ""
 
 

@@ -34,7 +34,7 @@ _OURS = ("--job-name", "-J", "--output", "-o", "--clusters", "-M")
 """Options of sbatch that say by what name, in what log and in which queue a job is found again."""
 
 _SECONDS_TO_STOP = 120.0
-_MOST_SILENCES = 60
+_MAX_SILENCES = 60
 """Slurm's controller may be restarted, or busy for a while."""
 
 Call = Callable[[Sequence[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
@@ -168,7 +168,7 @@ class SlurmJobs:
     def _queue(self) -> dict[str, str]:
         """Numbers of this user's jobs that wait, run or are ending, by name."""
         words = ["squeue", "--noheader", "--me", "--format", "%i|%j"]
-        for _ in range(_MOST_SILENCES):
+        for _ in range(_MAX_SILENCES):
             done = self._call(words, {})
             if not done.returncode:
                 lines = [line.strip().partition("|") for line in done.stdout.splitlines() if line.strip()]

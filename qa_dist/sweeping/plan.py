@@ -19,10 +19,10 @@ from qa_dist.sweeping.space import LONGEST_NAME, Search, as_name, read_search, v
 
 PROG = "qa_dist.sweep"
 KEYS = ("config", "options", "seeds", "grid", "trials", "search", "rungs")
-MOST_TRIALS = 10_000
+MAX_TRIALS = 10_000
 """A grid of more is a slip of the pen."""
 
-_MOST_EVALUATIONS = 10
+_MAX_EVALUATIONS = 10
 """How often a trial may have to evaluate before its first rung."""
 
 # Without a comma, which stands between names on the command line.
@@ -252,7 +252,7 @@ def _check_rungs(configs: Sequence[RunConfig], rungs: Sequence[int], path: Path)
 def _check_spacing(rungs: Sequence[int], path: Path) -> None:
     """Refuse rungs for which trials would have to evaluate all the time."""
     every = math.gcd(*rungs) if rungs else 0
-    if rungs and min(rungs) > _MOST_EVALUATIONS * every:
+    if rungs and min(rungs) > _MAX_EVALUATIONS * every:
         multiples = ", ".join(dict.fromkeys(str(max(1, round(rung / min(rungs))) * min(rungs)) for rung in rungs))
         raise ConfigError(
             [
@@ -346,8 +346,8 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
     if problems:
         raise ConfigError(problems)
     num_points = math.prod(len(values) for values in grid.values()) if grid else 0
-    if num_points > MOST_TRIALS:
-        raise ConfigError([f"{path}: the grid has {num_points:,} points; at most {MOST_TRIALS:,} are allowed"])
+    if num_points > MAX_TRIALS:
+        raise ConfigError([f"{path}: the grid has {num_points:,} points; at most {MAX_TRIALS:,} are allowed"])
     methods = []
     if grid:
         for values in itertools.product(*grid.values()):

@@ -24,7 +24,7 @@ PRUNERS = {
 """Names of pruners, and optuna's class of each."""
 
 KEYS = ("trials", "parameters", "sampler", "pruner", "storage", "study")
-MOST_PROPOSALS = 10_000
+MAX_PROPOSALS = 10_000
 LONGEST_NAME = 100
 _BETWEEN = 0.381966
 _RANGE_KEYS = ("low", "high", "log", "step")
@@ -171,10 +171,10 @@ def read_search(path: Path, content: Mapping[str, Any], rungs: Sequence[int]) ->
         if content.get(name)
     ]
     trials = asked.get("trials")
-    if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials <= MOST_PROPOSALS:
+    if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials <= MAX_PROPOSALS:
         problems.append(
             f"{path}: trials of the search is {shown(trials)} and must be how many points are tried, "
-            f"from 1 to {MOST_PROPOSALS:,}"
+            f"from 1 to {MAX_PROPOSALS:,}"
         )
     for name in ("storage", "study"):
         if asked.get(name) is not None and not (isinstance(asked[name], str) and asked[name]):

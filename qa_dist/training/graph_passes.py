@@ -27,7 +27,7 @@ from qa_dist.training.distances import norm, relative_distance
 from qa_dist.training.passes import Passes
 from qa_dist.training.step_inputs import MicroBatch
 
-MOST_GRAPHS = 64
+MAX_GRAPHS = 64
 """Graphs that are kept; a new one takes the place of the one that has not been replayed for longest."""
 
 REPLAY_TOLERANCE = {"no": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
@@ -157,7 +157,7 @@ class GraphPasses(Passes):
             share = f"{distances[0]:.2g} of the losses and {distances[1]:.2g} of the gradient"
             self.give_up(f"a replay differs by {share} from what it replays, and rounding explains {limit:.2g}")
         else:
-            self._graphs.shrink(MOST_GRAPHS)
+            self._graphs.shrink(MAX_GRAPHS)
 
     def _let_go(self, inputs: BucketInputs) -> None:
         """Make the model forget the pass before.

@@ -31,7 +31,7 @@ from qa_dist.training.run_state import RunState
 from qa_dist.training.step_inputs import StepInputs
 from qa_dist.training.step_report import Outcome, StepReport
 
-LEAST_LOSS_SCALE = 1.0
+MIN_LOSS_SCALE = 1.0
 """In float16, losses are scaled up so that small gradients do not vanish; one below 1 would make them vanish more."""
 
 
@@ -240,7 +240,7 @@ class Trainer:
     def _require_room_below(self, step: int, features: Indices) -> None:
         """After a gradient that is not finite: a smaller loss scale may do, where there is one."""
         scale = self.engine.loss_scale
-        if scale is None or scale < LEAST_LOSS_SCALE:
+        if scale is None or scale < MIN_LOSS_SCALE:
             scaled = "" if scale is None else f", even with losses scaled by {scale:g} in float16; use bf16 or no"
             raise DivergedError(
                 f"step {step + 1}: the gradient is not finite{scaled}; features {self._names(features)}"

@@ -51,9 +51,9 @@ SHORTEST_LIFE, LONGEST_LIFE = 0.5, 120.0
 SECONDS_BETWEEN_SAMPLES = 0.5
 WARM_UP_SAMPLES = 20
 """What imports, caches and first allocations of every size take is there by then."""
-LEAST_SAMPLES = 40
+MIN_SAMPLES = 40
 """Lives with fewer behind their warm-up tell nothing about growth."""
-LEAST_LIVES = 4
+MIN_LIVES = 4
 """Fewer that got through their warm-up tell nothing about growth from life to life."""
 ALLOWED_GROWTH = {"rss_bytes": 0.01, "handles": 0.0, "threads": 0.0, "children": 0.0}
 """As a share of what was there. A resident set goes up and down a little with the heap's pages."""
@@ -212,7 +212,7 @@ def within_lives(lives: Sequence[Life]) -> dict[str, Any]:
             quarters(values[WARM_UP_SAMPLES:], middle_of(kind))
             for life in lives
             for values in life.samples[kind]
-            if len(values) >= WARM_UP_SAMPLES + LEAST_SAMPLES
+            if len(values) >= WARM_UP_SAMPLES + MIN_SAMPLES
         ]
         found[kind] = _growth(kind, ends)
     return found
@@ -223,7 +223,7 @@ def courses(lives: Sequence[Life]) -> list[dict[str, Any]]:
     found = []
     for life in lives:
         series = [values[WARM_UP_SAMPLES:] for values in life.samples["rss_bytes"]]
-        if min(map(len, series)) >= LEAST_SAMPLES:
+        if min(map(len, series)) >= MIN_SAMPLES:
             quarter = len(series[0]) // 4
             cut = [[values[i * quarter : (i + 1) * quarter] for i in range(4)] for values in series]
             found.append({"steps": life.steps, "rss_bytes": [[statistics.median(part) for part in one] for one in cut]})
@@ -236,7 +236,7 @@ def across_lives(lives: Sequence[Life]) -> dict[str, Any]:
     found = {}
     for kind in ALLOWED_GROWTH:
         ends = []
-        for rank in range(WORLD_SIZE if len(grown_up) >= LEAST_LIVES else 0):
+        for rank in range(WORLD_SIZE if len(grown_up) >= MIN_LIVES else 0):
             series = [life.samples[kind][rank][WARM_UP_SAMPLES // 2 : WARM_UP_SAMPLES] for life in grown_up]
             ends.append(quarters([middle_of(kind)(values) for values in series], middle_of(kind)))
         found[kind] = _growth(kind, ends)

@@ -57,7 +57,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     The machine counts as quiet, whatever runs beside the tests, and one repeat makes a headline.
     """
     monkeypatch.setattr(neighbours, "read_machine", lambda: neighbours.Reading(0.0, 0.0, 0.0))
-    monkeypatch.setattr(neighbours, "LEAST_UNDISTURBED", 1)
+    monkeypatch.setattr(neighbours, "MIN_UNDISTURBED", 1)
     popen = SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL)
     monkeypatch.setattr(job, "subprocess", popen)
 

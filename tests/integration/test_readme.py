@@ -45,7 +45,7 @@ NOT_RUN = {
     "qa-dist serve ": "it does not end; tests/integration/test_serve.py starts it and ends it",
     "qa-dist export ": "tests/compiled/test_exported.py runs it, on smaller models",
     # The way to a machine without a network.
-    "python -m qa_dist.bench gpu pack ": "it downloads; tests/unit/benchmarking/test_gpu_running.py tests the wheels",
+    "python -m qa_dist.bench gpu pack ": "it downloads; tests/unit/benchmarking/test_gpu_items.py tests the wheels",
     "python3 -m tarfile ": "it needs the archive that the command before it makes",
     "python3 -m pip ": "it needs the wheels in that archive",
     "PYTHONPATH=$PWD:/tmp/gpu/site ": "it needs what is unpacked there; tests/integration/test_bench_gpu.py runs it",

@@ -281,7 +281,7 @@ def test_where_the_ceiling_was_not_searched_to_the_end_is_said(
     words = [*flags[2:], "--validation_file", out_of_reach, "--max_answer_length", "5"]
     words[words.index("--store_dir") + 1] = str(tmp_path / "stores")
     whole = inspected(capsys, *words)["ceiling"]
-    monkeypatch.setattr("qa_dist.evaluation.ceiling.MOST_TOKENS", num_tokens)
+    monkeypatch.setattr("qa_dist.evaluation.ceiling.MAX_TOKENS", num_tokens)
     best = inspected(capsys, *words)["ceiling"]
     assert (whole["num_unsearched"], best["num_unsearched"] > 0) == (0, True)
     assert sum(best["reasons"].values()) == sum(whole["reasons"].values()) - best["num_unsearched"]

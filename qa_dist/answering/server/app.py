@@ -39,7 +39,7 @@ _DISCARDED = 8
 Most clients send all of a request before they read the response, and would see a broken connection instead.
 """
 
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 
 _STUCK = 4
 """A batch in work for so many times the limit of a request is a device that no longer answers."""
@@ -145,7 +145,7 @@ class Service:
         too_long = RefusedError(413, f"the body is longer than {most:,} bytes; send fewer or shorter texts", close)
         declared = request.headers.get("content-length", "0")
         # More digits than these are too many, whatever follows them.
-        length = int(declared[:_MOST_DIGITS]) if declared.isascii() and declared.isdigit() else 0
+        length = int(declared[:_MAX_DIGITS]) if declared.isascii() and declared.isdigit() else 0
         if length > most and (length > _DISCARDED * most or "expect" in request.headers):
             raise too_long
         reading = asyncio.ensure_future(_read_parts(request, most))

@@ -27,7 +27,7 @@ from qa_dist.common.files import make_writable
 from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
-    from qa_dist.benchmarking.gpu.running import Item
+    from qa_dist.benchmarking.gpu.items import Item
     from qa_dist.benchmarking.gpu.scene import Scene
 
 FORMAT = 1
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     prepare_cuda(os.environ, deterministic=False)
     import torch
 
-    from qa_dist.benchmarking.gpu.running import Log, run_items, table
+    from qa_dist.benchmarking.gpu.items import Log, run_items, table
     from qa_dist.benchmarking.gpu.scene import Scene
     from qa_dist.benchmarking.gpu.squad import find_files
 
@@ -148,7 +148,7 @@ def _driver() -> str | None:
 def all_items(scene: "Scene") -> list["Item"]:
     """Every item, the most important first: what is wrong spoils figures, so short checks come before them."""
     from qa_dist.benchmarking.gpu import evaluation_graphs, graphs, lora, numerics, processes, squad, steps
-    from qa_dist.benchmarking.gpu.running import Item
+    from qa_dist.benchmarking.gpu.items import Item
 
     def check(name: str, seconds: float, work: Callable[["Scene"], Any], least: float = 3) -> Item:
         return Item(name, "a", scene.choose(seconds, _REHEARSAL_SECONDS), partial(work, scene), scene.choose(least, 0))
@@ -217,7 +217,7 @@ def _with_peft(scene: "Scene") -> list["Item"]:
 def _whole_runs(scene: "Scene") -> list["Item"]:
     """SQuAD itself, and an epoch."""
     from qa_dist.benchmarking.gpu import speed, squad
-    from qa_dist.benchmarking.gpu.running import Item
+    from qa_dist.benchmarking.gpu.items import Item
 
     lora, full = (_squad(scene, recipe, 1) for recipe in squad.RECIPES)
     return [lora, Item("epoch", "b", 180, partial(speed.epoch, scene), scene.choose(40, 0)), full]
@@ -256,7 +256,7 @@ def _training(
     **options: str,
 ) -> "Item":
     from qa_dist.benchmarking.gpu import speed
-    from qa_dist.benchmarking.gpu.running import Item
+    from qa_dist.benchmarking.gpu.items import Item
 
     changes = [*options.values(), *([] if dropout else ["no dropout"]), *(["graphs"] if graphs else [])]
     name = ", ".join([f"train {tuning}", f"batch {batch_size}", *changes])
@@ -270,7 +270,7 @@ def _training(
 
 def _trainer(scene: "Scene", name: str, tuning: str, batch_size: int, **setup: Any) -> "Item":
     from qa_dist.benchmarking.gpu import speed
-    from qa_dist.benchmarking.gpu.running import Item
+    from qa_dist.benchmarking.gpu.items import Item
 
     work = partial(speed.hugging_face_trainer, scene, tuning, batch_size, **setup)
     return Item(f"Trainer {name}, {tuning}, batch {batch_size}", "b", 45, work, scene.choose(10, 0))
@@ -278,7 +278,7 @@ def _trainer(scene: "Scene", name: str, tuning: str, batch_size: int, **setup: A
 
 def _squad(scene: "Scene", recipe: str, seed: int) -> "Item":
     from qa_dist.benchmarking.gpu import squad
-    from qa_dist.benchmarking.gpu.running import Item
+    from qa_dist.benchmarking.gpu.items import Item
 
     work = partial(squad.squad, scene, recipe, seed)
     return Item(f"SQuAD {recipe}, seed {seed}", "b", 150, work, scene.choose(45, 0))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures
+from qa_dist.benchmarking.gpu.items import Failed, Figures
 from qa_dist.benchmarking.gpu.scene import Scene, alone, new_model
 from qa_dist.benchmarking.measuring import synchronize, synthetic_features
 from qa_dist.config.options import RunConfig

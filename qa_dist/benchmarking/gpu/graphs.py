@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped
+from qa_dist.benchmarking.gpu.items import Failed, Figures, Skipped
 from qa_dist.benchmarking.gpu.scene import Scene, alone, furthest, replaced
 from qa_dist.benchmarking.gpu.steps import count_syncs
 from qa_dist.config.options import RunConfig

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures
+from qa_dist.benchmarking.gpu.items import Failed, Figures
 from qa_dist.benchmarking.gpu.scene import Scene, alone, new_model, relative_error
 from qa_dist.benchmarking.measuring import synchronize
 from qa_dist.model.equality import rounding

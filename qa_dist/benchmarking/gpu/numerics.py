@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures
+from qa_dist.benchmarking.gpu.items import Failed, Figures
 from qa_dist.benchmarking.gpu.scene import Scene, alone, new_model, relative_error
 from qa_dist.benchmarking.measuring import synchronize, synthetic_features
 from qa_dist.evaluation.top_spans import pad_rows, top_spans

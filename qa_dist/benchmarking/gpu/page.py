@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.benchmarking.counted import markdown_table
-from qa_dist.benchmarking.gpu.running import is_number
+from qa_dist.benchmarking.gpu.items import is_number
 from qa_dist.benchmarking.report import NOT_MEASURED, write_page
 from qa_dist.common.command import Parser
 from qa_dist.common.errors import UserError

@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped, require_installed
+from qa_dist.benchmarking.gpu.items import Failed, Figures, Skipped, require_installed
 from qa_dist.benchmarking.gpu.scene import Scene, alone, furthest
 from qa_dist.benchmarking.job import PACKAGE_ROOT, environment_for_children
 from qa_dist.common.shipped import find_shipped

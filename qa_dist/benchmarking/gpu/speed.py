@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from qa_dist.benchmarking import hugging_face
 from qa_dist.benchmarking.flops import StepFlops
+from qa_dist.benchmarking.gpu.items import Figures, Skipped
 from qa_dist.benchmarking.gpu.numerics import PEAK_BF16, product_rate
-from qa_dist.benchmarking.gpu.running import Figures, Skipped
 from qa_dist.benchmarking.gpu.scene import Scene, alone
 from qa_dist.benchmarking.gpu.steps import compile_seconds, count_syncs
 from qa_dist.benchmarking.job import Job

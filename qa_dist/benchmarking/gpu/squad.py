@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped
+from qa_dist.benchmarking.gpu.items import Failed, Figures, Skipped
 from qa_dist.benchmarking.gpu.scene import Scene, alone, new_model
 from qa_dist.common.errors import ConfigError
 from qa_dist.evaluation.loop import evaluate

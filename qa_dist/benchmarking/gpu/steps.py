@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qa_dist.benchmarking.gpu.running import Failed, Figures, Skipped, require_installed
+from qa_dist.benchmarking.gpu.items import Failed, Figures, Skipped, require_installed
 from qa_dist.benchmarking.gpu.scene import (
     RanksOnCpu,
     Scene,
@@ -28,7 +28,7 @@ from qa_dist.model.compiling import try_layers
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.training.trainer import StepResult, Trainer
 
-MOST_SYNCS = 1
+MAX_SYNCS = 1
 """Waits of the host for the device in a step, however many micro-batches it has."""
 
 _STEADY = {"learning_rate": 1e-3, "adam_epsilon": 1e-3}
@@ -289,7 +289,7 @@ def syncs(scene: Scene) -> Figures:
             places = count_syncs(trainer, range(4, 8))
         figures[name] = sum(places.values()) / 4
         figures[f"{name}_places"] = dict(places.most_common(12))
-    return _require(figures, {"one_micro_batch": MOST_SYNCS, "four_micro_batches": MOST_SYNCS})
+    return _require(figures, {"one_micro_batch": MAX_SYNCS, "four_micro_batches": MAX_SYNCS})
 
 
 def count_syncs(trainer: Trainer, steps: Sequence[int] | range) -> Counter[str]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from qa_dist.answering.records import Answer, Question
-from qa_dist.answering.server import running
+from qa_dist.answering.server import process
 from qa_dist.answering.server.app import Service, make_app
 from qa_dist.answering.server.batching import BatchingOptions, Worker
 from qa_dist.answering.server.limits import Limits
@@ -74,12 +74,12 @@ def make_service(
 @contextlib.contextmanager
 def served(service: Service, port: int = 0) -> Iterator[str]:
     """The address of a real server, in a thread of this process, while the block runs."""
-    listening = running.listen("127.0.0.1", port)
+    listening = process.listen("127.0.0.1", port)
     ready = threading.Event()
-    app = make_app(service, hosts=running.host_names(listening, "127.0.0.1", ()), close_seconds=10)
-    server = running.make_server(app, service.limits, ready.set)
+    app = make_app(service, hosts=process.host_names(listening, "127.0.0.1", ()), close_seconds=10)
+    server = process.make_server(app, service.limits, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    address = running.address_of(listening)
+    address = process.address_of(listening)
     thread.start()
     try:
         assert ready.wait(30)

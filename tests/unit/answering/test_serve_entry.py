@@ -12,7 +12,7 @@ from qa_dist import serve
 from qa_dist.answering.options import ReaderConfig
 from qa_dist.answering.reader import Reader
 from qa_dist.answering.records import Question
-from qa_dist.answering.server import running
+from qa_dist.answering.server import process
 from tests.refusals import refusal
 
 
@@ -35,7 +35,7 @@ def test_a_port_in_use(capsys: Any) -> None:
 
 
 def test_a_second_server_that_starts_while_the_first_one_loads_is_refused(capsys: Any) -> None:
-    with running.listen("127.0.0.1", 0) as listening:
+    with process.listen("127.0.0.1", 0) as listening:
         port = str(listening.getsockname()[1])
         assert "in use" in refusal(serve.main, ["any-model", "--port", port], capsys)
 
@@ -86,10 +86,10 @@ def test_a_package_that_is_missing(capsys: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_only_this_machine_is_listened_to_unless_said_otherwise() -> None:
     config = serve.ServeConfig(model="any-model")
-    with running.listen(config.host, 0) as listening:
-        assert running.is_loopback(listening)
-        assert running.host_names(listening, config.host, ()) == ("localhost", "127.0.0.1", "[::1]", "127.0.0.1")
-    with running.listen("0.0.0.0", 0) as listening:
-        assert not running.is_loopback(listening)
-        assert running.host_names(listening, "0.0.0.0", ()) == ()
-        assert running.host_names(listening, "0.0.0.0", ("qa.example",))[-1] == "qa.example"
+    with process.listen(config.host, 0) as listening:
+        assert process.is_loopback(listening)
+        assert process.host_names(listening, config.host, ()) == ("localhost", "127.0.0.1", "[::1]", "127.0.0.1")
+    with process.listen("0.0.0.0", 0) as listening:
+        assert not process.is_loopback(listening)
+        assert process.host_names(listening, "0.0.0.0", ()) == ()
+        assert process.host_names(listening, "0.0.0.0", ("qa.example",))[-1] == "qa.example"

@@ -432,7 +432,7 @@ def test_markup_in_texts_comes_back_as_json_and_nothing_else(reader: FakeReader,
 
 
 def test_a_key_file_is_checked_when_the_server_starts(tmp_path: Any) -> None:
-    from qa_dist.answering.server.running import read_keys
+    from qa_dist.answering.server.process import read_keys
 
     path = tmp_path / "keys"
     path.write_text(f"{KEY}\n\n another-key-of-old \n")

@@ -93,7 +93,7 @@ def test_the_best_of_the_search_is_the_best_of_all_spans(name: str, version_2: b
 
 
 def test_a_search_that_ends_early_is_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_SPANS", 1)
+    monkeypatch.setattr(module, "MAX_SPANS", 1)
     draw = random.Random(5)
     num_higher = 0
     for _ in range(150):

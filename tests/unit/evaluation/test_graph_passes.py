@@ -25,7 +25,7 @@ from tests.support.simulated_graphs import Simulated
 from tests.tiny import tiny_model
 from tests.unit.trained import reset_accelerate
 
-MOST_TOKENS = 256
+MAX_TOKENS = 256
 CPU = torch.device("cpu")
 
 
@@ -44,17 +44,17 @@ class Scene:
         config = ModelConfig(model_name_or_path=str(folder), model_dropout=0.1)
         self.model, _ = build_model(config, seed=1, max_seq_length=128)
         self.store: Any = SyntheticStore(60, seed=1, vocab_size=80, max_seq_length=128, doc_stride=16)
-        self.batches = evaluation_batches(self.store.lengths, MOST_TOKENS)
+        self.batches = evaluation_batches(self.store.lengths, MAX_TOKENS)
         self.recorder, self.notices = Simulated(), list[str]()
         self.ranks = Ranks()
         self.graphs = self.new_graphs()
 
     def new_graphs(self) -> EvaluationGraphs:
-        return EvaluationGraphs(self.model, self.ranks, self.recorder, self.notices.append, max_tokens=MOST_TOKENS)
+        return EvaluationGraphs(self.model, self.ranks, self.recorder, self.notices.append, max_tokens=MAX_TOKENS)
 
     def buckets(self) -> list[buckets.Bucket]:
         lengths = [self.store.lengths[batch].tolist() for batch in self.batches]
-        return [buckets.Bucket.of(each, longest=128, max_tokens=MOST_TOKENS) for each in lengths]
+        return [buckets.Bucket.of(each, longest=128, max_tokens=MAX_TOKENS) for each in lengths]
 
     def run(self, graphs: EvaluationGraphs | None = None) -> list[BatchLogits]:
         computed = logits_of(
@@ -67,7 +67,7 @@ class Scene:
         recorder = Simulated()
         recorder.found = ["nothing is recorded where the device is waited for"]
         said = list[str]()
-        graphs = EvaluationGraphs(self.model, self.ranks, recorder, said.append, max_tokens=MOST_TOKENS)
+        graphs = EvaluationGraphs(self.model, self.ranks, recorder, said.append, max_tokens=MAX_TOKENS)
         found = self.run(graphs)
         assert (recorder.records, len(said)) == (0, 1)
         return found
@@ -161,7 +161,7 @@ def test_a_replay_that_differs_by_a_bit_is_not_trusted(scene: Scene) -> None:
 
 
 def test_the_graph_that_was_not_replayed_for_longest_makes_room(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_passes, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(graph_passes, "MAX_GRAPHS", 1)
     assert same(scene.run(scene.graphs), scene.launched())
     assert scene.recorder.records > 1
     assert scene.recorder.resets == scene.recorder.records - 1

@@ -112,7 +112,7 @@ def test_what_is_said(store: FeatureStore) -> None:
 def test_searches_that_would_take_long_are_left_out_and_said(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceiling, "MOST_TOKENS", 1)
+    monkeypatch.setattr(ceiling, "MAX_TOKENS", 1)
     config = EvaluationConfig(max_answer_length=5)
     said = list(limit_lines(store, TOKENIZER, config, version_2=False))
     assert said[-1] == (

@@ -209,7 +209,11 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda a: (a / "config.yaml").write_text("seed: !!python/object/apply:os.getpid []"),
         "is not allowed",
     ),
-    "foreign without base": (lambda a: foreign(a, base_model_name_or_path=5), "gives a number as the name"),
+    "foreign without base": (
+        lambda a: foreign(a, base_model_name_or_path=None),
+        "names no base model",
+    ),
+    "foreign, base a number": (lambda a: foreign(a, base_model_name_or_path=5), "gives a number as the name"),
     "foreign, base gone": (lambda a: foreign(a, base_model_name_or_path="/no/such/base"), "/no/such/base does not"),
     "foreign with a module": (lambda a: foreign(a, megatron_config={"a": 1}), "asks for a Python module"),
 }

@@ -26,7 +26,7 @@ from tests.tiny import tiny_model
 from tests.unit.trained import reset_accelerate
 
 NUM_STEPS = 8
-MOST_TOKENS = 384
+MAX_TOKENS = 384
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +48,7 @@ class Scene:
             training=TrainingConfig(
                 output_dir="none",
                 global_batch_size=6,
-                max_tokens_per_device=MOST_TOKENS,
+                max_tokens_per_device=MAX_TOKENS,
                 num_train_epochs=1,
                 **training,
             ),
@@ -113,8 +113,8 @@ def test_each_bucket_is_launched_twice_recorded_once_and_replayed_from_then_on(
     scene: Scene, launched: dict[str, torch.Tensor]
 ) -> None:
     made = scene.trainer()
-    assert len(made.inputs.micro_batches(0, MOST_TOKENS)) > 1
-    sizes = [each.batch.bucket for step in range(NUM_STEPS) for each in made.inputs.micro_batches(step, MOST_TOKENS)]  # type: ignore[union-attr]
+    assert len(made.inputs.micro_batches(0, MAX_TOKENS)) > 1
+    sizes = [each.batch.bucket for step in range(NUM_STEPS) for each in made.inputs.micro_batches(step, MAX_TOKENS)]  # type: ignore[union-attr]
     often = {size for size in sizes if sizes.count(size) > 1}
     weights = scene.run(made)
     assert same(weights, launched), "dropout and accumulation are those of launched passes, to the last bit"
@@ -147,7 +147,7 @@ def test_without_dropout_steps_are_those_of_plain_passes(folder: str) -> None:
 def test_a_run_that_goes_on_ends_with_the_same_weights(scene: Scene, launched: dict[str, torch.Tensor]) -> None:
     made = scene.trainer()
     scene.run(made, range(4))
-    state = RunState(world_size=1, max_tokens_per_device=MOST_TOKENS)
+    state = RunState(world_size=1, max_tokens_per_device=MAX_TOKENS)
     checkpoint = made.checkpoint(4, None, state)
     # An evaluation leaves the model in another mode, and what is launched behind it must drop all the same.
     made.model.eval()
@@ -221,7 +221,7 @@ def test_with_deterministic_algorithms_a_replay_must_be_the_same_to_the_last_bit
 def test_the_graph_that_was_not_replayed_for_longest_makes_room(
     scene: Scene, launched: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_passes, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(graph_passes, "MAX_GRAPHS", 1)
     made = scene.trainer()
     assert same(scene.run(made), launched)
     assert scene.recorder.records > 1
@@ -249,11 +249,11 @@ def test_out_of_memory_in_a_step_lets_graphs_go_and_they_come_back(
     step = next(
         step
         for step in range(4, NUM_STEPS)
-        if any(each.batch.bucket not in made.passes._graphs for each in made.inputs.micro_batches(step, MOST_TOKENS))  # type: ignore[attr-defined,union-attr]
+        if any(each.batch.bucket not in made.passes._graphs for each in made.inputs.micro_batches(step, MAX_TOKENS))  # type: ignore[attr-defined,union-attr]
     )
     before = made.engine.weights()
     made.step(step)
-    assert made.max_tokens == MOST_TOKENS // 2
+    assert made.max_tokens == MAX_TOKENS // 2
     assert scene.recorder.resets == kept
     assert not same(made.engine.weights(), before)
     for again in range(step, NUM_STEPS):

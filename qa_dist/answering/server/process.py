@@ -16,7 +16,7 @@ from qa_dist.answering.server.protocol import limited_protocol
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.reading import decoded, read_bytes
 
-_LEAST_KEY = 16
+_MIN_KEY = 16
 _BACKLOG = 256
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _LARGEST_HEAD = 16_384
@@ -33,10 +33,10 @@ def read_keys(path: str) -> list[bytes]:
     if not keys:
         raise ConfigError([f"--api_key_file {path} is empty; write a key into it, such as openssl rand -hex 32 makes"])
     for number, key in enumerate(lines, 1):
-        if key and not (key.isascii() and key.isprintable() and " " not in key and len(key) >= _LEAST_KEY):
+        if key and not (key.isascii() and key.isprintable() and " " not in key and len(key) >= _MIN_KEY):
             raise ConfigError(
                 [
-                    f"line {number} of --api_key_file {path} is no key: one has at least {_LEAST_KEY} letters, digits "
+                    f"line {number} of --api_key_file {path} is no key: one has at least {_MIN_KEY} letters, digits "
                     "and signs of ASCII, without blanks; openssl rand -hex 32 makes one"
                 ]
             )

@@ -14,9 +14,9 @@ import pytest
 
 from qa_dist import bench
 from qa_dist.benchmarking.gpu import page
+from qa_dist.benchmarking.gpu.items import Failed, Item, Log, Skipped, run_items, table
 from qa_dist.benchmarking.gpu.packing import strip_bitsandbytes
 from qa_dist.benchmarking.gpu.page import BEGIN, END, PREDICTIONS, read, results_text
-from qa_dist.benchmarking.gpu.running import Failed, Item, Log, Skipped, run_items, table
 from qa_dist.common.errors import UserError
 
 
@@ -104,8 +104,8 @@ def test_what_does_not_fit_is_not_reached(tmp_path: Path) -> None:
 def test_what_no_exception_reaches_ends_the_process_and_loses_nothing(tmp_path: Path) -> None:
     program = """
 import sys, time
-from qa_dist.benchmarking.gpu import running
-running._GRACE_SECONDS = 0.3
+from qa_dist.benchmarking.gpu import items as gpu_items
+gpu_items._GRACE_SECONDS = 0.3
 
 class Deaf:
     # The alarm's exception is swallowed, as in C.
@@ -118,9 +118,9 @@ def deaf():
             time.sleep(60)
 
 works = {"well": dict, "deaf": deaf, "later": dict}
-items = [running.Item(name, "a", 0.2, work, 0) for name, work in works.items()]
-log = running.Log(__import__("pathlib").Path(sys.argv[1]))
-running.run_items(items, log, seconds=None, started=time.monotonic(), notice=print)
+items = [gpu_items.Item(name, "a", 0.2, work, 0) for name, work in works.items()]
+log = gpu_items.Log(__import__("pathlib").Path(sys.argv[1]))
+gpu_items.run_items(items, log, seconds=None, started=time.monotonic(), notice=print)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}
     done = subprocess.run(

@@ -31,7 +31,7 @@ _GRACE_SECONDS = 20.0
 """How long an item may go on after its limit, inside a library that no exception reaches."""
 
 _TRACEBACK_LINES = 25
-_LEAST_SECONDS = 3.0
+_MIN_SECONDS = 3.0
 
 
 class Skipped(Exception):  # noqa: N818 - it is no error
@@ -77,7 +77,7 @@ class Item:
     part: Literal["a", "b"]
     seconds: float
     work: Callable[[], Figures | None]
-    least: float = _LEAST_SECONDS
+    least: float = _MIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
