@@ -63,14 +63,15 @@ class Report:
 
     Attributes:
         num_records: records read.
-        num_invalid: records with at least one problem.
-        num_examples: valid records.
+        num_invalid: records that were left out for a problem.
+        num_examples: records that were kept.
         num_unanswerable: valid records that are known to have no answer.
         num_mended: valid records with an answer_start that was wrong or not given, and was found.
         first_mended: ids of the first few of those.
         problems: the kinds found, in the order of `PROBLEMS`. A record with two problems counts in both.
         num_without_references: valid records of which nothing says whether they have an answer; not for training.
         num_without_place: valid records none of whose references has a place in the context; not for training.
+        num_kept_invalid: records that were kept in spite of a problem, as they can be scored.
         notes: what was taken in another way than usual.
     """
 
@@ -83,6 +84,7 @@ class Report:
     problems: tuple[Problem, ...] = ()
     num_without_references: int = 0
     num_without_place: int = 0
+    num_kept_invalid: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,7 +97,7 @@ class Report:
         """The findings in one paragraph."""
         parts = [
             f"records: {self.num_records:,}",
-            f"valid: {self.num_examples:,}",
+            f"valid: {self.num_examples - self.num_kept_invalid:,}",
             f"unanswerable: {self.num_unanswerable:,}",
         ]
         if self.num_mended:
@@ -109,7 +111,8 @@ class Report:
             parts.append(f"with answers that have no place, scored but without a label: {self.num_without_place:,}")
         if self.problems:
             kinds = "; ".join(problem.text() for problem in self.problems)
-            parts.append(f"invalid: {self.num_invalid:,}: {kinds}")
+            kept = f" ({self.num_kept_invalid:,} of them scored all the same)" if self.num_kept_invalid else ""
+            parts.append(f"invalid: {self.num_invalid + self.num_kept_invalid:,}{kept}: {kinds}")
         return "; ".join([*self.notes, ", ".join(parts)])
 
     def to_json(self) -> dict[str, Any]:
@@ -145,8 +148,8 @@ def validate(
     """The valid examples, and what was found in all records.
 
     Offsets that count something else than characters are converted (`placing.UNITS`). An answer that is not at its
-    offset is mended where its place is certain (`placing.place`). The first of several records with one id is kept.
-    Where no record has an id, all are numbered. Examples of one context share one string.
+    offset is mended where its place is certain (`placing.place`). Of several records with one id, the first without
+    a problem is kept. Where no record has an id, all are numbered. Examples of one context share one string.
 
     Args:
         records: Raw records; a `Reading` may bring notes on how they were read.
@@ -186,7 +189,8 @@ class _Found:
         self._keep_scored = keep_scored
         self._keep_spelling = keep_spelling
         self._convert = convert
-        self._ids: set[str] = set()
+        self._kept_ids: set[str] = set()
+        self._num_kept_invalid = 0
         self._contexts: dict[str, str] = {}
         self._ids_by_problem: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
         self._mended_ids: list[str] = []
@@ -194,10 +198,8 @@ class _Found:
     def add(self, record: Record, draft: Draft | None, problems: set[str]) -> None:
         """Take a record that was read as this draft with these problems."""
         label = _label(record)
-        if label is not None:
-            if label in self._ids:
-                problems.add("duplicate_id")
-            self._ids.add(label)
+        if label in self._kept_ids:
+            problems.add("duplicate_id")
         shown = printable(label or record.place)
         placed: list[Answer] = []
         others: list[str] = []
@@ -212,6 +214,8 @@ class _Found:
             self._ids_by_problem[kind].append(shown)
         if draft is None or (problems and not self._is_scored(problems, draft)):
             return
+        self._kept_ids.add(draft.id)
+        self._num_kept_invalid += bool(problems)
         context = self._contexts.setdefault(draft.context, draft.context)
         self.examples.append(
             Example(
@@ -268,6 +272,7 @@ class _Found:
             problems=_counted(self._ids_by_problem),
             num_without_references=sum(not example.has_references for example in examples),
             num_without_place=num_without_place,
+            num_kept_invalid=self._num_kept_invalid,
             notes=notes,
         )
 

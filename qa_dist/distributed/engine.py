@@ -2,8 +2,8 @@
 
 Each strategy is an `Engine` (`qa_dist.distributed.strategies`). What an engine takes and gives is the same for all:
 micro-batches with one loss each, a gradient norm from before clipping, whole tensors by name. So is the mathematics:
-float32 weights and moments, the mean of the ranks' gradients, torch's AdamW. A run may change its strategy without
-changing its result.
+float32 weights, the mean of the ranks' gradients, AdamW with float32 moments. A run may change its strategy without
+changing its result. Moments of 8 bits (`--optim adamw_8bit`) are for models that are whole on every rank.
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""The processes of a run: what talks to other ranks, and the only importer of accelerate.
+"""The processes of a run: what talks to other ranks, and all that is asked of accelerate while a run lasts.
 
 `Ranks` holds what a loop may ask of them. Everything that can differ between one process, several CPU processes (gloo)
 and several GPUs (nccl) is decided here, so that loops read the same for all. How the ranks hold the model is the matter

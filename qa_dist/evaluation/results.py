@@ -16,8 +16,9 @@ class Evaluation(ShownAsText):
     """The result of an evaluation.
 
     Attributes:
-        metrics: scores in the official keys, with `exact_match`, `f1` and `num_examples` always there; the same on all
-            ranks. Counts alone if no example has references, empty if only the loss was computed.
+        metrics: scores in the official keys, among them `exact_match` and `f1`, and counts, among them `num_examples`;
+            the same on all ranks. Counts alone if no example has references (`is_scored` says so), empty if only the
+            loss was computed.
         loss: mean over the labelled features; None without any. The same on all ranks.
         answers: on rank 0, the answers; None elsewhere, or if only the loss was computed.
         normalization: name of the rules that the scores are by.

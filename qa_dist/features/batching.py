@@ -22,14 +22,12 @@ class StepPlan:
     """Who computes what in one optimiser step.
 
     Attributes:
-        features: int64 [G_step], the feature indices of the global batch.
-        shares: for each rank its micro-batches, each an int64 array of positions in `features`. All ranks have the same
-            number of micro-batches, so that collectives inside the forward and backward pass line up; an empty one is
-            to be computed with weight zero.
+        shares: for each rank its micro-batches, each an int64 array of positions in the global batch. All ranks have
+            the same number of micro-batches, so that collectives inside the forward and backward pass line up; an empty
+            one is to be computed with weight zero.
         most_tokens: real tokens of the rank that has the most.
     """
 
-    features: Indices
     shares: tuple[tuple[Indices, ...], ...]
     most_tokens: int
 
@@ -154,7 +152,6 @@ def pack_padded(lengths: Lengths, max_tokens: int, padded_length: int | None = N
 
 
 def plan_step(
-    features: Indices,
     lengths: Lengths,
     *,
     world_size: int,
@@ -165,8 +162,7 @@ def plan_step(
     """The division of a global batch among ranks and micro-batches.
 
     Args:
-        features: Feature indices of the global batch, int64 [G_step].
-        lengths: Real tokens of each of them, int32 [G_step].
+        lengths: Real tokens of each feature of the global batch, int32 [G_step].
         world_size: Number of ranks.
         max_tokens: Token budget of a micro-batch.
         padded: Whether the model computes padding, so that it counts.
@@ -193,7 +189,7 @@ def plan_step(
     most = max(len(share) for share in shares)
     empty = np.empty(0, dtype=np.int64)
     padded_shares = tuple((*share, *[empty] * (most - len(share))) for share in shares)
-    return StepPlan(features, padded_shares, int(max(tokens)))
+    return StepPlan(padded_shares, int(max(tokens)))
 
 
 def evaluation_batches(lengths: Lengths, max_tokens: int, padded_length: int | None = None) -> list[Indices]:

@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qa_dist.common.signals import SIGNALS
 from qa_dist.data.records import Example
 from qa_dist.features.tokenizer import TokenizerSpec
 from qa_dist.features.windows import FeatureBuilder, FeatureColumns, FeatureSpec, FeatureStats
@@ -97,12 +98,13 @@ class _Worker:
         paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         # A safe path keeps modules of the current folder, such as a stray random.py, out of the worker.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from qa_dist.features.workers import worker; worker()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
+        with _blocked(SIGNALS):
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from qa_dist.features.workers import worker; worker()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+            )
         self._setup: tuple[TokenizerSpec, FeatureSpec] | None = (tokenizer, spec)
 
     def request(self, examples: Sequence[Example], first_index: int) -> _Part:
@@ -140,6 +142,19 @@ class _Worker:
                 if stream is not None:
                     stream.close()
         self.process.wait()
+
+
+@contextlib.contextmanager
+def _blocked(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Context whose new processes never get these signals; this one gets them afterwards.
+
+    Ctrl-C reaches a whole process group, and Slurm's signals every process of a step: what they mean, the parent says.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -184,8 +199,6 @@ def _pool(
 
 def worker() -> None:
     """Answer requests from standard input until it ends; the life of a worker process."""
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies: BinaryIO = os.fdopen(os.dup(1), "wb")
     # Whatever prints must not end up among the replies.
     os.dup2(2, 1)

@@ -37,7 +37,7 @@ def cuda_kernels() -> Iterator[None]:
         _uses_cuda_kernels = False
 
 
-def has_dropout(device: torch.device) -> bool:
+def drops_weights(device: torch.device) -> bool:
     """Whether unpadded attention can drop attention weights on this device."""
     return device.type != "cpu" and cuda_attention.HAS_DROPOUT
 

@@ -14,7 +14,7 @@ from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.libraries import reason
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.adapters import add_adapters
-from qa_dist.model.attention import UNPADDED, has_dropout, register
+from qa_dist.model.attention import UNPADDED, drops_weights, register
 from qa_dist.model.dropout import use_cheap_dropout
 from qa_dist.model.families import family_of, longest_full_attention, model_types_unpadded, require_trainable
 from qa_dist.model.loading import library_errors, without_library_messages
@@ -223,7 +223,7 @@ def _configured(
     _check_length(model_config, max_seq_length)
     _set_full_attention(model_config, max_seq_length)
     padding, notes = _choose_padding(config, model_config)
-    has_none = padding == "unpadded" and not has_dropout(device)
+    has_none = padding == "unpadded" and not drops_weights(device)
     training_notes = _set_dropout(model_config, config.model_dropout, without_attention=has_none)
     model_config.num_labels = 2
     if padding == "unpadded":

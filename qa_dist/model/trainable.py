@@ -1,10 +1,11 @@
 """What is trained: it must be all that is new, and must get gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qa_dist.common.errors import ConfigError, TrainingError
 from qa_dist.common.notebook import ShownAsText
+from qa_dist.model.precision import Precision
 from qa_dist.model.span_model import (
     SpanModel,
     count_parameters,
@@ -94,20 +95,40 @@ def _same_parameter(plain: str, trained: str) -> bool:
     return stripped == plain
 
 
+def least_weight(mixed_precision: Precision, lr_multipliers: Mapping[str, float]) -> float:
+    """The sum of learning rates from which on weights that began at zero are none in products of a precision.
+
+    Float16 rounds what is below 2^-25 to zero (IEEE 754 binary16, whose least number is 2^-24); eight times as much is
+    asked for, since not every update of Adam's is a whole learning rate. Layers may learn slower by a factor.
+    """
+    return 2.0**-22 / min([1.0, *lr_multipliers.values()]) if mixed_precision == "fp16" else 0.0
+
+
 class GradientCheck:
     """Makes sure that every adapter and head tensor has had a non-zero gradient by the second update.
 
     Before the first update LoRA's A matrices have none, because B starts at zero (Hu et al. 2022, section 4.1). The
     biases of the logits never have one, see `SpanModel.shift_invariant_biases`.
+
+    Products of float16 take B for zero for longer, if the warm-up is: after an update of Adam's it is as large as the
+    learning rate.
     """
 
-    def __init__(self, model: SpanModel) -> None:
+    def __init__(self, model: SpanModel, *, least_weight: float = 0.0) -> None:
+        """Look at a model that has had no update.
+
+        Args:
+            model: The model with its adapters.
+            least_weight: How large B must be for A to have a gradient; `least_weight` of its precision.
+        """
         heads, never = set(head_parameters(model)), model.shift_invariant_biases()
         self._pending = [
             name for name, _ in model.trainable() if ("lora_" in name or name in heads) and name not in never
         ]
         self._without = self._pending
         self._num_updates = 0
+        self._least_weight = least_weight
+        self._moved = 0.0
 
     def observe(self, have_gradients: Callable[[Sequence[str]], Sequence[bool]]) -> None:
         """Look at the gradients of a step, before the optimiser clears them.
@@ -119,16 +140,23 @@ class GradientCheck:
             found = have_gradients(self._pending)
             self._without = [name for name, is_there in zip(self._pending, found, strict=True) if not is_there]
 
-    def updated(self) -> None:
+    def updated(self, learning_rate: float) -> None:
         """The step that was observed has updated the weights, which one that overflows in float16 does not.
 
+        Args:
+            learning_rate: That of the step.
+
         Raises:
-            TrainingError: It was the second one and a tensor never had a gradient; the message names it.
+            TrainingError: It was the second one or a later one, B had become large enough before it, and a tensor never
+                had a gradient; the message names it.
         """
         self._pending = self._without
+        # What was observed is of the weights before this update.
+        was_large_enough = self._num_updates > 0 and self._moved >= self._least_weight
         self._num_updates += 1
-        if self._num_updates >= 2 and self._pending:
+        self._moved += learning_rate
+        if was_large_enough and self._pending:
             raise TrainingError(
-                f"no gradient has reached {', '.join(self._pending[:5])} in two steps: "
+                f"no gradient has reached {', '.join(self._pending[:5])} in {self._num_updates} steps: "
                 f"{len(self._pending)} tensors would never be trained"
             )

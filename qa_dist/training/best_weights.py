@@ -6,19 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.files import write_json
-from qa_dist.config.options import RunConfig
+from qa_dist.config.options import DataConfig, EvaluationConfig, RunConfig, defaults
 from qa_dist.evaluation.results import Evaluation
 from qa_dist.model.saved import save_trained
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.training.run_state import BestScore
 
+_RULES = ("decoding", "n_best_size", "max_answer_length", "answer_length_penalty", "null_score_diff_threshold")
+"""Options of the evaluation that scores depend on; the normalisation is the same for the whole of a run."""
+
 
 def measure_of(config: RunConfig, validation: str) -> str:
     """What evaluations during a run are compared by, given the fingerprint of the validation features."""
-    data = config.data
-    if data.max_eval_features is None:
-        return f"{config.training.metric_for_best_model} of {validation}"
-    return f"loss of {data.max_eval_features} features of {validation}, drawn by {data.subset_seed}"
+    data, metric = config.data, config.training.metric_for_best_model
+    if data.max_eval_features is not None:
+        return f"loss of {data.max_eval_features} features of {validation}, drawn by {data.subset_seed}"
+    values = {name: getattr(config.evaluation, name) for name in _RULES}
+    values["version_2_with_negative"] = data.version_2_with_negative
+    usual = {**defaults(EvaluationConfig), **defaults(DataConfig)}
+    rules = [f"{name} {value}" for name, value in values.items() if value != usual[name]]
+    # A measure without them is that of checkpoints from before they were named.
+    return ", ".join([f"{metric} of {validation}", *(rules if metric != "loss" else ())])
 
 
 class BestWeights:
@@ -51,9 +59,13 @@ class BestWeights:
         self._measure = measure
         if self.score is None or self.score.measure in (None, measure):
             return None
+        self.forget()
+        return "evaluations measure something else than before: the best weights so far are no longer compared with"
+
+    def forget(self) -> None:
+        """Begin anew, as before the first evaluation."""
         self.score = self.weights = self.evaluation = None
         self.evaluations_without_best = 0
-        return "evaluations measure something else than before: the best weights so far are no longer compared with"
 
     def offer(self, step: int, evaluation: Evaluation, weights: Callable[[], Weights]) -> bool:
         """Whether the evaluation after `step` steps is better than all before; if so, it and its weights are kept.

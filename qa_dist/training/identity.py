@@ -14,10 +14,8 @@ from qa_dist.features.store import FeatureStore
 from qa_dist.model.fingerprint import weights_fingerprint
 from qa_dist.model.span_model import SpanModel
 
-_LEFT_OUT_IF_FALSE = ("deterministic",)
-"""Options that are not in an identity while they are false, so that checkpoints from before them can be resumed."""
-
 _DEFAULTS_BEFORE_OPTION: Mapping[str, Any] = {
+    "deterministic": False,
     "answer_normalization": "squad",
     "lora_bias": "none",
     "layer_decay": None,
@@ -27,7 +25,7 @@ _DEFAULTS_BEFORE_OPTION: Mapping[str, Any] = {
 }
 """Options that checkpoints of earlier versions do not name, and the value that stands for what those versions did."""
 
-_NOT_COMPARED_IF_ABSENT = ("torch_compile",)
+_NOT_COMPARED_IF_ABSENT = ("torch_compile", "subset_seed")
 """Options that checkpoints of earlier versions do not name, and which their runs may have had with any value."""
 
 
@@ -37,8 +35,10 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
     Raises:
         ConfigError: On every rank alike: a rank starts from other weights than rank 0.
     """
-    options = {name: value for name, value in config.fixed().items() if value or name not in _LEFT_OUT_IF_FALSE}
-    identity = {**options, "training data": store.fingerprint, "base model": _base_fingerprint(model, ranks)}
+    identity = {**config.fixed(), "training data": store.fingerprint, "base model": _base_fingerprint(model, ranks)}
+    if config.data.max_train_features is not None:
+        # The fingerprint of the data knows of subsets of its examples alone.
+        identity["subset_seed"] = config.data.subset_seed
     if config.model.init_adapter is not None:
         # Its numbers and not its name: the folder may have moved.
         identity["initial adapter"] = weights_fingerprint(dict(model.trainable()))

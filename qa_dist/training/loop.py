@@ -1,8 +1,9 @@
 """The training loop: the same optimiser steps at any number of ranks, micro-batches and processes.
 
 A position in a run is a step number. What a step does - which features, in which order, with which dropout and learning
-rate - is a function of the configuration and that number alone; the loop carries no other state than the weights and
-the optimiser's moments.
+rate - is a function of the configuration and that number alone. What the loop carries from step to step is the weights,
+the optimiser's moments, the loss scale of float16, and a token budget that was halved for want of memory; beside them,
+the best weights so far. A checkpoint has all of these.
 """
 
 import signal
@@ -53,7 +54,7 @@ def train(
             trainer = Trainer(config, ranks, data.train, model, notice=run.log.notice)
             run.log.describe_model(model, report, structure=config.model.show_structure)
             start = run.resume(trainer)
-            run.claim(data)
+            run.claim(data, trainer.num_steps)
 
         # ---------------------------------------------------------------------------------------------------- steps
         run.start(trainer, start)

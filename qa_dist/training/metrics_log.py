@@ -12,7 +12,7 @@ from qa_dist.common.files import staged
 
 
 class MetricsLog:
-    """metrics.jsonl: a line per optimiser step and per evaluation, flushed at once so that nothing is lost."""
+    """One of both files: lines of figures with their step, flushed at once so that nothing is lost."""
 
     def __init__(self, path: Path | None) -> None:
         """Log to `path`, which is made with the first line; without one (ranks other than 0) everything is dropped."""
@@ -62,7 +62,7 @@ def logged_figures(path: Path) -> list[dict[str, Any]]:
 
 
 def _step_of(line: bytes) -> float:
-    """Step of a line of metrics.jsonl; of a line that was cut short, infinity."""
+    """Step of a line; of a line that was cut short, infinity."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -32,6 +32,11 @@ UNSCORED = (
     "last weights"
 )
 
+UNCOMPARED = (
+    "the best weights so far cannot be compared with later ones, as these are not evaluated: the run keeps its last "
+    "weights; to keep the best, resume with the evaluations that the run had"
+)
+
 UNTUNED = "probabilities and threshold stay untuned"
 
 
@@ -72,6 +77,7 @@ class Run:
         self._num_steps = 0
         self._steps_per_epoch = 1
         self._last_step = 0
+        # After which step the latest checkpoint was begun; rank 0 writes it in the background.
         self._saved_step: int | None = None
         self._latest: tuple[int, Evaluation] | None = None
         self._can_tune = training.tune_on != "no"
@@ -151,11 +157,15 @@ class Run:
         if self.ranks.is_main:
             rehearse(model, data.tokenizer, self.config.model, self.folder.directory)
 
-    def claim(self, data: RunData) -> None:
+    def claim(self, data: RunData, num_steps: int) -> None:
         """Take the folder over, and open the trackers.
 
         Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
         nobody's results.
+
+        Args:
+            data: What is trained and evaluated on.
+            num_steps: Optimiser steps of the whole run.
         """
         if data.validation is None or not data.is_validation_scored:
             self._can_evaluate = self.is_evaluation_pending = self._can_tune = False
@@ -163,6 +173,12 @@ class Run:
                 self.log.notice(UNSCORED)
         elif dropped := self.best.measure_by(measure_of(self.config, data.validation.fingerprint)):
             self.log.notice(dropped)
+        is_trained = self._last_step >= num_steps or self.best.has_stopped_improving
+        is_compared = self._can_evaluate and self.config.training.eval_steps != "no"
+        if self.best.score is not None and not is_trained and not is_compared:
+            self.best.forget()
+            if self.config.training.keep == "best":
+                self.log.notice(UNCOMPARED)
         if problem := data.tuning_problem(self.config):
             self._can_tune = False
             self.log.notice(f"{UNTUNED}: {problem}")

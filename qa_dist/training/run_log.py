@@ -239,7 +239,7 @@ class RunLog:
     def conclude(self, final: Evaluation | None, written: Iterable[Path]) -> None:
         """Say what training brought, if the model was evaluated before it, and where the results are."""
         before = self.evaluations[0] if self.evaluations else {}
-        if final is not None and before.get("step") == 0 and "f1" in before:
+        if final is not None and final.is_scored and before.get("step") == 0 and "f1" in before:
             self.notice(
                 f"{'':<16}{'EM':>8}{'F1':>8}",
                 f"{'before training':<16}{before['exact_match']:>8.2f}{before['f1']:>8.2f}",

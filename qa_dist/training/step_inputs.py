@@ -98,7 +98,6 @@ class StepInputs:
         features = self.global_batch(step)
         lengths = self._store.lengths[features]
         plan = plan_step(
-            features,
             lengths,
             world_size=self._world_size,
             max_tokens=max_tokens,

@@ -19,7 +19,7 @@ from qa_dist.machine.usage import is_out_of_memory
 from qa_dist.model.casts import remove_redundant_casts
 from qa_dist.model.dropout import seed_dropout
 from qa_dist.model.span_model import SpanModel, Weights
-from qa_dist.model.trainable import GradientCheck
+from qa_dist.model.trainable import GradientCheck, least_weight
 from qa_dist.training.checkpoints import Checkpoint
 from qa_dist.training.compile_choice import compile_and_verify
 from qa_dist.training.identity import run_identity
@@ -74,7 +74,8 @@ class Trainer:
         self.num_steps, self.steps_per_epoch = self.inputs.num_steps, self.inputs.steps_per_epoch
         self.model = model
         # These before the tensors are sharded.
-        self.gradients = GradientCheck(model)
+        multipliers = lr_multipliers(model, training)
+        self.gradients = GradientCheck(model, least_weight=least_weight(training.mixed_precision, multipliers))
         self.identity = run_identity(config, store, model, ranks)
         self.shapes = {name: tuple(weight.shape) for name, weight in model.trainable()}
         # Only now, so that the identity is that of the weights as they were loaded.
@@ -83,7 +84,7 @@ class Trainer:
         )
         num_elements = [weight.numel() for _, weight in model.trainable()]
         fused = is_fused(training.optim, strategy, ranks.device.type)
-        make = partial(make_optimizer, training, fused=fused, lr_multipliers=lr_multipliers(model, training))
+        make = partial(make_optimizer, training, fused=fused, lr_multipliers=multipliers)
         exchange_dtype = _exchange_dtype(config, ranks, notice)
         self.engine = make_engine(
             ranks, model, make, max_grad_norm=training.max_grad_norm, exchange_dtype=exchange_dtype
@@ -123,7 +124,7 @@ class Trainer:
             self._halve_budget(step, features)
         self._require_finite(step, features, outcome.losses)
         if math.isfinite(outcome.grad_norm):
-            self.gradients.updated()
+            self.gradients.updated(self.learning_rate(step))
         else:
             self._require_room_below(step, features)
         return StepResult(
@@ -182,7 +183,7 @@ class Trainer:
         self.engine.load_scaler_state(checkpoint.state.gradient_scaler)
         if self.config.training.max_tokens_per_device == checkpoint.state.wanted_tokens_per_device:
             # It may have been halved since; other micro-batches would round differently, and drop other units.
-            self.max_tokens = min(self.max_tokens, max(self.inputs.longest, checkpoint.state.max_tokens_per_device))
+            self.max_tokens = min(self.max_tokens, checkpoint.state.max_tokens_per_device)
 
     def _accumulate(self, step: int, report: StepReport) -> bool:
         """This rank's gradients of a step, and its losses in the report; False if it ran out of memory."""

@@ -110,6 +110,22 @@ def test_a_killed_worker_is_named_as_such() -> None:
         worker.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_that_ask_a_run_to_stop_are_not_for_workers(number: signal.Signals) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    worker = workers._Worker(TokenizerSpec.of(tiny_tokenizer()), SPEC)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    try:
+        # From its first moment on.
+        worker.process.send_signal(number)
+        worker.request(tiny_examples(), 5)
+        worker.process.send_signal(number)
+        part, _ = worker.request(tiny_examples(), 7)
+        assert part.example_index[0] == 7
+    finally:
+        worker.close()
+
+
 def test_workers_end_with_a_killed_parent() -> None:
     code = (
         "import sys, time\n"

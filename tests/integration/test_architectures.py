@@ -39,7 +39,7 @@ def trained(model: SpanModel) -> SpanModel:
         torch.nn.utils.clip_grad_norm_([parameter for _, parameter in model.trainable()], 1.0)
         check.observe(lambda names, found=parameters: [has_gradient(found[name]) for name in names])
         optimizer.step()
-        check.updated()
+        check.updated(0.1)
     return model.eval()
 
 

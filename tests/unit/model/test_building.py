@@ -22,7 +22,7 @@ from qa_dist.model.span_model import (
     span_loss,
     transformers_model,
 )
-from qa_dist.model.trainable import GradientCheck
+from qa_dist.model.trainable import GradientCheck, least_weight
 from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokenizer
 
 LENGTHS = (1, 7, 128, 31, 3, 64)
@@ -129,7 +129,7 @@ def test_every_family_trains_its_head_and_comes_back(model_dir: Path, tmp_path: 
         assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
         check.observe(received(model))
         optimizer.step()
-        check.updated()
+        check.updated(0.1)
     save_trained(model, whole(model), tiny_tokenizer(), tmp_path)
     config = ModelConfig(model_name_or_path=str(model_dir), model_dropout=0.0)
     again = load_trained(config, str(tmp_path), max_seq_length=MAX_LENGTH, tokenizer_pads_left=False)
@@ -188,7 +188,7 @@ def test_variants_of_lora_train_every_adapter(options: dict[str, Any], tmp_path:
     for _ in range(2):
         loss_and_gradients(model)
         check.observe(received(model))
-        check.updated()
+        check.updated(0.1)
         with torch.no_grad():
             for _, parameter in model.trainable():
                 parameter -= 0.1 * (parameter.grad if parameter.grad is not None else 0)
@@ -207,10 +207,25 @@ def test_a_tensor_without_gradient_is_named(tmp_path: Path) -> None:
     # Steps that overflowed do not count: LoRA's B matrices have not moved yet.
     for _ in range(3):
         check.observe(received(model))
-    check.updated()
+    check.updated(0.1)
     check.observe(received(model))
     with pytest.raises(TrainingError, match=r"layer\.\d\.attention"):
-        check.updated()
+        check.updated(0.1)
+
+
+def test_in_float16_gradients_may_come_when_warm_up_has_made_b_large_enough(tmp_path: Path) -> None:
+    model = build(tiny_model("bert", tmp_path))
+    assert least_weight("bf16", {"a": 0.1}) == least_weight("no", {}) == 0
+    least = least_weight("fp16", {"a": 0.5})
+    assert torch.tensor(least / 16).half() == 0 != torch.tensor(least / 2).half()
+    check = GradientCheck(model, least_weight=least)
+    # Observed are the weights of before an update: at the third, those after two of them.
+    for _ in range(2):
+        check.observe(lambda names: [False for _ in names])
+        check.updated(least / 2)
+    check.observe(lambda names: [False for _ in names])
+    with pytest.raises(TrainingError, match="in 3 steps"):
+        check.updated(least / 2)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from qa_dist.common.errors import UserError
 from qa_dist.features.rows import Row
 from qa_dist.model import cuda_attention
-from qa_dist.model.attention import has_dropout
+from qa_dist.model.attention import drops_weights
 
 LENGTHS = [5, 1, 40, 17, 3]
 LONGEST = 64
@@ -233,8 +233,8 @@ def test_feature_by_feature_drops_too() -> None:
 
 
 def test_only_devices_with_a_kernel_for_it_have_dropout() -> None:
-    assert has_dropout(torch.device("cuda"))
-    assert not has_dropout(torch.device("cpu"))
+    assert drops_weights(torch.device("cuda"))
+    assert not drops_weights(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("version", "fits"), [("2.10 to 2.12", True), ("another", False)])

@@ -1,5 +1,6 @@
 """Which evaluation is the best, whose weights are kept, and when a run has stopped improving."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qa_dist.config.options import DataConfig, RunConfig
+from qa_dist.config.options import DataConfig, EvaluationConfig, RunConfig, TrainingConfig
 from qa_dist.evaluation.results import Evaluation
 from qa_dist.model.span_model import Weights
 from qa_dist.training import best_weights
@@ -110,6 +111,24 @@ def test_a_best_one_of_another_measure_is_not_compared_with() -> None:
 def test_what_evaluations_are_compared_by() -> None:
     of = [measure_of(RunConfig(data=DataConfig(max_eval_features=number)), "uvw") for number in (None, 5, 6)]
     assert len({*of, measure_of(RunConfig(), "xyz")}) == 4
+
+
+def test_scores_by_other_rules_are_not_compared_and_losses_are() -> None:
+    rules: tuple[dict[str, Any], ...] = (
+        {"max_answer_length": 3},
+        {"null_score_diff_threshold": -5.0},
+        {"decoding": "n_best"},
+        {"n_best_size": 5},
+        {"answer_length_penalty": 0.5},
+    )
+    usual, *others = (RunConfig(evaluation=EvaluationConfig(**each)) for each in ({}, *rules))
+    others.append(RunConfig(data=DataConfig(version_2_with_negative=True)))
+    assert measure_of(usual, "uvw") == "f1 of uvw", "as in checkpoints of earlier versions"
+    assert len({measure_of(each, "uvw") for each in (usual, *others)}) == 1 + len(others)
+    by_loss = TrainingConfig(metric_for_best_model="loss")
+    assert {measure_of(dataclasses.replace(each, training=by_loss), "uvw") for each in (usual, *others)} == {
+        "loss of uvw"
+    }
 
 
 def test_the_best_model_gets_a_folder_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import EvaluationConfig, RunConfig, TrainingConfig
+from qa_dist.config.options import DataConfig, EvaluationConfig, RunConfig, TrainingConfig
 from qa_dist.model.fingerprint import weights_fingerprint
 from qa_dist.training.identity import differences, run_identity
 
@@ -50,14 +50,16 @@ def test_determinism_is_part_of_it_and_runs_from_before_there_was_a_choice_go_on
     plain, deterministic = (
         identity(RunConfig(training=TrainingConfig(deterministic=wanted)), model()) for wanted in (False, True)
     )
-    assert "deterministic" not in plain
-    assert differences(plain, deterministic) == ["deterministic is True here and absent there"]
+    assert differences(plain, deterministic) == ["deterministic is True here and False there"]
+    earlier = {name: value for name, value in plain.items() if name != "deterministic"}
+    assert differences(earlier, plain) == []
+    assert differences(earlier, deterministic) == ["deterministic is True here and False there"]
 
 
 def test_the_identity_is_the_fixed_options_the_data_and_the_base_weights() -> None:
     config = RunConfig(training=TrainingConfig(seed=7, hang_timeout=3))
     found = identity(config, model())
-    assert found.items() >= {name: value for name, value in config.fixed().items() if name != "deterministic"}.items()
+    assert found.items() >= config.fixed().items()
     assert found["seed"] == 7
     assert "hang_timeout" not in found, "what a step computes does not depend on it"
     assert found["training data"] == "f" * 64
@@ -110,6 +112,18 @@ def test_rules_of_scores_are_fixed_and_those_of_earlier_checkpoints_were_squads(
     assert differences(earlier, found) == []
     other = identity(RunConfig(evaluation=EvaluationConfig(answer_normalization="mlqa:zh")), model())
     assert differences(earlier, other) == ["answer_normalization is mlqa:zh here and squad there"]
+
+
+def test_the_seed_of_a_subset_of_features_is_part_of_it() -> None:
+    drawn = [
+        identity(RunConfig(data=DataConfig(max_train_features=5, max_eval_features=5, subset_seed=seed)), model())
+        for seed in (1, 2)
+    ]
+    assert differences(*drawn) == ["subset_seed is 2 here and 1 there"]
+    earlier = {name: value for name, value in drawn[0].items() if name != "subset_seed"}
+    assert differences(earlier, drawn[1]) == [], "checkpoints of earlier versions do not say"
+    # What decides the features of a subset of examples is in their fingerprint.
+    assert "subset_seed" not in identity(RunConfig(data=DataConfig(max_eval_features=5, subset_seed=1)), model())
 
 
 def test_an_option_that_was_taken_out_and_was_off_is_no_difference() -> None:

@@ -60,6 +60,11 @@ def test_warmup_rises_to_the_peak_and_spends_no_step_at_zero(shape: str) -> None
     assert found[10:] == sorted(found[10:], reverse=True)
 
 
+@pytest.mark.parametrize(("ratio", "num_steps", "warmup"), [(0.07, 100, 7), (0.14, 50, 7), (0.1, 101, 11)])
+def test_steps_of_warmup_are_counted_in_decimals(ratio: float, num_steps: int, warmup: int) -> None:
+    assert rates("constant", num_steps, ratio).index(0.5) == warmup - 1
+
+
 def test_one_step_runs_at_the_peak() -> None:
     for warmup_ratio in (0.0, 0.5):
         assert rates("linear", 1, warmup_ratio) == [0.5]

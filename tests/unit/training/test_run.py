@@ -109,7 +109,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
             trainer: Any = FakeTrainer(seed)
             run = stack.enter_context(Run(config, ranks, tmp_path / "out"))
             done = run.resume(trainer)
-            run.claim(DATA)
+            run.claim(DATA, trainer.num_steps)
             run.start(trainer, done)
             return run, trainer
 
@@ -159,6 +159,34 @@ def test_a_run_that_stops_improving_ends_with_a_checkpoint(begin: Begin, monkeyp
     run, _ = begin(checkpointing_steps="no", overwrite_output_dir=True)
     run.best.evaluations_without_best = 9
     assert not run.is_checkpoint_due
+
+
+@pytest.mark.parametrize(
+    ("change", "step_of_best"),
+    [({}, 4), ({"eval_steps": "no"}, None), ({"eval_steps": "no", "max_steps": 8}, 4)],
+    ids=["evaluated on", "never again", "trained to the end"],
+)
+def test_a_resumed_run_keeps_no_best_weights_that_later_ones_are_not_compared_with(
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    change: dict[str, Any],
+    step_of_best: int | None,
+) -> None:
+    let_evaluations_end_in(monkeypatch, 30, 20)
+    run, trainer = begin(keep="best")
+    monkeypatch.setattr(run.best, "write", lambda *arguments: None)
+    for until in (4, 8):
+        take_steps(run, trainer, range(until - 4, until))
+        run.evaluate(trainer, DATA)
+    run.save_checkpoint(trainer)
+    options = dict(change)
+    monkeypatch.setattr(FakeTrainer, "num_steps", options.pop("max_steps", NUM_STEPS))
+    again, resumed = begin(keep="best", resume_from_checkpoint="auto", **options)
+    assert (again.best.score.step if again.best.score else None) == step_of_best
+    assert ("the run keeps its last weights" in capsys.readouterr().err) == (step_of_best is None)
+    assert again._take_final_weights(resumed)[0] == (step_of_best or 8)
+    assert resumed.engine.weight == (step_of_best or 8)
 
 
 def test_an_evaluation_that_was_due_is_not_without_validation_data(

@@ -207,6 +207,15 @@ def test_the_end_says_what_training_brought_where_that_is_known(tmp_path: Path, 
         log.close()
 
 
+def test_the_end_compares_with_nothing_where_the_final_questions_are_not_scored(tmp_path: Path, capsys: Any) -> None:
+    log = RunLog(OutputFolder(tmp_path))
+    log.evaluation(0, SCORED)
+    capsys.readouterr()
+    log.conclude(Evaluation({"num_unlabelled": 3}, None, None), [tmp_path / "a"])
+    assert capsys.readouterr().err.splitlines() == ["written:", f"  {tmp_path / 'a'}"]
+    log.close()
+
+
 def test_a_line_that_the_disk_refuses_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
     log = RunLog(OutputFolder(tmp_path))
     (tmp_path / "metrics.jsonl").mkdir()

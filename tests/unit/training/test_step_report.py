@@ -144,14 +144,15 @@ def test_a_step_that_runs_out_of_memory_is_taken_with_half_the_budget_and_leaves
 
 
 @pytest.mark.parametrize(
-    ("wanted", "of_run", "goes_on_with"),
-    [(None, None, 128), (256, 256, 128), (256, None, 256), (256, 512, 256)],
-    ids=["auto", "the same", "auto before", "another"],
+    ("wanted", "of_run", "halved", "goes_on_with"),
+    [(None, None, 128, 128), (256, 256, 128, 128), (256, None, 128, 256), (256, 512, 128, 256), (256, 256, 16, 16)],
+    ids=["auto", "the same", "auto before", "another", "less than the longest feature of another step"],
 )
 def test_a_budget_that_was_halved_stays_so_while_the_same_one_is_wanted(
-    prepared: Trainer, wanted: int | None, of_run: int | None, goes_on_with: int
+    prepared: Trainer, wanted: int | None, of_run: int | None, halved: int, goes_on_with: int
 ) -> None:
-    state = RunState(world_size=1, max_tokens_per_device=128, wanted_tokens_per_device=of_run)
+    assert prepared.inputs.longest > 16
+    state = RunState(world_size=1, max_tokens_per_device=halved, wanted_tokens_per_device=of_run)
     checkpoint = prepared.checkpoint(0, None, state)
     training = dataclasses.replace(prepared.config.training, max_tokens_per_device=wanted)
     prepared.config = dataclasses.replace(prepared.config, training=training)
