@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PROG = "qa_dist.ask"
 
 _LARGEST_FILE = 10_000_000
+_SHOWN = 3
 _HELP = "Write a question. :text takes another text, :quit or Ctrl-D ends.\n"
 
 
@@ -38,11 +39,16 @@ class AskConfig(ReaderConfig):
     """The model, the text, and how many answers are shown."""
 
     context_file: str | None = option(None, "file with the text, in UTF-8; none: paste it at the terminal")
-    top_k: int = option(3, "answers that are shown of each question, the best one included", minimum=1, maximum=1000)
+    top_k: int | None = option(
+        None,
+        "answers that are shown of each question, the best one included; auto: 3, or as many as the model keeps",
+        minimum=1,
+        maximum=1000,
+    )
 
     def problems(self) -> Iterable[str]:
         yield from self.contradictions()
-        if self.n_best_size is not None and self.top_k > self.n_best_size:
+        if self.n_best_size is not None and self.top_k is not None and self.top_k > self.n_best_size:
             yield (
                 f"--top_k {self.top_k} is more than --n_best_size {self.n_best_size}; lower the former or raise the "
                 "latter"
@@ -69,14 +75,15 @@ def _ask(argv: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         reader = options.open()
     sys.stderr.writelines(f"{PROG}: {note}\n" for note in reader.notes)
-    if options.top_k > (most := reader.config.evaluation.n_best_size):
-        problem = f"--top_k {options.top_k} is more than the {most} answers of --n_best_size; raise the latter"
-        raise ConfigError([problem])
+    most = reader.config.evaluation.n_best_size
+    top_k = min(_SHOWN, most) if options.top_k is None else options.top_k
+    if top_k > most:
+        raise ConfigError([f"--top_k {top_k} is more than the {most} answers of --n_best_size; raise the latter"])
     style = Style.of(sys.stdout, os.environ, shutil.get_terminal_size().columns)
     if sys.stdin.isatty():
-        _converse(reader, context, options.top_k, style)
+        _converse(reader, context, top_k, style)
     else:
-        _answer_lines(reader, str(context), options.top_k, style)
+        _answer_lines(reader, str(context), top_k, style)
     return 0
 
 

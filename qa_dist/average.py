@@ -28,10 +28,18 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "models", metavar="MODEL", nargs="+", help="a folder of an adapter, a merged or a whole model; two or more"
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        type=os.path.expanduser,
+        help="a folder of an adapter, a merged or a whole model; two or more",
     )
     parser.add_argument(
-        "--output_dir", metavar="DIR", required=True, help="folder for the model; it must not exist yet"
+        "--output_dir",
+        metavar="DIR",
+        required=True,
+        type=os.path.expanduser,
+        help="folder for the model; it must not exist yet",
     )
     return parser
 

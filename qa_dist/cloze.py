@@ -97,9 +97,12 @@ def _titles(options: argparse.Namespace) -> dict[str, str]:
     from qa_dist.data.sources import load_examples
 
     path = os.path.expanduser(options.input)
-    inside = sorted(os.path.join(path, name) for name in os.listdir(path)) if os.path.isdir(path) else [path]
+    inside = [path]
+    if os.path.isdir(path):
+        # Hidden files are the system's or an editor's.
+        inside = sorted(os.path.join(path, name) for name in os.listdir(path) if not name.startswith("."))
     if texts := [each for each in inside if _is_text(each)]:
-        if others := [each for each in inside if not os.path.basename(each).startswith(".") and each not in texts]:
+        if others := [each for each in inside if each not in texts]:
             raise ConfigError([f"{path} holds texts and {others[0]}; keep .txt files in a folder of their own"])
         for flag in ("max_train_samples", "on_invalid"):
             if getattr(options, flag) is not None:

@@ -79,6 +79,7 @@ def _export(argv: Sequence[str]) -> int:
     name = None if named is None or asks_for_help(words) else local_copy(named)
     refuse_trained_options(words)
     refuse_without_effect(words, TRAINING_DATA, "no questions to train on are read here")
+    refuse_without_effect(words, ("padding",), "an exported model pads, as onnxruntime computes batches")
     config, options = parse(
         words,
         prog=PROG,

@@ -56,6 +56,7 @@ def _merge(argv: Sequence[str]) -> int:
     refuse_trained_options(argv)
     of_data = [field.name for field in dataclasses.fields(DataConfig) if field.name not in LENGTHS]
     refuse_without_effect(argv, of_data, "merging reads no data")
+    refuse_without_effect(argv, ("padding", "quantization"), "the merged model has no padding and no quantization")
     base = base_options(peek(argv, "adapter"))
     others = [name for name in LENGTHS if name in base and peek(argv, name) != str(base[name])]
     refuse_without_effect(argv, others, "the merged model keeps the lengths of the run")

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from qa_dist.answering.options import ReaderOptions, lengths_of_run
+from qa_dist.answering.options import STREAM, ReaderOptions, lengths_of_run
 from qa_dist.answering.records import OVERLAP_THRESHOLD
 from qa_dist.common.command import note_exit, run_command
 from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.signals import Stopped, StopSignals
 from qa_dist.config.answer_rules import AnswerNormalization
 from qa_dist.config.options import option
-from qa_dist.config.parsing import parse, peek
+from qa_dist.config.parsing import parse
 from qa_dist.config.texts import shown
 from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.machine.allocator import start_with_flat_heap
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from qa_dist.distributed.ranks import Ranks
 
 PROG = "qa_dist.predict"
-
-STREAM = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +117,7 @@ def _predict(argv: Sequence[str]) -> int:
         description=__doc__ or "",
         groups=(),
         entry=PredictConfig,
-        base=lengths_of_run(peek(argv, "model")),
+        base=lengths_of_run(argv),
     )
     require_package("torch", "qa-dist predict")
     # Before torch is imported.
@@ -142,7 +140,7 @@ def _predict(argv: Sequence[str]) -> int:
                     problem = str(error)
             ranks = Ranks(timeout_seconds=options.ddp_timeout, asked_to_stop=lambda: stop.received)
             _refuse_together(problem, ranks)
-            metrics = _predict_on_ranks(options, ranks, files, stdout.buffer)
+            metrics = _predict_on_ranks(options, ranks, files, stdout.buffer, is_asked)
             ranks.close()
     if metrics is not None:
         where = sys.stderr if options.output_file == STREAM else sys.stdout
@@ -199,7 +197,11 @@ def _require_other(output: Path, source: os.stat_result) -> None:
 
 
 def _predict_on_ranks(
-    options: PredictConfig, ranks: "Ranks", files: "QuestionFiles | None", stdout: BinaryIO
+    options: PredictConfig,
+    ranks: "Ranks",
+    files: "QuestionFiles | None",
+    stdout: BinaryIO,
+    is_asked_to_stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
     """Answer with whatever ranks a launcher started; returns the metrics on rank 0."""
     from qa_dist.answering.prediction import Manner, Rounds, predict, prediction_bar
@@ -223,7 +225,9 @@ def _predict_on_ranks(
     )
     digest = _require_same(folder, reader, ranks)
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(_opened(options, manner, reader, digest, ranks, files, stdout))
+        sink = stack.enter_context(_opened(options, manner, reader, digest, ranks, files, stdout, is_asked_to_stop))
+        # Also where nobody reads a named pipe.
+        ranks.stop_if_asked()
         rounds = None
         if files is not None and sink is not None:
             _tell(reader.notes, sink)
@@ -302,6 +306,7 @@ def _opened(
     ranks: "Ranks",
     files: "QuestionFiles | None",
     stdout: BinaryIO,
+    is_asked_to_stop: Callable[[], bool],
 ) -> Any:
     """Where the answers go, on rank 0; None elsewhere.
 
@@ -332,7 +337,13 @@ def _opened(
                 output = Path(str(options.output_file))
                 # Journals of earlier versions have the option alone: none, where the run's precision was taken.
                 earlier = {} if options.mixed_precision else {"--mixed_precision": None}
-                sink = open_sink(output, identity, overwrite=options.overwrite_output_file, earlier=earlier)
+                sink = open_sink(
+                    output,
+                    identity,
+                    overwrite=options.overwrite_output_file,
+                    earlier=earlier,
+                    is_asked_to_stop=is_asked_to_stop,
+                )
         except UserError as error:
             problem = str(error)
     _refuse_together(problem, ranks)

@@ -1,6 +1,6 @@
 """What computes a model for a reader: features in, candidates out.
 
-There is one for torch (`torch_backend`). This module imports neither it nor torch.
+There is one in torch (`torch_backend`) and one in onnxruntime (`onnx_backend`). This module imports neither.
 """
 
 from abc import ABC, abstractmethod

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from qa_dist.answering.question_files import Flaw, Unit
+from qa_dist.answering.question_files import Unit
+from qa_dist.answering.question_records import Flaw
 from qa_dist.answering.records import Question
 from qa_dist.data.checking import PROBLEMS, draft_of, has_no_id
 from qa_dist.data.rows import Record

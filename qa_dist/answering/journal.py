@@ -1,16 +1,19 @@
 """A file of answers that grows by whole chunks, and the journal beside it that says how far it has come.
 
 The journal is a file of JSON lines. Its first line names what the answers depend on, and appears whole or not at all.
-Each other line stands for answers that are on the disk: it is appended after them. What a killed run left behind the
-last whole line, in either file, is cut off by the next run, which goes on from there. So the answers are the same
-bytes, however often the run was killed.
+Each other line stands for answers that are on the disk: it is appended after them. The second one stands for none, and
+is appended before the first answers: without it, what is in the file is not this command's. What a killed run left
+behind the last whole line, in either file, is cut off by the next run, which goes on from there. So the answers are the
+same bytes, however often the run was killed.
 """
 
+import errno
 import fcntl
 import json
 import os
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -20,6 +23,7 @@ from qa_dist.common.files import staged
 
 SUFFIX = ".journal"
 _FORMAT = 1
+_POLL_SECONDS = 0.2
 _NOTHING: Mapping[str, Any] = {}
 _NO_ANSWERS: Mapping[str, int] = {"start": 0, "num_bytes": 0, "crc32": 0}
 _OVERWRITE = "name another file, or pass --overwrite_output_file true to replace it"
@@ -54,16 +58,49 @@ class Sink(Protocol):
 
 
 def open_sink(
-    output: Path, identity: Mapping[str, Any], *, overwrite: bool, earlier: Mapping[str, Any] = _NOTHING
-) -> "Journal | Stream":
-    """A journal for a file; a stream where the name is that of something else, as /dev/stdout or a named pipe."""
+    output: Path,
+    identity: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    earlier: Mapping[str, Any] = _NOTHING,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
+) -> "Journal | Stream | None":
+    """A journal for a file; a stream where the name is that of something else, as /dev/stdout or a named pipe.
+
+    Args:
+        output: The name.
+        identity: As `Journal` takes it.
+        overwrite: Likewise.
+        earlier: Likewise.
+        is_asked_to_stop: Whether not to wait any longer for somebody who reads a pipe; the result is None then.
+
+    Raises:
+        DataError: It cannot be written.
+    """
     # A link to a file that is not there yet is the name of a file.
     if os.path.exists(output) and not os.path.isdir(output) and not os.path.isfile(output):
         try:
-            return Stream(output.open("wb", buffering=0), str(output), is_own=True)
+            opened = _opened_for_writing(output, is_asked_to_stop)
         except OSError as error:
             raise _unwritable(output, error) from error
+        return None if opened is None else Stream(opened, str(output), is_own=True)
     return Journal(output, identity, overwrite=overwrite, earlier=earlier)
+
+
+def _opened_for_writing(output: Path, is_asked_to_stop: Callable[[], bool]) -> BinaryIO | None:
+    """A pipe or a device, opened as soon as somebody reads it; None if asked to stop before."""
+    while not is_asked_to_stop():
+        try:
+            # Opening a named pipe would wait for whoever reads, deaf to signals.
+            descriptor = os.open(output, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            os.set_blocking(descriptor, True)
+            return os.fdopen(descriptor, "wb", buffering=0)
+    return None
 
 
 class Stream:
@@ -134,7 +171,7 @@ class Journal:
         self._output = output
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._overwrites = overwrite
-        self._replaces = self._is_blank = self._is_made = False
+        self._replaces = self._is_blank = self._is_made = self._is_announced = False
         self._answers = self._lines = -1
         self._length = 0
         self._last = dict(_NO_ANSWERS)
@@ -143,10 +180,10 @@ class Journal:
         try:
             self._open(json.loads(json.dumps(dict(earlier))))
         except OSError as error:
-            self.close()
+            self._abandon()
             raise _unwritable(output, error) from error
         except BaseException:
-            self.close()
+            self._abandon()
             raise
 
     def _open(self, earlier: dict[str, Any]) -> None:
@@ -165,7 +202,7 @@ class Journal:
     def start_anew(self) -> bool:
         if self._overwrites:
             self.state, self.is_finished, self._last = None, False, dict(_NO_ANSWERS)
-            self._replaces = True
+            self._replaces, self._is_announced = True, False
         return self._overwrites
 
     def _open_lines(self) -> None:
@@ -193,12 +230,13 @@ class Journal:
         with staged(self.path) as aside:
             aside.write_bytes(header)
         self._length = len(header)
+        self._is_announced = False
 
     def _find_place(self, identity: dict[str, Any], earlier: dict[str, Any]) -> str | None:
         """Read the journal up to its last whole line; why its answers cannot be resumed, if they cannot."""
         size = os.fstat(self._answers).st_size
         if not self.path.exists():
-            return f"--output_file {self._output} exists and is no file of this command; {_OVERWRITE}" if size else None
+            return self._not_ours() if size else None
         header: Any = None
         last: Any = None
         with self.path.open("rb") as file:
@@ -212,7 +250,7 @@ class Journal:
         if not isinstance(header, dict) or header.get("answers_format") != _FORMAT:
             return f"{self.path} is no journal of this version; {_OVERWRITE}"
         # A run that ended before its first chunk leaves nothing that has to fit.
-        self._is_blank = last is None and not size
+        self._is_blank = not size and (last is None or not (last["num_bytes"] or last["is_finished"]))
         before = header.get("identity")
         if isinstance(before, dict):
             before |= {name: identity[name] for name, value in earlier.items() if before.get(name, ...) == value}
@@ -221,12 +259,18 @@ class Journal:
                 f"{self._output} holds answers of another run ({difference}); give the options of that run to go on "
                 f"with it, or {_OVERWRITE}"
             )
+        if last is None and size:
+            return self._not_ours()
         if last is not None and not self._is_there(last, size):
             return f"{self._output} was changed since its answers were written ({self.path} says so); {_OVERWRITE}"
         if last is not None:
+            self._is_announced = True
             self.state, self.is_finished = last["state"], last["is_finished"]
             self._last = {name: last[name] for name in self._last}
         return None
+
+    def _not_ours(self) -> str:
+        return f"--output_file {self._output} exists and is no file of this command; {_OVERWRITE}"
 
     def _is_there(self, last: Mapping[str, Any], size: int) -> bool:
         """Whether the answers of the last line are in the file, and nothing behind them if they are all."""
@@ -252,6 +296,7 @@ class Journal:
             self._replace()
         line = _line({"state": dict(state), "is_finished": is_finished, **last})
         try:
+            self._announce()
             _append(self._answers, answers, last["start"])
             _append(self._lines, line, self._length)
         except OSError as error:
@@ -264,6 +309,13 @@ class Journal:
             ) from error
         self._last, self._length, self.state = last, self._length + len(line), dict(state)
 
+    def _announce(self) -> None:
+        """Note, before the first answers, that what is in the file from here on is this command's."""
+        if not self._is_announced:
+            line = _line({"state": None, "is_finished": False, **_NO_ANSWERS})
+            _append(self._lines, line, self._length)
+            self._is_announced, self._length = True, self._length + len(line)
+
     def _replace(self) -> None:
         """Begin anew in the place of what is there."""
         try:
@@ -272,6 +324,13 @@ class Journal:
         except OSError as error:
             raise _unwritable(self._output, error) from error
         self._replaces = False
+
+    def _abandon(self) -> None:
+        """Let go of the files, and leave no empty one."""
+        if self._is_made and self._answers >= 0:
+            with suppress(OSError):
+                self._output.unlink()
+        self.close()
 
     def close(self) -> None:
         if self._lines >= 0 and not self._replaces and self.state is None and not self.is_finished:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from qa_dist.model.hub import local_copy
 if TYPE_CHECKING:
     from qa_dist.model.precision import Precision
 
-_PYTHON_NAMES = {"eval_tokens_per_device": "tokens_per_batch"}
+PYTHON_NAMES = {"eval_tokens_per_device": "tokens_per_batch"}
 """What a reader calls an option, where that is not the option's name."""
 
 
@@ -109,21 +108,6 @@ def _configuration(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConf
     words = [f"--{name}={value}" for name, value in given.items()]
     groups = ("data", "model", "evaluation")
     return parse(words, prog="Reader", description="", groups=groups, entry=None, base=base)[0]
-
-
-@contextmanager
-def named_as_in_python() -> Iterator[None]:
-    """Context in which mistakes in options name them as the arguments of a reader, and not as flags."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError([_in_python(problem) for problem in error.problems]) from error
-
-
-def _in_python(problem: str) -> str:
-    for option, name in _PYTHON_NAMES.items():
-        problem = problem.replace(f"--{option}", name)
-    return problem.replace("--", "")
 
 
 def fitted(name: str, config: RunConfig, given: Collection[str]) -> RunConfig:

@@ -1,18 +1,22 @@
 """How a model is opened and read by the commands that answer questions."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from qa_dist.config.options import option
-from qa_dist.config.parsing import parse, peek
+from qa_dist.config.options import DataConfig, defaults, option
+from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
     from qa_dist.answering.reader import Reader
 
 T = TypeVar("T")
+
+STREAM = "-"
+"""The name that stands for standard input and standard output."""
 
 READER_OPTIONS = (
     *("max_seq_length", "doc_stride", "max_question_length", "max_answer_length", "n_best_size", "allow_no_answer"),
@@ -113,15 +117,33 @@ def read_options(argv: Sequence[str], *, prog: str, description: str, entry: typ
         ConfigError: With every problem found.
     """
     words = with_model_named(argv)
-    base = lengths_of_run(peek(words, "model"))
-    return parse(words, prog=prog, description=description, groups=(), entry=entry, base=base)[1]
+    return parse(words, prog=prog, description=description, groups=(), entry=entry, base=lengths_of_run(words))[1]
 
 
-def lengths_of_run(model: str | None) -> dict[str, Any]:
-    """The lengths of the run that made a model, with which those that are given have to go together."""
-    from qa_dist.model.folder import base_options
+def lengths_of_run(words: Sequence[str]) -> dict[str, Any]:
+    """The lengths of the run that made the model of a command line, with which those that are given must go together.
 
-    if model is None or not os.path.isdir(model):
+    Of a model that no run here has made it is the stride that it would be read with (`opening.fitted`).
+
+    Raises:
+        UserError: What is said of the model cannot be read, or cannot be had from the hub.
+    """
+    from qa_dist.answering.exported import Exported, is_exported
+    from qa_dist.model.folder import LENGTHS, base_options
+    from qa_dist.model.hub import is_hub_id, local_copy
+
+    model = peek(words, "model")
+    # Without any of them, nobody has to look for the model yet.
+    if model is None or asks_for_help(words) or all(peek(words, name) is None for name in LENGTHS):
         return {}
-    names = ("max_seq_length", "doc_stride", "max_question_length")
-    return {name: value for name, value in base_options(model).items() if name in names and value is not None}
+    if is_hub_id(model):
+        model = local_copy(model)
+    found: Mapping[str, Any] = {}
+    if is_exported(model):
+        found = Exported.read(Path(model)).options
+    elif os.path.isdir(model):
+        found = base_options(model)
+    if lengths := {name: found[name] for name in LENGTHS if found.get(name) is not None}:
+        return lengths
+    longest = str(peek(words, "max_seq_length"))
+    return {"doc_stride": min(defaults(DataConfig)["doc_stride"], int(longest) // 2)} if longest.isdecimal() else {}

@@ -28,6 +28,7 @@ from qa_dist.answering.records import Question
 from qa_dist.answering.torch_backend import device_lock
 from qa_dist.common.arrays import Int32
 from qa_dist.common.errors import CheckpointError, ConfigError, DataError
+from qa_dist.common.notebook import named_as_in_python
 from qa_dist.config.options import EvaluationConfig
 from qa_dist.data.records import Example
 from qa_dist.evaluation.candidates import CandidateTable
@@ -170,8 +171,19 @@ class QuestionAnsweringPipeline(Pipeline):  # type: ignore[misc]
         return found[0] if len(found) == 1 else found
 
     def _answered(self, questions: Iterator[Question], *options: Mapping[str, Any]) -> Iterator[Any]:
-        while chunk := list(islice(questions, _TOGETHER)):
-            yield from self.run_single(chunk, *options)
+        problem: Exception | None = None
+        while problem is None:
+            chunk: list[Question] = []
+            try:
+                chunk.extend(islice(questions, _TOGETHER))
+            # Whatever it is, it comes behind the answers to all that was given before.
+            except Exception as error:
+                problem = error
+            if chunk:
+                yield from self.run_single(chunk, *options)
+            elif problem is None:
+                return
+        raise problem
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if "topk" in options:
@@ -369,14 +381,8 @@ def _builder(spec: TokenizerSpec, lengths: FeatureSpec) -> FeatureBuilder:
     Raises:
         ConfigError: They contradict each other; the message names them as this pipeline does.
     """
-    names = {"--max_seq_length": "max_seq_len", "--max_question_length": "max_question_len", "--": ""}
-    try:
+    with named_as_in_python({"max_seq_length": "max_seq_len", "max_question_length": "max_question_len"}):
         return FeatureBuilder(spec, lengths)
-    except ConfigError as error:
-        message = str(error)
-        for option, name in names.items():
-            message = message.replace(option, name)
-        raise ConfigError([message]) from error
 
 
 def _log_totals(batches: Sequence[BatchLogits], table: FeatureTable, has_null: bool) -> npt.NDArray[np.float64]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 from qa_dist.answering.chunks import Asked, Chunk, chunks
 from qa_dist.answering.journal import Sink
-from qa_dist.answering.question_files import Flaw, QuestionFiles, StoppedReadingError, Unit
+from qa_dist.answering.question_files import QuestionFiles, StoppedReadingError, Unit
+from qa_dist.answering.question_records import Flaw
 from qa_dist.answering.records import Answer, InvalidQuestionError, Question, record_of
 from qa_dist.common.errors import DataError, UserError
 from qa_dist.distributed.ranks import Ranks

@@ -4,8 +4,7 @@
 are not parsed yet, so that a run that goes on can pass over what it has answered. What was read is digested on the way:
 two inputs with one digest are the same up to there.
 
-The layouts are those of `qa_dist.data`, recognised line by line: a line of JSONL may also be a context with its
-questions (MRQA), and a row may have a list of passages as its context, or as `contexts`.
+What a line or row says is for `question_records`; layouts are recognised line by line.
 """
 
 import glob
@@ -23,18 +22,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from qa_dist.answering.csv_rows import csv_rows, row_too_long
-from qa_dist.answering.passages import PASSAGES, TWO_KINDS, problem_of_cells, refuse_passages
+from qa_dist.answering.options import STREAM
+from qa_dist.answering.passages import PASSAGES, refuse_passages
+from qa_dist.answering.question_records import Flaw, records_of_cells, records_of_line, records_of_row
 from qa_dist.common.errors import DataError
-from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import decoded, is_compressed, require_readable
 from qa_dist.data.folders import files_in, is_saved, matches, suffixes
 from qa_dist.data.formats import PARQUET_MAGIC, is_object, named_format, parse, require_gzip, separator_of
-from qa_dist.data.layouts import lay_out, require_columns
-from qa_dist.data.rows import Columns, Record, Row, listed
-from qa_dist.data.values import is_nothing
-
-STREAM = "-"
-"""The name that stands for standard input and standard output."""
+from qa_dist.data.layouts import require_columns
+from qa_dist.data.rows import Columns, Record
 
 LONGEST_UNIT = 1 << 28
 """Bytes of a line or row at most: what has no line ends is no file of questions, and would not fit into memory."""
@@ -45,13 +41,6 @@ _ROWS = 256
 """Rows of Parquet that are decoded together."""
 _BOM = b"\xef\xbb\xbf"
 _MARKS = "*?["
-
-
-class Flaw(NamedTuple):
-    """What is no question that can be answered: where it stands, and what is wrong."""
-
-    place: str
-    problem: str
 
 
 class Unit(NamedTuple):
@@ -268,25 +257,27 @@ class QuestionFiles:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 place = f"{self._shown[path]}, line {number}"
-                yield Unit(place, partial(_parse_line, line, place))
+                yield Unit(place, partial(records_of_line, line, place))
 
     def _csv_rows(self, path: Path, head: Sequence[bytes], lines: Iterator[bytes]) -> Iterator[Unit]:
         mark = separator_of(head[0].removeprefix(_BOM).decode("utf-8", "surrogateescape"))
         rows = csv_rows(lines, path, mark, most_bytes=LONGEST_UNIT)
         names = next(rows).values
+        # Spreadsheets leave columns without a name, and rows of separators alone.
+        named = [name for name in names if name.strip()]
         try:
-            _require_columns(names, path)
+            _require_columns(named, path)
         except DataError:
             # Names that nobody can read are best told by their cause.
             decoded(head[0], path)
             raise
-        columns = Columns.of(names)
+        columns = Columns.of(named)
         for row in rows:
             place = f"{self._shown[path]}, line {row.line}"
             if row.problem:
                 yield Unit(place, partial(list, (Flaw(place, row.problem),)))
-            elif row.values:
-                yield Unit(place, partial(_parse_cells, columns, names, row.values, place))
+            elif any(value.strip() for value in row.values):
+                yield Unit(place, partial(records_of_cells, columns, names, row.values, place))
 
     def _parquet_rows(self, path: Path, head: Sequence[bytes], file: Any) -> Iterator[Unit]:
         import pyarrow as pa
@@ -312,7 +303,7 @@ class QuestionFiles:
                     for row in batch.to_pylist():
                         number += 1
                         place = f"{self._shown[path]}, row {number}"
-                        yield Unit(place, partial(_parse_row, columns, row, place))
+                        yield Unit(place, partial(records_of_row, columns, row, place))
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{path} is not Parquet ({reason}); write it again") from error
@@ -370,9 +361,12 @@ def _kind(head: Sequence[bytes], path: Path) -> str | None:
     named = named_format(path, is_json=is_json, is_parquet=is_parquet)
     if is_parquet:
         return "Parquet"
-    if named == "JSONL" or (is_json and named in ("JSON", None)):
+    if named == "JSONL":
+        # A whole document, also under this name, begins with a bracket, or with one alone in its line.
+        return "JSON" if lines[0][:1] == b"[" or (lines[0] == b"{" and len(lines) > 1) else "JSONL"
+    if is_json and named in ("JSON", None):
         # Many tools write one object per line into a file called .json.
-        return "JSONL" if named == "JSONL" or (len(lines) > 1 and _is_object(lines[0])) else "JSON"
+        return "JSONL" if len(lines) > 1 and _is_object(lines[0]) else "JSON"
     if named is None and not any(mark in lines[0] for mark in (b",", b";", b"\t", b"|")):
         raise DataError(f"{path} is neither JSON, JSONL, CSV or TSV with a header, nor Parquet; convert it to one")
     return named or "CSV"
@@ -389,60 +383,3 @@ def _require_columns(names: Sequence[str], path: Path) -> None:
     """Make sure that rows with these columns are questions; a list of passages is a context too."""
     lacks_context = PASSAGES in names and Columns.of(names).context is None
     require_columns([*names, *(["context"] if lacks_context else [])], path)
-
-
-def _record(columns: Columns, values: Row, place: str) -> Record | Flaw:
-    row = columns.row(values)
-    passages = values.get(PASSAGES)
-    if not is_nothing(row.get("context")):
-        return Record(place, row) if is_nothing(passages) else Flaw(place, TWO_KINDS)
-    return Record(place, row if passages is None else {**row, "context": passages})
-
-
-def _parse_row(columns: Columns, values: Row, place: str) -> list[Record | Flaw]:
-    return [_record(columns, values, place)]
-
-
-def _parse_cells(columns: Columns, names: Sequence[str], values: Sequence[str], place: str) -> list[Record | Flaw]:
-    if len(values) > len(names):
-        # A separator without quotes has shifted the columns.
-        return [Record(place, {}, "surplus_values")]
-    if any("\udc80" <= character <= "\udcff" for value in values for character in value if character >= "\ud800"):
-        return [Flaw(place, "it is not UTF-8")]
-    row = dict(zip(names, values, strict=False))
-    problem = problem_of_cells(row)
-    return [_record(columns, row, place) if problem is None else Flaw(place, problem)]
-
-
-def _parse_line(line: bytes, place: str) -> list[Record | Flaw]:
-    """The records of a line of JSONL."""
-    try:
-        value = read_json(line.decode())
-    except UnicodeDecodeError as error:
-        return [Flaw(place, f"it is not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})")]
-    except ParseError as error:
-        at = f" at column {error.column}" if error.column else ""
-        return [Flaw(place, f"it is not JSON ({error.reason}{at})")]
-    if not isinstance(value, dict):
-        return [Record(place, {}, "not_object")]
-    columns = Columns.of(list(value))
-    if columns.question is not None and (columns.context is not None or PASSAGES in value) and not _is_nested(value):
-        return [_record(columns, value, place)]
-    if "header" in value and columns.question is None:
-        # The first line of MRQA's files.
-        return []
-    return _lay_out_line(value, place)
-
-
-def _is_nested(value: Row) -> bool:
-    return any(isinstance(value.get(name), list) for name in ("qas", "detected_answers", "annotations"))
-
-
-def _lay_out_line(value: Row, place: str) -> list[Record | Flaw]:
-    try:
-        records = lay_out(value if "data" in value else [value], Path(place)).records
-    except DataError:
-        return [Flaw(place, f"it has no question or no context, but {listed(list(value), len(value)) or 'nothing'}")]
-    if len(records) == 1:
-        return [Record(place, records[0].row, records[0].problem)]
-    return [Record(f"{place}, {record.place}", record.row, record.problem) for record in records]

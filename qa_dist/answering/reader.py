@@ -9,10 +9,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from qa_dist.answering.opening import OnnxOptions, named_as_in_python, open_model
+from qa_dist.answering.opening import PYTHON_NAMES, OnnxOptions, open_model
 from qa_dist.answering.ranking import ranked
 from qa_dist.answering.records import OVERLAP_THRESHOLD, Answer, InvalidQuestionError, Question
 from qa_dist.common.errors import ConfigError, DataError
+from qa_dist.common.notebook import named_as_in_python
 from qa_dist.data.records import Example
 from qa_dist.evaluation.answers import decode
 from qa_dist.features.table import FeatureTable
@@ -101,7 +102,7 @@ class Reader:
             "null_score_diff_threshold": null_score_diff_threshold,
             "eval_tokens_per_device": tokens_per_batch,
         }
-        with named_as_in_python():
+        with named_as_in_python(PYTHON_NAMES):
             opened = open_model(
                 self.model,
                 device=None if device is None else str(device),

@@ -81,11 +81,11 @@ def run_command(program: str, work: Callable[[], int]) -> int:
         sys.stderr.write(f"{program}: interrupted\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
         return EXIT_BROKEN_PIPE
     except Exception as error:
         if (reason := _full_output(error)) is not None:
-            _drop_output()
+            drop_output()
             sys.stderr.write(f"{program}: error: standard output takes no more ({reason}); make room\n")
             return EXIT_USER_ERROR
         text = "".join(traceback.format_exception(error))
@@ -105,7 +105,7 @@ def _full_output(error: Exception) -> str | None:
     return error.strerror if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else None
 
 
-def _drop_output() -> None:
+def drop_output() -> None:
     """Let what is still buffered go nowhere: it would fail again when the interpreter shuts down."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

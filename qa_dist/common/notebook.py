@@ -1,8 +1,9 @@
 """What makes calls from Python, a notebook's above all, read as well as a command's lines."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from qa_dist.common.errors import ConfigError, UserError
@@ -23,16 +24,21 @@ def _pretty(value: object, printer: Any, cycle: bool) -> None:
 
 
 @contextmanager
-def named_as_in_python() -> Iterator[None]:
-    """Context in which mistakes name options as arguments of Python have them, without dashes."""
+def named_as_in_python(names: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Context in which mistakes name options as arguments of Python have them, without dashes.
+
+    Args:
+        names: What arguments are called that have other names than the options, by the names of these.
+    """
     try:
         yield
     except UserError as error:
-        error.args = tuple(_in_python(part) if isinstance(part, str) else part for part in error.args)
+        error.args = tuple(_in_python(part, names) if isinstance(part, str) else part for part in error.args)
         if isinstance(error, ConfigError):
-            error.problems = tuple(map(_in_python, error.problems))
+            error.problems = tuple(_in_python(problem, names) for problem in error.problems)
         raise
 
 
-def _in_python(message: str) -> str:
-    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
+def _in_python(message: str, names: Mapping[str, str]) -> str:
+    # Not the dashes inside of paths.
+    return re.sub(r"(?<![\w-])--([a-z]\w*)", lambda match: names.get(match[1], match[1]), message)

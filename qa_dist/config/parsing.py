@@ -192,9 +192,9 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _superseded(layer: Mapping[str, Any]) -> list[str]:
     """Options of lower layers that a choice in this one makes meaningless, so that they do not contradict it."""
     names: list[str] = []
-    if str(layer.get("dataset_name")).lower() not in ("none", "auto", "null"):
+    if _is_named(layer, "dataset_name"):
         names += ["dataset_config_name", "train_file", "validation_file"]
-    elif layer.get("train_file") is not None or layer.get("validation_file") is not None:
+    elif _is_named(layer, "train_file") or _is_named(layer, "validation_file"):
         names += ["dataset_name", "dataset_config_name"]
     if layer.get("tuning") == "full":
         names += ADAPTER_OPTIONS
@@ -203,6 +203,11 @@ def _superseded(layer: Mapping[str, Any]) -> list[str]:
     if layer.get("mixed_precision") in ("bf16", "fp16"):
         names += ["tf32"]
     return names
+
+
+def _is_named(layer: Mapping[str, Any], name: str) -> bool:
+    """Whether a layer gives an option a value, and not the words for none."""
+    return str(layer.get(name)).lower() not in ("none", "auto", "null")
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:

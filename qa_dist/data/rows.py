@@ -14,6 +14,7 @@ from qa_dist.data.values import (
     read_cell,
     read_name,
     spelled,
+    without_point,
 )
 
 Row = Mapping[str, Any]
@@ -178,9 +179,7 @@ def _cells(rows: Sequence[Any], name: str) -> list[tuple[Any, Any]]:
 
 def _without_points(rows: Sequence[Any], name: str) -> Sequence[Any]:
     return [
-        {**row, name: row[name].removesuffix(".0")}
-        if isinstance(row, Mapping) and isinstance(row.get(name), str)
-        else row
+        {**row, name: without_point(row[name])} if isinstance(row, Mapping) and isinstance(row.get(name), str) else row
         for row in rows
     ]
 

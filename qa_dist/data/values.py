@@ -214,6 +214,11 @@ def read_name(value: Any) -> str | None:
     raise ValueError("it is neither text nor a whole number")
 
 
+def without_point(cell: str) -> str:
+    """A whole number that a table took for a float, as "7.0", as it was; any other cell as it is."""
+    return cell.removesuffix(".0") if _WHOLE_FLOAT.fullmatch(cell) else cell
+
+
 def are_floats(cells: Sequence[Any]) -> bool:
     """Whether cells are whole numbers that a table took for floats, such as "7.0"; not if there are none."""
     return bool(cells) and all(isinstance(cell, str) and _WHOLE_FLOAT.fullmatch(cell) for cell in cells)

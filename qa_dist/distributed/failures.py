@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from qa_dist.common.command import note_exit
+from qa_dist.common.command import EXIT_BROKEN_PIPE, EXIT_FAILURE, drop_output, note_exit
 from qa_dist.common.errors import LocalTrainingError, TrainingError, UserError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
@@ -58,6 +58,10 @@ def failures_named() -> Iterator[None]:
     except Exception as error:
         if world_size == 1:
             raise
+        if isinstance(error, BrokenPipeError) and rank == 0:
+            # Whoever read the answers has what was wanted.
+            drop_output()
+            _leave(world_size, EXIT_BROKEN_PIPE)
         text = str(error)
         if is_lost_peer(error):
             where = "; ".join(getattr(error, "__notes__", ()))
@@ -70,11 +74,11 @@ def failures_named() -> Iterator[None]:
         _leave(world_size)
 
 
-def _leave(world_size: int) -> NoReturn:
-    """Exit with code 1, now if there are other ranks: destructors of the process group would wait for them."""
-    note_exit(1)
+def _leave(world_size: int, code: int = EXIT_FAILURE) -> NoReturn:
+    """Exit, now if there are other ranks: destructors of the process group would wait for them."""
+    note_exit(code)
     if world_size == 1:
-        sys.exit(1)
+        sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)

@@ -47,7 +47,7 @@ def refuse_trained_options(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: There are some.
     """
-    names = {*ADAPTER_OPTIONS, "tuning", "init_adapter"} - {"lora_implementation"}
+    names = {*ADAPTER_OPTIONS, "tuning", "init_adapter", "model_dropout", "show_structure"} - {"lora_implementation"}
     _refuse_given(argv, names, "the model is trained, with values of its own that stay; leave it out here")
 
 

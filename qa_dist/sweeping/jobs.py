@@ -76,6 +76,8 @@ class _Job:
     trial: Trial
     step: int | None
     number: str
+    log_before: int | None
+    """When the trial's log was written last before the job was submitted, in nanoseconds; None: there was none."""
     is_gone: bool = False
     """Whether it was not in the queue when that was last looked at."""
 
@@ -121,7 +123,7 @@ class SlurmJobs:
         """Run tasks in their order, so many at once; whether none is left over (see `Runner`).
 
         A job that ends without having brought its trial where it was to go has failed; one that was stopped, and is not
-        queued again by itself, is left over.
+        queued again by itself, is left over, and so is one that was cancelled before it began.
 
         Raises:
             UserError: Slurm takes no job, or does not answer.
@@ -133,7 +135,8 @@ class SlurmJobs:
                 self._stop(ended)
                 return False
             while len(self._jobs) < self._most and (task := next_task()):
-                self._jobs[job_name(task[0])] = _Job(*task, self._number(task, queue, is_over))
+                log_before = _log_time(task[0])
+                self._jobs[job_name(task[0])] = _Job(*task, self._number(task, queue, is_over), log_before)
             if not self._jobs:
                 return not self._is_one_stopped
             time.sleep(self._poll_seconds)
@@ -186,7 +189,8 @@ class SlurmJobs:
                 continue
             del self._jobs[name]
             if not is_at(record, job.step):
-                if record is not None and record["status"] == "stopped" and record["starts"]:
+                has_begun = _log_time(job.trial) != job.log_before
+                if not has_begun or (record is not None and record["status"] == "stopped" and record["starts"]):
                     self._is_one_stopped = True
                 else:
                     log = job.trial.folder / LOG
@@ -204,6 +208,13 @@ class SlurmJobs:
             if name not in queue and read_record(job.trial) is not None:
                 ended(job.trial)
         self._jobs = {}
+
+
+def _log_time(trial: Trial) -> int | None:
+    """When the log of a trial's jobs was written last, in nanoseconds; None if none of them has begun."""
+    with suppress(OSError):
+        return (trial.folder / LOG).stat().st_mtime_ns
+    return None
 
 
 def _is_for(task: Task) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,6 +336,17 @@ def _are_counts(value: Any, least: int) -> bool:
     )
 
 
+def _with_short_names(methods: Sequence[Method]) -> list[Method]:
+    """Points of a grid under names of `LONGEST_NAME` characters at most: those that are cut alike end in a number."""
+    cut = [method.name[:LONGEST_NAME].rstrip() for method in methods]
+    counts = Counter(folder_name(name, 0) for name in cut)
+    numbered = [f"{name[: LONGEST_NAME - 8].rstrip()} {number}" for number, name in enumerate(cut, 1)]
+    return [
+        Method(other if counts[folder_name(name, 0)] > 1 and name != method.name else name, method.options)
+        for method, name, other in zip(methods, cut, numbered, strict=True)
+    ]
+
+
 def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
     """The grid's points and then the listed trials."""
     grid: Mapping[str, Any] = content.get("grid") or {}
@@ -353,7 +365,8 @@ def _methods(path: Path, content: Mapping[str, Any]) -> list[Method]:
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
             name = " ".join(as_name(f"{option}={value_text(value)}") for option, value in point.items())
-            methods.append(Method(name[:LONGEST_NAME].rstrip(), point))
+            methods.append(Method(name, point))
+        methods = _with_short_names(methods)
     for number, item in enumerate(content.get("trials") or [], 1):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             found = item.get("name") if isinstance(item, dict) else None

@@ -84,6 +84,7 @@ class Ledger:
         self._calls = plan.output_dir / CALLS
         self._begun = time.monotonic()
         self._earlier_seconds = 0.0
+        self._goes_on = False
         self._about: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command(sys.argv),
@@ -97,9 +98,10 @@ class Ledger:
         Raises:
             UserError: A folder holds a trial with other options.
         """
-        is_first = not self.records
         self.records |= {trial.name: read_record(trial) for trial in trials}
-        if is_first and any(self.records.values()):
+        # A search adds its points one by one, and the first of them may have left nothing.
+        if not self._goes_on and any(self.records.values()):
+            self._goes_on = True
             self._go_on()
 
     def _go_on(self) -> None:

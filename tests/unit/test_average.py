@@ -237,6 +237,13 @@ def test_models_that_have_no_mean_are_a_sentence(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = average.build_parser().parse_args(["~/one", "~/two", "--output_dir=~/mean"])
+    assert options.models == [f"{tmp_path}/one", f"{tmp_path}/two"]
+    assert options.output_dir == f"{tmp_path}/mean"
+
+
 def test_what_is_no_two_models_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = str(whole(tmp_path / "first"))
     (tmp_path / "empty").mkdir()

@@ -118,6 +118,7 @@ def test_a_folder_of_texts_is_all_of_them(tmp_path: Path, capsys: pytest.Capture
     (folder / "a.txt").write_text(f"{TEXT}\n\n{OTHER}", encoding="utf-8")
     (folder / "b.txt.gz").write_bytes(gzip.compress(f"{OTHER}\n".encode()))
     (folder / ".hidden").touch()
+    (folder / "._a.txt").write_bytes(b"\xff\xfe of another system")
     assert cloze.main([str(folder), str(tmp_path / "out.json")]) == 0
     made = read_file(tmp_path / "out.json")
     assert Counter((each.row["context"], each.row["title"]) for each in made) == {

@@ -127,6 +127,10 @@ def test_what_cannot_be_merged_is_a_sentence(tmp_path: Path, capsys: pytest.Capt
     assert told.endswith("--train_file, --subset_seed: merging reads no data; leave it out")
     told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--version_2_with_negative"], capsys)
     assert told.endswith("--version_2_with_negative: merging reads no data; leave it out")
+    told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--quantization", "8bit"], capsys)
+    assert told.endswith("--quantization: the merged model has no padding and no quantization; leave it out")
+    told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--show_structure", "true"], capsys)
+    assert "--show_structure: the model is trained, with values of its own that stay" in told
     told = refusal(merge.main, [*words, str(tmp_path / "merged"), "--lora_r=64", "--use_dora", "true"], capsys)
     assert "--lora_r, --use_dora: the model is trained, with values of its own that stay; leave it out here" in told
 

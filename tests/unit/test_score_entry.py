@@ -1,7 +1,9 @@
 """`python -m qa_dist.score` and the handling of errors that all entry points share."""
 
+import errno
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -329,6 +331,21 @@ def test_training_notes_its_exit_code_wherever_it_ends(tmp_path, monkeypatch, ca
         raise TrainingError("the loss is not finite")
     assert file.read_text() == "1\n"
     assert "the run stops: the loss is not finite" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_ends_several_ranks_as_it_ends_one(monkeypatch, capsys):
+    from qa_dist.distributed import failures
+
+    monkeypatch.setattr(failures, "require_consistent_launch", lambda: None)
+    monkeypatch.setattr(failures, "drop_output", lambda: None)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, code in (("0", 141), ("1", 1)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match=str(code)), failures.failures_named():
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        # Other ranks write to nobody.
+        assert ("Traceback" in capsys.readouterr().err) == (rank == "1")
 
 
 def test_a_question_with_an_empty_id_is_refused_as_an_evaluation_refuses_it(files, capsys):

@@ -205,7 +205,7 @@ def test_other_mistakes(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     assert told in refusal(ask.main, [*words, "--top_k", "21"], capsys)
     monkeypatch.setattr(ReaderConfig, "open", lambda self: pytest.fail("the model was loaded"))
     told = "--top_k 3 is more than --n_best_size 2; lower the former or raise the latter"
-    assert told in refusal(ask.main, [*words, "--n_best_size", "2"], capsys)
+    assert told in refusal(ask.main, [*words, "--top_k", "3", "--n_best_size", "2"], capsys)
     monkeypatch.setattr(sys, "stdin", None)
     assert "is closed; leave it open" in refusal(ask.main, words, capsys)
 

@@ -91,6 +91,8 @@ def test_mistakes_are_found_before_anything_is_loaded(
     assert "--max_train_samples: no questions to train on are read here; leave it out" in capsys.readouterr().err
     assert export.main(export_words(tmp_path, "--gather", "logits", model="model")) == 2
     assert "--gather: all logits that are computed here are compared here; leave it out" in capsys.readouterr().err
+    assert export.main(export_words(tmp_path, "--padding", "unpadded", model="model")) == 2
+    assert "--padding: an exported model pads" in capsys.readouterr().err
     find = export.require_package.__globals__["importlib"].util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name))
     assert export.main(export_words(tmp_path, model="model")) == 2

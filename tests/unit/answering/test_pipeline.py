@@ -1,5 +1,6 @@
 """The pipeline answers as that of transformers 4.57 did, whose answers are kept, and takes what it took."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -110,6 +111,19 @@ def test_a_generator_is_answered_as_it_goes(pipe: Any) -> None:
     assert not taken
     assert next(answers)["answer"] == next(answers)["answer"]
     assert len(taken) == 256
+
+
+def test_what_a_generator_gave_before_it_failed_is_answered(pipe: Any) -> None:
+    def failing(problem: Exception | None) -> Any:
+        yield from [ASKED] * 3
+        if problem is not None:
+            raise problem
+
+    for problem in (OSError("the disk is gone"), None):
+        answers = []
+        with pytest.raises(OSError, match="the disk is gone") if problem else contextlib.nullcontext():
+            answers.extend(pipe(failing(problem), **LENGTHS))
+        assert len(answers) == 3
 
 
 def test_options_of_the_pipeline_hold_until_a_call_has_others(model: Path) -> None:

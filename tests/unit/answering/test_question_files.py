@@ -7,7 +7,8 @@ import pytest
 
 from qa_dist.answering import question_files
 from qa_dist.answering.chunks import Asked, chunks, read_question
-from qa_dist.answering.question_files import Flaw, QuestionFiles, Unit, find_files, inside
+from qa_dist.answering.question_files import QuestionFiles, Unit, find_files, inside
+from qa_dist.answering.question_records import Flaw
 from qa_dist.common.errors import DataError
 from tests.unit.answering.predicting import rows, write_all_formats, write_jsonl
 
@@ -205,6 +206,32 @@ def test_bad_rows_of_a_table(tmp_path: Path) -> None:
         ("q.csv, line 6", "question is empty or blank"),
     ]
     assert [each.id for each in asked(path) if isinstance(each, Asked)] == ["1", "5"]
+
+
+def test_tables_of_spreadsheets_and_of_pandas(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(
+        "id,question,context,answer,,\n7.0,When?,Ada built it in 1871.,1871.0,,\n,,,,,\n"
+        "v1.0,How far?,It is 4.0 miles.,4.0,,\n8.0,Who?,Ada built it.,,,\n,,,,,\n",
+        encoding="utf-8",
+    )
+    found = questions(path)
+    assert [each.id for each in found] == ["7", "v1.0", "8"]
+    assert [each.references for each in found] == [("1871",), ("4.0",), None]
+
+
+def test_a_whole_document_may_be_called_jsonl(tmp_path: Path) -> None:
+    values = rows(2)
+    articles = {"data": [{"paragraphs": [{"context": "w0 stands", "qas": [{"id": "q0", "question": "what?"}]}]}]}
+    path = tmp_path / "q.jsonl"
+    for text, expected in (
+        (json.dumps(values), ["q0", "q1"]),
+        (json.dumps(values, indent=1), ["q0", "q1"]),
+        (json.dumps(articles, indent=1), ["q0"]),
+        (json.dumps(articles), ["q0"]),
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert [each.id for each in questions(path)] == expected
 
 
 def test_badly_quoted_rows_are_named_and_the_others_are_kept(tmp_path: Path) -> None:

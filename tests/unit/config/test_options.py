@@ -192,6 +192,10 @@ def test_none_is_an_empty_list_and_no_source() -> None:
     base = {"train_file": "a.json"}
     words = ["--output_dir", "out", "--dataset_name", "none"]
     assert parse(words, prog="t", description="", base=base)[0].data.train_file == "a.json"
+    for flag in ("--train_file", "--validation_file"):
+        words = ["--output_dir", "out", flag, "None"]
+        config, _ = parse(words, prog="t", description="", base={"dataset_name": "squad"})
+        assert (config.data.source, config.data.train_file, config.data.validation_file) == ("squad", None, None)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -13,6 +13,9 @@ from qa_dist import score
 from qa_dist.answering.question_files import QuestionFiles
 from qa_dist.common.errors import DataError
 from qa_dist.config.options import DataConfig
+from qa_dist.data.checking import Report, validate
+from qa_dist.data.records import Example
+from qa_dist.data.rows import read_rows
 from qa_dist.data.sources import load_examples
 from tests.unit.data.layout_writers import by_index, columns, lines, lists, paragraphs, squad
 from tests.unit.data_fixtures import row
@@ -25,6 +28,14 @@ JSON = {
     "squad.json": squad,
     "paragraphs.json": paragraphs,
 }
+
+
+def check(*rows: dict[str, Any], **options: Any) -> tuple[list[Example], Report]:
+    return validate(read_rows(rows), **options)
+
+
+def kinds(report: Report) -> dict[str, int]:
+    return {problem.kind: problem.count for problem in report.problems}
 
 
 def rows(ids: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -96,3 +107,33 @@ def test_numbers_of_one_file_beside_ids_of_others_stay(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_bytes((tmp_path / "a.json").read_bytes())
     with pytest.raises(DataError, match=r"2 where the id occurred before \(a, b\)"):
         ids(tmp_path)
+
+
+# ------------------------------------------------------------------------- ids that occur twice, and are left out
+
+
+def test_the_first_of_several_records_with_one_id_stays() -> None:
+    examples, report = check(row("a", question="1?"), row("a", question="2?"), row("a", question="3?"), row("b"))
+    assert [example.question for example in examples] == ["1?", "Where does Mora lie?"]
+    assert kinds(report) == {"duplicate_id": 2}
+
+
+def test_a_record_that_is_left_out_takes_no_id_from_the_one_behind_it() -> None:
+    examples, report = check(row("a", question=" "), row("a", question="2?"), row("a", question="3?"))
+    assert [example.question for example in examples] == ["2?"]
+    assert kinds(report) == {"empty_question": 1, "duplicate_id": 1}
+    assert report.num_invalid == 2
+
+
+def test_records_that_are_scored_in_spite_of_a_problem_are_told_apart() -> None:
+    rows = (row("a", question=" "), row("b"), row("c", question=5))
+    examples, report = check(*rows, for_training=False, keep_scored=True)
+    assert [example.id for example in examples] == ["a", "b"]
+    assert (report.num_records, report.num_examples, report.num_invalid, report.num_kept_invalid) == (3, 2, 1, 1)
+    assert "valid: 1, unanswerable: 0, invalid: 2 (1 of them scored all the same): 1 where" in report.text()
+
+
+def test_whole_numbers_are_ids_and_equal_their_text() -> None:
+    examples, report = check(row(7), row("7"))  # type: ignore[arg-type]
+    assert [example.id for example in examples] == ["7"]
+    assert kinds(report) == {"duplicate_id": 1}

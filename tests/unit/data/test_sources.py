@@ -262,33 +262,6 @@ def test_overlapping_occurrences_are_not_taken_for_one() -> None:
     assert kinds(report) == {"answer_not_at_offset": 1}
 
 
-def test_the_first_of_several_records_with_one_id_stays() -> None:
-    examples, report = check(row("a", question="1?"), row("a", question="2?"), row("a", question="3?"), row("b"))
-    assert [example.question for example in examples] == ["1?", "Where does Mora lie?"]
-    assert kinds(report) == {"duplicate_id": 2}
-
-
-def test_a_record_that_is_left_out_takes_no_id_from_the_one_behind_it() -> None:
-    examples, report = check(row("a", question=" "), row("a", question="2?"), row("a", question="3?"))
-    assert [example.question for example in examples] == ["2?"]
-    assert kinds(report) == {"empty_question": 1, "duplicate_id": 1}
-    assert report.num_invalid == 2
-
-
-def test_records_that_are_scored_in_spite_of_a_problem_are_told_apart() -> None:
-    rows = (row("a", question=" "), row("b"), row("c", question=5))
-    examples, report = check(*rows, for_training=False, keep_scored=True)
-    assert [example.id for example in examples] == ["a", "b"]
-    assert (report.num_records, report.num_examples, report.num_invalid, report.num_kept_invalid) == (3, 2, 1, 1)
-    assert "valid: 1, unanswerable: 0, invalid: 2 (1 of them scored all the same): 1 where" in report.text()
-
-
-def test_whole_numbers_are_ids_and_equal_their_text() -> None:
-    examples, report = check(row(7), row("7"))  # type: ignore[arg-type]
-    assert [example.id for example in examples] == ["7"]
-    assert kinds(report) == {"duplicate_id": 1}
-
-
 def test_the_report_counts_every_kind_shows_three_ids_and_survives_json() -> None:
     bad = [row(f"e{i}", question="", context="") for i in range(5)]
     _, report = check(*bad, row("ok", answers={"text": ["deep."], "answer_start": [1]}))

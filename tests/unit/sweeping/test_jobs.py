@@ -15,7 +15,7 @@ from qa_dist.common.errors import ConfigError, DataError, UserError
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping import trials
-from qa_dist.sweeping.jobs import SlurmJobs, job_name, read_task, write_task
+from qa_dist.sweeping.jobs import LOG, SlurmJobs, job_name, read_task, write_task
 from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
 from qa_dist.sweeping.running import in_order, run_sweep
@@ -79,6 +79,9 @@ def end(task: Path) -> bool:
     """Do what a job does; whether it leaves the queue."""
     each, step = read_task(task)
     record = read_record(each) or new_record(each)
+    if each.method == "is cancelled":
+        return True
+    each.folder.joinpath(LOG).write_text("begun", encoding="utf-8")
     record["starts"] += 1
     if each.method == "waits":
         return False
@@ -198,6 +201,15 @@ def test_a_sweep_that_is_stopped_cancels_its_jobs_and_one_that_loses_a_job_is_no
     assert slurm.cancelled == ["102"]
     assert not trials[2].folder.exists()
     assert run(Slurm(), [trial(tmp_path, "is stopped"), trial(tmp_path, "b")]) == (False, ["is stopped", "b"])
+
+
+def test_a_job_that_is_cancelled_in_the_queue_is_submitted_again_by_the_next_call(tmp_path: Path) -> None:
+    new, paused = (trial(tmp_path / name, "is cancelled") for name in ("new", "paused"))
+    write_record(paused, {**new_record(paused), "status": "paused", "step": 3, "starts": 1})
+    paused.folder.joinpath(LOG).write_text("of the rung before", encoding="utf-8")
+    assert run(Slurm(), [new, paused]) == (False, ["is cancelled", "is cancelled"])
+    assert read_record(new) is None
+    assert (read_record(paused) or {})["status"] == "paused"
 
 
 def test_what_slurm_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

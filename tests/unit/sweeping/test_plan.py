@@ -10,6 +10,7 @@ from qa_dist import sweep
 from qa_dist.common.errors import ConfigError
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import Plan, read_plan
+from qa_dist.sweeping.space import LONGEST_NAME
 from tests.unit.trained import random_adapter
 
 FLAGS = ["--output_dir", "out", "--dataset_name", "sample"]
@@ -87,6 +88,23 @@ def test_a_grid_may_have_values_that_no_name_has(tmp_path: Path) -> None:
         "model_name_or_path=package.some_wheel.model_learning_rate=0.00123456-seed42",
         "model_name_or_path=..mine_learning_rate=0.00123456-seed42",
     ]
+
+
+def test_points_of_a_grid_whose_names_are_too_long_are_told_apart(tmp_path: Path) -> None:
+    text = """
+        grid:
+          learning_rate: [1e-3, 2e-3]
+          global_batch_size: [8, 16]
+          num_train_epochs: [2, 3]
+          warmup_ratio: [0.1, 0.2]
+          lora_dropout: [0.0, 0.1]
+          weight_decay: [0.0, 0.1]
+    """
+    trials = plan(tmp_path, text).trials
+    assert len({trial.folder for trial in trials}) == 64
+    assert max(len(trial.method) for trial in trials) <= LONGEST_NAME
+    assert trials[-1].method.startswith("learning_rate=2e-3 global_batch_size=16 num_train_epochs=3 warmup_ratio=0.2")
+    assert trials[-1].method.endswith(" 64")
 
 
 @pytest.mark.parametrize(

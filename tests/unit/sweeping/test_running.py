@@ -1,5 +1,6 @@
 """What a sweep says of itself, and the rungs that it compares its trials at."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from qa_dist.common.errors import UserError
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
-from qa_dist.sweeping.running import CALLS, command, run_sweep
+from qa_dist.sweeping.running import CALLS, Ledger, command, run_sweep
 from tests.unit.sweeping.inline import Inline
 from tests.unit.trained import edit_json
 
@@ -73,6 +74,12 @@ def test_the_time_of_a_sweep_is_that_of_all_calls_whatever_their_files_of_result
     (out / CALLS).unlink()
     (tmp_path / "second.json").rename(out / "sweep.json")
     assert told("third.json")["seconds"] >= 1000
+    # A search adds its points one by one, and the first of them may have left nothing.
+    ledger = Ledger(plan, tmp_path / "more.json", print)
+    ledger.add([dataclasses.replace(plan.trials[0], seed=9)])
+    ledger.add(plan.trials)
+    ledger.note()
+    assert json.loads((tmp_path / "more.json").read_text(encoding="utf-8"))["seconds"] >= 1000
     # Of another sweep it says nothing.
     edit_json(out / CALLS, sweep="another")
     (out / "sweep.json").unlink()
