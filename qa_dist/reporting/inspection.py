@@ -13,7 +13,7 @@ from qa_dist.config.options import RunConfig
 from qa_dist.data.folders import Split
 from qa_dist.data.sources import require_split
 from qa_dist.features.building import prepare_store
-from qa_dist.model.folder import load_tokenizer_of
+from qa_dist.model.folder import as_tuned, load_tokenizer_of
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.reporting.example_lines import example_lines
 from qa_dist.reporting.example_logits import add_answers
@@ -91,6 +91,8 @@ def inspect_example(
             if folder is None:
                 raise ConfigError(["config is missing; give one, or the folder of a trained model as model"])
             config = configuration_of(folder, {})
+        elif folder is not None:
+            config = as_tuned(config, folder)
         require_split(config.data, split)
         tokenizer = load_tokenizer(config.model) if folder is None else load_tokenizer_of(folder, config.model)[0]
         store = prepare_store(config, split, tokenizer=tokenizer, progress=True)

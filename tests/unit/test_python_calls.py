@@ -1,6 +1,7 @@
 """What `qa_dist` offers to Python: the parts of a run as calls, and values that a notebook shows."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from qa_dist.config.parsing import parse
 from qa_dist.config.recipe_files import recipe_path
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import transformers_model
+from qa_dist.reporting import inspection
 from qa_dist.training.trainer import Trainer
-from tests.unit.trained import options_of, reset_accelerate
+from tests.unit.trained import options_of, reset_accelerate, some_calibration
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,6 +194,18 @@ def test_an_example_as_its_model_sees_it(trained: Path, monkeypatch: pytest.Monk
     assert qa_dist.inspect_example(id="q3", split="validation", model="~/adapter").found == view.found | {
         "adapter": str(trained / "adapter")
     }
+
+
+def test_an_example_is_answered_with_the_threshold_of_its_model(
+    trained: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    some_calibration(1.0, 7.5).write(tmp_path / "adapter")
+    seen: list[float] = []
+    monkeypatch.setattr(inspection, "add_answers", lambda *given, **_: seen.append(given[2].evaluation.null_threshold))
+    for given in (None, config):
+        qa_dist.inspect_example(given, id="q3", split="validation", model=tmp_path / "adapter")
+    assert seen == [7.5, 7.5]
 
 
 def test_a_cell_that_was_stopped_goes_on(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
