@@ -209,8 +209,13 @@ def test_every_recipe_parses_and_opens_with_purpose_hardware_and_command(path: P
 
 
 def test_recipes_are_all_there() -> None:
-    expected = {"quickstart", "squad_minilm_small", "squad_bert_base", "squad_v2_bert_base", "tutorial"}
+    minilm = {"squad_minilm_small", "squad_minilm_rdrop"}
+    expected = {"quickstart", *minilm, "squad_bert_base", "squad_v2_bert_base", "tutorial"}
     assert expected <= {path.stem for path in RECIPES}
+
+
+def test_r_drop_is_all_that_its_recipe_adds() -> None:
+    assert read_recipe("squad_minilm_rdrop") == {**read_recipe("squad_minilm_small"), "rdrop_alpha": 2}
 
 
 def test_no_option_name_is_in_two_groups() -> None:
