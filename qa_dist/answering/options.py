@@ -86,7 +86,7 @@ class ReaderConfig(ReaderOptions):
 
     device: str | None = option(None, "where the model computes, such as cpu or cuda:1; auto: a GPU where there is one")
     tokens_per_batch: int | None = option(
-        None, "tokens of one forward pass; auto: as in the run, else 768 on CPU, 16384 on CUDA", minimum=16
+        None, "tokens of one forward pass; auto: as in the run, else 576 on CPU, 16384 on CUDA", minimum=16
     )
 
     def problems(self) -> Iterable[str]:

@@ -81,7 +81,7 @@ class Reader:
             null_score_diff_threshold: How much better than the best answer "no answer" must be; None: as tuned for the
                 model, else as in the run.
             temperature: What scores are divided by before the softmax of probabilities; None: as tuned, else 1.
-            tokens_per_batch: Tokens of one pass; None: as in the run, else 768 on a CPU, 16384 on a GPU; 512 of an
+            tokens_per_batch: Tokens of one pass; None: as in the run, else 576 on a CPU, 16384 on a GPU; 512 of an
                 exported model.
             mixed_precision: "no", "bf16" or "fp16"; None: on a GPU that of the run, on a CPU "no".
             quantized: Of an exported model, whether its file with weights of 8 bits computes; None: if there is one.

@@ -42,7 +42,7 @@ class EvaluationConfig:
     )
     eval_tokens_per_device: int | None = option(
         None,
-        "tokens of one forward pass in evaluation, the same at every world size, so that scores are too; auto: 768 on "
+        "tokens of one forward pass in evaluation, the same at every world size, so that scores are too; auto: 576 on "
         "CPU, 16384 on CUDA",
         minimum=16,
     )
