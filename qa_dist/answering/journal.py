@@ -188,9 +188,10 @@ class Journal:
 
     def _open(self, earlier: dict[str, Any]) -> None:
         self._output.parent.mkdir(parents=True, exist_ok=True)
-        self._is_made = not os.path.lexists(self._output)
+        is_new = not os.path.lexists(self._output)
         self._answers = os.open(self._output, os.O_RDWR | os.O_CREAT, 0o666)
         self._hold()
+        self._is_made = is_new
         problem = self._find_place(self._identity, earlier)
         if problem and not self.start_anew():
             raise DataError(problem)
@@ -326,9 +327,9 @@ class Journal:
         self._replaces = False
 
     def _abandon(self) -> None:
-        """Let go of the files, and leave no empty one."""
-        if self._is_made and self._answers >= 0:
-            with suppress(OSError):
+        """Let go of the files, and leave no empty one that was made here."""
+        with suppress(OSError):
+            if self._is_made and not os.fstat(self._answers).st_size:
                 self._output.unlink()
         self.close()
 

@@ -95,11 +95,11 @@ class _Search:
     def ended(self, trial: Trial) -> None:
         """Take in that a trial has come to its rung or its end, and decide about its point when all its seeds have."""
         record = self.ledger.ended(trial)
-        if record is not None and record["status"] == "stopped":
-            # Somebody stopped this one alone, as with scancel: the next call of the command goes on with it.
-            self._left_over.add(trial.name)
         for point in list(self._open.values()):
             if trial.name in point.running:
+                if not is_at(record, self._goal(point)):
+                    # Somebody stopped this one alone, as with scancel: the next call of the command goes on with it.
+                    self._left_over.add(trial.name)
                 point.running.remove(trial.name)
                 self._judge(point)
 

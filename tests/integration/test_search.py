@@ -127,14 +127,18 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(optuna: Any, whol
     assert {name.partition("_")[0] for name, _ in last.done} == {"12"}
 
 
-def test_a_trial_that_is_stopped_alone_is_left_to_the_next_call(optuna: Any, whole: Any, tmp_path: Path) -> None:
-    """As with scancel: it is not handed out again and again."""
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_trial_that_is_stopped_alone_is_left_to_the_next_call(
+    optuna: Any, whole: Any, tmp_path: Path, has_begun: bool
+) -> None:
+    """As with scancel, of a job that runs or waits: it is not handed out again and again."""
     stopped: list[str] = []
 
     def body(trial: Trial, step: int | None) -> None:
         if trial.name.startswith("3_") and not stopped:
             stopped.append(trial.name)
-            write_record(trial, {**new_record(trial), "starts": 1})
+            if has_begun:
+                write_record(trial, {**new_record(trial), "starts": 1})
         else:
             as_if_trained(trial, step)
 
