@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from qa_dist.common.command import OutputClosedError
 from qa_dist.common.errors import DataError
 from qa_dist.common.files import staged
 
@@ -94,7 +96,8 @@ def _opened_for_writing(output: Path, is_asked_to_stop: Callable[[], bool]) -> B
             # Opening a named pipe would wait for whoever reads, deaf to signals.
             descriptor = os.open(output, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno != errno.ENXIO:
+            # Sockets have the same error, for other reasons.
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(output.stat().st_mode):
                 raise
             time.sleep(_POLL_SECONDS)
         else:
@@ -120,8 +123,8 @@ class Stream:
             while view:
                 view = view[self._stream.write(view) :]
             self._stream.flush()
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            raise OutputClosedError(*error.args) from error
         except OSError as error:
             raise DataError(
                 f"{self._name} takes no more answers ({error.strerror or error}); make room and start again, or name a "
@@ -180,10 +183,10 @@ class Journal:
         try:
             self._open(json.loads(json.dumps(dict(earlier))))
         except OSError as error:
-            self._abandon()
+            self.close()
             raise _unwritable(output, error) from error
         except BaseException:
-            self._abandon()
+            self.close()
             raise
 
     def _open(self, earlier: dict[str, Any]) -> None:
@@ -251,7 +254,7 @@ class Journal:
         if not isinstance(header, dict) or header.get("answers_format") != _FORMAT:
             return f"{self.path} is no journal of this version; {_OVERWRITE}"
         # A run that ended before its first chunk leaves nothing that has to fit.
-        self._is_blank = not size and (last is None or not (last["num_bytes"] or last["is_finished"]))
+        self._is_blank = not size and (last is None or last["state"] is None)
         before = header.get("identity")
         if isinstance(before, dict):
             before |= {name: identity[name] for name, value in earlier.items() if before.get(name, ...) == value}
@@ -326,18 +329,12 @@ class Journal:
             raise _unwritable(self._output, error) from error
         self._replaces = False
 
-    def _abandon(self) -> None:
-        """Let go of the files, and leave no empty one that was made here."""
-        with suppress(OSError):
-            if self._is_made and not os.fstat(self._answers).st_size:
-                self._output.unlink()
-        self.close()
-
     def close(self) -> None:
-        if self._lines >= 0 and not self._replaces and self.state is None and not self.is_finished:
+        if self.state is None and not self.is_finished:
             # Nothing was written: what somebody puts into the file now is not this command's.
             with suppress(OSError):
-                self.path.unlink()
+                if self._lines >= 0 and not self._replaces:
+                    self.path.unlink()
                 if self._is_made and not os.fstat(self._answers).st_size:
                     self._output.unlink()
         for descriptor in (self._answers, self._lines):

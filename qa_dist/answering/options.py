@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from qa_dist.config.options import DataConfig, defaults, option
 from qa_dist.config.parsing import asks_for_help, parse, peek
+from qa_dist.config.texts import whole_number
 from qa_dist.machine.cuda_environment import prepare_cuda
 
 if TYPE_CHECKING:
@@ -145,5 +146,5 @@ def lengths_of_run(words: Sequence[str]) -> dict[str, Any]:
         found = base_options(model)
     if lengths := {name: found[name] for name in LENGTHS if found.get(name) is not None}:
         return lengths
-    longest = str(peek(words, "max_seq_length"))
-    return {"doc_stride": min(defaults(DataConfig)["doc_stride"], int(longest) // 2)} if longest.isdecimal() else {}
+    longest = whole_number(str(peek(words, "max_seq_length")))
+    return {"doc_stride": min(defaults(DataConfig)["doc_stride"], longest // 2)} if longest > 0 else {}

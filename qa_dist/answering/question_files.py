@@ -16,7 +16,7 @@ import select
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -31,6 +31,7 @@ from qa_dist.data.folders import files_in, is_saved, matches, suffixes
 from qa_dist.data.formats import PARQUET_MAGIC, is_object, named_format, parse, require_gzip, separator_of
 from qa_dist.data.layouts import require_columns
 from qa_dist.data.rows import Columns, Record
+from qa_dist.data.values import are_floats
 
 LONGEST_UNIT = 1 << 28
 """Bytes of a line or row at most: what has no line ends is no file of questions, and would not fit into memory."""
@@ -225,11 +226,7 @@ class QuestionFiles:
     def _units_of(self, path: Path, file: Any) -> Iterator[Unit]:
         """The units of one opened file, whatever its format."""
         self._digest.update(b"\0file\0")
-        start = file.peek(2)[:2]
-        if is_compressed(start):
-            file = gzip.GzipFile(fileobj=file)
-        else:
-            require_gzip(path, start)
+        file = _unpacked(path, file)
         with _named(path):
             head = _head(file, path)
             kind = _kind(head, path)
@@ -272,12 +269,13 @@ class QuestionFiles:
             decoded(head[0], path)
             raise
         columns = Columns.of(named)
+        has_float_ids = self._stream is None and columns.id is not None and _has_float_ids(path, mark, columns.id)
         for row in rows:
             place = f"{self._shown[path]}, line {row.line}"
             if row.problem:
                 yield Unit(place, partial(list, (Flaw(place, row.problem),)))
             elif any(value.strip() for value in row.values):
-                yield Unit(place, partial(records_of_cells, columns, names, row.values, place))
+                yield Unit(place, partial(records_of_cells, columns, names, row.values, place, has_float_ids))
 
     def _parquet_rows(self, path: Path, head: Sequence[bytes], file: Any) -> Iterator[Unit]:
         import pyarrow as pa
@@ -315,6 +313,30 @@ class QuestionFiles:
         for record in parse(content, path, is_unpacked=True):
             placed = Record(f"{self._shown[path]}, {record.place}", record.row, record.problem)
             yield Unit(placed.place, partial(list, (placed,)))
+
+
+def _unpacked(path: Path, file: Any) -> Any:
+    """An opened file that can be peeked into, as what is in it where it is compressed with gzip."""
+    start = file.peek(2)[:2]
+    if is_compressed(start):
+        return gzip.GzipFile(fileobj=file)
+    require_gzip(path, start)
+    return file
+
+
+def _has_float_ids(path: Path, mark: str, column: str) -> bool:
+    """Whether all ids of a table are whole numbers that became floats, as `7.0`; it reads on to the first other one."""
+    is_any = False
+    # Damage is told of when the rows before it are given.
+    with suppress(DataError, EOFError, OSError, zlib.error), path.open("rb", buffering=_BLOCK) as file:
+        rows = csv_rows(iter(_unpacked(path, file)), path, mark, most_bytes=LONGEST_UNIT)
+        place = [name.removeprefix("\ufeff") for name in next(rows).values].index(column)
+        for row in rows:
+            cell = row.values[place] if len(row.values) > place else ""
+            if cell.strip() and not are_floats([cell]):
+                return False
+            is_any = is_any or bool(cell.strip())
+    return is_any
 
 
 @contextmanager

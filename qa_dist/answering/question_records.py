@@ -35,29 +35,32 @@ def records_of_row(columns: Columns, values: Row, place: str) -> list[Record | F
     return [_record(columns, values, place)]
 
 
-def records_of_cells(columns: Columns, names: Sequence[str], values: Sequence[str], place: str) -> list[Record | Flaw]:
-    """The record of a row of CSV, whose columns have these names; columns without one are left out."""
+def records_of_cells(
+    columns: Columns, names: Sequence[str], values: Sequence[str], place: str, has_float_ids: bool
+) -> list[Record | Flaw]:
+    """The record of a row of CSV.
+
+    Args:
+        columns: What the columns hold.
+        names: Their names; columns without one are left out.
+        values: The cells.
+        place: Where the row stands.
+        has_float_ids: Whether ids are whole numbers that became floats, as `7.0`.
+    """
     if len(values) > len(names):
         # A separator without quotes has shifted the columns.
         return [Record(place, {}, "surplus_values")]
     if any("\udc80" <= character <= "\udcff" for value in values for character in value if character >= "\ud800"):
         return [Flaw(place, "it is not UTF-8")]
     row = {name: value for name, value in zip(names, values, strict=False) if name.strip()}
+    if has_float_ids and columns.id in row:
+        row[columns.id] = without_point(row[columns.id])
     if problem := problem_of_cells(row):
         return [Flaw(place, problem)]
-    return [_record(columns, _with_whole_numbers(row, columns), place)]
-
-
-def _with_whole_numbers(row: dict[str, str], columns: Columns) -> dict[str, str]:
-    """A row of a table with its id and its answer as they were before whole numbers became floats: `7.0` is 7.
-
-    Of whole files this is told by all cells of a column (`data.rows`); here, row by row, as they stream.
-    """
-    context = row.get(columns.context or "", "")
-    for name in (columns.id, columns.answers):
-        if name in row and not (name == columns.answers and row[name] in context):
-            row[name] = without_point(row[name])
-    return row
+    if columns.answers in row and row[columns.answers] not in row.get(columns.context or "", ""):
+        # Another one than the context has cannot be meant, if a whole number is.
+        row[columns.answers] = without_point(row[columns.answers])
+    return [_record(columns, row, place)]
 
 
 def records_of_line(line: bytes, place: str) -> list[Record | Flaw]:

@@ -24,6 +24,10 @@ SECONDS_FOR_RANK_0 = 3.0
 EXIT_FILE_VARIABLE = "QA_DIST_EXIT_FILE"
 
 
+class OutputClosedError(BrokenPipeError):
+    """Whoever read what a command writes has gone, as `head` does."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser of flags whose complaints are a `UserError` like all others: a sentence, without the usage."""
 
@@ -107,7 +111,8 @@ def _full_output(error: Exception) -> str | None:
 
 def drop_output() -> None:
     """Let what is still buffered go nowhere: it would fail again when the interpreter shuts down."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Not `sys.stdout`, which may be standard error for a while.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.__stdout__ or sys.stdout).fileno())
 
 
 def note_exit(code: int) -> int:

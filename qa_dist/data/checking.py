@@ -148,8 +148,8 @@ def validate(
     """The valid examples, and what was found in all records.
 
     Offsets that count something else than characters are converted (`placing.UNITS`). An answer that is not at its
-    offset is mended where its place is certain (`placing.place`). Of several records with one id, the first without
-    a problem is kept. Where no record has an id, all are numbered. Examples of one context share one string.
+    offset is mended where its place is certain (`placing.place`). Of several records with one id, the first that
+    can be used is kept. Where no record has an id, all are numbered. Examples of one context share one string.
 
     Args:
         records: Raw records; a `Reading` may bring notes on how they were read.

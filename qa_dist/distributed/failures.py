@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from qa_dist.common.command import EXIT_BROKEN_PIPE, EXIT_FAILURE, drop_output, note_exit
+from qa_dist.common.command import EXIT_BROKEN_PIPE, EXIT_FAILURE, OutputClosedError, drop_output, note_exit
 from qa_dist.common.errors import LocalTrainingError, TrainingError, UserError
 from qa_dist.common.secrets import masked
 from qa_dist.common.signals import Stopped
@@ -58,8 +58,7 @@ def failures_named() -> Iterator[None]:
     except Exception as error:
         if world_size == 1:
             raise
-        if isinstance(error, BrokenPipeError) and rank == 0:
-            # Whoever read the answers has what was wanted.
+        if isinstance(error, OutputClosedError):
             drop_output()
             _leave(world_size, EXIT_BROKEN_PIPE)
         text = str(error)

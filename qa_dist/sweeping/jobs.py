@@ -77,7 +77,7 @@ class _Job:
     step: int | None
     number: str
     log_before: int | None
-    """When the trial's log was written last before the job was submitted, in nanoseconds; None: there was none."""
+    """When the trial's log was written last before this job was submitted, in nanoseconds; None: there was none."""
     is_gone: bool = False
     """Whether it was not in the queue when that was last looked at."""
 
@@ -135,22 +135,22 @@ class SlurmJobs:
                 self._stop(ended)
                 return False
             while len(self._jobs) < self._most and (task := next_task()):
-                log_before = _log_time(task[0])
-                self._jobs[job_name(task[0])] = _Job(*task, self._number(task, queue, is_over), log_before)
+                self._jobs[job_name(task[0])] = self._job(task, queue, is_over)
             if not self._jobs:
                 return not self._is_one_stopped
             time.sleep(self._poll_seconds)
             queue = self._queue()
             self._collect(queue, ended)
 
-    def _number(self, task: Task, queue: Mapping[str, str], is_over: Callable[[], bool]) -> str:
-        """Number of the job of a task: of one that waits or runs for it already, or a new one's."""
+    def _job(self, task: Task, queue: Mapping[str, str], is_over: Callable[[], bool]) -> _Job:
+        """The job of a task: one that waits or runs for it already, or a new one."""
         name = job_name(task[0])
         # A job that has brought its trial to the rung before may still be ending, under the same name.
         while name in queue and not _is_for(task) and not is_over():
             time.sleep(self._poll_seconds)
             queue = self._queue()
-        return queue[name] if name in queue else self._submit(name, task)
+        log_before = _log_time(task[0])
+        return _Job(*task, queue[name] if name in queue else self._submit(name, task), log_before)
 
     def _submit(self, name: str, task: Task) -> str:
         """Number of the job that a task becomes."""

@@ -98,9 +98,10 @@ class Ledger:
         Raises:
             UserError: A folder holds a trial with other options.
         """
-        self.records |= {trial.name: read_record(trial) for trial in trials}
+        found = {trial.name: read_record(trial) for trial in trials}
+        self.records |= found
         # A search adds its points one by one, and the first of them may have left nothing.
-        if not self._goes_on and any(self.records.values()):
+        if not self._goes_on and any(found.values()):
             self._goes_on = True
             self._go_on()
 

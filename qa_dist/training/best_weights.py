@@ -6,27 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.files import write_json
-from qa_dist.config.options import DataConfig, EvaluationConfig, RunConfig, defaults
+from qa_dist.config.options import RunConfig
 from qa_dist.evaluation.results import Evaluation
 from qa_dist.model.saved import save_trained
 from qa_dist.model.span_model import SpanModel, Weights
 from qa_dist.training.run_state import BestScore
 
-_RULES = ("decoding", "n_best_size", "max_answer_length", "answer_length_penalty", "null_score_diff_threshold")
-"""Options of the evaluation that scores depend on; the normalisation is the same for the whole of a run."""
+_RULES = ", answered by "
+"""What stands in a measure before the rules for answers."""
 
 
-def measure_of(config: RunConfig, validation: str) -> str:
-    """What evaluations during a run are compared by, given the fingerprint of the validation features."""
-    data, metric = config.data, config.training.metric_for_best_model
+def measure_of(config: RunConfig, validation: str, *, version_2: bool) -> str:
+    """What evaluations during a run are compared by: a metric, on which features, and by which rules for answers.
+
+    The normalisation of answers is not among these, as it is the same for the whole of a run.
+
+    Args:
+        config: The run's configuration.
+        validation: Fingerprint of the validation features.
+        version_2: Whether the null answer is a choice.
+    """
+    data, metric, evaluation = config.data, config.training.metric_for_best_model, config.evaluation
     if data.max_eval_features is not None:
         return f"loss of {data.max_eval_features} features of {validation}, drawn by {data.subset_seed}"
-    values = {name: getattr(config.evaluation, name) for name in _RULES}
-    values["version_2_with_negative"] = data.version_2_with_negative
-    usual = {**defaults(EvaluationConfig), **defaults(DataConfig)}
-    rules = [f"{name} {value}" for name, value in values.items() if value != usual[name]]
-    # A measure without them is that of checkpoints from before they were named.
-    return ", ".join([f"{metric} of {validation}", *(rules if metric != "loss" else ())])
+    if metric == "loss":
+        return f"{metric} of {validation}"
+    search = f"{evaluation.decoding} of {evaluation.n_best_size}, at most {evaluation.max_answer_length} tokens"
+    null = f", null above {evaluation.null_threshold}" if version_2 else ""
+    return f"{metric} of {validation}{_RULES}{search} less {evaluation.answer_length_penalty} each{null}"
 
 
 class BestWeights:
@@ -57,7 +64,8 @@ class BestWeights:
     def measure_by(self, measure: str) -> str | None:
         """Evaluations measure this from here on; what is to be said, if a best one of another kind is dropped."""
         self._measure = measure
-        if self.score is None or self.score.measure in (None, measure):
+        # Checkpoints of earlier versions name no rules, or no measure at all.
+        if self.score is None or self.score.measure in (None, measure, measure.partition(_RULES)[0]):
             return None
         self.forget()
         return "evaluations measure something else than before: the best weights so far are no longer compared with"

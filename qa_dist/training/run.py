@@ -171,14 +171,18 @@ class Run:
             self._can_evaluate = self.is_evaluation_pending = self._can_tune = False
             if data.validation is not None:
                 self.log.notice(UNSCORED)
-        elif dropped := self.best.measure_by(measure_of(self.config, data.validation.fingerprint)):
+        elif dropped := self.best.measure_by(
+            measure_of(self.config, data.validation.fingerprint, version_2=data.version_2)
+        ):
             self.log.notice(dropped)
         is_trained = self._last_step >= num_steps or self.best.has_stopped_improving
         is_compared = self._can_evaluate and self.config.training.eval_steps != "no"
-        if self.best.score is not None and not is_trained and not is_compared:
-            self.best.forget()
-            if self.config.training.keep == "best":
+        if self._last_step and not is_trained and not is_compared:
+            # It would be the only one, and so the best.
+            self.is_evaluation_pending = False
+            if self.best.score is not None and self.config.training.keep == "best":
                 self.log.notice(UNCOMPARED)
+            self.best.forget()
         if problem := data.tuning_problem(self.config):
             self._can_tune = False
             self.log.notice(f"{UNTUNED}: {problem}")

@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,33 @@ def test_a_file_that_somebody_writes_where_a_run_was_killed_before_its_answers_i
     with pytest.raises(DataError, match="exists and is no file of this command"):
         run([path], output)
     assert (output.read_bytes(), noted.read_bytes()) == (b'{"id": "my own work"}\n', header)
+
+
+def test_a_chunk_without_answers_belongs_to_its_options(tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    with contextlib.closing(Journal(output, {"--top_k": 1}, overwrite=False)) as sink:
+        sink.add(b"", {"num_units": 128})
+    with pytest.raises(DataError, match=r"answers of another run \(--top_k was 1 and is 2\)"):
+        Journal(output, {"--top_k": 2}, overwrite=False)
+    with contextlib.closing(Journal(output, {"--top_k": 1}, overwrite=False)) as sink:
+        assert sink.state == {"num_units": 128}
+
+
+def test_nothing_is_left_of_a_file_that_was_to_be_replaced_and_is_gone(tmp_path: Path) -> None:
+    path, output = interrupted(tmp_path)
+    output.unlink()
+    path.write_bytes(b"not json\n")
+    with pytest.raises(DataError):
+        run([path], output, overwrite=True)
+    assert not output.exists()
+
+
+def test_a_socket_is_no_pipe_that_somebody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("name")
+        with pytest.raises(DataError, match="cannot be written"):
+            open_sink(Path("name"), IDENTITY, overwrite=False)
 
 
 def test_a_refused_run_leaves_no_empty_file(tmp_path: Path) -> None:

@@ -209,15 +209,19 @@ def test_bad_rows_of_a_table(tmp_path: Path) -> None:
 
 
 def test_tables_of_spreadsheets_and_of_pandas(tmp_path: Path) -> None:
-    path = tmp_path / "q.csv"
-    path.write_text(
-        "id,question,context,answer,,\n7.0,When?,Ada built it in 1871.,1871.0,,\n,,,,,\n"
-        "v1.0,How far?,It is 4.0 miles.,4.0,,\n8.0,Who?,Ada built it.,,,\n,,,,,\n",
-        encoding="utf-8",
-    )
-    found = questions(path)
-    assert [each.id for each in found] == ["7", "v1.0", "8"]
+    def table(*ids: str) -> Path:
+        rows = ("When?,Ada built it in 1871.,1871.0,,", "How far?,It is 4.0 miles.,4.0,,", "Who?,Ada built it.,,,")
+        text = "".join(f"{name},{row}\n,,,,,\n" for name, row in zip(ids, rows, strict=True))
+        path = tmp_path / "q.csv.gz"
+        path.write_bytes(gzip.compress(f"\ufeffid,question,context,answer,,\n{text}".encode()))
+        return path
+
+    found = questions(table("7.0", "9.0", "8.0"))
+    assert [each.id for each in found] == ["7", "9", "8"]
     assert [each.references for each in found] == [("1871",), ("4.0",), None]
+    # As training has it, where not all ids are such.
+    for ids in (["1.0", "1.5", "2.0"], ["1", "1.0", "2.0"]):
+        assert [each.id for each in questions(table(*ids))] == ids
 
 
 def test_a_whole_document_may_be_called_jsonl(tmp_path: Path) -> None:

@@ -75,11 +75,22 @@ def test_the_time_of_a_sweep_is_that_of_all_calls_whatever_their_files_of_result
     (tmp_path / "second.json").rename(out / "sweep.json")
     assert told("third.json")["seconds"] >= 1000
     # A search adds its points one by one, and the first of them may have left nothing.
+    training = dataclasses.replace(plan.trials[0].config.training, output_dir=str(tmp_path / "nowhere"))
+    config = dataclasses.replace(plan.trials[0].config, training=training)
+    unbegun = dataclasses.replace(plan.trials[0], seed=9, config=config)
     ledger = Ledger(plan, tmp_path / "more.json", print)
-    ledger.add([dataclasses.replace(plan.trials[0], seed=9)])
+    ledger.add([unbegun])
     ledger.add(plan.trials)
     ledger.note()
     assert json.loads((tmp_path / "more.json").read_text(encoding="utf-8"))["seconds"] >= 1000
+    # What this call itself has brought to an end is no earlier one's.
+    edit_json(out / CALLS, seconds=1000.0)
+    fresh = Ledger(plan, tmp_path / "more.json", print)
+    fresh.add([unbegun])
+    fresh.records |= ledger.records
+    fresh.add([unbegun])
+    fresh.note()
+    assert json.loads((tmp_path / "more.json").read_text(encoding="utf-8"))["seconds"] < 1000
     # Of another sweep it says nothing.
     edit_json(out / CALLS, sweep="another")
     (out / "sweep.json").unlink()

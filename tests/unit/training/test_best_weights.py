@@ -109,8 +109,9 @@ def test_a_best_one_of_another_measure_is_not_compared_with() -> None:
 
 
 def test_what_evaluations_are_compared_by() -> None:
-    of = [measure_of(RunConfig(data=DataConfig(max_eval_features=number)), "uvw") for number in (None, 5, 6)]
-    assert len({*of, measure_of(RunConfig(), "xyz")}) == 4
+    configs = [RunConfig(data=DataConfig(max_eval_features=number)) for number in (None, 5, 6)]
+    of = [measure_of(config, "uvw", version_2=False) for config in configs]
+    assert len({*of, measure_of(RunConfig(), "xyz", version_2=False)}) == 4
 
 
 def test_scores_by_other_rules_are_not_compared_and_losses_are() -> None:
@@ -122,13 +123,24 @@ def test_scores_by_other_rules_are_not_compared_and_losses_are() -> None:
         {"answer_length_penalty": 0.5},
     )
     usual, *others = (RunConfig(evaluation=EvaluationConfig(**each)) for each in ({}, *rules))
-    others.append(RunConfig(data=DataConfig(version_2_with_negative=True)))
-    assert measure_of(usual, "uvw") == "f1 of uvw", "as in checkpoints of earlier versions"
-    assert len({measure_of(each, "uvw") for each in (usual, *others)}) == 1 + len(others)
+    measures = {measure_of(each, "uvw", version_2=True) for each in (usual, *others)}
+    assert len({*measures, measure_of(usual, "uvw", version_2=False)}) == 2 + len(others)
+    # That is what `auto` means.
+    zero = RunConfig(evaluation=EvaluationConfig(null_score_diff_threshold=0.0))
+    assert measure_of(zero, "uvw", version_2=True) == measure_of(usual, "uvw", version_2=True)
     by_loss = TrainingConfig(metric_for_best_model="loss")
-    assert {measure_of(dataclasses.replace(each, training=by_loss), "uvw") for each in (usual, *others)} == {
-        "loss of uvw"
-    }
+    for each in (usual, *others):
+        assert measure_of(dataclasses.replace(each, training=by_loss), "uvw", version_2=True) == "loss of uvw"
+
+
+def test_a_best_one_of_an_earlier_version_which_named_no_rules_is_compared_with() -> None:
+    for rules in ({}, {"max_answer_length": 3}):
+        best = BestWeights("f1")
+        best.go_on_from(BestScore(60.0, 10, "f1 of uvw"), weights_of(10), 1)
+        measure = measure_of(RunConfig(evaluation=EvaluationConfig(**rules)), "uvw", version_2=True)
+        assert best.measure_by(measure) is None
+        assert best.score == BestScore(60.0, 10)
+        assert best.measure_by(measure_of(RunConfig(), "xyz", version_2=True)) is not None
 
 
 def test_the_best_model_gets_a_folder_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,20 @@ def test_an_evaluation_that_was_due_is_not_without_validation_data(
     assert not run.is_evaluation_pending
 
 
+def test_an_evaluation_that_was_due_is_not_made_where_no_other_one_follows(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights would be the best, and the steps behind it for nothing."""
+    let_evaluations_end_in(monkeypatch, 30)
+    run, trainer = begin(keep="best")
+    take_steps(run, trainer, range(8))
+    run.is_evaluation_pending = True
+    run.save_checkpoint(trainer)
+    for eval_steps, is_pending in (("4", True), ("no", False)):
+        again, _ = begin(keep="best", resume_from_checkpoint="auto", eval_steps=eval_steps)
+        assert again.is_evaluation_pending == is_pending
+
+
 def test_a_run_goes_on_with_all_that_it_knew(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
