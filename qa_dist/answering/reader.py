@@ -102,7 +102,7 @@ class Reader:
             "null_score_diff_threshold": null_score_diff_threshold,
             "eval_tokens_per_device": tokens_per_batch,
         }
-        with named_as_in_python(PYTHON_NAMES):
+        with named_as_in_python(PYTHON_NAMES, kind=ConfigError):
             opened = open_model(
                 self.model,
                 device=None if device is None else str(device),

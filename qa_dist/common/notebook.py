@@ -24,15 +24,18 @@ def _pretty(value: object, printer: Any, cycle: bool) -> None:
 
 
 @contextmanager
-def named_as_in_python(names: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+def named_as_in_python(
+    names: Mapping[str, str] = MappingProxyType({}), *, kind: type[UserError] = UserError
+) -> Iterator[None]:
     """Context in which mistakes name options as arguments of Python have them, without dashes.
 
     Args:
         names: What arguments are called that have other names than the options, by the names of these.
+        kind: Of which mistakes: others may speak of the options of commands.
     """
     try:
         yield
-    except UserError as error:
+    except kind as error:
         error.args = tuple(_in_python(part, names) if isinstance(part, str) else part for part in error.args)
         if isinstance(error, ConfigError):
             error.problems = tuple(_in_python(problem, names) for problem in error.problems)

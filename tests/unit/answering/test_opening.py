@@ -157,7 +157,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, foreign: Path) -> None:
     edit_json(other / "config.json", vocab_size=20)
     for name, message in (
         (tmp_path / "nowhere", "does not exist; name a local folder, a hub id"),
-        (tmp_path / "empty", "holds no adapter and no model; name the output_dir of a training run, or a model"),
+        (tmp_path / "empty", "holds no adapter and no model; name the --output_dir of a training run, or a model"),
         (file, "is a file; name the folder that holds the model"),
         (headless, "lacks qa_outputs.bias, qa_outputs.weight, which would be random"),
         (other, "cannot be loaded"),
