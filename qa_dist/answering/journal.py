@@ -206,7 +206,7 @@ class Journal:
     def start_anew(self) -> bool:
         if self._overwrites:
             self.state, self.is_finished, self._last = None, False, dict(_NO_ANSWERS)
-            self._replaces, self._is_announced = True, False
+            self._replaces = True
         return self._overwrites
 
     def _open_lines(self) -> None:

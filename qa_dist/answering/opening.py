@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qa_dist.answering.backend import Backend
 from qa_dist.answering.exported import ExportPrecision, is_exported
 from qa_dist.common.errors import ConfigError
-from qa_dist.config.options import RunConfig, defaults
+from qa_dist.config.options import RunConfig, usual_stride
 from qa_dist.config.parsing import parse
 from qa_dist.machine.requirements import require_package
 from qa_dist.model.calibration import read_calibration
@@ -210,7 +210,7 @@ def _lengths_that_fit(config: RunConfig, given: Collection[str]) -> Any:
     if "max_seq_length" not in given and longest is not None:
         data = dataclasses.replace(data, max_seq_length=min(data.max_seq_length, longest))
     if "doc_stride" not in given:
-        data = dataclasses.replace(data, doc_stride=min(defaults(type(data))["doc_stride"], data.max_seq_length // 2))
+        data = dataclasses.replace(data, doc_stride=usual_stride(data.max_seq_length))
     return data
 
 

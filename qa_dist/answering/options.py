@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from qa_dist.config.options import DataConfig, defaults, option
+from qa_dist.config.options import option, usual_stride
 from qa_dist.config.parsing import asks_for_help, parse, peek
 from qa_dist.config.texts import whole_number
 from qa_dist.machine.cuda_environment import prepare_cuda
@@ -147,4 +147,4 @@ def lengths_of_run(words: Sequence[str]) -> dict[str, Any]:
     if lengths := {name: found[name] for name in LENGTHS if found.get(name) is not None}:
         return lengths
     longest = whole_number(str(peek(words, "max_seq_length")))
-    return {"doc_stride": min(defaults(DataConfig)["doc_stride"], longest // 2)} if longest > 0 else {}
+    return {"doc_stride": usual_stride(longest)} if longest > 0 else {}

@@ -171,9 +171,9 @@ class QuestionAnsweringPipeline(Pipeline):  # type: ignore[misc]
         return found[0] if len(found) == 1 else found
 
     def _answered(self, questions: Iterator[Question], *options: Mapping[str, Any]) -> Iterator[Any]:
-        problem: Exception | None = None
-        while problem is None:
+        while True:
             chunk: list[Question] = []
+            problem: Exception | None = None
             try:
                 chunk.extend(islice(questions, _TOGETHER))
             # Whatever it is, it comes behind the answers to all that was given before.
@@ -181,9 +181,10 @@ class QuestionAnsweringPipeline(Pipeline):  # type: ignore[misc]
                 problem = error
             if chunk:
                 yield from self.run_single(chunk, *options)
-            elif problem is None:
+            if problem is not None:
+                raise problem
+            if not chunk:
                 return
-        raise problem
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if "topk" in options:

@@ -32,6 +32,7 @@ def _record(columns: Columns, values: Row, place: str) -> Record | Flaw:
 
 
 def records_of_row(columns: Columns, values: Row, place: str) -> list[Record | Flaw]:
+    """The record of a row of Parquet."""
     return [_record(columns, values, place)]
 
 

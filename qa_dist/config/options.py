@@ -89,3 +89,9 @@ GROUPS: dict[str, type[Any]] = {
 def defaults(group: type[Any]) -> dict[str, Any]:
     """Default of each option of a group."""
     return {item.name: item.default for item in dataclasses.fields(group)}
+
+
+def usual_stride(max_seq_length: int) -> int:
+    """The stride for a model that comes without one: the default, or half a window where that is less."""
+    stride: int = defaults(DataConfig)["doc_stride"]
+    return min(stride, max_seq_length // 2)

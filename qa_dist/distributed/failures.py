@@ -55,12 +55,14 @@ def failures_named() -> Iterator[None]:
         if rank == 0 or isinstance(error, LocalTrainingError):
             sys.stderr.write(f"[rank {rank} of {world_size}] the run stops: {error}\n")
         _leave(world_size)
+    except OutputClosedError:
+        if world_size == 1:
+            raise
+        drop_output()
+        _leave(world_size, EXIT_BROKEN_PIPE)
     except Exception as error:
         if world_size == 1:
             raise
-        if isinstance(error, OutputClosedError):
-            drop_output()
-            _leave(world_size, EXIT_BROKEN_PIPE)
         text = str(error)
         if is_lost_peer(error):
             where = "; ".join(getattr(error, "__notes__", ()))

@@ -8,6 +8,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,12 @@ def epoch_order(num_features: int, *, seed: int, epoch: int) -> Indices:
 def steps_per_epoch(num_features: int, global_batch_size: int) -> int:
     """Optimiser steps of one epoch; the last may be short, none is dropped."""
     return math.ceil(num_features / global_batch_size)
+
+
+def steps_in(share: float, num_steps: int) -> int:
+    """Steps of a share of some, such as 2.2 epochs or a tenth of a run; a step that is begun is taken whole."""
+    # As decimals: 2.2 times 25 is a little more than 55 in binary.
+    return math.ceil(Fraction(repr(float(share))) * num_steps)
 
 
 def global_batch(order: Indices, step: int, global_batch_size: int) -> Indices:

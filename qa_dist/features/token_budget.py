@@ -16,11 +16,10 @@ EVALUATION_TOKENS = {"cpu": 576, "cuda": 16384}
 """Budget of a forward pass in evaluation, by device type; constant, so that scores do not depend on free memory.
 
 On a CPU, blocks of other sizes in every pass leave gaps in glibc's heap, as large as the blocks, and longer rows leave
-the caches. `Reader(..., tokens_per_batch=N).answer_many` of 500 questions of SQuAD dev with MiniLM-L6, on one thread
-and on two, takes 28.9 and 14.8 s and a peak of 502 and 551 MiB with 768 tokens, 30.3 and 14.5 s and 491 and 531 MiB
-with 576, 30.7 and 15.0 s and 492 and 523 MiB with 512: means of two alternating runs, up to a tenth apart, torch 2.13,
-two cores with AVX-512. With 2,048 tokens and two AVX2 cores, `qa-dist predict` took 37 and 24 s, and 34 and 21 s with
-768.
+the caches. The reader of `bench answering` (500 questions of SQuAD dev, MiniLM-L6, one thread and two) peaks at 503 and
+547 MiB with 768 tokens and at 495 and 529 MiB with 576, with 1.10 and 1.41, and 1.10 and 1.35 times the speed of the
+fastest of the others (docs/answer-speed.md). With 2,048 tokens and two AVX2 cores, `qa-dist predict
+--eval_tokens_per_device N` took 37 and 24 s, and 34 and 21 s with 768.
 """
 
 MARGIN = 0.1

@@ -5,13 +5,13 @@ What differs between the optimisers is in `qa_dist.config.optimizers`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.config.optimizers import OPTIMIZERS, OptimizerName
 from qa_dist.config.options import TrainingConfig
+from qa_dist.features.batching import steps_in
 from qa_dist.machine.requirements import require_package
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def learning_rate(step: int, num_steps: int, training: TrainingConfig) -> float:
     `(1 + cos(pi t)) / 2` (Loshchilov and Hutter 2017, half a period), constant 1.
     """
     peak = training.learning_rate
-    # As decimals: 0.07 times 100 is a little more than 7 in binary.
-    warmup = math.ceil(Fraction(repr(training.warmup_ratio)) * num_steps)
+    warmup = steps_in(training.warmup_ratio, num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     behind = (step - warmup) / max(1, num_steps - warmup)

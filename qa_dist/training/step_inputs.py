@@ -1,8 +1,6 @@
 """What a rank computes in a step: a function of the configuration, the step's number and the token budget."""
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from qa_dist.common.arrays import Indices
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.data.sources import subset
-from qa_dist.features.batching import epoch_order, global_batch, plan_step, steps_per_epoch
+from qa_dist.features.batching import epoch_order, global_batch, plan_step, steps_in, steps_per_epoch
 from qa_dist.features.buckets import BucketBatch
 from qa_dist.features.collate import FeatureBatch
 from qa_dist.features.store import FeatureStore
@@ -68,7 +66,7 @@ class StepInputs:
         self.copies = copies(training.rdrop_alpha)
         self.features = subset(store.num_features, config.data.max_train_features, config.data.subset_seed)
         self.steps_per_epoch = steps_per_epoch(len(self.features), training.global_batch_size)
-        in_all_epochs = steps_in_epochs(training.num_train_epochs, self.steps_per_epoch)
+        in_all_epochs = steps_in(training.num_train_epochs, self.steps_per_epoch)
         self.num_steps = min(in_all_epochs, training.max_train_steps or in_all_epochs)
         self.shortfall = _shortfall(training, in_all_epochs)
         self.longest = model.padded_length or int(store.lengths[self.features].max())
@@ -134,12 +132,6 @@ class StepInputs:
             # The step itself will say so, where that can be dealt with.
             if not is_out_of_memory(error):
                 raise
-
-
-def steps_in_epochs(epochs: float, steps_per_epoch: int) -> int:
-    """Optimiser steps of so many passes over the features; a step that is begun is taken whole."""
-    # As decimals: 2.2 times 25 is a little more than 55 in binary.
-    return math.ceil(Fraction(repr(float(epochs))) * steps_per_epoch)
 
 
 def _shortfall(training: TrainingConfig, in_all_epochs: int) -> list[str]:

@@ -13,9 +13,9 @@ import torch
 
 from qa_dist import train
 from qa_dist.config.options import RunConfig, TrainingConfig
+from qa_dist.features.batching import steps_in
 from qa_dist.memory import estimate
 from qa_dist.training.plan import Plan
-from qa_dist.training.step_inputs import steps_in_epochs
 from tests import refusals
 from tests.distributed.launching import lines
 from tests.tiny import tiny_inputs, tiny_model
@@ -189,7 +189,7 @@ def test_what_would_end_the_run_before_its_first_step_ends_the_dry_run(
 
 @pytest.mark.parametrize(("epochs", "per_epoch", "steps"), [(2.2, 25, 55), (1.1, 50, 55), (0.1, 5, 1), (1e-5, 3, 1)])
 def test_fractions_of_epochs_are_the_decimals_that_were_given(epochs: float, per_epoch: int, steps: int) -> None:
-    assert steps_in_epochs(epochs, per_epoch) == steps
+    assert steps_in(epochs, per_epoch) == steps
 
 
 @pytest.mark.parametrize("flags", [("--dry_run",), ()])
