@@ -107,8 +107,7 @@ def _sweep(words: list[str]) -> int:
 
     folder = Path(str(config.training.output_dir))
     results = Path(options.results_file or folder / "sweep.json")
-    # In the sweep's own folder, trials that are others are refused anyhow.
-    require_results_file(results, plan.name if options.results_file else None)
+    require_results_file(results, plan)
     _require_data(plan)
     _require_adapters(plan)
     make_writable(folder, "--output_dir")

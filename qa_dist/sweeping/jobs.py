@@ -21,7 +21,7 @@ from qa_dist.common.files import write_json
 from qa_dist.common.shipped import find_shipped
 from qa_dist.config.parsing import parse
 from qa_dist.sweeping.plan import PROG, Trial
-from qa_dist.sweeping.record import is_at, note_failure, read_record, read_versioned
+from qa_dist.sweeping.record import compared, is_at, note_failure, read_record, read_versioned
 from qa_dist.sweeping.running import NextTask, Task
 
 TASK = "task.json"
@@ -30,8 +30,9 @@ TASK = "task.json"
 LOG = "log.txt"
 _FORMAT = 1
 _COMMANDS = ("sbatch", "squeue", "scancel")
-_OURS = ("--job-name", "-J", "--output", "-o", "--clusters", "-M")
-"""Options of sbatch that say by what name, in what log and in which queue a job is found again."""
+_OURS = ("--job-name", "-J", "--output", "-o", "--clusters", "-M", "--array", "-a", "--chdir", "-D", "--export")
+"""Options of sbatch that say by what name, in what log and in which queue a job is found, where its paths begin, and
+what it is to run."""
 
 _SECONDS_TO_STOP = 120.0
 _MAX_SILENCES = 60
@@ -78,6 +79,8 @@ class _Job:
     number: str
     log_before: int | None
     """When the trial's log was written last before this job was submitted, in nanoseconds; None: there was none."""
+    starts_before: int
+    """How often the trial had been started before this job was submitted, or found in the queue."""
     is_gone: bool = False
     """Whether it was not in the queue when that was last looked at."""
 
@@ -106,7 +109,7 @@ class SlurmJobs:
         """
         if ours := [word for word in options if _is_ours(word)]:
             raise ConfigError(
-                [f"--sbatch_options has {', '.join(ours)}, by which a sweep finds its jobs again; leave it out"]
+                [f"--sbatch_options has {', '.join(ours)}, which a sweep sets itself to find its jobs; leave it out"]
             )
         if call is call_slurm and (missing := [name for name in _COMMANDS if shutil.which(name) is None]):
             raise ConfigError(
@@ -143,14 +146,20 @@ class SlurmJobs:
             self._collect(queue, ended)
 
     def _job(self, task: Task, queue: Mapping[str, str], is_over: Callable[[], bool]) -> _Job:
-        """The job of a task: one that waits or runs for it already, or a new one."""
+        """The job of a task: one that waits or runs for it already, or a new one.
+
+        Raises:
+            UserError: One that waits or runs has other options.
+        """
         name = job_name(task[0])
         # A job that has brought its trial to the rung before may still be ending, under the same name.
-        while name in queue and not _is_for(task) and not is_over():
+        while name in queue and not _is_for(task, queue[name]) and not is_over():
             time.sleep(self._poll_seconds)
             queue = self._queue()
         log_before = _log_time(task[0])
-        return _Job(*task, queue[name] if name in queue else self._submit(name, task), log_before)
+        starts_before = int((read_record(task[0]) or {"starts": 0})["starts"])
+        number = queue[name] if name in queue else self._submit(name, task)
+        return _Job(*task, number, log_before, starts_before)
 
     def _submit(self, name: str, task: Task) -> str:
         """Number of the job that a task becomes."""
@@ -190,7 +199,9 @@ class SlurmJobs:
             del self._jobs[name]
             if not is_at(record, job.step):
                 has_begun = _log_time(job.trial) != job.log_before
-                if not has_begun or (record is not None and record["status"] == "stopped" and record["starts"]):
+                # That an earlier job was stopped says nothing of this one.
+                has_started = record is not None and record["starts"] > job.starts_before
+                if not has_begun or (has_started and record is not None and record["status"] == "stopped"):
                     self._is_one_stopped = True
                 else:
                     log = job.trial.folder / LOG
@@ -198,9 +209,16 @@ class SlurmJobs:
             ended(job.trial)
 
     def _stop(self, ended: Callable[[Trial], object]) -> None:
-        """Cancel the jobs: what runs writes a checkpoint first."""
+        """Cancel the jobs: what runs writes a checkpoint first, in the time that Slurm leaves it (KillWait).
+
+        Raises:
+            UserError: They could not be cancelled.
+        """
         if self._jobs:
-            self._call(["scancel", *(job.number for job in self._jobs.values())], {})
+            numbers = [job.number for job in self._jobs.values()]
+            done = self._call(["scancel", *numbers], {})
+            if done.returncode:
+                raise UserError(f"scancel did not end {', '.join(numbers)}: {_said(done)}; cancel them by hand")
         until = time.monotonic() + _SECONDS_TO_STOP
         while self._jobs.keys() & (queue := self._queue()).keys() and time.monotonic() < until:
             time.sleep(self._poll_seconds)
@@ -217,12 +235,27 @@ def _log_time(trial: Trial) -> int | None:
     return None
 
 
-def _is_for(task: Task) -> bool:
-    """Whether the last job of a trial was to bring it where the task says; yes where its file cannot be read."""
+def _is_for(task: Task, number: str) -> bool:
+    """Whether the last job of a trial was to bring it where the task says; yes where its file cannot be read.
+
+    Args:
+        task: What is to be done.
+        number: The job's.
+
+    Raises:
+        UserError: It was submitted with other options, which its trial would end with.
+    """
     trial, step = task
-    with suppress(UserError):
-        return read_task(trial.folder / TASK)[1] == step
-    return True
+    try:
+        submitted, pause_after = read_task(trial.folder / TASK)
+    except UserError:
+        return True
+    if compared(submitted) != compared(trial):
+        raise UserError(
+            f"job {number} in the queue is trial {trial.name} with other options than the sweep file says now; "
+            f"scancel {number}, or change the file back"
+        )
+    return pause_after == step
 
 
 def _is_ours(word: str) -> bool:

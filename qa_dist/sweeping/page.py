@@ -39,10 +39,9 @@ def _facts(sweep: Mapping[str, Any]) -> list[str]:
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft") if versions.get(name))
     lines = [f"- {sweep['started'][:10]}, {devices[0]}, {packages}, commit {str(sweep.get('git_commit'))[:12]}"]
     if data:
-        lines.append(
-            f"- {data['train']['num_examples']:,} questions to train on, "
-            f"{data['validation']['num_examples']:,} to score; {_length(sweep['shared_options'])}"
-        )
+        scored = f"{data['validation']['num_examples']:,} to score" if "validation" in data else "none to score"
+        length = _length(sweep["shared_options"])
+        lines.append(f"- {data['train']['num_examples']:,} questions to train on, {scored}; {length}")
     lines.append(f"- `{shlex.join(sweep['command'])}`")
     ended = sum(trial["status"] in ("done", "paused") for trial in sweep["trials"])
     lines.append(f"- {ended} of {sweep['num_trials']} trials ended, in {sweep['seconds'] / 60:.1f} minutes")

@@ -10,6 +10,7 @@ from qa_dist.common.errors import ConfigError, UserError
 from qa_dist.common.files import require_writable, write_json
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import read_json_object
+from qa_dist.config.added_options import with_added
 from qa_dist.config.removed_options import without_removed
 from qa_dist.sweeping.plan import Plan, Trial
 
@@ -64,7 +65,9 @@ def read_record(trial: Trial) -> Record | None:
         if_other="is not of this version; choose another --output_dir",
     )
     wanted = json.loads(json.dumps(compared(trial)))
-    earlier = record["config"] = without_removed(record.get("config") or {})
+    saved = without_removed(record.get("config") or {})
+    # Options that were added since, and change no result, are not compared.
+    earlier = record["config"] = {**wanted, **with_added(saved, wanted)} if saved else {}
     if earlier != wanted:
         log = trial.folder / "metrics.jsonl"
         if record.get("status") == "failed" and not (log.is_file() and log.stat().st_size):
@@ -113,6 +116,11 @@ def note_failure(trial: Trial, error: str) -> None:
     write_record(trial, {**record, "status": "failed", "error": error})
 
 
+def note_left_over(trial: Trial) -> None:
+    """Write the record of a trial that could not be begun now; the next call of the sweep does."""
+    write_record(trial, {**(read_record(trial) or new_record(trial)), "status": "stopped"})
+
+
 def is_at(record: Record | None, step: int | None) -> bool:
     """Whether a trial needs no more work to be after `step` optimiser steps; None: at its end."""
     if record is None:
@@ -130,11 +138,14 @@ def is_paused_at(record: Record | None, step: int) -> bool:
 def score_at(record: Record | None, step: int | None, metric: str) -> float | None:
     """The score of a trial at a rung, or of its end where it ended before; None if it has none. Greater is better.
 
-    Where `step` is None it is that of its end, even where that was at a rung at which it paused.
+    Where `step` is None it is that of its end, even where that was at a rung at which it paused. What became of a trial
+    behind a rung does not change its score there: each call of a sweep must decide about a rung as the first one did.
     """
-    if record is None or record["status"] in ("diverged", "failed"):
+    if record is None:
         return None
-    found: Mapping[str, Any] | None = next((rung for rung in record["rungs"] if rung["step"] == step), record["final"])
+    found: Mapping[str, Any] | None = next((rung for rung in record["rungs"] if rung["step"] == step), None)
+    if found is None and record["status"] not in ("diverged", "failed"):
+        found = record["final"]
     if found is None or found.get(metric) is None:
         return None
     return -float(found["loss"]) if metric == "loss" else float(found[metric])
@@ -155,25 +166,38 @@ def require_rungs(trial: Trial, record: Record, rungs: Sequence[int]) -> None:
         )
 
 
-def require_results_file(path: Path, name: str | None) -> None:
-    """Make sure that results can be written to a file, before anything is computed for it.
+def require_results_file(path: Path, plan: Plan) -> None:
+    """Make sure that the results of a sweep can be written to a file, before anything is computed for it.
 
     Args:
         path: The file.
-        name: Of the sweep, where results of another one are not to be replaced.
+        plan: The sweep.
 
     Raises:
-        ConfigError: They cannot, or the file holds something else.
+        ConfigError: They cannot, or the file holds something else, which would be lost.
     """
     if os.path.lexists(path):
         held = read_json_object(path) if path.is_file() else {}
         if not {"sweep", "trials"} <= held.keys():
             raise ConfigError([f"{path} exists and holds no results of a sweep; name another file with --results_file"])
-        if name not in (None, held["sweep"]):
+        if held["sweep"] != plan.name:
             raise ConfigError(
                 [
-                    f"{path} holds the results of another sweep, {held['sweep']}, and not of {name}; name another file "
-                    "with --results_file"
+                    f"{path} holds the results of another sweep, {held['sweep']}, and not of {plan.name}; choose "
+                    "another --output_dir, or name another file with --results_file"
+                ]
+            )
+        # A study says itself whether it is of this search.
+        planned = {(trial.method, trial.seed) for trial in plan.trials}
+        others = (
+            [] if plan.search else [each for each in held["trials"] if (each["method"], each["seed"]) not in planned]
+        )
+        if others:
+            raise ConfigError(
+                [
+                    f"{path} holds results of {len(others)} trials that {plan.name} does not have, such as "
+                    f"{others[0]['method']} with seed {others[0]['seed']}; choose another --output_dir, or name "
+                    "another file with --results_file"
                 ]
             )
     require_writable(path.parent, f"{path}: its folder")

@@ -187,10 +187,17 @@ def run_sweep(
                 for method in methods
             }
             kept = better_half(scores)
+            if over := [trial.name for trial in trials if _was_over_before(ledger.records[trial.name], step)]:
+                notice(f"not paused after {step} steps, and compared by the scores of their ends: {', '.join(over)}")
             notice(f"after {step} steps, {len(kept)} of {len(methods)} methods go on: {', '.join(kept) or 'none'}")
             methods = kept
     ledger.note()
     return True
+
+
+def _was_over_before(record: Record | None, step: int) -> bool:
+    """Whether a trial came to its end without a pause at a rung, as it has no more steps than that."""
+    return record is not None and record["status"] == "done" and all(each["step"] != step for each in record["rungs"])
 
 
 def _line(record: Record) -> str:

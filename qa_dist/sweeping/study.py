@@ -6,7 +6,8 @@ taken up again.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ FILE = "study.db"
 """The study's file in the output folder, where no other storage is named."""
 
 _ABOUT = "qa_dist"
+_FOLDER = "qa_dist_output_dir"
 _SEEDS = 2**32
 
 
 class Proposal:
-    """A point that the study proposes, and what it is told of it."""
+    """A point that the study proposes, and what it is told of it.
+
+    Its methods raise a UserError where the storage does not answer.
+    """
 
     def __init__(self, study: Any, trial: Any, parameters: Mapping[str, Parameter], reported: Iterable[int]) -> None:
         self._study = study
@@ -40,16 +45,19 @@ class Proposal:
     def report(self, step: int, score: float) -> None:
         """Tell the score after so many steps."""
         if step not in self._reported:
-            self._trial.report(score, step)
+            with _storage_asked():
+                self._trial.report(score, step)
             self._reported.add(step)
 
     def is_to_stop(self) -> bool:
         """Whether the pruner, after the last report, wants no more of it."""
-        return bool(self._trial.should_prune())
+        with _storage_asked():
+            return bool(self._trial.should_prune())
 
     def complete(self, score: float) -> None:
         """Tell the score of its end."""
-        self._study.tell(self._trial, score)
+        with _storage_asked():
+            self._study.tell(self._trial, score)
 
     def prune(self) -> None:
         """Tell that it goes no further."""
@@ -62,7 +70,8 @@ class Proposal:
     def _tell(self, state: str) -> None:
         import optuna
 
-        self._study.tell(self._trial, state=optuna.trial.TrialState[state])
+        with _storage_asked():
+            self._study.tell(self._trial, state=optuna.trial.TrialState[state])
 
 
 class Study:
@@ -120,6 +129,23 @@ class Study:
                 f"the study {search.study} in {masked(storage)} is of a search with another {', '.join(names)}; choose "
                 "another --output_dir, or another study, or change the sweep file back"
             )
+        if search.storage:
+            self._take_over(folder.resolve(), masked(storage))
+
+    def _take_over(self, folder: Path, storage: str) -> None:
+        """Note in a storage of its own which folder the study's trials are in; a folder that is gone has moved.
+
+        Raises:
+            UserError: They are in another one, where a command may be running them.
+        """
+        with _storage_asked():
+            held = self._study.user_attrs.get(_FOLDER)
+            if held not in (None, str(folder)) and Path(held).is_dir():
+                raise UserError(
+                    f"the study {self._search.study} in {storage} is that of the sweep in {held}; go on with that "
+                    "--output_dir, or name another study"
+                )
+            self._study.set_user_attr(_FOLDER, str(folder))
 
     def _sampler(self, number: int) -> Any:
         arguments = dict(self._search.sampler.arguments)
@@ -130,28 +156,57 @@ class Study:
         return _made(self._optuna.samplers, SAMPLERS, "sampler", self._search.sampler.name, arguments)
 
     def points(self) -> list[tuple[int, dict[str, Any], Proposal | None]]:
-        """All points so far, in their order: number, values, and what is to be told of it if its end has not been."""
+        """All points so far, in their order: number, values, and what is to be told of it if its end has not been.
+
+        Raises:
+            UserError: The storage does not answer.
+        """
         found: list[tuple[int, dict[str, Any], Proposal | None]] = []
-        for frozen in self._study.trials:
-            if frozen.state.is_finished():
-                point = {
-                    name: each.values[frozen.params[name]] if isinstance(each, Choice) else frozen.params[name]
-                    for name, each in self._search.parameters.items()
-                    if name in frozen.params
-                }
-                found.append((frozen.number, point, None))
-            else:
-                self._study.sampler = self._sampler(frozen.number)
-                # What `ask` returns; there is no other way to take up a trial that another process asked for.
-                trial = self._optuna.trial.Trial(self._study, frozen._trial_id)
-                proposal = Proposal(self._study, trial, self._search.parameters, frozen.intermediate_values)
-                found.append((proposal.number, proposal.point, proposal))
+        with _storage_asked():
+            for frozen in self._study.trials:
+                if frozen.state.is_finished():
+                    point = {
+                        name: each.values[frozen.params[name]] if isinstance(each, Choice) else frozen.params[name]
+                        for name, each in self._search.parameters.items()
+                        if name in frozen.params
+                    }
+                    found.append((frozen.number, point, None))
+                else:
+                    self._study.sampler = self._sampler(frozen.number)
+                    # What `ask` returns; there is no other way to take up a trial that another process asked for.
+                    trial = self._optuna.trial.Trial(self._study, frozen._trial_id)
+                    proposal = Proposal(self._study, trial, self._search.parameters, frozen.intermediate_values)
+                    found.append((proposal.number, proposal.point, proposal))
         return found
 
     def ask(self) -> Proposal:
-        """The next point."""
-        self._study.sampler = self._sampler(len(self._study.trials))
-        return Proposal(self._study, self._study.ask(), self._search.parameters, ())
+        """The next point.
+
+        Raises:
+            UserError: The storage does not answer.
+        """
+        with _storage_asked():
+            self._study.sampler = self._sampler(len(self._study.trials))
+            return Proposal(self._study, self._study.ask(), self._search.parameters, ())
+
+
+@contextmanager
+def _storage_asked() -> Iterator[None]:
+    """Context in which the study's storage is asked or told something.
+
+    Raises:
+        UserError: It does not answer.
+    """
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, OSError) as error:
+        reason = masked(str(error)).partition("\n")[0]
+        raise UserError(
+            f"the study's storage does not answer ({reason}); when it does again, the same command goes on"
+        ) from error
 
 
 def _suggested(trial: Any, name: str, parameter: Parameter) -> Any:

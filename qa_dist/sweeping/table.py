@@ -22,9 +22,9 @@ def rows(sweep: Mapping[str, Any]) -> list[list[str]]:
     """A row per method, the best mean F1 first, and those without one at the end.
 
     Scores are the mean over the seeds and, behind it, the standard deviation of a sample; minutes and the size of what
-    was saved are means, and the memory is the most of any seed. Of a method that ended at a rung there are the scores
-    of its last one, and the row says so. A method with a run that failed, diverged or was not finished shows what it
-    has, and says that too.
+    was saved are means, and the memory is the most of any seed. Of a method of which no seed has come to its end there
+    are the scores of the last rung that all seeds with a score have, and the row says so. A method with a run that
+    failed, diverged or was not finished shows what it has, and says that too.
 
     Args:
         sweep: The content of a file that `record.write_sweep` wrote.
@@ -42,9 +42,10 @@ def _row(method: str, trials: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, f
     if done:
         scored, figures = done, [trial["final"] for trial in done]
     else:
-        scored = [trial for trial in trials if trial["status"] in ("paused", "stopped") and trial["rungs"]]
-        step = min((trial["rungs"][-1]["step"] for trial in scored), default=0)
-        figures = [next(rung for rung in trial["rungs"] if rung["step"] == step) for trial in scored]
+        scored = [trial for trial in trials if trial["rungs"]]
+        by_step = [{rung["step"]: rung for rung in trial["rungs"]} for trial in scored]
+        step = max(set.intersection(*map(set, by_step)), default=0) if scored else 0
+        figures = [rungs[step] for rungs in by_step] if step else []
     notes = [f"after {step} steps"] if step else []
     for status in ("failed", "diverged", "stopped"):
         count = sum(trial["status"] == status for trial in trials)

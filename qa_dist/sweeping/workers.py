@@ -19,7 +19,7 @@ from qa_dist.common.signals import StopSignals
 from qa_dist.machine.cuda_environment import prepare_cuda
 from qa_dist.machine.usage import num_cores
 from qa_dist.sweeping.plan import Trial
-from qa_dist.sweeping.record import note_failure, read_record
+from qa_dist.sweeping.record import note_failure, note_left_over, read_record
 from qa_dist.sweeping.running import NextTask, Task
 
 Body = Callable[[Trial, int | None, Callable[[], signal.Signals | None]], bool]
@@ -199,7 +199,10 @@ def _live(pipe: "Connection[Any, Any]", body: Body) -> None:
 
 def _train(trial: Trial, pause_after: int | None, asked_to_stop: Callable[[], signal.Signals | None]) -> bool:
     prepare_cuda(os.environ, deterministic=trial.config.training.deterministic)
-    _await_folder(trial)
+    if not _is_folder_free(trial):
+        sys.stderr.write(f"another process still runs in {trial.folder}; the sweep's next call takes this trial up\n")
+        note_left_over(trial)
+        return True
     # Imported here, as these take seconds.
     from qa_dist.sweeping.trials import run_trial
 
@@ -216,20 +219,22 @@ def _end_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _await_folder(trial: Trial) -> None:
-    """Wait for a process of a sweep that was killed, which may still be writing this trial's checkpoint."""
+def _is_folder_free(trial: Trial) -> bool:
+    """Whether no other run is in the folder; one of a sweep that was killed has time to write its checkpoint."""
     until = time.monotonic() + _SECONDS_TO_STOP
-    while time.monotonic() < until:
+    while True:
         folder = os.open(trial.folder, os.O_RDONLY)
         try:
             # What keeps other runs out of the folder of a run.
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
         except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
             time.sleep(_POLL_SECONDS)
         except OSError:
             # A file system without locks.
-            return
+            return True
         finally:
             os.close(folder)
 

@@ -7,23 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.added_options import with_added
 from qa_dist.config.options import RunConfig
 from qa_dist.config.removed_options import without_removed
 from qa_dist.distributed.ranks import Ranks
 from qa_dist.features.store import FeatureStore
 from qa_dist.model.fingerprint import weights_fingerprint
 from qa_dist.model.span_model import SpanModel
-
-_DEFAULTS_BEFORE_OPTION: Mapping[str, Any] = {
-    "deterministic": False,
-    "answer_normalization": "squad",
-    "lora_bias": "none",
-    "layer_decay": None,
-    "residual_dtype": "float32",
-    "rdrop_alpha": 0.0,
-    "gradient_exchange_dtype": "float32",
-}
-"""Options that checkpoints of earlier versions do not name, and the value that stands for what those versions did."""
 
 _NOT_COMPARED_IF_ABSENT = ("torch_compile", "subset_seed")
 """Options that checkpoints of earlier versions do not name, and which their runs may have had with any value."""
@@ -48,11 +38,7 @@ def run_identity(config: RunConfig, store: FeatureStore, model: SpanModel, ranks
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What keeps a run with identity `wanted` from going on from a checkpoint with identity `saved`, as clauses."""
     untold = {name: wanted[name] for name in _NOT_COMPARED_IF_ABSENT if name in wanted}
-    saved = {
-        **{name: value for name, value in _DEFAULTS_BEFORE_OPTION.items() if name in wanted},
-        **untold,
-        **without_removed(saved),
-    }
+    saved = {**untold, **with_added(without_removed(saved), wanted)}
 
     def shown(identity: Mapping[str, Any], name: str) -> str:
         return f"{identity[name]!s:.40}" if name in identity else "absent"

@@ -127,6 +127,31 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(optuna: Any, whol
     assert {name.partition("_")[0] for name, _ in last.done} == {"12"}
 
 
+def test_a_storage_that_fails_in_the_middle_is_a_sentence(optuna: Any, tmp_path: Path) -> None:
+    def body(trial: Trial, step: int | None) -> None:
+        as_if_trained(trial, step)
+        (tmp_path / "out" / "study.db").write_bytes(b"no longer a database" * 9999)
+
+    with pytest.raises(
+        UserError, match=r"the study's storage does not answer .*; when it does again, the same command"
+    ):
+        search(tmp_path, Inline(body=body))
+
+
+def test_two_sweeps_do_not_share_a_study(optuna: Any, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    text = SEARCH.replace("trials: 12", f"trials: 1\n  storage: {storage}")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert search(first, Inline(body=as_if_trained), text=text) == [True]
+    with pytest.raises(UserError, match=f"the study some in .* is that of the sweep in {first / 'out'}"):
+        search(second, Inline(body=as_if_trained), text=text)
+    # A folder that was moved takes its study along.
+    first.rename(tmp_path / "elsewhere")
+    nothing = Inline(body=as_if_trained)
+    assert search(tmp_path / "elsewhere", nothing, text=text) == [True]
+    assert nothing.done == []
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_a_trial_that_is_stopped_alone_is_left_to_the_next_call(
     optuna: Any, whole: Any, tmp_path: Path, has_begun: bool

@@ -56,7 +56,7 @@ def planned(inputs: dict[str, str], folder: Path, text: str = SWEEP, *flags: str
 def test_a_sweep_halves_goes_on_where_it_was_stopped_and_repeats_nothing(
     inputs: dict[str, str], tmp_path: Path
 ) -> None:
-    plan = planned(inputs, tmp_path, SWEEP.replace("f1", "loss"), "--metric_for_best_model", "loss")
+    plan = planned(inputs, tmp_path, SWEEP, "--metric_for_best_model", "loss")
     results = tmp_path / "sweep.json"
     said: list[str] = []
     runners = [Inline(3), Inline()]

@@ -1,5 +1,6 @@
 """Trials as jobs: what is submitted, waited for, found again and cancelled; Slurm is played by this process."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -212,11 +213,33 @@ def test_a_job_that_is_cancelled_in_the_queue_is_submitted_again_by_the_next_cal
     assert (read_record(paused) or {})["status"] == "paused"
 
 
+def test_a_job_that_dies_after_another_was_stopped_is_a_failed_trial(tmp_path: Path) -> None:
+    one = trial(tmp_path, "dies")
+    write_record(one, {**new_record(one), "starts": 1})
+    assert run(Slurm(), [one]) == (True, ["dies"])
+    assert (read_record(one) or {})["error"].startswith("its job 101 ended without a result")
+
+
+def test_a_job_of_other_options_is_not_taken_for_that_of_the_sweep(tmp_path: Path) -> None:
+    old = trial(tmp_path, "waits")
+    slurm = Slurm()
+    slurm.queue[job_name(old)] = "55", write_task(old, None)
+    training = dataclasses.replace(old.config.training, learning_rate=0.125)
+    new = dataclasses.replace(old, config=dataclasses.replace(old.config, training=training))
+    with pytest.raises(UserError, match=r"job 55 in the queue is trial waits-seed1 with other options.*; scancel 55"):
+        run(slurm, [new])
+    assert slurm.submitted == []
+
+
 def test_what_slurm_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match="sbatch took no job for a-seed1: error: invalid option --bad; see --sbatch_opt"
     ):
         run(Slurm(), [trial(tmp_path, "a")], options=["--bad"])
+    slurm = Slurm()
+    slurm.scancel = lambda words, variables: "error: Access denied"  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="scancel did not end 101: error: Access denied; cancel them by hand"):
+        run(slurm, [trial(tmp_path, "waits")], is_over=lambda ended: bool(slurm.submitted))
     slurm = Slurm()
     slurm.silences = 99
     with pytest.raises(UserError, match="squeue does not answer: error: Socket timed out"):
@@ -253,9 +276,12 @@ def test_the_command_refuses_what_it_cannot_do(
     assert "a sweep starts its trials itself" in capsys.readouterr().err, "every task of srun would run it"
 
 
-@pytest.mark.parametrize("word", ["--job-name=mine", "--job-name", "-Jmine", "--output", "-o", "--clusters=a", "-M"])
+@pytest.mark.parametrize(
+    "word",
+    ["--job-name=mine", "--job-name", "-Jmine", "--output", "-o", "--clusters=a", "-M", "--export=NONE", "-a1-3"],
+)
 def test_options_by_which_jobs_are_found_again_are_the_sweeps(word: str) -> None:
-    with pytest.raises(ConfigError, match=f"--sbatch_options has {word}, by which a sweep finds its jobs again"):
+    with pytest.raises(ConfigError, match=f"--sbatch_options has {word}, which a sweep sets itself"):
         SlurmJobs(1, ["--time", "3", word], call=Slurm())
 
 

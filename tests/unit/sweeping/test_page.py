@@ -57,6 +57,22 @@ def test_a_row_has_the_mean_of_scores_and_sizes_and_the_most_memory_of_the_seeds
     assert rows({"trials": seeds}) == [["a", "10", "2", "50.00 ± 0.00", "61.00 ± 1.41", "-", "9", "1.50"]]
 
 
+def test_of_several_rungs_the_last_that_all_seeds_have_is_shown() -> None:
+    seeds = [
+        {"method": "a", "status": "stopped", "rungs": [{"step": step, "exact_match": 1.0, "f1": f1} for step, f1 in at]}
+        for at in ([(20, 5.0), (40, 7.0)], [(20, 6.0)], [])
+    ]
+    assert rows({"trials": seeds})[0][:5] == ["a (after 20 steps; 3 stopped)", "-", "2", "1.00 ± 0.00", "5.50 ± 0.71"]
+    # Rungs that were changed in between: there is no step at which both can be shown.
+    seeds[1]["rungs"][0]["step"] = 30  # type: ignore[index]
+    assert rows({"trials": seeds})[0][:3] == ["a (3 stopped)", "-", "0"]
+
+
+def test_results_without_scored_questions_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({**SWEEP, "data": {"train": {"num_examples": 5}}}), encoding="utf-8")
+    assert "- 5 questions to train on, none to score; 3 epochs" in results_page(tmp_path)
+
+
 def test_without_files_it_says_so_and_foreign_ones_are_refused(tmp_path: Path) -> None:
     assert results_page(tmp_path) == NOTHING
     (tmp_path / "a.json").write_text("{}", encoding="utf-8")

@@ -140,6 +140,10 @@ def test_points_of_a_grid_whose_names_are_too_long_are_told_apart(tmp_path: Path
             "evaluate at every multiple of 1 steps, .* multiples of one number, such as 33, 99",
         ),
         ("grid: {lora_r: [1]}\nrungs: [97, 101]", "take multiples of one number, such as 97$"),
+        (
+            "grid: {max_train_steps: [60, 300]}\nrungs: [50, 100]",
+            "has a rung after 100 steps, and --max_train_steps 60 ends trials before",
+        ),
         ("grid: {lora_r: [1]}\nrungs: [20, 10]", "rungs is .* increasing numbers of steps"),
         ("trials: [{lora_r: 1}]", "trial 1 has no name"),
         ("trials: [{name: a}, {name: 64, lora_r: 64}]", "name of trial 2 is a number, 64, and must be text; put quota"),
@@ -242,6 +246,9 @@ def test_what_results_cannot_go_to_is_refused_at_the_start(tmp_path: Path, capsy
     data.write_text('{"data": []}', encoding="utf-8")
     other = tmp_path / "other.json"
     other.write_text('{"sweep": "many", "trials": []}', encoding="utf-8")
+    more_trials = tmp_path / "more.json"
+    held = [{"method": f"lora_r={rank}", "seed": 42} for rank in (1, 2, 3)]
+    more_trials.write_text(json.dumps({"sweep": "few", "trials": held}), encoding="utf-8")
     words = [str(file), "--train_file", str(data), "--eval_steps", "no", "--model_name_or_path", "m"]
     out = ["--output_dir", str(tmp_path / "out")]
     for more, sentence in (
@@ -249,6 +256,10 @@ def test_what_results_cannot_go_to_is_refused_at_the_start(tmp_path: Path, capsy
         ([*out, "--results_file", str(data)], "data.json exists and holds no results of a sweep"),
         ([*out, "--results_file", str(data / "x.json")], "its folder .*data.json cannot be used: Not a directory"),
         ([*out, "--results_file", str(other)], "other.json holds the results of another sweep, many, and not of few"),
+        (
+            [*out, "--results_file", str(more_trials)],
+            "more.json holds results of 1 trials that few does not have, such as lora_r=3 with seed 42",
+        ),
         (["--output_dir", str(data)], "its folder .*data.json cannot be used: Not a directory"),
     ):
         assert sweep.main([*words, *more]) == 2

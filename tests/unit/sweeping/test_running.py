@@ -12,6 +12,7 @@ from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
 from qa_dist.sweeping.running import CALLS, Ledger, command, run_sweep
+from qa_dist.sweeping.table import rows
 from tests.unit.sweeping.inline import Inline
 from tests.unit.trained import edit_json
 
@@ -53,6 +54,55 @@ def test_a_new_rung_that_trials_have_passed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has passed step 10 when the sweep file had other rungs, and has no score"):
         swept("[10, 20, 30]")
     assert swept("[20, 30]") == []
+
+
+def test_what_becomes_of_a_trial_behind_a_rung_changes_nothing_there(tmp_path: Path) -> None:
+    """Another call would otherwise send another method on in the place of one that diverged later."""
+    file = tmp_path / "few.yaml"
+    file.write_text("seeds: [1]\ngrid: {lora_r: [1, 2, 3, 4, 5, 6]}\nrungs: [20, 30]", encoding="utf-8")
+    plan = read_plan(file, ["--output_dir", str(tmp_path / "out"), "--dataset_name", "sample"], SweepConfig)
+
+    def body(trial: Trial, step: int | None) -> None:
+        to_rung_or_end(trial, step)
+        if trial.options["lora_r"] == 4 and step == 30:
+            write_record(
+                trial, {**(read_record(trial) or {}), "status": "diverged", "rungs": [{"step": 20, "f1": 4.0}]}
+            )
+
+    said: list[str] = []
+    runners = [Inline(body=body), Inline(body=body)]
+    for runner in runners:
+        assert run_sweep(plan, runner, tmp_path / "sweep.json", notice=said.append)
+    assert runners[1].done == []
+    decisions = [line for line in said if "go on" in line]
+    assert decisions[:2] == decisions[2:]
+    assert decisions[0].endswith("lora_r=4, lora_r=5, lora_r=6")
+    shown = {row[0]: row[4] for row in rows(json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8")))}
+    assert shown["lora_r=4 (after 20 steps; 1 diverged)"] == "4.00"
+
+
+def test_a_trial_that_has_ended_before_a_rung_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("seeds: [1]\ngrid: {lora_r: [1, 2]}\nrungs: [20]", encoding="utf-8")
+    plan = read_plan(file, ["--output_dir", str(tmp_path / "out"), "--dataset_name", "sample"], SweepConfig)
+    said: list[str] = []
+    runner = Inline(body=lambda trial, step: to_rung_or_end(trial, None if trial.options["lora_r"] == 2 else step))
+    assert run_sweep(plan, runner, tmp_path / "sweep.json", notice=said.append)
+    assert "not paused after 20 steps, and compared by the scores of their ends: lora_r=2-seed1" in said
+    assert said[-1] == "after 20 steps, 1 of 2 methods go on: lora_r=2"
+
+
+def test_options_that_were_added_since_do_not_make_an_earlier_trial_another(tmp_path: Path) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("trials: [{name: a}, {name: b, rdrop_alpha: 2, model_dropout: 0.1}]", encoding="utf-8")
+    plan = read_plan(file, ["--output_dir", str(tmp_path / "out"), "--dataset_name", "sample"], SweepConfig)
+    for trial in plan.trials:
+        record = new_record(trial)
+        without = {name: each for name, each in record["config"].items() if name not in ("rdrop_alpha", "hang_timeout")}
+        write_record(trial, {**record, "config": without})
+    assert read_record(plan.trials[0]) == new_record(plan.trials[0])
+    with pytest.raises(UserError, match="was run with another rdrop_alpha than the sweep file says now"):
+        read_record(plan.trials[1])
 
 
 def test_the_time_of_a_sweep_is_that_of_all_calls_whatever_their_files_of_results(tmp_path: Path) -> None:

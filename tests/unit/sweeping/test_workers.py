@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qa_dist.common.files import hold
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.sweeping import workers
 from qa_dist.sweeping.plan import Trial
@@ -101,6 +102,18 @@ def test_a_pipe_that_is_reset_is_that_of_a_dead_process(tmp_path: Path) -> None:
     several._collect(dead, ended.append)
     assert ended == [one]
     assert (read_record(one) or {})["error"].startswith("its process ended with code -9")
+
+
+def test_a_folder_that_another_run_holds_is_left_to_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_SECONDS_TO_STOP", 0.0)
+    one = trial(tmp_path, "a")
+    one.folder.mkdir()
+    held = hold(one.folder, "")
+    assert workers._train(one, None, lambda: None)
+    os.close(held)
+    assert (read_record(one) or {})["status"] == "stopped"
 
 
 def test_all_hear_that_the_time_is_over(tmp_path: Path) -> None:
