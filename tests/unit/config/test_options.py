@@ -209,13 +209,19 @@ def test_every_recipe_parses_and_opens_with_purpose_hardware_and_command(path: P
 
 
 def test_recipes_are_all_there() -> None:
-    minilm = {"squad_minilm_small", "squad_minilm_rdrop"}
+    minilm = {"squad_minilm", "squad_minilm_small", "squad_minilm_rdrop"}
     expected = {"quickstart", *minilm, "squad_bert_base", "squad_v2_bert_base", "tutorial"}
     assert expected <= {path.stem for path in RECIPES}
 
 
 def test_r_drop_is_all_that_its_recipe_adds() -> None:
     assert read_recipe("squad_minilm_rdrop") == {**read_recipe("squad_minilm_small"), "rdrop_alpha": 2}
+
+
+def test_all_of_squad_has_larger_batches_and_is_else_the_small_recipe() -> None:
+    small = {**read_recipe("squad_minilm_small"), "learning_rate": 2e-3, "num_train_epochs": 2, "global_batch_size": 64}
+    whole = read_recipe("squad_minilm")
+    assert whole == {name: value for name, value in small.items() if name not in ("max_train_samples", "subset_seed")}
 
 
 def test_no_option_name_is_in_two_groups() -> None:
