@@ -56,8 +56,9 @@ if [ ! -f "$torchrun" ]; then
   command=${command%%.sh *}
   command=${command%.sh}
   torchrun=${command%/*}/torchrun.sh
-  [ -f "$torchrun" ] || torchrun=$("${PYTHON:=python}" -m qa_dist.recipe_command path launch/torchrun.sh) ||
-    fail "there is no torchrun.sh beside $command.sh, and $PYTHON has no qa_dist to take it from"
+  python=${PYTHON:-python}
+  [ -f "$torchrun" ] || torchrun=$("$python" -m qa_dist.recipe_command path launch/torchrun.sh) ||
+    fail "there is no torchrun.sh beside $command.sh, and $python has no qa_dist to take it from"
 fi
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

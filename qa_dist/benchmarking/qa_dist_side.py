@@ -42,6 +42,7 @@ from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.model.building import build_model
 from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.span_model import SpanModel, transformers_model
+from qa_dist.training.graph_passes import GraphPasses
 from qa_dist.training.trainer import Trainer
 
 PHASES = ("data", "forward", "backward", "gradient_sync", "optimizer")
@@ -220,7 +221,12 @@ class _Remembering(nn.Module):
 
 
 def _profile(job: Job, trainer: Trainer, first: int) -> dict[str, float]:
-    """Median seconds of each phase of a step on this rank; empty if no steps are to be profiled."""
+    """Median seconds of each phase of a step on this rank; empty if no steps are to be profiled.
+
+    A pass that a CUDA graph replays has no phases: all passes are launched from here on.
+    """
+    if job.profiled_steps and isinstance(trainer.passes, GraphPasses):
+        trainer.passes.give_up("the phases of a step are timed")
     clock = PhaseClock(trainer.ranks.device)
     clock.watch(trainer.engine, trainer.ranks)
     steps: list[dict[str, float]] = []

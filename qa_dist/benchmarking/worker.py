@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from qa_dist.common.command import run_command
 from qa_dist.config.options import RunConfig
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.failures import failures_named
+from qa_dist.machine.cuda_environment import prepare_cuda
 
 PROG = "qa_dist.benchmarking.worker"
 
@@ -30,6 +32,7 @@ def _run_job(path: Path) -> int:
     spec = json.loads(path.read_text(encoding="utf-8"))
     job = Job.from_json(spec["job"])
     config, _ = parse([], prog=PROG, description="", groups=(), base=job.options)
+    prepare_cuda(os.environ, deterministic=config.training.deterministic)
     result: Result | None
     try:
         with failures_named():

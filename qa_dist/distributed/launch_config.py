@@ -260,6 +260,8 @@ def _deepspeed_launch_config(
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
         "torch_autocast": {"enabled": False},
+        # It would wait for the device at every pass and step.
+        "timers": {"throughput": {"enabled": False}},
         # The optimiser is torch's AdamW everywhere; DeepSpeed's needs a compiler where it runs.
         "zero_force_ds_cpu_optimizer": False,
     }

@@ -189,7 +189,8 @@ def load_trained(
             base = load_base(config, config.model_name_or_path, max_seq_length, device)
             with without_library_messages():
                 _fit_embedding(base.model, Path(directory) / ADAPTER_WEIGHTS)
-                model = PeftModel.from_pretrained(base.model, directory)
+                # Left alone, every process would bring the adapter to GPU 0 first.
+                model = PeftModel.from_pretrained(base.model, directory, torch_device="cpu")
             random = unfilled(model, base.newly_initialized, Path(directory) / ADAPTER_WEIGHTS)
             if fold and config.quantization == "no":
                 model = model.merge_and_unload(safe_merge=True)

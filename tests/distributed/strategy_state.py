@@ -1,9 +1,12 @@
 """What test_strategies does on every rank."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 from qa_dist.config.parsing import parse
 from qa_dist.distributed.failures import failures_named
@@ -19,6 +22,24 @@ from qa_dist.training.trainer import Trainer
 
 def same(found: Weights, expected: Weights) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@contextmanager
+def in_autocast(model: nn.Module) -> Iterator[list[bool]]:
+    """Context of autocast, as of `--mixed_precision bf16` on a GPU; gives whether passes of the model ran in it.
+
+    DeepSpeed asks whether there is one on CUDA, and would switch off that of the device at hand.
+    """
+    seen: list[bool] = []
+    asked = torch.is_autocast_enabled
+    handle = model.register_forward_pre_hook(lambda *_: seen.append(asked("cpu")))
+    torch.is_autocast_enabled = lambda device="cuda": device == "cuda" or asked(device)  # type: ignore[assignment]
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            yield seen
+    finally:
+        torch.is_autocast_enabled = asked
+        handle.remove()
 
 
 def check(words: list[str], result: str, rank: int) -> int:
@@ -73,7 +94,9 @@ def _check(words: list[str], result: str) -> None:
     assert all(tensor.numel() for tensor in start.values())
 
     trainer.engine.module.train()
-    start_T, end_T = trainer.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+    with in_autocast(model) as seen:
+        start_T, end_T = trainer.engine.module(batch.input_ids_T, batch.token_type_ids_T, batch.lengths)
+    assert seen == [True], "the engine switches autocast off"
     trainer.engine.dry_backward(span_loss(start_T, end_T, batch.lengths, batch.labels_B2).sum())
     assert same(trainer.engine.weights(), start), "a dry backward pass moved the weights"
 

@@ -136,8 +136,8 @@ FSDP2 = {
 
 def launched(strategy: str, folder: Path) -> dict[str, str]:
     """What accelerate launch would put into the environment, for a model that is large beside a bucket of gradients."""
-    if strategy == "fsdp2":
-        return FSDP2
+    if strategy.startswith("fsdp2"):
+        return {**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": str(strategy != "fsdp2_gathered").lower()}
     config = json.loads((ROOT / "ds_configs" / f"{strategy}.json").read_text(encoding="utf-8"))
     config["zero_optimization"]["reduce_bucket_size"] = BUCKET
     path = folder / f"{strategy}.json"
@@ -154,7 +154,7 @@ def state(inputs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -
     return folder / "result"
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, "zero2_offload", "zero3_offload"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "fsdp2_gathered", "zero2_offload", "zero3_offload"])
 def test_weights_and_moments_are_taken_and_put_back_whole(
     strategy: str, inputs: dict[str, object], state: Path, tmp_path: Path
 ) -> None:

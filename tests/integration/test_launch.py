@@ -151,6 +151,18 @@ def test_the_scripts_start_the_module_that_is_named(tmp_path: Path) -> None:
         assert "MODULE is qa_dist.score; use qa_dist.train" in done.stderr
 
 
+def test_a_job_that_finds_no_launcher_says_so(tmp_path: Path) -> None:
+    alone = tmp_path / "copied" / "slurm.sh"
+    alone.parent.mkdir()
+    alone.write_bytes((ROOT / "launch" / "slurm.sh").read_bytes())
+    (tmp_path / "python").write_text("#!/bin/bash\nexit 1\n", encoding="utf-8")
+    (tmp_path / "python").chmod(0o755)
+    done = run(["bash", str(alone)], **slurm_job(tmp_path))
+    assert done.returncode == 2
+    assert "there is no torchrun.sh beside" in done.stderr
+    assert done.stderr.endswith("and python has no qa_dist to take it from\n")
+
+
 def test_a_task_of_an_array_is_requeued_alone_and_has_an_exit_file_of_its_own(tmp_path: Path) -> None:
     """The first task's number is also that of the whole array."""
     job = slurm_job(tmp_path, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")

@@ -11,6 +11,7 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.distributed.engine import MakeOptimizer, TrainableModel, collective
 from qa_dist.distributed.strategies.torch_engine import TorchEngine
 from qa_dist.distributed.watchdog import Watchdog
+from qa_dist.model.span_model import Weights
 
 
 class FullyShard(TorchEngine):
@@ -71,6 +72,18 @@ class FullyShard(TorchEngine):
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         self.module.set_requires_gradient_sync(last)
         super().backward(loss, last=last)
+
+    @override
+    @collective
+    def restore(self, weights: Weights) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
+        # Without `reshard_after_forward`, a forward pass that no backward pass follows leaves whole tensors gathered:
+        # the next one would compute with these in the place of the new shards.
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+        super().restore(weights)
 
     @override
     def sync_gradients(self) -> None:

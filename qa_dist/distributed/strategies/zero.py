@@ -2,10 +2,11 @@
 
 import logging
 import math
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Zero(Engine):
         self._deepspeed = deepspeed
         optimizer = make_optimizer(model.trainable())
         try:
-            with logs_held_back("DeepSpeed"):
+            with logs_held_back("DeepSpeed"), _local_rank_of(device):
                 held: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
         except ValueError as error:
             # DeepSpeed checks its sections when it starts; its messages name the key.
@@ -62,6 +63,7 @@ class Zero(Engine):
         self.forward_needs_all_ranks = self._stage == 3
         self._parameters: dict[str, Any] = dict(model.trainable())
         self._require_honoured(config, max_grad_norm)
+        self._require_autocast_kept(model, device)
 
     def _require_honoured(self, config: Mapping[str, Any], max_grad_norm: float | None) -> None:
         """Compare the engine with what was asked for.
@@ -88,6 +90,23 @@ class Zero(Engine):
             raise ConfigError(
                 [f"DeepSpeed did not take over {', '.join(dropped)}; use another of ds_configs/ or ddp.yaml"]
             )
+
+    def _require_autocast_kept(self, model: Any, device: torch.device) -> None:
+        """Let the first forward pass of training fail if the engine calls the model in another autocast than its."""
+        outside: list[bool] = []
+
+        def compare(*_: object) -> None:
+            # An evaluation calls the model itself.
+            if outside:
+                for handle in handles:
+                    handle.remove()
+                if torch.is_autocast_enabled(device.type) != outside[-1]:
+                    raise RuntimeError("DeepSpeed switches autocast off; use the tested version of DeepSpeed")
+
+        def note(*_: object) -> None:
+            outside.append(torch.is_autocast_enabled(device.type))
+
+        handles = [self.module.register_forward_pre_hook(note), model.register_forward_pre_hook(compare)]
 
     @override
     @collective
@@ -243,6 +262,9 @@ def _import_deepspeed(device: torch.device) -> Any:
             ]
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On GPUs its engine (0.19) would switch off the autocast in which training calls it: with --mixed_precision bf16,
+    # forward passes would compute in float32.
+    deepspeed.runtime.engine.autocast_if_enabled = nullcontext
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 would rather not hear.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if device.type == "cpu":
@@ -250,6 +272,23 @@ def _import_deepspeed(device: torch.device) -> Any:
         # its operators is used: the ranks talk through gloo, and the optimiser is torch's.
         deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     return deepspeed
+
+
+@contextmanager
+def _local_rank_of(device: torch.device) -> Iterator[None]:
+    """Let $LOCAL_RANK be the number of this process's GPU, which DeepSpeed takes from there.
+
+    It is another number where a process sees one GPU alone, as with `srun --gpus-per-task 1`.
+    """
+    before = os.environ.get("LOCAL_RANK")
+    if device.index is None or before is None:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = str(device.index)
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = before
 
 
 @contextmanager

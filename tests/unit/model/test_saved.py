@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from qa_dist.common.errors import CheckpointError
 from qa_dist.config.options import ModelConfig
 from qa_dist.model.building import build_model
-from qa_dist.model.saved import save_trained
+from qa_dist.model.saved import load_trained, save_trained
 from qa_dist.model.span_model import SpanModel, Weights
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -85,6 +85,23 @@ def test_peft_s_empty_card_is_not_even_made(model: SpanModel, tmp_path: Path, mo
     assert written == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     with pytest.raises(AssertionError, match="its template"):
         model.model.save_pretrained(str(tmp_path / "peft"))  # type: ignore[operator]
+
+
+def test_an_adapter_is_read_on_the_cpu_whatever_devices_there_are(
+    model: SpanModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks would all bring it to GPU 0, which may have no room."""
+
+    def infer() -> None:
+        raise AssertionError("peft chooses a device by itself")
+
+    (tmp_path / "out").mkdir()
+    weights = {name: tensor.detach() for name, tensor in model.trainable()}
+    save_trained(model, weights, tiny_tokenizer(), tmp_path / "out")
+    monkeypatch.setattr("peft.peft_model.infer_device", infer)
+    config = ModelConfig(model_name_or_path=str(tmp_path / "base"))
+    found = load_trained(config, str(tmp_path / "out"), max_seq_length=64, tokenizer_pads_left=False)
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in found.named_parameters()}
 
 
 def lose(weights: Weights, name: str) -> None:
