@@ -30,7 +30,8 @@ from qa_dist.benchmarking.settings import REFERENCE, BenchConfig, Settings
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import UserError
 from qa_dist.common.files import make_writable
-from qa_dist.config.parsing import asks_for_help, parse
+from qa_dist.config.given import asks_for_help
+from qa_dist.config.parsing import parse
 
 PROG = "qa_dist.bench"
 TOOLS = {name: name for name in ("report", "memory", "decoding", "checkpoints", "budgets", "answering")} | {

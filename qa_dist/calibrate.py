@@ -17,18 +17,11 @@ from qa_dist.answering.exported import is_exported
 from qa_dist.answering.options import with_model_named
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.given import peek, refuse_trained_options, refuse_without_effect, require_named
 from qa_dist.config.options import RunConfig, option
-from qa_dist.config.parsing import parse, peek
+from qa_dist.config.parsing import parse
 from qa_dist.distributed.slurm_step import join_slurm_step
-from qa_dist.model.folder import (
-    TRAINING_DATA,
-    adapter_problems,
-    base_options,
-    for_data_of,
-    refuse_trained_options,
-    refuse_without_effect,
-    require_named,
-)
+from qa_dist.model.folder import TRAINING_DATA, adapter_problems, base_options, for_data_of
 
 if TYPE_CHECKING:
     from qa_dist.evaluation.results import Evaluation

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, DataError
-from qa_dist.common.files import new_squad_file
+from qa_dist.data.squad_files import new_squad_file, write_squad
 
 PROG = "qa_dist.cloze"
 
@@ -63,7 +63,6 @@ def _cloze(options: argparse.Namespace) -> int:
         raise ConfigError(["--subset_seed draws a subset but --max_train_samples asks for none; add or drop it"])
     # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.data.cloze import cloze_examples
-    from qa_dist.data.squad_files import write_squad
 
     titles = _titles(options)
     made = cloze_examples(titles, options.per_context, seed=options.seed)

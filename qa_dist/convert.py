@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from qa_dist.common import command
 from qa_dist.common.errors import DataError
-from qa_dist.common.files import new_squad_file
+from qa_dist.data.squad_files import new_squad_file, write_squad
 
 PROG = "qa_dist.convert"
 
@@ -49,7 +49,6 @@ def _convert(options: argparse.Namespace) -> int:
     # Imported here, so that --help and mistakes in the options do not wait for it.
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source
-    from qa_dist.data.squad_files import write_squad
 
     source = file_source(options.input, options.split)
     reading = source.records()

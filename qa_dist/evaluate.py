@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.given import asks_for_help, peek, refuse_trained_options, refuse_without_effect, require_named
 from qa_dist.config.options import RunConfig, option
-from qa_dist.config.parsing import asks_for_help, parse, peek
+from qa_dist.config.parsing import parse
 from qa_dist.distributed.slurm_step import join_slurm_step
 from qa_dist.model.folder import (
     TRAINING_DATA,
@@ -25,9 +26,6 @@ from qa_dist.model.folder import (
     for_data_of,
     is_of_run,
     options_of_run,
-    refuse_trained_options,
-    refuse_without_effect,
-    require_named,
 )
 from qa_dist.model.hub import is_hub_id, local_copy
 

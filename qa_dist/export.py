@@ -18,18 +18,11 @@ from qa_dist.answering.options import with_model_named
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import require_writable, staged
+from qa_dist.config.given import asks_for_help, peek, refuse_trained_options, refuse_without_effect, require_named
 from qa_dist.config.options import option
-from qa_dist.config.parsing import asks_for_help, parse, peek
+from qa_dist.config.parsing import parse
 from qa_dist.machine.requirements import require_package
-from qa_dist.model.folder import (
-    TRAINING_DATA,
-    as_tuned,
-    load_tokenizer_of,
-    options_of_run,
-    refuse_trained_options,
-    refuse_without_effect,
-    require_named,
-)
+from qa_dist.model.folder import TRAINING_DATA, as_tuned, load_tokenizer_of, options_of_run
 from qa_dist.model.hub import local_copy
 
 PROG = "qa_dist.export"

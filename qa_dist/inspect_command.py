@@ -16,17 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import ConfigError
+from qa_dist.config.given import peek, refuse_trained_options, require_named
 from qa_dist.config.options import RunConfig, option
-from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import (
-    adapter_problems,
-    as_tuned,
-    base_options,
-    for_data_of,
-    load_tokenizer_of,
-    refuse_trained_options,
-    require_named,
-)
+from qa_dist.config.parsing import parse
+from qa_dist.model.folder import adapter_problems, as_tuned, base_options, for_data_of, load_tokenizer_of
 from qa_dist.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
@@ -151,7 +144,7 @@ def _view(
     if options.adapter is not None:
         from qa_dist.reporting.example_logits import add_answers
 
-        add_answers(found, store, config, options.adapter, tokenizer_pads_left=tokenizer.padding_side == "left")
+        add_answers(found, store, config, options.adapter, tokenizer)
     return found, example_lines(found, style)
 
 

@@ -16,17 +16,10 @@ from pathlib import Path
 from qa_dist.common.command import run_command
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import require_writable, staged
+from qa_dist.config.given import peek, refuse_trained_options, refuse_without_effect, require_named
 from qa_dist.config.options import DataConfig, option
-from qa_dist.config.parsing import parse, peek
-from qa_dist.model.folder import (
-    LENGTHS,
-    adapter_problems,
-    base_options,
-    load_tokenizer_of,
-    refuse_trained_options,
-    refuse_without_effect,
-    require_named,
-)
+from qa_dist.config.parsing import parse
+from qa_dist.model.folder import LENGTHS, adapter_problems, base_options, load_tokenizer_of
 from qa_dist.model.pretrained import ADAPTER_CONFIG, MODEL_CONFIG
 
 PROG = "qa_dist.merge"
@@ -58,8 +51,6 @@ def _merge(argv: Sequence[str]) -> int:
     refuse_without_effect(argv, of_data, "merging reads no data")
     refuse_without_effect(argv, ("padding", "quantization"), "the merged model has no padding and no quantization")
     base = base_options(peek(argv, "adapter"))
-    others = [name for name in LENGTHS if name in base and peek(argv, name) != str(base[name])]
-    refuse_without_effect(argv, others, "the merged model keeps the lengths of the run")
     config, options = parse(
         argv,
         prog=PROG,
@@ -69,6 +60,8 @@ def _merge(argv: Sequence[str]) -> int:
         base=base,
     )
     require_named(options.adapter, argv, "adapter")
+    others = [name for name in LENGTHS if name in base and getattr(config.data, name) != base[name]]
+    refuse_without_effect(argv, others, "the merged model keeps the lengths of the run")
     merged_dir = Path(str(options.merged_dir))
     require_writable(merged_dir.absolute().parent, "the folder of --merged_dir")
     try:

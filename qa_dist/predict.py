@@ -71,7 +71,9 @@ class PredictConfig(ReaderOptions):
         "the others",
     )
     eval_tokens_per_device: int | None = option(
-        None, "tokens of one forward pass; auto: as in that run, else 576 on CPU, 16384 on CUDA", minimum=16
+        None,
+        "tokens of one forward pass; auto: as in that run, else 576 on CPU, 16384 on CUDA; of an exported model 512",
+        minimum=16,
     )
     answer_normalization: AnswerNormalization | None = option(  # noqa: RUF009 - a field, as in evaluation's options
         None, "whose rules say which answers are the same, where reference answers are given; auto: as in that run"

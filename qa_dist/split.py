@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from qa_dist.common import command
 from qa_dist.common.errors import ConfigError, DataError
-from qa_dist.common.files import new_squad_file
+from qa_dist.data.squad_files import new_squad_file, write_squad_parts
 
 PROG = "qa_dist.split"
 
@@ -49,7 +49,6 @@ def _split(options: argparse.Namespace) -> int:
     from qa_dist.data.checking import validate
     from qa_dist.data.sources import file_source
     from qa_dist.data.splitting import split_articles
-    from qa_dist.data.squad_files import write_squad_parts
 
     source = file_source(options.input, "train")
     reading = source.records()

@@ -15,8 +15,9 @@ from qa_dist.common.errors import ConfigError
 from qa_dist.common.files import hold, make_writable
 from qa_dist.common.parsers import read_json
 from qa_dist.common.signals import EXIT_STOPPED, Stopped, StopSignals
+from qa_dist.config.given import asks_for_help
 from qa_dist.config.options import option
-from qa_dist.config.parsing import asks_for_help, parse
+from qa_dist.config.parsing import parse
 from qa_dist.distributed.slurm_step import own_slurm_environment
 from qa_dist.machine.allocator import start_with_flat_heap
 from qa_dist.machine.cuda_environment import prepare_cuda

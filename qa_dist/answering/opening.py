@@ -146,21 +146,11 @@ def _is_run(name: str) -> bool:
 def _opened_in_torch(name: str, config: RunConfig, device_name: str | None, mixed_precision: str | None) -> OpenModel:
     from qa_dist.answering.torch_backend import TorchBackend, chosen_device
     from qa_dist.features.tokenizer import TokenizerSpec
-    from qa_dist.model.residual_stream import set_residual_dtype
-    from qa_dist.model.saved import load_trained
+    from qa_dist.model.saved import load_as_trained
 
     device = chosen_device(device_name)
     tokenizer, notes = load_tokenizer_of(name, config.model)
-    span_model = load_trained(
-        config.model,
-        name,
-        max_seq_length=config.data.max_seq_length,
-        tokenizer_pads_left=tokenizer.padding_side == "left",
-        device=device,
-        fold=True,
-    )
-    # It shows in products of bfloat16 alone.
-    set_residual_dtype(span_model, config.training.residual_dtype)
+    span_model = load_as_trained(config, name, tokenizer, device, fold=True)
     backend = TorchBackend(
         span_model,
         TokenizerSpec.of(tokenizer),

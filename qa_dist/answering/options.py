@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from qa_dist.config.given import asks_for_help, peek
 from qa_dist.config.options import option, usual_stride
-from qa_dist.config.parsing import asks_for_help, parse, peek
+from qa_dist.config.parsing import parse
 from qa_dist.config.texts import whole_number
 from qa_dist.machine.cuda_environment import prepare_cuda
 
@@ -32,7 +33,7 @@ class ReaderOptions:
 
     model: str | None = option(
         None,
-        "model that answers: folder of an adapter or a whole model, package:NAME/FOLDER, or hub id",
+        "model that answers: folder of an adapter, a whole or an exported model, package:NAME/FOLDER, or hub id",
         required=True,
     )
     max_seq_length: int | None = option(None, "tokens of a window; auto: as the model was trained", minimum=16)
@@ -87,7 +88,9 @@ class ReaderConfig(ReaderOptions):
 
     device: str | None = option(None, "where the model computes, such as cpu or cuda:1; auto: a GPU where there is one")
     tokens_per_batch: int | None = option(
-        None, "tokens of one forward pass; auto: as in the run, else 576 on CPU, 16384 on CUDA", minimum=16
+        None,
+        "tokens of one forward pass; auto: as in the run, else 576 on CPU, 16384 on CUDA; of an exported model 512",
+        minimum=16,
     )
 
     def problems(self) -> Iterable[str]:

@@ -77,21 +77,6 @@ def hold(directory: Path, problem: str) -> int:
     return descriptor
 
 
-def new_squad_file(name: str) -> Path:
-    """The path of a file of SQuAD JSON that a command is to write, with `~` as shells read it.
-
-    Raises:
-        ConfigError: There is something under that name, none can be written there, or it would not be read as JSON.
-    """
-    path = Path(os.path.expanduser(name))
-    if os.path.lexists(path):
-        raise ConfigError([f"{path} exists already; name a file that does not"])
-    if name.endswith(os.sep) or not path.name.lower().endswith((".json", ".json.gz")):
-        raise ConfigError([f"{name} is to hold SQuAD JSON; name a file that ends in .json or .json.gz"])
-    require_writable(path.parent, f"{path}: its folder")
-    return path
-
-
 @contextmanager
 def staged(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     """Where to write a file or folder that appears as `path`, by one rename, if the block ends well.

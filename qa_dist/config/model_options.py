@@ -27,7 +27,8 @@ class ModelConfig:
     cache_dir: str | None = option(None, "folder for downloaded models; auto: the hub library's own")
     model_dropout: float | None = option(
         None,
-        "all dropout probabilities of the encoder; auto: as in the model's configuration",
+        "all dropout probabilities of the encoder (on a CPU, attention without padding has none); auto: as in the "
+        "model's configuration",
         minimum=0,
         below=1,
         fixed=True,

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig(ShownAsText):
-    """One run, whole."""
+    """The options of one run, in four groups; `configure` makes it from a recipe and single options."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

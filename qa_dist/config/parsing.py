@@ -210,22 +210,6 @@ def _is_named(layer: Mapping[str, Any], name: str) -> bool:
     return str(layer.get(name)).lower() not in ("none", "auto", "null")
 
 
-def peek(argv: Sequence[str], flag: str) -> str | None:
-    """Value of one flag, the last one as in `parse`, before all of the command line is read; None if it is absent."""
-    found = None
-    for position, word in enumerate(argv):
-        if word == f"--{flag}" and position + 1 < len(argv):
-            found = argv[position + 1]
-        if word.startswith(f"--{flag}="):
-            found = word.partition("=")[2]
-    return None if found is None else os.path.expanduser(found)
-
-
-def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether a command line asks what can be said, before anything that it names is looked for."""
-    return not {"-h", "--help"}.isdisjoint(argv)
-
-
 def _read_flags(
     argv: Sequence[str], groups: Sequence[type[Any]], prog: str, description: str
 ) -> tuple[dict[str, Any], list[str]]:

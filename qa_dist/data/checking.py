@@ -395,7 +395,7 @@ def _value(raw: Any, read: Callable[[Any], Any], kind: str, problems: set[str]) 
 def _answers_meant(
     answers: list[RawAnswer] | None, is_impossible: bool | None, problems: set[str]
 ) -> list[RawAnswer] | None:
-    """The answers; none also where an empty one means that there is none, None where nothing is known.
+    """The answers with a text; []: the question has no answer, also where an empty text says so; None: nobody said.
 
     An empty text that got lost stays among them: the official scripts take it for a reference.
     """

@@ -2,14 +2,30 @@
 
 import gzip
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.files import staged, staged_together
+from qa_dist.common.files import require_writable, staged, staged_together
 from qa_dist.data.records import Example
+
+
+def new_squad_file(name: str) -> Path:
+    """The path of a file of SQuAD JSON that a command is to write, with `~` as shells read it.
+
+    Raises:
+        ConfigError: There is something under that name, none can be written there, or it would not be read as JSON.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.lexists(path):
+        raise ConfigError([f"{path} exists already; name a file that does not"])
+    if name.endswith(os.sep) or not path.name.lower().endswith((".json", ".json.gz")):
+        raise ConfigError([f"{name} is to hold SQuAD JSON; name a file that ends in .json or .json.gz"])
+    require_writable(path.parent, f"{path}: its folder")
+    return path
 
 
 def write_squad(examples: Sequence[Example], path: Path, *, version_2: bool) -> None:

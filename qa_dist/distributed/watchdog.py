@@ -24,25 +24,33 @@ class Watchdog:
         phase: What the rank is doing, in words: "step 17".
     """
 
-    def __init__(self, seconds: float, on_hang: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        on_hang: Callable[[str], object] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Prepare to watch.
 
         Args:
             seconds: Longest time without progress; twice as long while the rank waits for others.
             on_hang: Called, in another thread, with a sentence about the hang; the default says it, with the stack of
                 every thread, and ends the process.
+            clock: Tells the time in seconds.
         """
         self.phase = "start"
         self._seconds = seconds
         self._on_hang = on_hang or _end
+        self._clock = clock
         self._waiting = False
-        self._last = time.monotonic()
+        self._last = clock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to watch: what may take long, such as downloads and tokenisation, is over."""
-        self._last = time.monotonic()
+        self._last = self._clock()
         if math.isinf(self._seconds):
             return
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -57,7 +65,7 @@ class Watchdog:
     def beat(self, phase: str) -> None:
         """The rank makes progress and begins `phase`."""
         self.phase = phase
-        self._last = time.monotonic()
+        self._last = self._clock()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -68,25 +76,29 @@ class Watchdog:
         if self._waiting:
             yield
             return
-        self._waiting, self._last = True, time.monotonic()
+        self._waiting, self._last = True, self._clock()
         try:
             yield
         except Exception as error:
             error.add_note(f"it was in {self.phase}")
             raise
         finally:
-            self._waiting, self._last = False, time.monotonic()
+            # In this order: a check in between must not take the time of waiting for one without progress.
+            self._last = self._clock()
+            self._waiting = False
+
+    def check(self) -> None:
+        """Look once, and tell a hang if there is one; the first is told, and ends watching."""
+        waiting, idle = self._waiting, self._clock() - self._last
+        limit = self._seconds * (WAITING_FACTOR if waiting else 1)
+        if idle > limit and not self._stopped.is_set():
+            self._stopped.set()
+            what = "has waited for the other ranks" if waiting else "has made no progress"
+            self._on_hang(f"{what} for {limit:g} s in {self.phase}; the run ends (--hang_timeout {self._seconds:g})")
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(1.0, self._seconds / 4)):
-            waiting, idle = self._waiting, time.monotonic() - self._last
-            limit = self._seconds * (WAITING_FACTOR if waiting else 1)
-            if idle > limit:
-                what = "has waited for the other ranks" if waiting else "has made no progress"
-                self._on_hang(
-                    f"{what} for {limit:g} s in {self.phase}; the run ends (--hang_timeout {self._seconds:g})"
-                )
-                return
+            self.check()
 
 
 def _end(sentence: str) -> None:

@@ -73,8 +73,8 @@ def fitted_temperature(choices: Choices) -> float:
     below_EW = used.score_EW - used.score_EW.max(axis=1, keepdims=True)
     rows = np.arange(len(below_EW))
 
-    def unlikelihood(log_temperature: float) -> float:
-        """The negative logarithm of the likelihood."""
+    def negative_log_likelihood(log_temperature: float) -> float:
+        """Mean over the answers, in nats."""
         weights_EW = np.exp(below_EW / np.exp(log_temperature))
         total_E = weights_EW.sum(axis=1)
         chosen_E = weights_EW[rows, used.chosen_E].copy()
@@ -84,11 +84,11 @@ def fitted_temperature(choices: Choices) -> float:
         return -float(np.log(np.maximum(happened_E, np.finfo(np.float64).tiny) / total_E).mean())
 
     grid = np.linspace(np.log(_LEAST), np.log(_MOST), _NUM_TRIED)
-    best = int(np.argmin([unlikelihood(each) for each in grid]))
+    best = int(np.argmin([negative_log_likelihood(each) for each in grid]))
     low, high = float(grid[max(0, best - 1)]), float(grid[min(_NUM_TRIED - 1, best + 1)])
     while high - low > _TOLERANCE:
         first, second = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if unlikelihood(first) <= unlikelihood(second):
+        if negative_log_likelihood(first) <= negative_log_likelihood(second):
             high = second
         else:
             low = first

@@ -114,7 +114,7 @@ class EvaluationGraphs:
             # The next replay writes there, before these are used.
             start, end, losses_S = (output.clone() for output in recorded.outputs)
             return start, end, losses_S
-        return self._launch_and_record(batch) if self._graphs.is_due(batch.bucket) else self._launch(batch)
+        return self._launch_and_record(batch) if self._graphs.note_launch(batch.bucket) else self._launch(batch)
 
     def _launch(self, batch: BucketBatch) -> _Outputs:
         """A pass operation by operation."""

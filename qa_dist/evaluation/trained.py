@@ -6,9 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import NamedTuple
 
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.failures import failures_named
@@ -25,9 +23,7 @@ from qa_dist.model.families import require_trainable
 from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.precision import precision_notes
 from qa_dist.model.pretrained import model_configuration
-from qa_dist.model.residual_stream import set_residual_dtype
-from qa_dist.model.saved import load_trained, require_kept_base
-from qa_dist.model.span_model import SpanModel
+from qa_dist.model.saved import load_as_trained, require_kept_base
 from qa_dist.model.trainable import check_vocabulary
 
 
@@ -82,7 +78,7 @@ def evaluate_trained(
             store = prepare_store(config, "validation", tokenizer=tokenizer, progress=ranks.is_main)
         questions = Questions(store, may_lack_answers(config.data, [store]))
         look(questions)
-        model = _loaded(config, folder, tokenizer, ranks.device)
+        model = load_as_trained(config, folder, tokenizer, ranks.device)
         check_vocabulary(model, store.largest_token_id)
         group_for_evaluation(config, ranks, model, notice)
         if ranks.is_main:
@@ -124,19 +120,6 @@ def _require_known_model(config: RunConfig, folder: str) -> None:
     name = folder if config.model.tuning == "full" else config.model.model_name_or_path
     model = dataclasses.replace(config.model, model_name_or_path=name, model_config=None)
     require_trainable(model_configuration(model), config.training.mixed_precision)
-
-
-def _loaded(config: RunConfig, folder: str, tokenizer: Any, device: torch.device) -> SpanModel:
-    """The model in a folder, as its run computed it."""
-    model = load_trained(
-        config.model,
-        folder,
-        max_seq_length=config.data.max_seq_length,
-        tokenizer_pads_left=tokenizer.padding_side == "left",
-        device=device,
-    ).to(device)
-    set_residual_dtype(model, config.training.residual_dtype)
-    return model
 
 
 @contextlib.contextmanager

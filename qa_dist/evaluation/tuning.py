@@ -98,9 +98,9 @@ def tuned(
     """What suits a model, found on its answers to the questions of a store.
 
     Args:
-        answers: the answers.
-        store: the questions.
-        data: how they are called.
+        answers: what the model answered, with the candidates that it chose from.
+        store: the questions, with their references.
+        data: where they come from, which the report names.
         evaluation: the rules of scoring, and the threshold by which the answers were chosen.
         part: on all questions, or on those about one half of the contexts, with a report on the other.
         version_2: whether the null answer is a choice, and so a threshold is tuned.

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 _LIBRARY = "libjemalloc.so.2"
@@ -40,9 +40,9 @@ def library_folders() -> list[Path]:
     return [Path(folder) for folder in (*folders, "/usr/lib64", "/usr/lib", "/usr/local/lib", f"{sys.prefix}/lib")]
 
 
-def find_jemalloc(folders: Iterable[Path] | None = None) -> Path | None:
+def find_jemalloc() -> Path | None:
     """Jemalloc's library on this machine; None if it has none."""
-    found = (folder / _LIBRARY for folder in (library_folders() if folders is None else folders))
+    found = (folder / _LIBRARY for folder in library_folders())
     return next((path for path in found if path.is_file()), None)
 
 

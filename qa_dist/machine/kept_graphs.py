@@ -59,8 +59,8 @@ class KeptGraphs(dict[Kind, Pass]):
         self.num_replayed += 1
         return recorded
 
-    def is_due(self, kind: Kind) -> bool:
-        """Count a pass that is launched; whether it is to be recorded too, which is so from the second of a kind on."""
+    def note_launch(self, kind: Kind) -> bool:
+        """Count a pass that is launched; returns whether it is to be recorded, as from the second of a kind on."""
         self.num_launched += 1
         if self.problem is None and kind in self.seen:
             return True

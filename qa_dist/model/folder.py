@@ -4,13 +4,12 @@ import dataclasses
 import glob
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qa_dist.common.errors import CheckpointError, ConfigError, UserError
-from qa_dist.config.model_options import ADAPTER_OPTIONS
+from qa_dist.common.errors import CheckpointError, UserError
+from qa_dist.config.given import peek
 from qa_dist.config.options import ModelConfig, RunConfig
-from qa_dist.config.parsing import peek
 from qa_dist.config.recipe_files import read_run_options
 from qa_dist.model.calibration import read_calibration
 from qa_dist.model.pretrained import (
@@ -41,41 +40,11 @@ def adapter_problems(adapter: str | None) -> Iterable[str]:
         yield f"--adapter {adapter} holds no adapter and no model; give the --output_dir of a finished training run"
 
 
-def refuse_trained_options(argv: Sequence[str]) -> None:
-    """Refuse flags that say how a model is trained, to a command whose model is.
-
-    Raises:
-        ConfigError: There are some.
-    """
-    names = {*ADAPTER_OPTIONS, "tuning", "init_adapter", "model_dropout", "show_structure"} - {"lora_implementation"}
-    _refuse_given(argv, names, "the model is trained, with values of its own that stay; leave it out here")
-
-
 TRAINING_DATA = ("train_file", "max_train_samples", "max_train_features")
 """Options on the questions that a model is trained on."""
 
 LENGTHS = ("max_seq_length", "doc_stride", "max_question_length")
 """Options of the data that also say what a model can be given."""
-
-
-def refuse_without_effect(argv: Sequence[str], names: Collection[str], why: str) -> None:
-    """Refuse flags that a command takes along with others of their group, and does nothing with.
-
-    Args:
-        argv: The command line.
-        names: Names of the options.
-        why: Why they have no effect, for the message.
-
-    Raises:
-        ConfigError: There are some.
-    """
-    _refuse_given(argv, names, f"{why}; leave it out")
-
-
-def _refuse_given(argv: Sequence[str], names: Collection[str], sentence: str) -> None:
-    flags = dict.fromkeys(word.partition("=")[0] for word in argv if word.startswith("--"))
-    if given := [flag for flag in flags if flag[2:] in names]:
-        raise ConfigError([f"{', '.join(given)}: {sentence}"])
 
 
 def base_options(adapter: str | None, *, tuned: bool = True) -> dict[str, Any]:
@@ -92,16 +61,6 @@ def base_options(adapter: str | None, *, tuned: bool = True) -> dict[str, Any]:
     if found and calibration is not None and calibration.null_score_diff_threshold is not None:
         found["null_score_diff_threshold"] = calibration.null_score_diff_threshold
     return found
-
-
-def require_named(value: str | None, argv: Sequence[str], flag: str) -> None:
-    """Make sure that the model stands on the command line, where it is looked for before a recipe is read.
-
-    Raises:
-        ConfigError: It stands in a recipe alone.
-    """
-    if value is not None and peek(argv, flag) is None:
-        raise ConfigError([f"--{flag} {value} stands in a recipe, before which the model is looked for; give the flag"])
 
 
 def for_data_of(found: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:

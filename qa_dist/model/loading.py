@@ -10,9 +10,14 @@ import torch
 from qa_dist.common.errors import UserError
 from qa_dist.model.pretrained import hub_logs_held_back
 
-# Where a CPU has instructions for bfloat16, bitsandbytes, which peft imports, says at its import that a kernel of the
-# hub is not installed. Nothing here uses it.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """False of what bitsandbytes says when peft imports it, on a CPU with bfloat16: that a kernel is not installed."""
+    return "kernels-community" not in record.getMessage()
+
+
+# Here, as peft is imported in many places.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
 
 
 @contextmanager

@@ -11,11 +11,12 @@ import torch
 from qa_dist.common.errors import CheckpointError
 from qa_dist.common.files import staged_files
 from qa_dist.common.libraries import reason
-from qa_dist.config.options import ModelConfig
+from qa_dist.config.options import ModelConfig, RunConfig
 from qa_dist.model.adapters import is_idle_bias
 from qa_dist.model.building import CPU, load_base
 from qa_dist.model.loading import library_errors, without_library_messages
 from qa_dist.model.pretrained import ADAPTER_WEIGHTS, check_adapter
+from qa_dist.model.residual_stream import set_residual_dtype
 from qa_dist.model.span_model import (
     SpanModel,
     Weights,
@@ -204,6 +205,34 @@ def load_trained(
         tokenizer_pads_left=tokenizer_pads_left,
         notes=base.notes,
     ).eval()
+
+
+def load_as_trained(
+    config: RunConfig, directory: str, tokenizer: Any, device: torch.device, *, fold: bool = False
+) -> SpanModel:
+    """The model that a run saved into `directory`, on a device, with norms and residuals in the run's type.
+
+    Args:
+        config: The run's.
+        directory: As for `load_trained`.
+        tokenizer: Its tokenizer.
+        device: Where it computes.
+        fold: Whether an adapter becomes part of the base model's weights.
+
+    Raises:
+        UserError: As for `load_trained`.
+    """
+    model = load_trained(
+        config.model,
+        directory,
+        max_seq_length=config.data.max_seq_length,
+        tokenizer_pads_left=tokenizer.padding_side == "left",
+        device=device,
+        fold=fold,
+    ).to(device)
+    # It shows in products of bfloat16 alone.
+    set_residual_dtype(model, config.training.residual_dtype)
+    return model
 
 
 def _fit_embedding(model: Any, weights: Path) -> None:

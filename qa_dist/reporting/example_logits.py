@@ -18,13 +18,11 @@ from qa_dist.features.table import FeatureTable
 from qa_dist.features.token_budget import EVALUATION_TOKENS
 from qa_dist.features.windows import FeatureColumns
 from qa_dist.model.precision import autocast
-from qa_dist.model.saved import load_trained
+from qa_dist.model.saved import load_as_trained
 from qa_dist.model.trainable import check_vocabulary
 
 
-def add_answers(
-    found: dict[str, Any], store: FeatureStore, config: RunConfig, adapter: str, *, tokenizer_pads_left: bool
-) -> None:
+def add_answers(found: dict[str, Any], store: FeatureStore, config: RunConfig, adapter: str, tokenizer: Any) -> None:
     """Add what a model says to the view of an example.
 
     Every token gets `start_logit` and `end_logit`, and the view `adapter` and `answers`: the n-best list over all
@@ -36,14 +34,14 @@ def add_answers(
         store: The examples and their features.
         config: The configuration that the model was trained and is evaluated with.
         adapter: Its folder.
-        tokenizer_pads_left: Whether the tokenizer puts the context first.
+        tokenizer: Its tokenizer.
 
     Raises:
         UserError: The model cannot be loaded, its vocabulary is too small, or its logits are not numbers.
     """
     rows = np.flatnonzero(store.example_index == found["example"]["index"]).tolist()
     table = FeatureTable.of(FeatureColumns.of([replace(store.feature(row), example_index=0) for row in rows]))
-    computed = _logits(table, config, adapter, tokenizer_pads_left=tokenizer_pads_left)
+    computed = _logits(table, config, adapter, tokenizer)
     _add_logits(found, rows, computed)
     evaluation = config.evaluation
     answers = decode(
@@ -69,16 +67,10 @@ def add_answers(
     ]
 
 
-def _logits(table: FeatureTable, config: RunConfig, adapter: str, *, tokenizer_pads_left: bool) -> list[BatchLogits]:
+def _logits(table: FeatureTable, config: RunConfig, adapter: str, tokenizer: Any) -> list[BatchLogits]:
     """The logits of some windows, batch by batch."""
     device = torch.device("cpu")
-    model = load_trained(
-        config.model,
-        adapter,
-        max_seq_length=config.data.max_seq_length,
-        tokenizer_pads_left=tokenizer_pads_left,
-        device=device,
-    )
+    model = load_as_trained(config, adapter, tokenizer, device)
     check_vocabulary(model, table.largest_token_id)
     budget = config.evaluation.eval_tokens_per_device or EVALUATION_TOKENS["cpu"]
     batches = evaluation_batches(table.lengths, budget, model.padded_length)

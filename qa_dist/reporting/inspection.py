@@ -98,5 +98,5 @@ def inspect_example(
         store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
         found = {"split": split, **example_view(store, tokenizer, chosen_features(store, id, feature))}
         if folder is not None:
-            add_answers(found, store, config, folder, tokenizer_pads_left=tokenizer.padding_side == "left")
+            add_answers(found, store, config, folder, tokenizer)
     return ExampleView(found)

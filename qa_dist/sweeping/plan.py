@@ -12,8 +12,9 @@ from typing import Any
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.parsers import type_name
+from qa_dist.config.given import given_flags, peek
 from qa_dist.config.options import RunConfig
-from qa_dist.config.parsing import LARGEST_INTEGER, layered, parse, peek
+from qa_dist.config.parsing import LARGEST_INTEGER, layered, parse
 from qa_dist.config.recipe_files import read_recipe
 from qa_dist.config.texts import shown
 from qa_dist.sweeping.space import LONGEST_NAME, Search, as_name, read_search, value_text
@@ -175,7 +176,7 @@ def _check_flags(argv: Sequence[str], varied: Collection[str], path: Path) -> No
     """Refuse flags that no trial can take, given which options the trials of the file differ in."""
     problems = [
         f"--{name} would overwrite what the trials of {path} differ in; drop it, or change the file"
-        for name in sorted(_flags(argv) & set(varied))
+        for name in sorted({*given_flags(argv)} & set(varied))
     ]
     if peek(argv, "config") is not None:
         problems.append(f"--config is for single runs; write `config: NAME` into {path}")
@@ -200,7 +201,7 @@ def _check_own(argv: Sequence[str], differing: Collection[str], content: Mapping
     }
     if content.get("rungs"):
         own |= dict.fromkeys(("eval_steps", "checkpointing_steps"), "its trials are evaluated and saved at its rungs")
-    given = {*differing, *(content.get("options") or {}), *_flags(argv)}
+    given = {*differing, *(content.get("options") or {}), *given_flags(argv)}
     problems = [f"{path}: a sweep sets --{name} itself, {why}; drop it" for name, why in own.items() if name in given]
     problems += [
         f"{path}: --{name} must be the same for all trials; move it to `options`"
@@ -270,11 +271,6 @@ def _check_spacing(rungs: Sequence[int], path: Path) -> None:
                 f"{multiples}"
             ]
         )
-
-
-def _flags(argv: Sequence[str]) -> set[str]:
-    """Names of the options of a command line."""
-    return {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
 
 
 def _of_trial(config: RunConfig, method: str, seed: int, rungs: Sequence[int]) -> RunConfig:

@@ -88,7 +88,7 @@ class BestWeights:
             # Of the features that were chosen, none is labelled.
             return False
         value = -(evaluation.loss or 0.0) if is_by_loss else float(evaluation.metrics[self._metric])
-        # A loss that is not a number is better than nothing that was before or comes after.
+        # A loss that is NaN is never an improvement.
         if math.isnan(value) or (self.score is not None and value <= self.score.value):
             self.evaluations_without_best += 1
             return False

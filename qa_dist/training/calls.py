@@ -30,8 +30,7 @@ from qa_dist.model.building import meta_parameter_report
 from qa_dist.model.folder import load_tokenizer_of
 from qa_dist.model.hub import is_hub_id, local_copy
 from qa_dist.model.pretrained import load_tokenizer
-from qa_dist.model.residual_stream import set_residual_dtype
-from qa_dist.model.saved import load_trained
+from qa_dist.model.saved import load_as_trained
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport, check_vocabulary
 from qa_dist.training import inputs
@@ -169,14 +168,7 @@ def _opened(
         if not Path(folder).is_dir() and not is_hub_id(folder):
             raise ConfigError([f"{folder} is not a folder; give the output_dir of a training run"])
         tokenizer, _ = load_tokenizer_of(folder, config.model)
-        loaded = load_trained(
-            config.model,
-            folder,
-            max_seq_length=config.data.max_seq_length,
-            tokenizer_pads_left=tokenizer.padding_side == "left",
-            device=ranks.device,
-        )
-        set_residual_dtype(loaded, config.training.residual_dtype)
+        loaded = load_as_trained(config, folder, tokenizer, ranks.device)
     store = prepare_store(config, split, tokenizer=tokenizer, progress=True)
     check_vocabulary(loaded, store.largest_token_id)
     loaded = loaded.to(ranks.device)

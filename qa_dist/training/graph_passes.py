@@ -79,7 +79,7 @@ class GraphPasses(Passes):
         )
         if recorded is not None:
             losses_S = recorded.losses_S
-        elif self._graphs.is_due(batch.bucket):
+        elif self._graphs.note_launch(batch.bucket):
             losses_S = self._launch_and_record(batch)
         else:
             losses_S = self._launch(batch)

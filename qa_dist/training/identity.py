@@ -3,10 +3,10 @@
 That is the options that decide what a step computes, the features, and the weights that training starts from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qa_dist.common.errors import ConfigError
+from qa_dist.common.errors import CheckpointError, ConfigError
 from qa_dist.config.added_options import with_added
 from qa_dist.config.options import RunConfig
 from qa_dist.config.removed_options import without_removed
@@ -48,6 +48,28 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         for name in sorted({*saved, *wanted})
         if name not in saved or name not in wanted or saved[name] != wanted[name]
     ]
+
+
+def require_resumable(clauses: Sequence[str], fault: str | None) -> None:
+    """Refuse to go on from a checkpoint.
+
+    Args:
+        clauses: What `differences` found.
+        fault: What `checkpoints.misfit` found.
+
+    Raises:
+        ConfigError: The checkpoint is of another run.
+        CheckpointError: It holds something else than this run's weights and moments.
+    """
+    if clauses:
+        raise ConfigError(
+            [
+                f"the checkpoint belongs to another run: {'; '.join(clauses)}; make them agree, or start anew "
+                "with --resume_from_checkpoint no and another --output_dir"
+            ]
+        )
+    if fault:
+        raise CheckpointError(f"the checkpoint cannot be used: {fault}; name another, or remove it")
 
 
 def _base_fingerprint(model: SpanModel, ranks: Ranks) -> str:

@@ -53,7 +53,7 @@ class RunData(ShownAsText):
         return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
 
     def tuning_problem(self, config: RunConfig) -> str | None:
-        """Why threshold and temperature cannot be tuned at the end of a run that would; None if they can."""
+        """Why a run skips the tuning that `--tune_on` asks for; None if it tunes, or nothing asks for it."""
         part, is_chosen = config.training.tune_on, config.evaluation.null_score_diff_threshold is not None
         if part == "no" or self.validation is None or not self.is_validation_scored:
             return None

@@ -21,8 +21,8 @@ from qa_dist.model.pretrained import load_tokenizer
 from qa_dist.model.rehearsal import rehearse
 from qa_dist.model.span_model import SpanModel
 from qa_dist.model.trainable import ParameterReport
-from qa_dist.training.checkpoints import CHECKPOINTS, Checkpoint
-from qa_dist.training.identity import differences
+from qa_dist.training.checkpoints import CHECKPOINTS, Checkpoint, misfit
+from qa_dist.training.identity import differences, require_resumable
 from qa_dist.training.inputs import RunData, load_data
 from qa_dist.training.output_folder import BEST, OutputFolder
 from qa_dist.training.run import UNSCORED, UNTUNED
@@ -64,8 +64,9 @@ def plan_run(config: RunConfig) -> Plan | None:
     checkpoint, data, model, report = _made(config, ranks, folder, notices.append)
     require_agreement(config, ranks, data.stores, None)
     trainer = Trainer(config, ranks, data.train, model)
-    if checkpoint is not None and (clauses := differences(checkpoint.identity, trainer.identity)):
-        raise ConfigError([f"the checkpoint belongs to another run: {'; '.join(clauses)}; make them agree"])
+    if checkpoint is not None:
+        clauses = differences(checkpoint.identity, trainer.identity)
+        require_resumable(clauses, misfit(checkpoint, trainer.shapes, trainer.num_steps))
     ranks.close()
     if not ranks.is_main:
         return None

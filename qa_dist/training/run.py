@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from qa_dist.common.errors import CheckpointError, ConfigError
+from qa_dist.common.errors import CheckpointError
 from qa_dist.common.signals import Stopped
 from qa_dist.config.options import RunConfig
 from qa_dist.distributed.ranks import Ranks
@@ -19,7 +19,7 @@ from qa_dist.model.span_model import SpanModel
 from qa_dist.training.best_weights import BestWeights, measure_of
 from qa_dist.training.checkpoints import CheckpointWriter, discard_after, misfit
 from qa_dist.training.evaluator import Evaluator
-from qa_dist.training.identity import differences
+from qa_dist.training.identity import differences, require_resumable
 from qa_dist.training.inputs import RunData
 from qa_dist.training.output_folder import BEST, TIMINGS, OutputFolder
 from qa_dist.training.progress import Stopwatch
@@ -117,15 +117,7 @@ class Run:
         )
         # It holds copies of the weights and the moments.
         self._checkpoint = None
-        if problems:
-            raise ConfigError(
-                [
-                    f"the checkpoint belongs to another run: {'; '.join(problems)}; make them agree, or start anew "
-                    "with --resume_from_checkpoint no and another --output_dir"
-                ]
-            )
-        if fault:
-            raise CheckpointError(f"the checkpoint cannot be used: {fault}; name another, or remove it")
+        require_resumable(problems, fault)
         if checkpoint is None:
             if self.folder.looks_for_own:
                 self.log.notice(f"no checkpoint in {self.folder.directory}: the run starts anew")
@@ -158,7 +150,7 @@ class Run:
             rehearse(model, data.tokenizer, self.config.model, self.folder.directory)
 
     def claim(self, data: RunData, num_steps: int) -> None:
-        """Take the folder over, and open the trackers.
+        """Take the folder over, and open the trackers; before that, settle what is evaluated, kept and tuned.
 
         Call this when data and model are there and a checkpoint is restored, so that a mistake in the options costs
         nobody's results.
@@ -166,7 +158,18 @@ class Run:
         Args:
             data: What is trained and evaluated on.
             num_steps: Optimiser steps of the whole run.
+
+        Raises:
+            ConfigError: On rank 0: the folder cannot be taken over.
         """
+        self._settle_evaluations(data, num_steps)
+        if self.ranks.is_main:
+            self.folder.claim(self.config, version_2=data.version_2)
+        if self.config.training.report_to:
+            self.ranks.start_trackers("qa_dist", self.config.flat())
+
+    def _settle_evaluations(self, data: RunData, num_steps: int) -> None:
+        """Decide, from the data and the steps done, whether the run evaluates and tunes, and which weights it keeps."""
         if data.validation is None or not data.is_validation_scored:
             self._can_evaluate = self.is_evaluation_pending = self._can_tune = False
             if data.validation is not None:
@@ -186,10 +189,6 @@ class Run:
         if problem := data.tuning_problem(self.config):
             self._can_tune = False
             self.log.notice(f"{UNTUNED}: {problem}")
-        if self.ranks.is_main:
-            self.folder.claim(self.config, version_2=data.version_2)
-        if self.config.training.report_to:
-            self.ranks.start_trackers("qa_dist", self.config.flat())
 
     def start(self, trainer: Trainer, done: int) -> None:
         """Training begins, `done` of its steps behind."""

@@ -118,8 +118,8 @@ class StepInputs:
             batches = FeatureBatch.several(self._store, groups, self._device)
         return list(map(MicroBatch, batches, weights))
 
-    def most_tokens(self, step: int) -> int:
-        """Real tokens of the rank that has the most in a step whose micro-batches were made; to be asked once."""
+    def pop_most_tokens(self, step: int) -> int:
+        """Real tokens of the rank that has the most in a step whose micro-batches were made, and forget them."""
         return self._most_tokens.pop(step)
 
     def prepare(self, step: int, max_tokens: int) -> None:

@@ -132,7 +132,7 @@ class Trainer:
             grad_norm=outcome.grad_norm,
             num_features=len(features),
             num_tokens=int(self.store.lengths[features].sum()),
-            most_tokens=self.inputs.most_tokens(step),
+            most_tokens=self.inputs.pop_most_tokens(step),
             stop=outcome.stop,
         )
 

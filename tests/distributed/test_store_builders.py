@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qa_dist.features import workers
-from qa_dist.features.store import FeatureStore
+from qa_dist.features.store import STAGING_SUFFIX, FeatureStore
 from tests.unit.data_fixtures import TINY_SQUAD, files_of, prepared, run_config
 from tests.unit.features import conftest as of_stores
 
@@ -106,23 +107,68 @@ def test_a_killed_builder_leaves_nothing_that_counts(tokenizer_folder: str, tmp_
     assert visible(tmp_path) == [store.fingerprint]
 
 
+BUILD_ONCE = "print('go', flush=True)\nprepare(folder, train_file, store_dir)\nprint('built', flush=True)"
+FEWEST_KILLS, MOST_KILLS = 9, 50
+
+
+def seconds_of_a_build(tokenizer_folder: str, store_dir: Path) -> float:
+    with running(BUILD_ONCE, tokenizer_folder, store_dir) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        start = time.monotonic()
+        assert process.stdout.readline() == "built\n"
+        return time.monotonic() - start
+
+
+def delays(seconds: float, outcomes: dict[float, str]) -> Iterator[float]:
+    """When to kill builders, as `outcomes` by delay come in: over a whole build, then where an outcome is missing.
+
+    How long a build takes differs from one to the next, most of all on a busy machine.
+    """
+    yield from np.linspace(0, 1.2 * seconds, FEWEST_KILLS).tolist()
+    for number in range(FEWEST_KILLS, MOST_KILLS):
+        found = {*outcomes.values()}
+        if found == {"nothing", "begun", "whole"}:
+            return
+        if "whole" not in found:
+            yield 1.5 * max(outcomes)
+        elif "nothing" not in found:
+            # A number of its own for each.
+            yield number * 1e-9
+        else:
+            low = max(delay for delay, outcome in outcomes.items() if outcome == "nothing")
+            high = min(delay for delay, outcome in outcomes.items() if outcome == "whole")
+            # Fractions that fill the space between them evenly, however many there will be.
+            yield low + (high - low) * (number * 0.618 % 1)
+
+
 def test_a_builder_that_is_killed_at_any_time_leaves_a_whole_store_or_none(
     tokenizer_folder: str, built: FeatureStore, tmp_path: Path
 ) -> None:
-    for delay in (0.0, 0.002, 0.01, 0.03):
-        code = "print('go', flush=True)\nprepare(folder, train_file, store_dir)"
-        with running(code, tokenizer_folder, tmp_path) as process:
+    seconds = seconds_of_a_build(tokenizer_folder, tmp_path / "measured")
+    root = tmp_path / "stores"
+    root.mkdir()
+    outcomes: dict[float, str] = {}
+    for delay in delays(seconds, outcomes):
+        before = visible(root)
+        with running(BUILD_ONCE, tokenizer_folder, root) as process:
             assert process.stdout is not None
-            process.stdout.readline()
+            assert process.stdout.readline() == "go\n"
             time.sleep(delay)
             process.kill()
-        whole = [name for name in (visible(tmp_path) if tmp_path.exists() else []) if not name.startswith(".")]
+        left = visible(root)
+        whole = [name for name in left if not name.endswith(STAGING_SUFFIX)]
         assert whole in ([], [built.fingerprint])
+        # Each sweeps what the one before it left, and only then begins.
+        assert len(left) <= 1
         for name in whole:
-            FeatureStore(tmp_path / name)
-            shutil.rmtree(tmp_path / name)
-    prepared(run_config(tokenizer_folder, tmp_path), "train")
-    assert visible(tmp_path) == [built.fingerprint]
+            FeatureStore(root / name)
+            assert files_of(root / name) == files_of(built.path)
+            shutil.rmtree(root / name)
+        outcomes[delay] = "whole" if whole else "begun" if {*left} - {*before} else "nothing"
+    assert {*outcomes.values()} == {"nothing", "begun", "whole"}, outcomes
+    prepared(run_config(tokenizer_folder, root), "train")
+    assert visible(root) == [built.fingerprint]
 
 
 def test_several_processes_at_once_get_one_store_that_one_of_them_builds(

@@ -63,6 +63,12 @@ def mean_of(weights: list[Weights]) -> Weights:
     return {name: torch.stack([each[name].double() for each in weights]).mean(0).float() for name in weights[0]}
 
 
+def require_equal(found: Weights, expected: Weights) -> None:
+    """Make sure that both have the same names, some, and bit for bit the same tensor under each."""
+    assert found.keys() == expected.keys() != set()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_weight_is_the_mean_of_those_of_the_merged_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str
@@ -82,15 +88,13 @@ def test_every_weight_is_the_mean_of_those_of_the_merged_models(
     spread = json.loads(capsys.readouterr().out)["spread"]
     assert spread == pytest.approx(float(torch.stack(away).square().sum(1).mean().sqrt() / norm), rel=1e-4)
     assert 0 < spread < averaging.LARGEST_SPREAD
-    plain = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "mean")
-    assert all(torch.equal(tensor, found[name]) for name, tensor in plain.state_dict().items() if name in found)
+    require_equal(AutoModelForQuestionAnswering.from_pretrained(tmp_path / "mean").state_dict(), found)
 
 
 def test_the_order_of_the_models_changes_no_weight(tmp_path: Path) -> None:
     random_adapter(tmp_path, "bert")
     adapters = [tmp_path / "adapter", *(changed(tmp_path / "adapter", tmp_path / str(n), seed=n) for n in (1, 2, 3))]
-    once, again = averaged(adapters, tmp_path / "once"), averaged(adapters[::-1], tmp_path / "again")
-    assert all(torch.equal(once[name], again[name]) for name in once)
+    require_equal(averaged(adapters, tmp_path / "once"), averaged(adapters[::-1], tmp_path / "again"))
 
 
 def test_whole_models_and_adapters_go_together(tmp_path: Path) -> None:
@@ -98,8 +102,7 @@ def test_whole_models_and_adapters_go_together(tmp_path: Path) -> None:
     first = merged(tmp_path / "adapter", tmp_path / "whole")
     other = changed(tmp_path / "whole", tmp_path / "other", seed=4, scale=0.01)
     found = averaged([tmp_path / "adapter", other], tmp_path / "mean")
-    expected = mean_of([first, load_file(other / "model.safetensors")])
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    require_equal(found, mean_of([first, load_file(other / "model.safetensors")]))
 
 
 def test_options_are_those_of_the_first_run_and_a_calibration_is_of_none(

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ from qa_dist.cli import COMMANDS
 from qa_dist.common.errors import DataError
 from qa_dist.data import formats
 from qa_dist.documentation import parts, regenerated
+from qa_dist.sweeping.table import spread
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -193,3 +195,22 @@ def test_generated_parts_are_up_to_date() -> None:
     assert all(any(f"<!-- generated: {name} -->" in text for text in PAGES.values()) for name in parts())
     for document, text in PAGES.items():
         assert regenerated(text) == text, f"{document}: run make docs"
+
+
+def test_the_scores_of_single_runs_in_the_results_are_those_of_their_files() -> None:
+    """The table is written by hand: mean and deviation of the seeds that it names."""
+    table = PAGES["docs/results.md"].partition("### More questions")[2].partition("### SQuAD 2.0")[0]
+    row = r"^\|[^|]*\|[^|]*\|([^|]+)\|([^|]+)\| (\d) \| `runs/([^`]+)-seed1\.json`([^|]*)\|$"
+    rows = re.findall(row, table, re.MULTILINE)
+    assert len(rows) >= 7
+    for exact, f1, num_seeds, name, more in rows:
+        seeds = ["seed1", *re.findall(r"`(seed\d)`", more)]
+        assert len(seeds) == int(num_seeds), name
+        runs = [
+            json.loads((ROOT / "docs" / "results" / "runs" / f"{name}-{seed}.json").read_text(encoding="utf-8"))[
+                "final"
+            ]
+            for seed in seeds
+        ]
+        for shown, metric in ((exact, "exact_match"), (f1, "f1")):
+            assert shown.strip().strip("*") == spread([run[metric] for run in runs]), f"{name}: {metric}"

@@ -40,14 +40,35 @@ def test_a_store_is_mapped_and_not_built_again(earlier: Path, monkeypatch: pytes
     assert sorted(path.name for path in Path("store").iterdir() if path.suffix != ".lock") == before
 
 
-def test_an_adapter_scores_as_it_did(earlier: Path) -> None:
-    assert evaluate.main(["--adapter", "run", "--results_dir", "again"]) == 0
-    assert Path("again/predictions.json").read_bytes() == Path("run/predictions.json").read_bytes()
-    now, then = (json.loads(Path(folder, "metrics.json").read_bytes()) for folder in ("again", "run"))
+def require_scores_of_then(model: str, results: str, *words: str) -> None:
+    """Make sure that a model, evaluated now, gives the answers and the scores that the run ended with."""
+    assert evaluate.main(["--adapter", model, "--results_dir", results, *words]) == 0
+    assert Path(results, "predictions.json").read_bytes() == Path("run/predictions.json").read_bytes()
+    now, then = (json.loads(Path(folder, "metrics.json").read_bytes()) for folder in (results, "run"))
     # Files of earlier versions do not say by which rules they are: SQuAD's were the only ones.
     assert now.pop("answer_normalization") == then.pop("answer_normalization", "squad") == "squad"
     assert now.keys() == then.keys()
     assert now == pytest.approx(then, rel=1e-6)
+
+
+def require_that_it_is_merged() -> None:
+    """Make sure that the run's adapter becomes a whole model, without an adapter beside it, that scores as it did."""
+    assert merge.main(["--adapter", "run", "--merged_dir", "merged"]) == 0
+    assert not list(Path("merged").glob("adapter*"))
+    # The base is in the merged model: without the folder of the base it scores all the same.
+    shutil.move("bert", "bert.away")
+    try:
+        require_scores_of_then("merged", "of_merged", "--validation_file", "dev.json", "--store_dir", "store")
+    finally:
+        shutil.move("bert.away", "bert")
+
+
+def test_an_adapter_scores_as_it_did(earlier: Path) -> None:
+    require_scores_of_then("run", "again")
+
+
+def test_an_adapter_is_merged_into_a_model_that_scores_as_it_did(earlier: Path) -> None:
+    require_that_it_is_merged()
 
 
 def test_a_run_goes_on_from_its_checkpoint_and_ends_as_it_did(earlier: Path) -> None:
@@ -65,11 +86,6 @@ def test_a_run_goes_on_from_its_checkpoint_and_ends_as_it_did(earlier: Path) -> 
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
-
-
-def test_an_adapter_is_merged(earlier: Path) -> None:
-    assert merge.main(["--adapter", "run", "--merged_dir", "merged"]) == 0
-    assert Path("merged/model.safetensors").is_file()
 
 
 OFF = {"loraplus_lr_ratio": None, "head_lr_ratio": None, "ema_decay": None, "init_lora_weights": "default"}
@@ -112,13 +128,13 @@ def test_models_of_runs_with_options_of_then_are_used_as_any_others(
     let_run_have(options)
     if options is ON:
         double_the_rank()
-    test_an_adapter_scores_as_it_did(earlier)
+    require_scores_of_then("run", "again")
     Path("questions.jsonl").write_text(
         json.dumps({"id": "1", "question": "Who?", "context": "Ada Lovelace wrote it."}) + "\n", encoding="utf-8"
     )
     assert predict.main(["--model", "run", "--input_file", "questions.jsonl", "--output_file", "answers.jsonl"]) == 0
     assert json.loads(Path("answers.jsonl").read_bytes())["id"] == "1"
-    test_an_adapter_is_merged(earlier)
+    require_that_it_is_merged()
     assert card.main(["run"]) == 0
     # The options of a run as a recipe, to what only reads its model.
     assert evaluate.main(["--adapter", "run", "--config", "run/config.yaml"]) == 0

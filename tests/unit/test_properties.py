@@ -14,7 +14,6 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from qa_dist.common.errors import DataError
 from qa_dist.data.checking import validate
 from qa_dist.data.formats import parse
 from qa_dist.data.placing import is_of_word
@@ -136,17 +135,6 @@ def test_every_layout_brings_the_same_text(contexts: list[tuple[str, str]]) -> N
             [(e.id, e.context, e.question) for e in expected],
             report.num_invalid,
         )
-
-
-@given(content=st.binary(max_size=60), name=st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.parquet", "a.gz", "a"]))
-def test_any_bytes_are_records_or_one_sentence(content: bytes, name: str) -> None:
-    message, examples = None, []
-    try:
-        examples, _ = validate(parse(content, Path(name)))
-    except DataError as error:
-        message = str(error)
-    assert message is None or (message.startswith(name) and "\n" not in message)
-    assert examples == [], "60 bytes hold no question with its context"
 
 
 # ----------------------------------------------------------------------------------------------------------- windows

@@ -3,7 +3,6 @@
 Pickles planted here leave a mark when something unpickles them, and so does Python code when something imports it.
 """
 
-import ast
 import hashlib
 import json
 import os
@@ -351,35 +350,6 @@ def test_a_kernel_that_a_configuration_names_is_not_fetched(key: str, padding: A
     assert "stranger" not in str(model_configuration(config)._attn_implementation)
     built, _ = build_model(config, seed=1, max_seq_length=64)
     assert "stranger" not in str(built.model.config._attn_implementation)
-
-
-FORBIDDEN_IMPORTS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-FORBIDDEN_CALLS = {
-    *("torch.load", "np.load", "numpy.load", "eval", "exec", "os.system"),
-    *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all"),
-}
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_in_the_program_can_run_what_it_reads(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name for alias in node.names} | {str(getattr(node, "module", None))}
-            # Tokenising processes talk to the process that started them, through pipes that nobody else has.
-            assert path == PACKAGE / "features" / "workers.py" or not names & FORBIDDEN_IMPORTS
-        if not isinstance(node, ast.Call):
-            continue
-        called = ast.unparse(node.func)
-        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        assert called not in FORBIDDEN_CALLS
-        assert options.get("trust_remote_code", "False") == "False"
-        assert options.get("shell", "False") == "False"
-        assert options.get("allow_pickle", "False") == "False"
-        if re.search(r"Auto\w+\.from_(pretrained|config)$", called):
-            assert options.get("trust_remote_code") == "False", f"line {node.lineno}"
-        if re.search(r"AutoModel\w*\.from_pretrained$", called):
-            assert options.get("use_safetensors") == "True", f"line {node.lineno}"
-            assert "weights_folder" in ast.unparse(node.args[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- secrets

@@ -1,5 +1,10 @@
-"""How the ranks hold the model: an engine for each strategy; `choice` makes the one that the launcher asks for.
+"""How the ranks hold the model: an engine for each strategy.
 
-`data_parallel` keeps everything on every rank, `fsdp` and `zero` hold shards. What engines with torch's optimisers
-share is in `torch_engine`, and the state of an optimiser as whole tensors in `optimizer_state`.
+`choice`: makes the engine that the launcher asks for.
+`torch_engine`: what engines share that step torch's own optimiser.
+`data_parallel`: everything whole on every rank, gradients averaged once a step.
+`gradient_exchange`: that average: flat buffers, sent while the backward pass goes on.
+`fsdp`: FSDP2: every tensor cut along its first dimension.
+`zero`: DeepSpeed's ZeRO, stages 1 to 3.
+`optimizer_state`: moments as whole tensors by name, out of an optimiser and back into it.
 """

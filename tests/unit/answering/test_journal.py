@@ -197,13 +197,22 @@ def test_a_chunk_without_answers_belongs_to_its_options(tmp_path: Path) -> None:
         assert sink.state == {"num_units": 128}
 
 
-def test_nothing_is_left_of_a_file_that_was_to_be_replaced_and_is_gone(tmp_path: Path) -> None:
+def test_where_the_answers_are_gone_a_replacement_that_fails_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     path, output = interrupted(tmp_path)
+    noted = output.with_name(output.name + journal.SUFFIX)
+    kept, before, content = output.read_bytes(), noted.read_bytes(), path.read_bytes()
     output.unlink()
     path.write_bytes(b"not json\n")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"q\.jsonl.*line 1.*; 0 answers are written"):
         run([path], output, overwrite=True)
-    assert not output.exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["answers.jsonl.journal", "q.jsonl"]
+    assert noted.read_bytes() == before
+    # Whoever brings the answers back goes on with them.
+    output.write_bytes(kept)
+    path.write_bytes(content)
+    run([path], output)
+    assert output.read_bytes().startswith(kept)
+    assert len(lines(output)) == 10
 
 
 def test_a_socket_is_no_pipe_that_somebody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -444,6 +444,6 @@ def test_a_key_file_is_checked_when_the_server_starts(tmp_path: Any) -> None:
         with pytest.raises(UserError, match=part) as error:
             read_keys(str(path))
         assert "blank in it" not in str(error.value)
-    for missing in (tmp_path / "none", tmp_path):
-        with pytest.raises(UserError):
-            read_keys(str(missing))
+    for unreadable, part in ((tmp_path / "none", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=f"{re.escape(str(unreadable))} {part}"):
+            read_keys(str(unreadable))

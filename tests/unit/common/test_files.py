@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qa_dist.common.errors import ConfigError
-from qa_dist.common.files import make_writable, new_squad_file, staged, staged_files, write_json
+from qa_dist.common.files import make_writable, staged, staged_files, write_json
 
 
 @pytest.fixture
@@ -204,27 +204,3 @@ def test_what_lies_beside_a_file_under_a_likely_name_stays(tmp_path: Path) -> No
     assert (tmp_path / ".model" / "weights").read_text(encoding="utf-8") == "precious"
     assert (tmp_path / ".staging").read_text(encoding="utf-8") == "precious"
     assert sorted(os.listdir(tmp_path)) == [".model", ".staging", "a", "model"]
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("there.json", "there.json exists already; name a file that does not"),
-        ("dangling.json", "dangling.json exists already"),
-        ("a.csv", "a.csv is to hold SQuAD JSON; name a file that ends in .json or .json.gz"),
-        ("new.json/", "new.json/ is to hold SQuAD JSON"),
-        ("there.json/a.json", "its folder .*there.json cannot be used: Not a directory"),
-    ],
-)
-def test_a_file_of_questions_that_cannot_be_written_or_read_is_refused(
-    tmp_path: Path, name: str, sentence: str
-) -> None:
-    (tmp_path / "there.json").touch()
-    (tmp_path / "dangling.json").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match=sentence):
-        new_squad_file(f"{tmp_path}/{name}")
-
-
-@pytest.mark.parametrize("name", ["a.json", "A.JSON.GZ", "new/folder/a.json.gz"])
-def test_a_new_file_of_questions(tmp_path: Path, name: str) -> None:
-    assert new_squad_file(f"{tmp_path}/{name}") == tmp_path / name

@@ -86,8 +86,9 @@ def test_a_disk_without_room_for_the_logits_is_one_sentence_before_anything_is_c
 
     strike(monkeypatch, "span_loss", 1, fail)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         evaluate.main(arguments(trained, results))
+    assert end.value.code == 1
     told = capsys.readouterr().err
     assert "the logits, 0 MiB, cannot be written to" in told
     assert "No space left on device; free some space, or use --gather candidates" in told

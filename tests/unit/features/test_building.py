@@ -136,11 +136,11 @@ def test_a_store_in_a_read_only_folder_is_used(
 
 def test_mistakes_are_told_before_anything_is_written(tokenizer_folder: str, tmp_path: Path) -> None:
     root = tmp_path / "stores"
-    for error, options in (
-        (DataError, {"train_file": str(tmp_path / "none.json")}),
-        (ConfigError, {"doc_stride": 95}),
+    for error, options, part in (
+        (DataError, {"train_file": str(tmp_path / "none.json")}, r"none\.json does not exist; check the path"),
+        (ConfigError, {"doc_stride": 95}, "--doc_stride 95 leaves no room for a question"),
     ):
-        with pytest.raises(error):
+        with pytest.raises(error, match=part):
             prepared(run_config(tokenizer_folder, root, **options), "train")
     with pytest.raises(UserError, match="does not exist"):
         prepared(run_config("/no/such/folder", root), "train")

@@ -95,18 +95,40 @@ def test_stores_pickle_as_their_path(built: FeatureStore) -> None:
     np.testing.assert_array_equal(again.input_ids(3), built.input_ids(3))
 
 
-def test_forked_processes_share_a_store(built: FeatureStore) -> None:
-    code = (
-        "import os, sys\n"
-        "from qa_dist.features.store import FeatureStore\n"
-        "store = FeatureStore(sys.argv[1])\n"
-        "expected = store.flat([1, 2])[0].tolist()\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os._exit(0 if store.flat([1, 2])[0].tolist() == expected and store.contexts[1] else 1)\n"
-        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(built.path)], check=True, cwd=ROOT)
+FORK = """
+import json, os, sys
+from qa_dist.features.store import FeatureStore
+
+store = FeatureStore(sys.argv[1])
+expected = store.flat([1, 2])[0].tolist()
+child = os.fork()
+if child == 0:
+    is_equal = store.flat([1, 2])[0].tolist() == expected and bool(store.contexts[1])
+    mappings = []
+    for line in open("/proc/self/smaps"):
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            is_ours = line.endswith("/features.arrow\\n")
+            mappings += [{}] if is_ours else []
+        elif is_ours and rest[-1] == "kB":
+            mappings[-1][first[:-1]] = int(rest[0])
+    print(json.dumps([is_equal, mappings]), flush=True)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what a process has of its mappings")
+def test_forked_processes_share_the_pages_of_a_store(built: FeatureStore) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(built.path)]
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    is_equal, mappings = json.loads(done.stdout)
+    assert is_equal
+    assert len(mappings) == 1, "the file is mapped, and not read into memory of each process"
+    assert mappings[0]["Rss"] > 0, "the child has looked at it"
+    # Copies of the file's pages. Private_Dirty would count the file's own as well where they are on no disk, as in a
+    # tmpfs.
+    assert mappings[0]["Anonymous"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ damage
@@ -178,7 +200,7 @@ def test_deleting_a_damaged_store_brings_it_back(tokenizer_folder: str, tmp_path
     path = prepared(config, "train").path
     before = files_of(path)
     (path / "features.arrow").write_bytes(b"")
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match=r"is damaged \(features\.arrow has 0 bytes instead of [1-9][\d,]*\)"):
         prepared(config, "train")
     shutil.rmtree(path)
     assert files_of(prepared(config, "train").path) == before

@@ -2,10 +2,13 @@
 
 import http.server
 import os
+import resource
 import threading
 import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -208,24 +211,74 @@ def test_disks(free_bytes: int, writable: bool, status: str) -> None:
     assert ("choose another" in check.remedy) == (status != "ok")
 
 
-def test_a_folder_that_is_not_there_is_judged_by_the_one_it_would_be_in(tmp_path: Path) -> None:
-    check = checks.find_disk("output", tmp_path / "a" / "b", "choose another")
-    assert check.status in ("ok", "warning")
-    assert str(tmp_path / "a" / "b") in check.found
-    assert not (tmp_path / "a").exists()
-    (tmp_path / "file").touch()
-    assert checks.find_disk("output", tmp_path / "file" / "b", "choose another").status == "failure"
-    assert checks.find_disk("output", tmp_path / ("long" * 100), "choose another").status in ("ok", "warning")
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders whose disks were asked about; all have 9 GiB, 6 of them free."""
+    asked: list[Path] = []
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(total=9 * GIB, used=3 * GIB, free=6 * GIB)
+
+    monkeypatch.setattr(checks.shutil, "disk_usage", disk_usage)
+    return asked
 
 
-def test_shared_memory(tmp_path: Path) -> None:
+def test_a_folder_is_judged_by_its_own_disk(tmp_path: Path, measured: list[Path]) -> None:
+    assert checks.find_disk("output", tmp_path, "choose another") == Check("output", "ok", f"{tmp_path}, 6.0 GiB free")
+    assert measured == [tmp_path]
+
+
+def test_a_folder_that_is_not_there_is_judged_by_the_one_it_would_be_in(tmp_path: Path, measured: list[Path]) -> None:
+    for missing in (tmp_path / "a" / "b", tmp_path / ("long" * 100)):
+        check = checks.find_disk("output", missing, "choose another")
+        assert check == Check("output", "ok", f"{missing}, 6.0 GiB free")
+    assert measured == [tmp_path, tmp_path]
+    assert list(tmp_path.iterdir()) == [], "looking makes nothing"
+
+
+def test_a_folder_cannot_be_made_inside_a_file(tmp_path: Path, measured: list[Path]) -> None:
+    # One that may be executed, as a folder that may be entered.
+    (tmp_path / "file").touch(0o755)
+    check = checks.find_disk("output", tmp_path / "file" / "b", "choose another")
+    assert check == Check("output", "failure", f"{tmp_path}/file/b cannot be written to", "choose another")
+    assert measured == [tmp_path / "file"]
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_folder_that_may_not_be_written_to_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write everywhere, so that the modes of real folders decide nothing: the system's answer is given here.
+    asked: list[tuple[Path, int]] = []
+
+    def access(path: Path, mode: int) -> bool:
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(checks.os, "access", access)
+    assert checks.find_disk("output", tmp_path / "a", "choose another").status == "failure"
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+def test_folders_are_named_from_home_and_from_where_the_program_runs(
+    tmp_path: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    found = [checks.find_disk("output", Path(name), "choose another").found for name in ("~/out", "out")]
+    assert found == [f"{tmp_path}/home/out, 6.0 GiB free", f"{tmp_path}/out, 6.0 GiB free"]
+    assert measured == [tmp_path, tmp_path]
+
+
+def test_shared_memory(tmp_path: Path, measured: list[Path]) -> None:
     assert checks.shared_memory(8 * GIB).status == "ok"
     small = checks.shared_memory(64 * MIB)
     assert (small.status, small.found) == ("warning", "/dev/shm has 64 MiB")
     assert "--shm-size" in small.remedy
     assert checks.shared_memory(None).status == "warning"
     assert checks.find_shared_memory(tmp_path / "missing") is None
-    assert checks.find_shared_memory(tmp_path)
+    assert measured == []
+    assert checks.find_shared_memory(tmp_path) == 9 * GIB, "all of it counts, and not what is free"
+    assert measured == [tmp_path]
 
 
 def test_limits(tmp_path: Path) -> None:
@@ -235,11 +288,22 @@ def test_limits(tmp_path: Path) -> None:
     assert checks.locked_memory(64 * 1024, infiniband=False).status == "ok"
     assert checks.locked_memory(None, infiniband=True).status == "ok"
     assert "ulimit -l" in checks.locked_memory(64 * 1024, infiniband=True).remedy
-    limit = checks.find_limit("NOFILE")
-    assert limit is None or limit > 0
     assert not checks.has_infiniband(tmp_path)
     (tmp_path / "mlx5_0").mkdir()
     assert checks.has_infiniband(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["NOFILE", "MEMLOCK"])
+def test_the_limits_are_those_that_hold_and_not_those_that_could_be_set(
+    name: Literal["NOFILE", "MEMLOCK"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = getattr(resource, f"RLIMIT_{name}")
+    soft, _ = resource.getrlimit(kind)
+    assert checks.find_limit(name) == (None if soft == resource.RLIM_INFINITY else soft)
+    # What any machine may have, whatever this one has.
+    for held, limit in (((4321, 98765), 4321), ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None)):
+        monkeypatch.setattr(resource, "getrlimit", {kind: held}.__getitem__)
+        assert checks.find_limit(name) == limit
 
 
 def test_hub() -> None:
@@ -254,14 +318,13 @@ def test_hub() -> None:
 
 @pytest.mark.parametrize("flag", checks.OFFLINE_FLAGS)
 def test_offline_flags_are_respected(flag: str) -> None:
-    def asked(url: str) -> None:
-        raise AssertionError("nobody may ask")
-
-    check = checks.hub("https://hub", {flag: "1"}, asked)
+    asked: list[str] = []
+    check = checks.hub("https://hub", {flag: "1"}, asked.append)
     assert check.status == "warning"
     assert f"unset {flag}" in check.remedy
-    with pytest.raises(AssertionError):
-        checks.hub("https://hub", {flag: "0"}, asked)
+    assert asked == [], "nobody may ask"
+    assert checks.hub("https://hub", {flag: "0"}, asked.append).status == "ok"
+    assert asked == ["https://hub"]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def kept(kinds: str) -> tuple[KeptGraphs[str, Recorded], dict[str, Noting]]:
     graphs: KeptGraphs[str, Recorded] = KeptGraphs()
     noting = {kind: Noting() for kind in kinds}
     for kind, graph in noting.items():
-        assert [graphs.is_due(kind), graphs.is_due(kind)] == [False, True]
+        assert [graphs.note_launch(kind), graphs.note_launch(kind)] == [False, True]
         graphs[kind] = Recorded(graph, torch.zeros(2))
     return graphs, noting
 
@@ -39,7 +39,7 @@ def test_the_one_that_was_not_replayed_for_longest_makes_room() -> None:
     graphs.shrink(2)
     assert [kind for kind, graph in noting.items() if graph.is_reset] == ["b"]
     # It has to be seen again before it is recorded again.
-    assert [graphs.is_due("b"), graphs.is_due("b"), graphs.is_due("c")] == [False, True, True]
+    assert [graphs.note_launch("b"), graphs.note_launch("b"), graphs.note_launch("c")] == [False, True, True]
 
 
 def test_a_replay_reads_the_numbers_and_one_that_is_good_no_longer_is_dropped() -> None:
@@ -52,7 +52,7 @@ def test_a_replay_reads_the_numbers_and_one_that_is_good_no_longer_is_dropped() 
     assert (noting["a"].replays, noting["b"].replays, noting["b"].is_reset) == (1, 0, True)
     assert graphs.describe() == {"replayed": 1, "launched": 4, "graphs": 1}
     # Its kind is known, so that the next pass is recorded.
-    assert graphs.is_due("b")
+    assert graphs.note_launch("b")
 
 
 def test_after_a_release_they_come_back_and_after_a_problem_they_do_not() -> None:
@@ -60,10 +60,10 @@ def test_after_a_release_they_come_back_and_after_a_problem_they_do_not() -> Non
     graphs.release()
     assert all(graph.is_reset for graph in noting.values())
     assert not graphs
-    assert [graphs.is_due("a"), graphs.is_due("a")] == [False, True]
+    assert [graphs.note_launch("a"), graphs.note_launch("a")] == [False, True]
     problem = recording_problem(torch.OutOfMemoryError("CUDA out of memory"))
     graphs.give_up(problem)
-    assert [graphs.is_due("a"), graphs.is_due("a")] == [False, False]
+    assert [graphs.note_launch("a"), graphs.note_launch("a")] == [False, False]
     assert graphs.describe() == {"replayed": 0, "launched": 8, "graphs": 0, "problem": problem}
     assert problem == "one cannot be recorded (there is no memory for them)"
     assert recording_problem(RuntimeError("it waits")) == "one cannot be recorded (it waits)"

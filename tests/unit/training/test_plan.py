@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qa_dist import train
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.features.batching import steps_in
 from qa_dist.memory import estimate
+from qa_dist.training import output_folder
 from qa_dist.training.plan import Plan
 from tests import refusals
 from tests.distributed.launching import lines
@@ -140,7 +142,7 @@ def test_mistakes_in_folder_data_and_model_are_said_at_once(
 
 
 def test_a_folder_with_results_is_looked_at_and_left_as_it_was(
-    run: Callable[..., int], tmp_path: Path, capsys: Any
+    run: Callable[..., int], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     assert run(checkpointing_steps=2) == 0
@@ -157,6 +159,11 @@ def test_a_folder_with_results_is_looked_at_and_left_as_it_was(
     assert "goes on after step 6" in plan
     assert run("--dry_run", **resumed, learning_rate=0.5) == 2
     assert "the checkpoint belongs to another run: learning_rate is 0.5 here" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        newest = output_folder.newest_checkpoint
+        patched.setattr(output_folder, "newest_checkpoint", lambda *words: replace(newest(*words), optimizer={}))
+        assert run("--dry_run", **resumed) == 2
+    assert "the checkpoint cannot be used: its optimiser state is empty" in capsys.readouterr().err
     assert run("--dry_run", resume_from_checkpoint=tmp_path / "nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
     assert contents(out) == before
