@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfoNotFoundError
 
 from qa_dist.common.errors import DataError
 from qa_dist.common.parsers import ParseError, read_json
@@ -127,8 +128,8 @@ def _load_parquet(content: bytes, path: Path) -> Content:
         table = parquet.ParquetFile(pa.BufferReader(content)).read()
         columns = tuple(table.column_names)
         rows = table.to_pylist() if len(set(columns)) == len(columns) else []
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        # Values may be none that Python has: text that is not UTF-8, a year 200,000.
+    except (pa.ArrowException, OSError, ValueError, OverflowError, ZoneInfoNotFoundError) as error:
+        # Values may be none that Python has: text that is not UTF-8, a year 200,000, a time zone that nobody knows.
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not Parquet that can be read ({reason}); write it again") from error
     return Content(rows, columns=columns)
