@@ -108,7 +108,7 @@ def _sweep(words: list[str]) -> int:
 
     folder = Path(str(config.training.output_dir))
     results = Path(options.results_file or folder / "sweep.json")
-    require_results_file(results, plan)
+    require_results_file(results, plan, is_own=options.results_file is None)
     _require_data(plan)
     _require_adapters(plan)
     make_writable(folder, "--output_dir")

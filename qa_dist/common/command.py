@@ -95,6 +95,7 @@ def run_command(program: str, work: Callable[[], int]) -> int:
         text = "".join(traceback.format_exception(error))
         shown = masked(text)
         if shown == text:
+            note_exit(EXIT_FAILURE)
             raise
         # A library's message quotes a token or a password, and logs are kept and shared.
         sys.stderr.write(shown)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from qa_dist.common.errors import ConfigError, UserError
@@ -107,9 +108,12 @@ class SlurmJobs:
         Raises:
             ConfigError: Slurm's commands are missing, or an option is one that the sweep sets.
         """
-        if ours := [word for word in options if _is_ours(word)]:
+        if ours := [word for word, value in zip_longest(options, options[1:], fillvalue="") if _is_ours(word, value)]:
             raise ConfigError(
-                [f"--sbatch_options has {', '.join(ours)}, which a sweep sets itself to find its jobs; leave it out"]
+                [
+                    f"--sbatch_options has {', '.join(ours)}, but a sweep finds its jobs by their names, logs and "
+                    "queue, and they need its folder and environment; leave it out"
+                ]
             )
         if call is call_slurm and (missing := [name for name in _COMMANDS if shutil.which(name) is None]):
             raise ConfigError(
@@ -168,7 +172,7 @@ class SlurmJobs:
         folder = path.parent.resolve()
         # In names of files Slurm fills in what stands behind a per cent sign.
         log = str(folder / LOG).replace("%", "%%")
-        words = ["sbatch", "--parsable", "--job-name", name, "--output", log, *self._options]
+        words = ["sbatch", "--parsable", "--export=ALL", "--job-name", name, "--output", log, *self._options]
         variables = {"MODULE": "qa_dist.sweep", "LOG_DIR": str(folder / "logs")}
         variables["PYTHON"] = os.environ.get("PYTHON", sys.executable)
         done = self._call([*words, str(find_shipped("launch/slurm.sh")[1]), str(folder / TASK)], variables)
@@ -214,18 +218,18 @@ class SlurmJobs:
         Raises:
             UserError: They could not be cancelled.
         """
-        if self._jobs:
-            numbers = [job.number for job in self._jobs.values()]
-            done = self._call(["scancel", *numbers], {})
-            if done.returncode:
-                raise UserError(f"scancel did not end {', '.join(numbers)}: {_said(done)}; cancel them by hand")
+        done = self._call(["scancel", *(job.number for job in self._jobs.values())], {}) if self._jobs else None
         until = time.monotonic() + _SECONDS_TO_STOP
         while self._jobs.keys() & (queue := self._queue()).keys() and time.monotonic() < until:
             time.sleep(self._poll_seconds)
         for name, job in self._jobs.items():
             if name not in queue and read_record(job.trial) is not None:
                 ended(job.trial)
+        left = [job.number for name, job in self._jobs.items() if name in queue]
         self._jobs = {}
+        # A job that had just ended makes it fail, too.
+        if done is not None and done.returncode and left:
+            raise UserError(f"scancel did not end {', '.join(left)}: {_said(done)}; cancel them by hand")
 
 
 def _log_time(trial: Trial) -> int | None:
@@ -258,10 +262,16 @@ def _is_for(task: Task, number: str) -> bool:
     return pause_after == step
 
 
-def _is_ours(word: str) -> bool:
-    """Whether a word of sbatch's is an option of `_OURS`; a short one may have its value right behind it."""
+def _is_ours(word: str, following: str) -> bool:
+    """Whether a word of sbatch's is an option of `_OURS`; a short one may have its value right behind it.
+
+    `--export` may add to what all jobs have: `--export=ALL,NAME=VALUE`.
+    """
     if word.startswith("--"):
-        return word.partition("=")[0] in _OURS
+        name, equals, value = word.partition("=")
+        if name == "--export" and (value if equals else following).split(",")[0] == "ALL":
+            return False
+        return name in _OURS
     return word[:2] in _OURS
 
 

@@ -242,12 +242,12 @@ def _check_scores(configs: Sequence[RunConfig], *, search: bool, rungs: bool, pa
 def _check_rungs(configs: Sequence[RunConfig], rungs: Sequence[int], path: Path) -> None:
     """Refuse rungs at which there is nothing to compare trials by, or that trials do not come to."""
     metric = configs[0].training.metric_for_best_model
-    lengths = [each.training.max_train_steps for each in configs if each.training.max_train_steps is not None]
-    if rungs and lengths and min(lengths) <= rungs[-1]:
+    lengths = [each.training.max_train_steps or math.inf for each in configs]
+    if rungs and max(lengths) <= rungs[-1]:
         raise ConfigError(
             [
-                f"{path} has a rung after {rungs[-1]} steps, and --max_train_steps {min(lengths)} ends trials before "
-                "they would go on from there; take smaller rungs, or more steps"
+                f"{path} has a rung after {rungs[-1]} steps, and --max_train_steps {max(lengths)} ends all trials "
+                "before they would go on from there; take smaller rungs, or more steps"
             ]
         )
     if rungs and metric != "loss" and any(config.data.max_eval_features for config in configs):

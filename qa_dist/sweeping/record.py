@@ -11,6 +11,7 @@ from qa_dist.common.files import require_writable, write_json
 from qa_dist.common.parsers import ParseError, read_json
 from qa_dist.common.reading import read_json_object
 from qa_dist.config.added_options import with_added
+from qa_dist.config.options import RunConfig
 from qa_dist.config.removed_options import without_removed
 from qa_dist.sweeping.plan import Plan, Trial
 
@@ -66,8 +67,9 @@ def read_record(trial: Trial) -> Record | None:
     )
     wanted = json.loads(json.dumps(compared(trial)))
     saved = without_removed(record.get("config") or {})
-    # Options that were added since, and change no result, are not compared.
-    earlier = record["config"] = {**wanted, **with_added(saved, wanted)} if saved else {}
+    # Options that were added since had no other value than their defaults, or what `with_added` knows.
+    defaults = {name: value for name, value in json.loads(json.dumps(RunConfig().flat())).items() if name in wanted}
+    earlier = record["config"] = {**defaults, **with_added(saved, wanted)} if saved else {}
     if earlier != wanted:
         log = trial.folder / "metrics.jsonl"
         if record.get("status") == "failed" and not (log.is_file() and log.stat().st_size):
@@ -118,7 +120,23 @@ def note_failure(trial: Trial, error: str) -> None:
 
 def note_left_over(trial: Trial) -> None:
     """Write the record of a trial that could not be begun now; the next call of the sweep does."""
-    write_record(trial, {**(read_record(trial) or new_record(trial)), "status": "stopped"})
+    record = read_record(trial) or new_record(trial)
+    # The process in its folder may just have brought it to its end.
+    if record["status"] in ("stopped", "paused"):
+        write_record(trial, {**record, "status": "stopped"})
+
+
+def other_records(plan: Plan) -> list[Record]:
+    """What is known of trials in a sweep's folder that its file has no more; [] for a search, whose study knows all."""
+    if plan.search:
+        return []
+    planned = {(trial.method, trial.seed) for trial in plan.trials}
+    found = [read_json_object(path) for path in sorted((plan.output_dir / "trials").glob(f"*/{FILE}"))]
+    return [
+        dict(each)
+        for each in found
+        if each.get("format") == FORMAT and "config" in each and (each.get("method"), each.get("seed")) not in planned
+    ]
 
 
 def is_at(record: Record | None, step: int | None) -> bool:
@@ -166,12 +184,13 @@ def require_rungs(trial: Trial, record: Record, rungs: Sequence[int]) -> None:
         )
 
 
-def require_results_file(path: Path, plan: Plan) -> None:
+def require_results_file(path: Path, plan: Plan, *, is_own: bool) -> None:
     """Make sure that the results of a sweep can be written to a file, before anything is computed for it.
 
     Args:
         path: The file.
         plan: The sweep.
+        is_own: Whether it is that of the sweep's folder, which has the records of all trials that it holds.
 
     Raises:
         ConfigError: They cannot, or the file holds something else, which would be lost.
@@ -180,27 +199,30 @@ def require_results_file(path: Path, plan: Plan) -> None:
         held = read_json_object(path) if path.is_file() else {}
         if not {"sweep", "trials"} <= held.keys():
             raise ConfigError([f"{path} exists and holds no results of a sweep; name another file with --results_file"])
-        if held["sweep"] != plan.name:
+        if foreign := _foreign_results(held, plan, is_own=is_own):
             raise ConfigError(
-                [
-                    f"{path} holds the results of another sweep, {held['sweep']}, and not of {plan.name}; choose "
-                    "another --output_dir, or name another file with --results_file"
-                ]
-            )
-        # A study says itself whether it is of this search.
-        planned = {(trial.method, trial.seed) for trial in plan.trials}
-        others = (
-            [] if plan.search else [each for each in held["trials"] if (each["method"], each["seed"]) not in planned]
-        )
-        if others:
-            raise ConfigError(
-                [
-                    f"{path} holds results of {len(others)} trials that {plan.name} does not have, such as "
-                    f"{others[0]['method']} with seed {others[0]['seed']}; choose another --output_dir, or name "
-                    "another file with --results_file"
-                ]
+                [f"{path} holds {foreign}; choose another --output_dir, or name another file with --results_file"]
             )
     require_writable(path.parent, f"{path}: its folder")
+
+
+def _foreign_results(held: Mapping[str, Any], plan: Plan, *, is_own: bool) -> str | None:
+    """What a file of results holds that a sweep would lose by writing its own there; None if nothing."""
+    if bool(plan.search) != ("search" in held):
+        kinds = ("a search", "single trials") if "search" in held else ("single trials", "a search")
+        return f"results of {kinds[0]}, and {plan.name} has {kinds[1]}"
+    # In its own folder the records stay, and are shown; a study says itself whether it is of this search.
+    if is_own:
+        return None
+    if held["sweep"] != plan.name:
+        return f"the results of another sweep, {held['sweep']}, and not of {plan.name}"
+    known = {(each["method"], each["seed"]) for each in other_records(plan)}
+    known |= {(trial.method, trial.seed) for trial in plan.trials}
+    others = [] if plan.search else [each for each in held["trials"] if (each["method"], each["seed"]) not in known]
+    if not others:
+        return None
+    first = f"{others[0]['method']} with seed {others[0]['seed']}"
+    return f"results of {len(others)} trials that {plan.name} does not have, such as {first}"
 
 
 def write_sweep(path: Path, plan: Plan, records: Sequence[Record], about: Mapping[str, Any]) -> None:
@@ -256,4 +278,8 @@ def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The options that all runs have in common."""
     if not configs:
         return {}
-    return {name: value for name, value in configs[0].items() if all(other[name] == value for other in configs)}
+    return {
+        name: value
+        for name, value in configs[0].items()
+        if all(name in other and other[name] == value for other in configs)
+    }

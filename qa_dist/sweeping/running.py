@@ -17,6 +17,7 @@ from qa_dist.sweeping.record import (
     FORMAT,
     Record,
     is_at,
+    other_records,
     read_record,
     require_rungs,
     score_at,
@@ -90,6 +91,7 @@ class Ledger:
             "command": command(sys.argv),
         }
         self.records: dict[str, Record | None] = {}
+        self._others = other_records(plan)
         self.notice = notice
 
     def add(self, trials: Iterable[Trial]) -> None:
@@ -123,7 +125,7 @@ class Ledger:
         seconds = self._earlier_seconds + time.monotonic() - self._begun
         about = {**self._about, "seconds": round(seconds, 1)}
         known = [record for record in self.records.values() if record is not None]
-        write_sweep(self._results, self._plan, known, about)
+        write_sweep(self._results, self._plan, [*known, *self._others], about)
         self._calls.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._calls, {"format": FORMAT, "sweep": self._plan.name, **about})
 

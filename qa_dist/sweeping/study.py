@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_dist.common.errors import ConfigError, UserError
+from qa_dist.common.hosts import host_name
 from qa_dist.common.secrets import masked
 from qa_dist.machine.requirements import require_package
 from qa_dist.sweeping.space import PRUNERS, SAMPLERS, Choice, Parameter, Search
@@ -133,19 +134,24 @@ class Study:
             self._take_over(folder.resolve(), masked(storage))
 
     def _take_over(self, folder: Path, storage: str) -> None:
-        """Note in a storage of its own which folder the study's trials are in; a folder that is gone has moved.
+        """Note in a storage of its own which folder the study's trials are in.
+
+        Machines may share the folder. One that was moved, and is gone where it was, is known on the machine that it was
+        used on.
 
         Raises:
             UserError: They are in another one, where a command may be running them.
         """
+        here = {"folder": str(folder), "host": host_name()}
         with _storage_asked():
-            held = self._study.user_attrs.get(_FOLDER)
-            if held not in (None, str(folder)) and Path(held).is_dir():
+            held = self._study.user_attrs.get(_FOLDER) or here
+            is_elsewhere = held["host"] != here["host"] or Path(held["folder"]).is_dir()
+            if held["folder"] != here["folder"] and is_elsewhere:
                 raise UserError(
-                    f"the study {self._search.study} in {storage} is that of the sweep in {held}; go on with that "
-                    "--output_dir, or name another study"
+                    f"the study {self._search.study} in {storage} is that of the sweep in {held['folder']} on "
+                    f"{held['host']}; go on with that --output_dir, or name another study"
                 )
-            self._study.set_user_attr(_FOLDER, str(folder))
+            self._study.set_user_attr(_FOLDER, here)
 
     def _sampler(self, number: int) -> Any:
         arguments = dict(self._search.sampler.arguments)

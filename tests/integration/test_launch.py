@@ -157,7 +157,7 @@ def test_a_job_that_finds_no_launcher_says_so(tmp_path: Path) -> None:
     alone.write_bytes((ROOT / "launch" / "slurm.sh").read_bytes())
     (tmp_path / "python").write_text("#!/bin/bash\nexit 1\n", encoding="utf-8")
     (tmp_path / "python").chmod(0o755)
-    done = run(["bash", str(alone)], **slurm_job(tmp_path))
+    done = run(["bash", str(alone)], **slurm_job(tmp_path, PYTHON="python"))
     assert done.returncode == 2
     assert "there is no torchrun.sh beside" in done.stderr
     assert done.stderr.endswith("and python has no qa_dist to take it from\n")

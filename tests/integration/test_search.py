@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qa_dist.common.errors import ConfigError, UserError
-from qa_dist.sweeping import table
+from qa_dist.sweeping import study, table
 from qa_dist.sweeping.plan import Trial
 from qa_dist.sweeping.record import new_record, read_record, write_record
 from qa_dist.sweeping.searching import run_search
@@ -138,13 +138,19 @@ def test_a_storage_that_fails_in_the_middle_is_a_sentence(optuna: Any, tmp_path:
         search(tmp_path, Inline(body=body))
 
 
-def test_two_sweeps_do_not_share_a_study(optuna: Any, tmp_path: Path) -> None:
+def test_two_sweeps_do_not_share_a_study(optuna: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "host_name", lambda: "here")
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     text = SEARCH.replace("trials: 12", f"trials: 1\n  storage: {storage}")
     first, second = tmp_path / "first", tmp_path / "second"
     assert search(first, Inline(body=as_if_trained), text=text) == [True]
     with pytest.raises(UserError, match=f"the study some in .* is that of the sweep in {first / 'out'}"):
         search(second, Inline(body=as_if_trained), text=text)
+    # Another machine cannot see whether the folder is there.
+    with monkeypatch.context() as patched:
+        patched.setattr(study, "host_name", lambda: "there")
+        with pytest.raises(UserError, match="on here; go on with that --output_dir"):
+            search(second, Inline(body=as_if_trained), text=text)
     # A folder that was moved takes its study along.
     first.rename(tmp_path / "elsewhere")
     nothing = Inline(body=as_if_trained)

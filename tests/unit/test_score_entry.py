@@ -331,6 +331,10 @@ def test_training_notes_its_exit_code_wherever_it_ends(tmp_path, monkeypatch, ca
         raise TrainingError("the loss is not finite")
     assert file.read_text() == "1\n"
     assert "the run stops: the loss is not finite" in capsys.readouterr().err
+    file.unlink()
+    with pytest.raises(ZeroDivisionError):
+        command.run_command("qa_dist.train", lambda: 1 // 0)
+    assert file.read_text() == "1\n"
 
 
 def test_a_reader_that_goes_away_ends_several_ranks_as_it_ends_one(monkeypatch, capsys):

@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from typing_extensions import override
 
-from qa_dist.common.errors import ConfigError
+from qa_dist.common.errors import ConfigError, TrainingError
 from qa_dist.common.libraries import logs_held_back, reason
 from qa_dist.config.optimizers import OPTIMIZERS
 from qa_dist.distributed.engine import Engine, MakeOptimizer, TrainableModel, collective
@@ -51,7 +51,8 @@ class Zero(Engine):
         self._deepspeed = deepspeed
         optimizer = make_optimizer(model.trainable())
         try:
-            with logs_held_back("DeepSpeed"), _local_rank_of(device):
+            _tell_gpu(device, os.environ)
+            with logs_held_back("DeepSpeed"):
                 held: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
         except ValueError as error:
             # DeepSpeed checks its sections when it starts; its messages name the key.
@@ -101,7 +102,7 @@ class Zero(Engine):
                 for handle in handles:
                     handle.remove()
                 if torch.is_autocast_enabled(device.type) != outside[-1]:
-                    raise RuntimeError("DeepSpeed switches autocast off; use the tested version of DeepSpeed")
+                    raise TrainingError("DeepSpeed switches autocast off; use the tested version of DeepSpeed")
 
         def note(*_: object) -> None:
             outside.append(torch.is_autocast_enabled(device.type))
@@ -274,21 +275,14 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-@contextmanager
-def _local_rank_of(device: torch.device) -> Iterator[None]:
-    """Let $LOCAL_RANK be the number of this process's GPU, which DeepSpeed takes from there.
+def _tell_gpu(device: torch.device, environment: MutableMapping[str, str]) -> None:
+    """Let the local rank be the number of this process's GPU: DeepSpeed takes it for that, whenever it makes a tensor.
 
     It is another number where a process sees one GPU alone, as with `srun --gpus-per-task 1`.
     """
-    before = os.environ.get("LOCAL_RANK")
-    if device.index is None or before is None:
-        yield
-        return
-    os.environ["LOCAL_RANK"] = str(device.index)
-    try:
-        yield
-    finally:
-        os.environ["LOCAL_RANK"] = before
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        if device.index is not None and name in environment:
+            environment[name] = str(device.index)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import io
 import logging
 import math
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from qa_dist.distributed.engine import Engine, NamedParameters, collective
 from qa_dist.distributed.launch_config import LaunchConfig
 from qa_dist.distributed.strategies.choice import make_engine
 from qa_dist.distributed.strategies.fsdp import FullyShard
-from qa_dist.distributed.strategies.zero import Zero, _local_rank_of, _with_fitting_bucket
+from qa_dist.distributed.strategies.zero import Zero, _tell_gpu, _with_fitting_bucket
 from qa_dist.distributed.watchdog import Watchdog
 from qa_dist.model.building import build_model
 from qa_dist.model.span_model import SpanModel
@@ -71,12 +70,11 @@ def test_sharing_needs_a_launcher(strategy: Any, model: SpanModel, monkeypatch: 
         make(LaunchConfig(strategy=strategy), model)
 
 
-def test_deepspeed_is_told_the_number_of_this_processs_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    for device, number in ((torch.device("cuda", 0), "0"), (CPU, "3")):
-        with _local_rank_of(device):
-            assert os.environ["LOCAL_RANK"] == number
-        assert os.environ["LOCAL_RANK"] == "3"
+def test_deepspeed_is_told_the_number_of_this_processs_gpu() -> None:
+    for device, number in ((torch.device("cuda", 0), "0"), (torch.device("cuda", 3), "3"), (CPU, "3")):
+        environment = {"LOCAL_RANK": "3", "RANK": "11"}
+        _tell_gpu(device, environment)
+        assert environment == {"LOCAL_RANK": number, "RANK": "11"}
 
 
 def test_a_key_that_deepspeed_does_not_know_is_one_sentence(group: None, model: SpanModel) -> None:

@@ -103,11 +103,15 @@ def test_nothing_is_told_after_the_end(heard: Heard) -> None:
     assert heard.after(1000.0) == []
 
 
+def watching() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "watchdog"}
+
+
 def test_a_limit_without_end_starts_no_thread() -> None:
-    before = set(threading.enumerate())
+    before = watching()
     watchdog = Watchdog(math.inf)
     watchdog.start()
-    assert set(threading.enumerate()) == before
+    assert watching() == before
     watchdog.stop()
 
 
@@ -129,9 +133,9 @@ def test_a_thread_watches_by_the_clock_of_the_machine() -> None:
 
 
 def test_stopping_ends_the_thread() -> None:
-    before = set(threading.enumerate())
+    before = watching()
     watchdog = Watchdog(3600.0)
     watchdog.start()
-    (thread,) = set(threading.enumerate()) - before
+    (thread,) = watching() - before
     watchdog.stop()
     assert not thread.is_alive()

@@ -15,7 +15,7 @@ from qa_dist import sweep
 from qa_dist.common.errors import ConfigError, DataError, UserError
 from qa_dist.config.options import RunConfig, TrainingConfig
 from qa_dist.sweep import SweepConfig
-from qa_dist.sweeping import trials
+from qa_dist.sweeping import jobs, trials
 from qa_dist.sweeping.jobs import LOG, SlurmJobs, job_name, read_task, write_task
 from qa_dist.sweeping.plan import Plan, Trial, read_plan
 from qa_dist.sweeping.record import new_record, read_record, write_record
@@ -141,12 +141,12 @@ def test_every_trial_is_a_job_of_the_script_and_so_many_wait_at_once(
     assert run(slurm, trials, options=["--time", "60"]) == (True, ["a", "is queued again", "dies", "b", "100 % c"])
     assert slurm.longest == 2
     words, folder = slurm.submitted[0], trials[0].folder
-    assert words[:4] == ["sbatch", "--parsable", "--job-name", job_name(trials[0])]
-    assert words[4:] == [
+    assert words[:5] == ["sbatch", "--parsable", "--export=ALL", "--job-name", job_name(trials[0])]
+    assert words[5:] == [
         *("--output", str(folder / "log.txt"), "--time", "60"),
         *(str(ROOT / "launch" / "slurm.sh"), str(folder / "task.json")),
     ]
-    assert slurm.submitted[4][5].endswith("/100 %% c/log.txt")
+    assert slurm.submitted[4][6].endswith("/100 %% c/log.txt")
     assert slurm.variables[0] == {
         "MODULE": "qa_dist.sweep",
         "LOG_DIR": str(folder / "logs"),
@@ -167,7 +167,7 @@ def test_a_killed_sweep_waits_for_the_jobs_that_are_still_there(tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         jobs.run(in_order([(trials[1], None), (trials[0], None)]), is_over=lambda: False, ended=kill)
-    assert [words[3] for words in slurm.submitted] == [job_name(trials[1]), job_name(trials[0])]
+    assert [words[4] for words in slurm.submitted] == [job_name(trials[1]), job_name(trials[0])]
     # The one that waits is not submitted again.
     looks = []
     is_done, ended = run(slurm, [trials[0]], is_over=lambda ended: looks.append(0) or len(looks) > 3)
@@ -238,8 +238,13 @@ def test_what_slurm_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mo
         run(Slurm(), [trial(tmp_path, "a")], options=["--bad"])
     slurm = Slurm()
     slurm.scancel = lambda words, variables: "error: Access denied"  # type: ignore[method-assign]
+    monkeypatch.setattr(jobs, "_SECONDS_TO_STOP", 0.0)
     with pytest.raises(UserError, match="scancel did not end 101: error: Access denied; cancel them by hand"):
         run(slurm, [trial(tmp_path, "waits")], is_over=lambda ended: bool(slurm.submitted))
+    # One that has ended in the meantime is none that it did not end.
+    slurm = Slurm()
+    slurm.scancel = lambda words, variables: "error: Job is completing"  # type: ignore[method-assign]
+    assert run(slurm, [trial(tmp_path, "c")], is_over=lambda ended: bool(slurm.submitted)) == (False, ["c"])
     slurm = Slurm()
     slurm.silences = 99
     with pytest.raises(UserError, match="squeue does not answer: error: Socket timed out"):
@@ -281,8 +286,15 @@ def test_the_command_refuses_what_it_cannot_do(
     ["--job-name=mine", "--job-name", "-Jmine", "--output", "-o", "--clusters=a", "-M", "--export=NONE", "-a1-3"],
 )
 def test_options_by_which_jobs_are_found_again_are_the_sweeps(word: str) -> None:
-    with pytest.raises(ConfigError, match=f"--sbatch_options has {word}, which a sweep sets itself"):
+    with pytest.raises(ConfigError, match=f"--sbatch_options has {word}, but a sweep finds its jobs by their names"):
         SlurmJobs(1, ["--time", "3", word], call=Slurm())
+
+
+@pytest.mark.parametrize("words", [["--export=ALL,HF_HOME=/scratch"], ["--export", "ALL"]])
+def test_jobs_may_have_more_in_their_environment(words: list[str], tmp_path: Path) -> None:
+    slurm = Slurm()
+    assert run(slurm, [trial(tmp_path, "a")], options=words) == (True, ["a"])
+    assert slurm.submitted[0][7 : 7 + len(words)] == words
 
 
 def test_what_only_another_rank_finds_is_said_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,8 +141,8 @@ def test_points_of_a_grid_whose_names_are_too_long_are_told_apart(tmp_path: Path
         ),
         ("grid: {lora_r: [1]}\nrungs: [97, 101]", "take multiples of one number, such as 97$"),
         (
-            "grid: {max_train_steps: [60, 300]}\nrungs: [50, 100]",
-            "has a rung after 100 steps, and --max_train_steps 60 ends trials before",
+            "grid: {max_train_steps: [60, 100]}\nrungs: [50, 100]",
+            "has a rung after 100 steps, and --max_train_steps 100 ends all trials before",
         ),
         ("grid: {lora_r: [1]}\nrungs: [20, 10]", "rungs is .* increasing numbers of steps"),
         ("trials: [{lora_r: 1}]", "trial 1 has no name"),
@@ -248,6 +248,8 @@ def test_what_results_cannot_go_to_is_refused_at_the_start(tmp_path: Path, capsy
     other.write_text('{"sweep": "many", "trials": []}', encoding="utf-8")
     more_trials = tmp_path / "more.json"
     held = [{"method": f"lora_r={rank}", "seed": 42} for rank in (1, 2, 3)]
+    searched = tmp_path / "searched.json"
+    searched.write_text('{"sweep": "few", "trials": [], "search": {}}', encoding="utf-8")
     more_trials.write_text(json.dumps({"sweep": "few", "trials": held}), encoding="utf-8")
     words = [str(file), "--train_file", str(data), "--eval_steps", "no", "--model_name_or_path", "m"]
     out = ["--output_dir", str(tmp_path / "out")]
@@ -260,6 +262,7 @@ def test_what_results_cannot_go_to_is_refused_at_the_start(tmp_path: Path, capsy
             [*out, "--results_file", str(more_trials)],
             "more.json holds results of 1 trials that few does not have, such as lora_r=3 with seed 42",
         ),
+        ([*out, "--results_file", str(searched)], "searched.json holds results of a search, and few has single trials"),
         (["--output_dir", str(data)], "its folder .*data.json cannot be used: Not a directory"),
     ):
         assert sweep.main([*words, *more]) == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from qa_dist.common.errors import UserError
 from qa_dist.sweep import SweepConfig
 from qa_dist.sweeping.plan import Trial, read_plan
-from qa_dist.sweeping.record import new_record, read_record, write_record
+from qa_dist.sweeping.record import new_record, read_record, require_results_file, write_record
 from qa_dist.sweeping.running import CALLS, Ledger, command, run_sweep
 from qa_dist.sweeping.table import rows
 from tests.unit.sweeping.inline import Inline
@@ -92,16 +93,36 @@ def test_a_trial_that_has_ended_before_a_rung_is_named(tmp_path: Path) -> None:
     assert said[-1] == "after 20 steps, 1 of 2 methods go on: lora_r=2"
 
 
+def test_results_of_trials_that_the_file_has_no_more_stay(tmp_path: Path) -> None:
+    file, out = tmp_path / "few.yaml", tmp_path / "out"
+    for ranks in ("[1, 2]", "[2, 3]"):
+        file.write_text(f"seeds: [1]\ngrid: {{lora_r: {ranks}}}", encoding="utf-8")
+        plan = read_plan(file, ["--output_dir", str(out), "--dataset_name", "sample"], SweepConfig)
+        require_results_file(out / "sweep.json", plan, is_own=True)
+        assert run_sweep(plan, Inline(body=to_rung_or_end), out / "sweep.json")
+    held = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
+    assert [each["method"] for each in held["trials"]] == ["lora_r=2", "lora_r=3", "lora_r=1"]
+    assert held["shared_options"]["lora_alpha"] == 16
+    # Their folders are what is shown.
+    shutil.rmtree(out / "trials" / "lora_r=1-seed1")
+    assert run_sweep(plan, Inline(body=to_rung_or_end), out / "sweep.json")
+    assert len(json.loads((out / "sweep.json").read_text(encoding="utf-8"))["trials"]) == 2
+
+
 def test_options_that_were_added_since_do_not_make_an_earlier_trial_another(tmp_path: Path) -> None:
     file = tmp_path / "few.yaml"
-    file.write_text("trials: [{name: a}, {name: b, rdrop_alpha: 2, model_dropout: 0.1}]", encoding="utf-8")
+    file.write_text(
+        "trials: [{name: a}, {name: b, rdrop_alpha: 2, model_dropout: 0.1, answer_length_penalty: 0.1}]",
+        encoding="utf-8",
+    )
     plan = read_plan(file, ["--output_dir", str(tmp_path / "out"), "--dataset_name", "sample"], SweepConfig)
     for trial in plan.trials:
         record = new_record(trial)
-        without = {name: each for name, each in record["config"].items() if name not in ("rdrop_alpha", "hang_timeout")}
+        added = ("rdrop_alpha", "hang_timeout", "answer_length_penalty")
+        without = {name: each for name, each in record["config"].items() if name not in added}
         write_record(trial, {**record, "config": without})
     assert read_record(plan.trials[0]) == new_record(plan.trials[0])
-    with pytest.raises(UserError, match="was run with another rdrop_alpha than the sweep file says now"):
+    with pytest.raises(UserError, match="was run with another answer_length_penalty, rdrop_alpha than the sweep file"):
         read_record(plan.trials[1])
 
 
