@@ -77,9 +77,12 @@ class Jobs:
     def __init__(self, slurm: Cluster, workplace: Path) -> None:
         self._slurm = slurm
         self._workplace = workplace
-        words = [*tiny_run(workplace), "--num_train_epochs", "10"]
+        words = [*tiny_run(workplace), "--num_train_epochs", "10", "--global_batch_size", "8"]
         (command,) = [shlex.split(command) for command in COMMANDS if command.startswith("sbatch ")]
-        self._command = [*command, *words]
+        script = command.index("launch/slurm.sh")
+        assert command[1:script] == ["--nodes", "2", "--gpus-per-node", "8", "--cpus-per-task", "64"]
+        # The nodes here have no GPUs, and fewer cores.
+        self._command = ["sbatch", "--nodes", "2", *command[script:], *words]
         recipe = command[command.index("--config") : command.index("--config") + 2]
         self.words = [*recipe, *words]
         alone = [*self.words, "--output_dir", str(workplace / "outputs" / "alone")]
