@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qa_dist.common.errors import ConfigError
 from qa_dist.common.files import require_writable, staged, staged_together
-from qa_dist.data.records import Example
+
+if TYPE_CHECKING:
+    from qa_dist.data.records import Example
 
 
 def new_squad_file(name: str) -> Path:
@@ -28,7 +30,7 @@ def new_squad_file(name: str) -> Path:
     return path
 
 
-def write_squad(examples: Sequence[Example], path: Path, *, version_2: bool) -> None:
+def write_squad(examples: "Sequence[Example]", path: Path, *, version_2: bool) -> None:
     """Write examples as SQuAD JSON, compressed if the name ends in .gz; equal examples give equal bytes.
 
     Raises:
@@ -40,7 +42,7 @@ def write_squad(examples: Sequence[Example], path: Path, *, version_2: bool) -> 
             aside.write_bytes(_content(examples, path, version_2=version_2))
 
 
-def write_squad_parts(parts: Mapping[Path, Sequence[Example]], *, version_2: bool) -> None:
+def write_squad_parts(parts: "Mapping[Path, Sequence[Example]]", *, version_2: bool) -> None:
     """Write examples by the file that they go to, as `write_squad` does: all files, none of which exists, or none.
 
     Raises:
@@ -56,7 +58,7 @@ def write_squad_parts(parts: Mapping[Path, Sequence[Example]], *, version_2: boo
                     aside.write_bytes(_content(parts[path], path, version_2=version_2))
 
 
-def _content(examples: Sequence[Example], path: Path, *, version_2: bool) -> bytes:
+def _content(examples: "Sequence[Example]", path: Path, *, version_2: bool) -> bytes:
     content = (json.dumps(squad_json(examples, version_2=version_2), ensure_ascii=False) + "\n").encode()
     # Without a time, so that equal data give equal bytes.
     return gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content
@@ -70,7 +72,7 @@ def _refusals_named(name: str) -> Iterator[None]:
         raise ConfigError([f"{name} cannot be written: {error.strerror or error}; choose another place"]) from error
 
 
-def squad_json(examples: Sequence[Example], *, version_2: bool) -> dict[str, Any]:
+def squad_json(examples: "Sequence[Example]", *, version_2: bool) -> dict[str, Any]:
     """The examples in the layout of SQuAD v1.1, or of v2.0 with `is_impossible`.
 
     Neighbours of one title share an article and neighbours of one context a paragraph. A reference without a place has

@@ -22,7 +22,7 @@ from qa_dist.common.files import write_json
 from qa_dist.common.shipped import find_shipped
 from qa_dist.config.parsing import parse
 from qa_dist.sweeping.plan import PROG, Trial
-from qa_dist.sweeping.record import compared, is_at, note_failure, read_record, read_versioned
+from qa_dist.sweeping.record import Record, compared, is_at, note_failure, read_record, read_versioned
 from qa_dist.sweeping.running import NextTask, Task
 
 TASK = "task.json"
@@ -161,7 +161,7 @@ class SlurmJobs:
             time.sleep(self._poll_seconds)
             queue = self._queue()
         log_before = _log_time(task[0])
-        starts_before = int((read_record(task[0]) or {"starts": 0})["starts"])
+        starts_before = _num_starts(read_record(task[0]))
         number = queue[name] if name in queue else self._submit(name, task)
         return _Job(*task, number, log_before, starts_before)
 
@@ -203,9 +203,9 @@ class SlurmJobs:
             del self._jobs[name]
             if not is_at(record, job.step):
                 has_begun = _log_time(job.trial) != job.log_before
+                is_stopped = record is not None and record["status"] == "stopped"
                 # That an earlier job was stopped says nothing of this one.
-                has_started = record is not None and record["starts"] > job.starts_before
-                if not has_begun or (has_started and record is not None and record["status"] == "stopped"):
+                if not has_begun or (is_stopped and _num_starts(record) > job.starts_before):
                     self._is_one_stopped = True
                 else:
                     log = job.trial.folder / LOG
@@ -230,6 +230,11 @@ class SlurmJobs:
         # A job that had just ended makes it fail, too.
         if done is not None and done.returncode and left:
             raise UserError(f"scancel did not end {', '.join(left)}: {_said(done)}; cancel them by hand")
+
+
+def _num_starts(record: Record | None) -> int:
+    """How often a trial has been started."""
+    return 0 if record is None else int(record["starts"])
 
 
 def _log_time(trial: Trial) -> int | None:

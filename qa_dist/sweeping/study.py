@@ -25,6 +25,25 @@ _FOLDER = "qa_dist_output_dir"
 _SEEDS = 2**32
 
 
+@contextmanager
+def _storage_asked() -> Iterator[None]:
+    """Context, or decorator of what runs in it, in which the study's storage is asked or told something.
+
+    Raises:
+        UserError: It does not answer.
+    """
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, OSError) as error:
+        reason = masked(str(error)).partition("\n")[0]
+        raise UserError(
+            f"the study's storage does not answer ({reason}); when it does again, the same command goes on"
+        ) from error
+
+
 class Proposal:
     """A point that the study proposes, and what it is told of it.
 
@@ -43,22 +62,22 @@ class Proposal:
         """Whether the study knows the score after so many steps."""
         return step in self._reported
 
+    @_storage_asked()
     def report(self, step: int, score: float) -> None:
         """Tell the score after so many steps."""
         if step not in self._reported:
-            with _storage_asked():
-                self._trial.report(score, step)
+            self._trial.report(score, step)
             self._reported.add(step)
 
+    @_storage_asked()
     def is_to_stop(self) -> bool:
         """Whether the pruner, after the last report, wants no more of it."""
-        with _storage_asked():
-            return bool(self._trial.should_prune())
+        return bool(self._trial.should_prune())
 
+    @_storage_asked()
     def complete(self, score: float) -> None:
         """Tell the score of its end."""
-        with _storage_asked():
-            self._study.tell(self._trial, score)
+        self._study.tell(self._trial, score)
 
     def prune(self) -> None:
         """Tell that it goes no further."""
@@ -68,11 +87,11 @@ class Proposal:
         """Tell that it has no score."""
         self._tell("FAIL")
 
+    @_storage_asked()
     def _tell(self, state: str) -> None:
         import optuna
 
-        with _storage_asked():
-            self._study.tell(self._trial, state=optuna.trial.TrialState[state])
+        self._study.tell(self._trial, state=optuna.trial.TrialState[state])
 
 
 class Study:
@@ -161,6 +180,7 @@ class Study:
         arguments["seed"] = (seed + 1_000_003 * number) % _SEEDS
         return _made(self._optuna.samplers, SAMPLERS, "sampler", self._search.sampler.name, arguments)
 
+    @_storage_asked()
     def points(self) -> list[tuple[int, dict[str, Any], Proposal | None]]:
         """All points so far, in their order: number, values, and what is to be told of it if its end has not been.
 
@@ -168,51 +188,31 @@ class Study:
             UserError: The storage does not answer.
         """
         found: list[tuple[int, dict[str, Any], Proposal | None]] = []
-        with _storage_asked():
-            for frozen in self._study.trials:
-                if frozen.state.is_finished():
-                    point = {
-                        name: each.values[frozen.params[name]] if isinstance(each, Choice) else frozen.params[name]
-                        for name, each in self._search.parameters.items()
-                        if name in frozen.params
-                    }
-                    found.append((frozen.number, point, None))
-                else:
-                    self._study.sampler = self._sampler(frozen.number)
-                    # What `ask` returns; there is no other way to take up a trial that another process asked for.
-                    trial = self._optuna.trial.Trial(self._study, frozen._trial_id)
-                    proposal = Proposal(self._study, trial, self._search.parameters, frozen.intermediate_values)
-                    found.append((proposal.number, proposal.point, proposal))
+        for frozen in self._study.trials:
+            if frozen.state.is_finished():
+                point = {
+                    name: each.values[frozen.params[name]] if isinstance(each, Choice) else frozen.params[name]
+                    for name, each in self._search.parameters.items()
+                    if name in frozen.params
+                }
+                found.append((frozen.number, point, None))
+            else:
+                self._study.sampler = self._sampler(frozen.number)
+                # What `ask` returns; there is no other way to take up a trial that another process asked for.
+                trial = self._optuna.trial.Trial(self._study, frozen._trial_id)
+                proposal = Proposal(self._study, trial, self._search.parameters, frozen.intermediate_values)
+                found.append((proposal.number, proposal.point, proposal))
         return found
 
+    @_storage_asked()
     def ask(self) -> Proposal:
         """The next point.
 
         Raises:
             UserError: The storage does not answer.
         """
-        with _storage_asked():
-            self._study.sampler = self._sampler(len(self._study.trials))
-            return Proposal(self._study, self._study.ask(), self._search.parameters, ())
-
-
-@contextmanager
-def _storage_asked() -> Iterator[None]:
-    """Context in which the study's storage is asked or told something.
-
-    Raises:
-        UserError: It does not answer.
-    """
-    from optuna.exceptions import OptunaError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (OptunaError, SQLAlchemyError, OSError) as error:
-        reason = masked(str(error)).partition("\n")[0]
-        raise UserError(
-            f"the study's storage does not answer ({reason}); when it does again, the same command goes on"
-        ) from error
+        self._study.sampler = self._sampler(len(self._study.trials))
+        return Proposal(self._study, self._study.ask(), self._search.parameters, ())
 
 
 def _suggested(trial: Any, name: str, parameter: Parameter) -> Any:
